@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all their own set-up on a fresh Debian machine with Python 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint bench clean
+
+help:  ## show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+venv: .venv/.ready  ## make .venv with CPU PyTorch and this package in it
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: venv  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
+	$(BIN)/python examples/demo.py
+
+test: venv lint  ## lint, types, import arrows and the fast tests (what CI runs)
+	$(BIN)/python -m pytest
+
+test-slow: venv  ## the long learning tests
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: venv  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv  ## time the update, acting and the replay
+	$(BIN)/python benchmarks/algd_update.py
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

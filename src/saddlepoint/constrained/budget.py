@@ -1,0 +1,97 @@
+"""What the user allows, and what the cost critic is held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from saddlepoint.types import UserError
+
+
+def geometric_sum(gamma: float, horizon: int) -> float:
+    """sum_{t<horizon} gamma^t = (1 - gamma^horizon) / (1 - gamma); ``horizon`` at gamma = 1."""
+    return float(horizon) if gamma == 1.0 else (1.0 - gamma**horizon) / (1.0 - gamma)
+
+
+def discounted_budget(limit: float, gamma: float, horizon: int) -> float:
+    """h = limit * (1 - gamma^T) / (1 - gamma) / T: the discounted sum of a cost spread evenly over an episode.
+
+    ``limit`` bounds the undiscounted sum over ``horizon`` = T steps; at gamma = 1 the budget is the limit itself. ALGD, "Budget semantics":
+    (10, 0.99, 400) -> 2.4551...
+    """
+    return limit * geometric_sum(gamma, horizon) / horizon
+
+
+@dataclass(frozen=True)
+class CostBudget:
+    """A limit on the cost of an episode, with its semantics as part of the type.
+
+    ======== ============ ==========================================================================================
+    per      discounted   the user states
+    ======== ============ ==========================================================================================
+    episode  no           sum_t c_t <= limit over an episode of ``horizon`` steps (Safety-Gymnasium: 25 in 1000)
+    step     no           mean_t c_t <= limit
+    episode  yes          sum_t gamma^t c_t <= limit (the paper's velocity tasks: Hopper 82.748)
+    step     yes          the same divided by sum_t gamma^t: a discounted mean cost
+    ======== ============ ==========================================================================================
+
+    All are turned into one another by spreading the cost evenly over the episode. Raises ``UserError`` for an impossible budget.
+    """
+
+    limit: float
+    """the bound itself, in the units of ``info["cost"]``"""
+    per: Literal["episode", "step"] = "episode"
+    discounted: bool = False
+    horizon: int = 1000
+    """steps of a whole episode, T"""
+    gamma: float = 0.99
+    """discount of the cost critic, gamma_c"""
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.limit) or self.limit < 0:
+            raise UserError(f"a cost limit must be a finite number >= 0, not {self.limit}: give --cost-limit such a number.")
+        if self.horizon < 1:
+            raise UserError(f"a budget needs a horizon of at least one step, not {self.horizon}: give --cost-horizon the length of an episode.")
+        if not 0.0 < self.gamma <= 1.0:
+            raise UserError(f"the cost discount must lie in (0, 1], not {self.gamma}: change --cost-gamma.")
+
+    @property
+    def critic(self) -> float:
+        """h: the bound on the expected discounted sum of costs, which the cost critic estimates."""
+        if self.discounted:
+            return self.limit * (1.0 if self.per == "episode" else geometric_sum(self.gamma, self.horizon))
+        return discounted_budget(self.episode, self.gamma, self.horizon)
+
+    @property
+    def episode(self) -> float:
+        """The same bound on the undiscounted sum over an episode."""
+        if self.discounted:
+            return self.critic * self.horizon / geometric_sum(self.gamma, self.horizon)
+        return self.limit * (1 if self.per == "episode" else self.horizon)
+
+    @property
+    def step(self) -> float:
+        """The same bound on the mean cost of a step."""
+        return self.episode / self.horizon
+
+    def equivalents(self) -> dict[str, float]:
+        """Every way to say this budget, for logs."""
+        return {"critic": self.critic, "episode": self.episode, "step": self.step, "horizon": float(self.horizon), "gamma": self.gamma}
+
+    def describe(self) -> str:
+        return (
+            f"at most {self.limit:g} per {self.per}, {'discounted' if self.discounted else 'undiscounted'}"
+            f" = {self.episode:.4g} an episode of {self.horizon} steps = {self.step:.4g} a step"
+            f" = {self.critic:.4g} discounted by {self.gamma:g}"
+        )
+
+    def violated(self, episode_cost: np.ndarray, discounted_cost: np.ndarray) -> np.ndarray:
+        """Which episodes went over the limit as the user stated it. Both arguments (episodes,); returns (episodes,) bool.
+
+        A step budget is checked as the equivalent episode sum: an episode that ends early has not overspent.
+        """
+        if self.discounted:
+            return discounted_cost > self.critic * (1 + 1e-9)
+        return episode_cost > self.episode * (1 + 1e-9)

@@ -1,0 +1,83 @@
+"""What the packages say to each other: shapes, a batch of transitions, the learner protocol, the user's errors.
+
+Shape words used everywhere: ``envs``, ``batch``, ``observation``, ``action``, ``constraints``, ``members``, ``proposals``, ``horizon``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from saddlepoint.replay import Replay
+
+Metrics: TypeAlias = dict[str, Tensor | float]
+"""Flat metric names to numbers; 0-d tensors are allowed so that an update need not wait for them."""
+
+ActMode: TypeAlias = Literal["explore", "stochastic", "deterministic"]
+"""``explore``: the behaviour policy. ``stochastic``: a sample of the policy. ``deterministic``: its noise-free action."""
+
+
+class UserError(Exception):
+    """A mistake of the user's, or of the machine they run on: one clear sentence (what, where, what to do), shown without a traceback."""
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient, reward or observation that is not finite; the message names it."""
+
+
+class Batch(NamedTuple):
+    """Transitions as the learner sees them. Leading axis ``batch``; sub-sequences have ``(batch, time, ...)``."""
+
+    observation: Tensor  # (batch, observation)
+    action: Tensor  # (batch, action), in the environment's own units
+    reward: Tensor  # (batch,)
+    cost: Tensor  # (batch, constraints)
+    next_observation: Tensor  # (batch, observation): the real one, also at the end of an episode
+    terminated: Tensor  # (batch,) float, 1 where the task itself ended; a time limit is not an end
+
+
+class EnvShape(NamedTuple):
+    """All that a learner needs to know of an environment."""
+
+    observation: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    constraints: int
+
+    @property
+    def action(self) -> int:
+        return len(self.action_low)
+
+
+class Policy(Protocol):
+    """Something that acts. Randomness is an argument, so that evaluation never disturbs training."""
+
+    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
+        """(envs, observation) -> (envs, action), in the environment's own units and inside its bounds."""
+        ...
+
+
+class Learner(Policy, Protocol):
+    """A system as the training loop sees it."""
+
+    def observe(self, observation: Tensor) -> None:
+        """Show new observations ``(envs, observation)`` once each, for running statistics."""
+        ...
+
+    def update(self, replay: Replay, updates: int) -> Metrics:
+        """Make ``updates`` gradient updates from ``replay``; metrics are of the last one.
+
+        Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on, as tensors: weights, targets, optimiser moments, multiplier, counters, RNG."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Undo ``state_dict`` to the bit. Raises ``UserError`` when names or shapes do not fit."""
+        ...
