@@ -1,0 +1,162 @@
+"""ALGD's options. Every departure from the released program is a named option here; ``PARITY`` turns all of them back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from saddlepoint.constrained.lagrangian import MultiplierRule
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class ALGDConfig:
+    """Augmented-Lagrangian-guided diffusion (arXiv 2602.02924). Numbers in brackets are the deviations of the release (docs/deviations.md)."""
+
+    # --- the energy
+    energy: Literal["augmented", "plain", "none"] = "augmented"
+    """what guides the denoising: the augmented Lagrangian, the plain one (the paper's unstable case), or reward alone"""
+    rho: float = 1.0
+    """penalty weight of the augmented Lagrangian"""
+    risk_std: float = 1.0
+    """k in the risk R = mean + k * std of the cost critics"""
+
+    # --- the diffusion
+    steps: int = 5
+    """diffusion steps K"""
+    schedule: Literal["ve", "vp"] = "ve"
+    """variance exploding or variance preserving"""
+    sigma_min: float = 0.01
+    """smallest noise level"""
+    sigma_max: float = 1.0
+    """largest noise level (VE); a VP schedule always ends near 1"""
+    vp_betas: Literal["reaching", "released"] = "reaching"
+    """VP noise: ``reaching`` ends at its N(0, I) prior; ``released`` is linear from ``beta_first`` to ``beta_last`` and ends at alpha_bar 0.95 [4]"""
+    beta_first: float = 1e-4
+    """first beta of ``released``"""
+    beta_last: float = 0.02
+    """last beta of ``released``"""
+    step_noise: Literal["ancestral", "euler"] = "ancestral"
+    """noise of a reverse step: the posterior's, or the released Euler-Maruyama one, which keeps the behaviour policy nearly random"""
+    prediction: Literal["score", "noise", "clean", "guided"] = "noise"
+    """what the network's output means: the score itself (released VE), score = -output/sigma, score = (alpha*output - x)/sigma^2, or the
+    released DDPM: an untrained noise head plus a unit-normalised score as guidance [3, 5]"""
+    guidance: float = 0.05
+    """weight of the score in ``guided``"""
+    score_space: Literal["latent", "action"] = "latent"
+    """where the score lives: in the latent with the tanh Jacobian, or (released) taken at the action and added to the latent [6]"""
+    entropy: Literal["tuned", "fixed", "none"] = "tuned"
+    """the temperature's hold on the policy's noise: a path-entropy bonus with beta tuned to ``target_entropy``, with beta fixed, or none (released)"""
+    beta: float = 1.0
+    """temperature of pi ~ exp(-L_A / beta); the start value when tuned"""
+    target_entropy: float = -1.0
+    """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (a Gaussian of std 0.09 has -1)"""
+
+    # --- the score target
+    proposals: int = 4
+    """Monte-Carlo proposals N of the score target"""
+    score_form: Literal["gradient", "mean"] = "gradient"
+    """form of the Monte-Carlo score"""
+    score_weight: float = 0.1
+    """weight of the score loss beside the mean energy of the chain's actions"""
+    score_loss_scale: Literal["sigma", "one"] = "sigma"
+    """score errors are multiplied by sigma_tau (all levels weigh alike) or by one (released)"""
+    score_pairing: Literal["before", "after"] = "before"
+    """the latent paired with step tau: the one the step starts from, or (released) the one it ends at [8]"""
+    detach_point: bool = True
+    """keep the score loss from training the chain through a_tau [10]"""
+    clip_proposals: bool = True
+    """keep action-space proposals inside the action box [9]"""
+
+    # --- the multiplier
+    multiplier_rule: MultiplierRule = "dual_ascent"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
+    multiplier: float = 0.6931
+    """lambda at the start"""
+    multiplier_rate: float = 3e-4
+    """step size of lambda's update"""
+    multiplier_interval: int = 1000
+    """updates between two steps of the rule ``augmented``"""
+    multiplier_actions: Literal["policy", "replay"] = "policy"
+    """whose risk moves lambda: the policy's actions, or (released) replayed ones [13]"""
+
+    # --- critics and learning
+    cost_members: int = 4
+    """members of each constraint's cost ensemble"""
+    critic_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the critics"""
+    policy_hidden: tuple[int, ...] = (128, 128, 128)
+    """hidden layers of the score network"""
+    time_embedding: int = 16
+    """width of the learned embedding of the step"""
+    gamma: float = 0.99
+    """discount of rewards"""
+    cost_gamma: float = 0.99
+    """discount of costs"""
+    cost_through_termination: bool = False
+    """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
+    learning_rate: float = 3e-4
+    """Adam's step for the policy and the reward critics"""
+    cost_learning_rate: float = 3e-4
+    """Adam's step for the cost critics"""
+    temperature_rate: float = 3e-4
+    """Adam's step for log beta when tuned"""
+    batch_size: int = 256
+    """transitions an update"""
+    polyak: float = 0.005
+    """share of the online critics that enters the targets"""
+    target_every: int = 2
+    """updates between two Polyak steps"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """precision of the critics' matrix products"""
+
+    # --- acting without noise
+    evaluation: Literal["zero", "best_of_n"] = "zero"
+    """deterministic action: the noise-free chain from latent 0 (released), or the best by energy of ``evaluation_samples`` samples"""
+    evaluation_samples: int = 16
+    """samples of ``best_of_n``"""
+
+    def validate(self) -> None:
+        """Raise ``UserError`` for values or combinations that cannot work."""
+        positive = ("rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
+                    "learning_rate", "cost_learning_rate", "target_every", "evaluation_samples", "multiplier_interval", "multiplier_rate",
+                    "temperature_rate")  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
+        for name in ("gamma", "cost_gamma", "polyak"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} must lie in (0, 1], not {getattr(self, name)}.")
+        for name in ("critic_hidden", "policy_hidden"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise UserError(f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}.")
+        if self.multiplier < 0 or self.score_weight < 0 or self.risk_std < 0:
+            raise UserError("--multiplier, --score-weight and --risk-std must not be negative.")
+        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
+        if self.schedule == "ve" and self.sigma_min > self.sigma_max:
+            raise UserError(f"--sigma-min {self.sigma_min} is above --sigma-max {self.sigma_max}: a schedule runs from clean to noisy.")
+        if not 0 < self.beta_first <= self.beta_last < 1:
+            raise UserError(f"--beta-first {self.beta_first} and --beta-last {self.beta_last} must satisfy 0 < first <= last < 1.")
+        if self.schedule == "vp" and self.vp_betas == "reaching" and self.sigma_min >= 0.995:
+            raise UserError(f"--sigma-min {self.sigma_min} leaves no room below the VP prior's 0.995: choose a smaller one.")
+        if self.prediction == "guided" and not (self.schedule == "vp" and self.vp_betas == "released" and self.entropy == "none"):
+            raise UserError("--prediction guided is the released DDPM chain: it needs --schedule vp --vp-betas released --entropy none.")
+        if self.prediction != "guided" and self.schedule == "vp" and self.step_noise == "euler":
+            raise UserError("--step-noise euler is defined for --schedule ve only: use ancestral.")
+        if self.entropy != "none" and self.step_noise == "euler":
+            raise UserError("--step-noise euler ends in a step without noise, whose path entropy is not defined: use --entropy none or ancestral.")
+        if self.score_space == "latent" and self.prediction == "guided":
+            raise UserError("--prediction guided takes its score at the action: use --score-space action.")
+
+
+PARITY = ALGDConfig(
+    step_noise="euler", prediction="score", score_space="action", entropy="none", score_loss_scale="one", score_pairing="after",
+    detach_point=False, clip_proposals=False, multiplier_rule="log_adam", multiplier_actions="replay",
+)  # fmt: skip
+"""The released VE-SDE agent, to the fixtures' tolerance."""
+
+PARITY_VP = replace(PARITY, schedule="vp", vp_betas="released", prediction="guided")
+"""The released DDPM agent."""
+
+PRESETS: dict[str, ALGDConfig] = {"default": ALGDConfig(), "parity": PARITY, "parity-vp": PARITY_VP}

@@ -1,0 +1,32 @@
+"""Pessimism about cost: an upper bound from an ensemble."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def ensemble_risk(values: Tensor, k: float = 1.0) -> Tensor:
+    """R = mean_m + k * std_m over the members, unbiased std (0 for one member). (members, batch) -> (batch,).
+
+    Off-policy cost critics underestimate; the deviation makes up for it (CAL, arXiv 2401.14758; ALGD, Eq. for R).
+    """
+    mean = values.mean(0)
+    if len(values) == 1:
+        return mean
+    return mean + k * values.std(0, unbiased=True)
+
+
+def ensemble_risk_gradient(values: Tensor, k: float = 1.0) -> tuple[Tensor, Tensor]:
+    """R and dR/dQ_m = 1/M + k (Q_m - mean) / ((M - 1) std), with 0 for the second term where all members agree.
+
+    (members, batch) -> (batch,), (members, batch).
+    """
+    members = len(values)
+    mean = values.mean(0)
+    share = values.new_full((), 1.0 / members)
+    if members == 1:
+        return mean, share.expand_as(values)
+    deviation = values - mean
+    std = (deviation.square().sum(0) / (members - 1)).sqrt()
+    slope = k * deviation / ((members - 1) * std).clamp(min=1e-12)
+    return mean + k * std, share + slope

@@ -1,0 +1,118 @@
+"""Batched ensembles of MLP critics Q_m(s, a), with their backward pass written out.
+
+The critic update and the energy's action gradient are nearly all of ALGD's arithmetic. Each needs only a part of what autograd would compute (weights
+without inputs, or the action without weights and without the state), so the three passes are plain functions. All members are one batched
+product, and the state's part of the first layer is computed once for all proposals.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saddlepoint.nn.layers import truncated_normal, xavier_uniform
+
+Activation = Literal["relu", "silu"]
+
+
+def activate(pre: Tensor, activation: Activation) -> Tensor:
+    return F.relu(pre) if activation == "relu" else F.silu(pre)
+
+
+def activation_slope(pre: Tensor, upstream: Tensor, activation: Activation) -> Tensor:
+    """upstream * activation'(pre)."""
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(upstream, pre, 0)
+    return torch.ops.aten.silu_backward(upstream, pre)
+
+
+class Layers(NamedTuple):
+    """Weights [(members, in, out)] and biases [(members, 1, out)], in the precision of the products."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+
+class Trace(NamedTuple):
+    """What a forward pass leaves for a backward one: the values and the pre-activations of the hidden layers (members, rows, hidden)."""
+
+    values: Tensor  # (members, proposals, batch), in float32 or better
+    hidden: list[Tensor]
+
+
+class Ensemble(nn.Module):
+    """``members`` MLPs of one shape on concat(state, action); each returns a scalar."""
+
+    def __init__(self, members: int, state: int, action: int, hidden: tuple[int, ...], activation: Activation, generator: torch.Generator):
+        super().__init__()
+        self.state, self.members, self.activation = state, members, activation
+        sizes = (state + action, *hidden, 1)
+        pairs = list(zip(sizes[:-1], sizes[1:]))
+        if activation == "relu":
+            weights = [xavier_uniform((members, i, o), i, o, generator) for i, o in pairs]
+        else:
+            weights = [truncated_normal((members, i, o), 0.5 / i**0.5, generator) for i, o in pairs]
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
+
+    def layers(self, dtype: torch.dtype | None = None) -> Layers:
+        """The parameters, detached, cast for the products."""
+        cast = (lambda p: p.detach()) if dtype is None else (lambda p: p.detach().to(dtype))
+        return Layers([cast(w) for w in self.weights], [cast(b) for b in self.biases])
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """(batch, state), (batch, action) -> (members, batch), with autograd."""
+        return trace(Layers(list(self.weights), list(self.biases)), state, action[None], self.activation).values[:, 0]
+
+
+def trace(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> Trace:
+    """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
+    weights, biases = layers
+    members, hidden = weights[0].shape[0], weights[0].shape[-1]
+    proposals, batch, width = action.shape
+    dtype = weights[0].dtype
+    split = state.shape[-1]
+    shared = torch.baddbmm(biases[0], state.to(dtype).expand(members, -1, -1), weights[0][:, :split])  # (members, batch, hidden)
+    own = torch.bmm(action.to(dtype).reshape(1, -1, width).expand(members, -1, -1), weights[0][:, split:])
+    pre = (own.view(members, proposals, batch, hidden) + shared[:, None]).view(members, -1, hidden)
+    hiddens = [pre]
+    for weight, bias in zip(weights[1:-1], biases[1:-1]):
+        pre = torch.baddbmm(bias, activate(pre, activation), weight)
+        hiddens.append(pre)
+    values = torch.baddbmm(biases[-1], activate(pre, activation), weights[-1])
+    return Trace(values.float().view(members, proposals, batch) if dtype == torch.bfloat16 else values.view(members, proposals, batch), hiddens)
+
+
+def action_gradient(layers: Layers, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
+    """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action)."""
+    weights = layers.weights
+    members, proposals, batch = upstream.shape
+    grad = upstream.to(weights[0].dtype).view(members, -1, 1) * weights[-1].mT
+    for weight, pre in zip(weights[-2:0:-1], saved.hidden[:0:-1]):
+        grad = torch.bmm(activation_slope(pre, grad, activation), weight.mT)
+    grad = activation_slope(saved.hidden[0], grad, activation)
+    result = torch.bmm(grad, weights[0][:, state:].mT).to(upstream.dtype).sum(0)
+    return result.view(proposals, batch, -1)
+
+
+def weight_gradients(
+    layers: Layers, saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of sum upstream * Q for weights and biases. ``inputs`` (batch, state + action), ``upstream`` (members, batch)."""
+    weights = layers.weights
+    dtype = weights[0].dtype
+    grad = upstream.to(dtype).unsqueeze(-1)
+    d_weights, d_biases = [], []
+    for index in range(len(weights) - 1, -1, -1):
+        if index == 0:
+            before = inputs.to(dtype).expand(len(weights[0]), -1, -1)
+        else:
+            before = activate(saved.hidden[index - 1], activation)
+        d_weights.append(torch.bmm(before.mT, grad).to(upstream.dtype))
+        d_biases.append(grad.to(upstream.dtype).sum(1, keepdim=True))
+        if index:
+            grad = activation_slope(saved.hidden[index - 1], torch.bmm(grad, weights[index].mT), activation)
+    return d_weights[::-1], d_biases[::-1]

@@ -1,0 +1,15 @@
+"""Shared by all tests: one thread (two busy cores make OpenMP spin) and headless rendering."""
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
