@@ -1,0 +1,71 @@
+"""`saddlepoint <verb> ...`. What is slow to import is imported by the verb that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from saddlepoint import __version__
+
+USAGE = """\
+usage: saddlepoint VERB ...
+
+  train SYSTEM    train a system (algd) on an environment with a cost budget; --resume RUN goes on where a run stopped
+  evaluate RUN    whole episodes of a trained policy, and a video
+  envs            the environments that come with saddlepoint
+
+`saddlepoint VERB --help` lists the flags of a verb; `saddlepoint --version` prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"saddlepoint {__version__}")
+        return 0
+    if args[0] not in VERBS:
+        return _complain(f"there is no verb {args[0]!r}: use one of {', '.join(VERBS)}.")
+    from saddlepoint.types import UserError
+
+    try:
+        VERBS[args[0]](args[1:])
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt as interrupt:
+        print(f"\nsaddlepoint: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(args: list[str]) -> None:
+    from saddlepoint.commands import train_command
+
+    train_command(args)
+
+
+def _evaluate(args: list[str]) -> None:
+    from saddlepoint.commands import evaluate_command
+
+    evaluate_command(args)
+
+
+def _envs(args: list[str]) -> None:
+    from saddlepoint.commands import envs_command
+
+    envs_command(args)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "evaluate": _evaluate, "envs": _envs}
+
+
+def _complain(sentence: str) -> int:
+    print(f"saddlepoint: error: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""What the verbs of the command line do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs import env_spec, list_envs
+from saddlepoint.flags import Parsed, file_args, parse
+from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config
+from saddlepoint.train import run
+from saddlepoint.train.checkpoint import write_json
+from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.evaluate import evaluate
+from saddlepoint.train.start import train
+from saddlepoint.train.video import record_video, render_headless
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where settings come from."""
+
+    preset: str = "default"
+    """named settings of the system, which other flags change"""
+    config: Path | None = None
+    """a JSON file of settings, named as the flags are, which flags given here override"""
+    resume: Path | None = None
+    """run folder to go on with; all is taken from it: only --total-steps flags that change no result may be given"""
+
+
+@dataclass(frozen=True)
+class BudgetFlags:
+    """The cost budget. What is not given is the task's own; a task without one needs --cost-limit."""
+
+    cost_limit: tuple[float, ...] = ()
+    """the bound, one number for each constraint"""
+    cost_per: Literal["episode", "step"] = CostBudget.per
+    """whether the bound is on the sum over an episode or on the mean of a step"""
+    cost_discounted: bool = CostBudget.discounted
+    """whether the bound is on the discounted sum, as the cost critic sees it"""
+    cost_horizon: int = CostBudget.horizon
+    """steps of a whole episode"""
+
+
+def train_flags(system: type[Any]) -> type[Any]:
+    """All flags of ``train`` as one dataclass, which tyro reads; the part ``system`` is that system's own config."""
+    parts = [("launch", Launch), ("run", TrainConfig), ("system", system), ("budget", BudgetFlags)]
+    flags = make_dataclass("TrainFlags", parts, frozen=True)
+    flags.__doc__ = "Train a system on an environment with a cost budget."
+    return flags
+
+
+def train_command(args: list[str]) -> None:
+    """`saddlepoint train SYSTEM ...`"""
+    if not args or args[0] not in SYSTEMS:
+        wrong = args and not args[0].startswith("-")
+        named = f"there is no system {args[0]!r}" if wrong else "train needs a system"
+        raise UserError(f"{named}: use `saddlepoint train {' | '.join(SYSTEMS)} ...`, with --help for its flags.")
+    system, prog = SYSTEMS[args[0]], f"saddlepoint train {args[0]}"
+    kind = system.config_class()
+    flags = train_flags(kind)
+    default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
+    parsed = parse(flags, default, args[1:], prog)
+    if parsed.values.launch.config is not None:
+        from_file = file_args(parsed.values.launch.config, default, frozenset({"config", "resume"}))
+        parsed = parse(flags, default, [*from_file, *args[1:]], prog)
+    if parsed.values.launch.resume is not None:
+        config, learner_config = _resumed(parsed, system, args[0])
+    else:
+        config, learner_config = _fresh(parsed, system)
+    config.validate()
+    learner_config.validate()
+    budgets = budgets_from(parsed, config.env, learner_config.cost_gamma)
+    folder = train(config, system.learner_class(), learner_config, budgets, resume="resume" in parsed.given)
+    print(f"finished: {folder}; look at it with `saddlepoint evaluate {folder}` or `tensorboard --logdir {folder}`")
+
+
+def _fresh(parsed: Parsed, system: System) -> tuple[TrainConfig, Any]:
+    presets = system.presets()
+    preset = parsed.values.launch.preset
+    if preset not in presets:
+        raise UserError(f"there is no preset {preset!r}: use one of {', '.join(presets)}.")
+    if not parsed.values.run.env:
+        raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
+    return parsed.values.run, parsed.over(parsed.values.system, presets[preset])
+
+
+def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:
+    folder: Path = parsed.values.launch.resume
+    for other in ("out", "preset", "config"):
+        if other in parsed.given:
+            raise UserError(f"--resume {folder} takes everything from that run: leave out --{other}.")
+    saved = run.read(folder)
+    if saved["system"] != name:
+        raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train` with that.")
+    where = folder / "config.json"
+    config = replace(restore_config(TrainConfig, saved["train"], where), out=folder)
+    learner_config = restore_config(system.config_class(), saved["learner"], where)
+    config = parsed.over(parsed.values.run, config)
+    if "threads" not in parsed.given:
+        config = replace(config, threads=saved["resolved"]["threads"])
+    return config, parsed.over(parsed.values.system, learner_config)
+
+
+def budgets_from(parsed: Parsed, env: str, cost_gamma: float) -> tuple[CostBudget, ...]:
+    """The task's budgets, changed by what was given. Raises ``UserError`` when there is no limit, or two meanings."""
+    task, flags = env_spec(env), parsed.values.budget
+    given = {name.removeprefix("cost_"): vars(flags)[name] for name in parsed.given if name in vars(flags)}
+    limits = given.pop("limit", None)
+    base = task.budgets
+    if limits is not None:
+        blank = CostBudget(0.0, horizon=task.horizon or CostBudget.horizon)
+        base = tuple(replace(base[i] if i < len(base) else blank, limit=limit) for i, limit in enumerate(limits))
+    if not base:
+        raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
+    for budget in base:
+        if limits is None and budget.discounted and budget.gamma != cost_gamma:
+            raise UserError(
+                f"the budget of {env} is a sum discounted by {budget.gamma:g}, not by --cost-gamma {cost_gamma:g}:"
+                " give --cost-limit too."
+            )
+    return tuple(replace(budget, **given, gamma=cost_gamma) for budget in base)
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """Whole episodes of a trained policy on fresh environments: noise-free and stochastic, each beside its cost budget."""
+
+    episodes: int = 10
+    """whole episodes of each policy"""
+    seed: int = 1_000_000
+    """seed of the environments and of the stochastic policy"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where the policy acts"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves its own choice"""
+    video: bool = False
+    """also write a film of one episode to videos/"""
+
+
+def evaluate_command(args: list[str]) -> None:
+    """`saddlepoint evaluate RUN ...`"""
+    import torch
+
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+        raise UserError("evaluate needs the run folder first: `saddlepoint evaluate RUN --episodes 10 --video`.")
+    helping = args[0] in ("-h", "--help")
+    flags = parse(EvaluateFlags, EvaluateFlags(), args if helping else args[1:], "saddlepoint evaluate RUN").values
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
+    if flags.threads < 0 or flags.seed < 0:
+        raise UserError("--threads and --seed must not be negative.")
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    if flags.video:
+        render_headless()
+    folder = Path(args[0])
+    policy = load_policy(folder, flags.device)
+    if policy.note:
+        print(f"warning: {policy.note}")
+    metrics = evaluate(policy.learner, policy.env, policy.budgets, flags.episodes, flags.seed, flags.device)
+    assert metrics is not None  # nobody asks it to stop
+    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.env}")
+    for budget in policy.budgets:
+        print(f"budget: {budget.describe()}")
+    for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
+        print(
+            f"{title}: return {_spread(metrics, f'{prefix}/return')}; cost {_spread(metrics, f'{prefix}/cost')};"
+            f" {100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
+        )
+    write_json(folder / f"evaluation-{policy.step}.json", {"step": policy.step, **asdict(flags), **metrics})
+    if flags.video:
+        path = folder / "videos" / f"{policy.step}.mp4"
+        steps = record_video(policy.learner, policy.env, path, flags.seed, device=flags.device)
+        print(f"video: {path} ({steps} steps)")
+
+
+def _spread(metrics: dict[str, float], name: str) -> str:
+    mean, std, least, most = (metrics[f"{name}_{end}"] for end in ("mean", "std", "min", "max"))
+    return f"{mean:.2f} (std {std:.2f}, {least:.2f} to {most:.2f})"
+
+
+def envs_command(args: list[str]) -> None:
+    """`saddlepoint envs`"""
+    if args and args[0] not in ("-h", "--help"):
+        raise UserError(f"`saddlepoint envs` takes nothing, not even {args[0]!r}.")
+    for task in list_envs():
+        print(task.id)
+        print(f"    {task.description}")
+        for budget in task.budgets:
+            print(f"    budget: {budget.describe()}")
+    print('Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]; give it a --cost-limit.')

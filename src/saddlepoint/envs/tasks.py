@@ -1,0 +1,70 @@
+"""The registry of tasks: what an environment id stands for and how much cost its author allows."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import gymnasium as gym
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What is known of a task before it is made."""
+
+    id: str
+    description: str
+    budgets: tuple[CostBudget, ...]
+    """the task's own default budget of every constraint; empty when it declares none"""
+    constraints: int | None
+    """length of ``info["cost"]``; None where only a rollout can tell"""
+    horizon: int | None
+    """steps until an episode is truncated; None without a time limit"""
+    source: Literal["saddlepoint", "gymnasium"]
+
+
+TASKS: dict[str, TaskSpec] = {}
+
+
+def register_task(
+    id: str, description: str, budgets: tuple[CostBudget, ...], horizon: int, **registration: Any
+) -> None:
+    """Enter a task of our own into this registry and into Gymnasium's.
+
+    ``registration`` goes to ``gymnasium.register`` (``entry_point``, ``vector_entry_point``, ``kwargs``).
+    """
+    TASKS[id] = TaskSpec(id, description, budgets, len(budgets), horizon, "saddlepoint")
+    gym.register(id, max_episode_steps=horizon, **registration)
+
+
+def list_envs() -> list[TaskSpec]:
+    """The tasks registered by saddlepoint, by id."""
+    return [TASKS[id] for id in sorted(TASKS)]
+
+
+def env_spec(id: str, max_episode_steps: int | None = None) -> TaskSpec:
+    """The task of ``id``, ours or any registered with Gymnasium; ``max_episode_steps`` replaces its horizon and its
+    budgets'.
+
+    Raises ``UserError`` naming close matches when nothing of that name is registered.
+    """
+    spec = TASKS.get(id) or _gymnasium_task(id)
+    if max_episode_steps is None:
+        return spec
+    budgets = tuple(replace(budget, horizon=max_episode_steps) for budget in spec.budgets)
+    return replace(spec, budgets=budgets, horizon=max_episode_steps)
+
+
+def _gymnasium_task(id: str) -> TaskSpec:
+    try:
+        registered = gym.spec(id)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        near = difflib.get_close_matches(id.lower(), {name.lower(): name for name in gym.registry}, n=3, cutoff=0.5)
+        names = {name.lower(): name for name in gym.registry}
+        hint = f"did you mean {' or '.join(names[match] for match in near)}?" if near else "see `saddlepoint envs`."
+        raise UserError(f"no environment is called {id!r}: {hint}") from error
+    return TaskSpec(id, f"{id}, registered with Gymnasium", (), None, registered.max_episode_steps, "gymnasium")

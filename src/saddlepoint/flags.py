@@ -1,0 +1,108 @@
+"""Command lines to frozen dataclasses, with tyro, and each mistake in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import tyro
+
+from saddlepoint.types import UserError
+
+T = TypeVar("T")
+
+
+class Parsed(NamedTuple):
+    """A parsed command line."""
+
+    values: Any
+    given: frozenset[str]
+    """fields that were given, by a flag or a file, not left at their default"""
+
+    def over(self, part: T, base: T) -> T:
+        """``base`` with every field of ``part`` that was given."""
+        changes = {name: value for name, value in vars(part).items() if name in self.given}
+        return replace(base, **changes)  # type: ignore[type-var]
+
+
+def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Parsed:
+    """Flags, flat, of a dataclass of dataclasses. Raises ``UserError``; ``--help`` prints and exits."""
+    known = field_names(default)
+    given = {_field(arg, known, prog) for arg in args if arg.startswith("--") and arg != "--help"}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            values, stray = tyro.cli(
+                kind, args=list(args), default=default, prog=prog, return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )  # fmt: skip
+    except SystemExit as leave:
+        if leave.code in (0, None):
+            raise
+        raise UserError(f"{_first_sentence(errors.getvalue())} (see `{prog} --help`).") from None
+    if stray:
+        raise UserError(f"{prog} does not take {stray[0]!r}: every setting is a flag (see `{prog} --help`).")
+    return Parsed(values, frozenset(given))
+
+
+def file_args(path: Path, default: Any, never: frozenset[str]) -> list[str]:
+    """A JSON file of flat settings as flags, so that they are read and checked as flags are. Raises ``UserError``."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"the file {path} of --config cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise UserError(f"the file {path} of --config is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f'the file {path} of --config must hold one object such as {{"env": "saddlepoint/Toy-v0"}}.')
+    known = field_names(default) - never
+    args: list[str] = []
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UserError(f"{path}: there is no setting {key!r}{_near(name, known)}.")
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(flag if value else "--no-" + flag[2:])
+        elif isinstance(value, list):
+            args += [flag, *(str(item) for item in value)]
+        elif isinstance(value, str | int | float):
+            args.append(f"{flag}={value}")
+        else:
+            raise UserError(f"{path}: the setting {key!r} must be a number, a text, true, false or a list of them.")
+    return args
+
+
+def field_names(config: Any) -> frozenset[str]:
+    """Names of all fields, those of dataclasses inside included."""
+    names: set[str] = set()
+    for field in fields(config):
+        value = vars(config)[field.name]
+        names |= field_names(value) if hasattr(value, "__dataclass_fields__") else {field.name}
+    return frozenset(names)
+
+
+def _field(arg: str, known: frozenset[str], prog: str) -> str:
+    name = arg[2:].split("=")[0].replace("-", "_")
+    for candidate in (name, name.removeprefix("no_")):
+        if candidate in known:
+            return candidate
+    raise UserError(f"{prog} has no flag --{name.replace('_', '-')}{_near(name, known)} (see `{prog} --help`).")
+
+
+def _near(name: str, known: frozenset[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {match[0].replace('_', '-')}?" if match else ""
+
+
+def _first_sentence(box: str) -> str:
+    """tyro's message without its frame: the lines between the title and the first rule."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
+    rule = next((i for i, line in enumerate(lines) if line and set(line) <= set("─-╰╯")), len(lines))
+    return " ".join(" ".join(lines[:rule]).split()).rstrip(".") or "these flags cannot be read"

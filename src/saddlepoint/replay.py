@@ -1,0 +1,181 @@
+"""A ring of transitions in preallocated tensors: batches for off-policy learners, sub-sequences for world models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saddlepoint.types import Batch, UserError
+
+Array: TypeAlias = np.ndarray | Tensor
+
+FLOAT_BYTES = 4
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken on ``device``, in bytes; None where the system does not say.
+
+    On the CPU the smaller of MemAvailable and what the control group (a container) has left.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
+
+
+class Replay:
+    """The last ``capacity`` transitions of ``num_envs`` streams, float32 on ``device``.
+
+    A row holds one step of every environment, so rows are written in one piece and a stream never moves between
+    environments; ``capacity`` is rounded down to whole rows. Both ends of a transition are stored: 4 * observation
+    bytes more a transition than sharing them would need, and no special case at the end of an episode. Memory is
+    touched only as the ring fills.
+
+    ``age`` counts the steps of the same unbroken episode before a transition. A sub-sequence of ``length`` steps may
+    end at a transition exactly when its age is at least ``length - 1`` and its first step has not been overwritten.
+
+    Raises ``UserError`` when the ring needs more than ``memory_limit`` bytes (default: what the machine has available).
+    """
+
+    def __init__(
+        self, capacity: int, observation: int, action: int, constraints: int, num_envs: int = 1,
+        device: torch.device | str = "cpu", memory_limit: int | None = None,
+    ) -> None:  # fmt: skip
+        self.device = torch.device(device)
+        self.num_envs = num_envs
+        self.rows = capacity // num_envs
+        if self.rows < 1:
+            raise UserError(
+                f"a replay of {capacity} transitions is less than a step of {num_envs} environments: raise --replay-size."
+            )
+        needed = self.bytes_needed(capacity, observation, action, constraints)
+        limit = available_bytes(self.device) if memory_limit is None else memory_limit
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"a replay of {capacity} transitions needs {needed / 1e9:.2f} GB and {limit / 1e9:.2f} GB are available"
+                f" on {self.device}: lower --replay-size to at most {int(limit * 0.9) // (needed // capacity)}."
+            )
+        slots = self.rows * num_envs
+
+        def ring(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(slots, *shape, dtype=dtype, device=self.device)
+
+        self._fields = Batch(ring(observation), ring(action), ring(), ring(constraints), ring(observation), ring())
+        self._age = ring(dtype=torch.int32)
+        self._next_age = torch.zeros(num_envs, dtype=torch.int32, device=self.device)
+        self._head = 0  # the row that is written next
+        self._filled = 0  # rows that hold data
+
+    @staticmethod
+    def bytes_needed(capacity: int, observation: int, action: int, constraints: int) -> int:
+        """Bytes of a full ring: both observations, action, costs, and reward, terminated and age, four bytes each."""
+        return capacity * FLOAT_BYTES * (2 * observation + action + constraints + 3)
+
+    def __len__(self) -> int:
+        """Transitions in the ring."""
+        return self._filled * self.num_envs
+
+    def add(
+        self, observation: Array, action: Array, reward: Array, cost: Array, next_observation: Array,
+        terminated: Array, truncated: Array,
+    ) -> None:  # fmt: skip
+        """Write one step of every environment.
+
+        Shapes: observations (envs, observation), action (envs, action), cost (envs, constraints), the others (envs,).
+        ``next_observation`` is the real successor, also at the end of an episode; ``truncated`` only ends the stream
+        for sub-sequences.
+        """
+        start = self._head * self.num_envs
+        row = slice(start, start + self.num_envs)
+        ended = torch.as_tensor(terminated, device=self.device).bool()
+        for ring, value in zip(self._fields, (observation, action, reward, cost, next_observation, ended), strict=True):
+            ring[row].copy_(torch.as_tensor(value))
+        self._age[row] = self._next_age
+        ended = ended | torch.as_tensor(truncated, device=self.device).bool()
+        self._next_age = torch.where(ended, 0, self._next_age + 1)
+        self._head = (self._head + 1) % self.rows
+        self._filled = min(self._filled + 1, self.rows)
+
+    def break_episodes(self) -> None:
+        """The next transitions do not continue the last ones (the environments were started anew)."""
+        self._next_age.zero_()
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """``batch_size`` transitions, uniformly with replacement. Raises ``UserError`` when the replay is empty."""
+        if not len(self):
+            raise UserError("the replay is empty: add transitions (--warmup-steps) before the first update.")
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
+        return Batch(*(ring.index_select(0, index) for ring in self._fields))
+
+    def sample_sequences(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
+        """``batch_size`` sub-sequences of ``length`` steps, (batch, time, ...), uniformly with replacement.
+
+        None crosses the end of an episode, the write head or another environment's stream. Raises ``UserError`` when
+        the replay holds no such sub-sequence.
+        """
+        if length < 1:
+            raise UserError(f"a sub-sequence has at least one step, not {length}.")
+        oldest = self._head if self._filled == self.rows else 0
+        ends = self._filled - (length - 1)  # rows late enough to be the last of a sub-sequence
+        if ends < 1:
+            raise UserError(
+                f"the replay holds {self._filled} steps a stream, too few for sub-sequences of {length}:"
+                " raise --warmup-steps."
+            )
+
+        def whole(candidates: Tensor) -> Tensor:
+            """Slots, among the (row by age, environment) numbers given, at which a sub-sequence ends."""
+            row, env = candidates // self.num_envs, candidates % self.num_envs
+            slots = (oldest + length - 1 + row) % self.rows * self.num_envs + env
+            return slots[self._age.index_select(0, slots) >= length - 1]
+
+        # Four candidates each are nearly always enough; if not, list them all. Either way the draw is uniform.
+        draw = torch.randint(ends * self.num_envs, (4 * batch_size,), generator=generator, device=generator.device)
+        chosen = whole(draw.to(self.device))[:batch_size]
+        if len(chosen) < batch_size:
+            every = whole(torch.arange(ends * self.num_envs, device=self.device))
+            if not len(every):
+                raise UserError(f"no episode in the replay has {length} steps: sample shorter sub-sequences.")
+            pick = torch.randint(len(every), (batch_size,), generator=generator, device=generator.device)
+            chosen = every.index_select(0, pick.to(self.device))
+        back = torch.arange(1 - length, 1, device=self.device) * self.num_envs
+        index = ((chosen[:, None] + back) % (self.rows * self.num_envs)).flatten()
+        return Batch(*(ring.index_select(0, index).unflatten(0, (batch_size, length)) for ring in self._fields))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The filled part as views (nothing is copied), and where the ring stands."""
+        count = len(self)
+        state = {name: ring[:count] for name, ring in self._fields._asdict().items()}
+        position = torch.tensor([self.rows, self.num_envs, self._head, self._filled])
+        return state | {"age": self._age[:count], "next_age": self._next_age, "position": position}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Undo ``state_dict`` to the bit. Raises ``UserError`` when names, shapes or the capacity do not fit."""
+        rings = self._fields._asdict() | {"age": self._age}
+        if set(state) != {*rings, "next_age", "position"}:
+            raise UserError("this is not a saved replay, or one of another version: its tensors have other names.")
+        rows, num_envs, head, filled = state["position"].tolist()
+        if (rows, num_envs) != (self.rows, self.num_envs):
+            raise UserError(
+                f"the saved replay has {rows} rows of {num_envs} environments, this one {self.rows} of {self.num_envs}:"
+                " resume with the same --replay-size and --num-envs."
+            )
+        for name, ring in rings.items():
+            if state[name].shape != (filled * num_envs, *ring.shape[1:]):
+                raise UserError(f"the saved replay's {name} has another shape: it belongs to another environment.")
+            ring[: filled * num_envs].copy_(state[name])
+        self._next_age = state["next_age"].to(self.device, copy=True)
+        self._head, self._filled = head, filled

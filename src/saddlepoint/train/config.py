@@ -1,0 +1,89 @@
+"""What a training run is asked to do, whatever the system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Steps are steps of single environments, summed over all of them."""
+
+    env: str
+    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them)"""
+    seed: int = 0
+    """seeds the learner, the environments and the evaluation, each with a stream of its own"""
+    total_steps: int = 100_000
+    """environment steps of the whole run, rounded up to whole steps of all environments"""
+    warmup_steps: int = 5_000
+    """steps with uniformly random actions and no update, at the start"""
+    updates_per_step: float = 1.0
+    """gradient updates an environment step (update-to-data ratio); may be a fraction"""
+    num_envs: int = 1
+    """environments stepped together"""
+    env_processes: bool = False
+    """step each environment in a process of its own"""
+    replay_size: int = 1_000_000
+    """transitions kept for learning"""
+    eval_every: int = 5_000
+    """steps between evaluations; there is always one at the end"""
+    eval_episodes: int = 10
+    """whole episodes of each evaluation, at least 10"""
+    checkpoint_every: int = 10_000
+    """steps between checkpoints; there is always one at the end"""
+    keep_checkpoints: int = 2
+    """newest checkpoints kept; each holds the filled part of the replay"""
+    log_every: int = 1_000
+    """steps between lines of training metrics"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the learner lives; auto takes CUDA if there is one"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves its own choice"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """compile the update; auto does so when the run is long enough to win by it"""
+    out: Path | None = None
+    """run folder, which must not hold a run yet; by default a new one under runs/"""
+    quiet: bool = False
+    """plain log lines instead of the live progress line"""
+
+    def validate(self) -> None:
+        """Raises ``UserError`` for a value or a combination that cannot work."""
+        at_least = {
+            "seed": 0, "total_steps": 1, "warmup_steps": 0, "num_envs": 1, "replay_size": 1, "eval_every": 1,
+            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        if not 0 < self.updates_per_step < float("inf"):
+            raise UserError(f"--updates-per-step must be a finite number above 0, not {self.updates_per_step}.")
+        if self.warmup_steps >= self.total_steps:
+            raise UserError(
+                f"--warmup-steps {self.warmup_steps} leaves nothing of --total-steps {self.total_steps} to learn in:"
+                " lower the first or raise the second."
+            )
+        if self.replay_size < self.num_envs:
+            raise UserError(f"--replay-size {self.replay_size} is less than one step of --num-envs: raise it.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
+
+    def resolve_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a multiple of ``every`` was passed by the last step of all environments."""
+        return step > 0 and step // every > (step - self.num_envs) // every
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")

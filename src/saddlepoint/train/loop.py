@@ -1,0 +1,192 @@
+"""The training loop: act, store, update, evaluate, checkpoint; and go on exactly where a run stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.replay import Replay
+from saddlepoint.train import checkpoint
+from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
+from saddlepoint.train.evaluate import evaluate, require_finite_action
+from saddlepoint.train.log import RunLog
+from saddlepoint.train.signals import Interrupted, StopRequest
+from saddlepoint.types import Learner, NonFiniteError, UserError
+
+LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART = range(6)
+"""the streams of random numbers that are derived from a run's seed"""
+
+
+def stream(seed: int, *path: int) -> int:
+    """A seed for one purpose, independent of those for the others; below 2**31, which every library takes."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0] >> 1)
+
+
+class Loop:
+    """The state of a run, and how it moves by one step.
+
+    Every random draw comes from a generator that is saved, or from a seed made of the run's seed, and evaluation
+    touches none of them; so a run depends on its configuration only, to the bit on a CPU with a given number of
+    threads.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: Path, envs: EnvBatch, agent: Learner, replay: Replay,
+        budgets: tuple[CostBudget, ...], device: torch.device, log: RunLog, stop: StopRequest,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.envs, self.agent, self.replay = config, folder, envs, agent, replay
+        self.budgets, self.device, self.log, self.stop = budgets, device, log, stop
+        self.step = 0
+        self.updates = 0
+        self.saved = -1  # step of the newest checkpoint
+        self.evaluated = 0  # step of the last evaluation
+        self.metrics: dict[str, Any] = {}  # of the last update
+        self.sums = EpisodeSums(config.num_envs, budgets)
+        self.finished = Episodes.none(len(budgets))  # since the last line of training metrics
+        self.observation = np.zeros((config.num_envs, envs.shape.observation), np.float32)
+        self.low = np.array(envs.shape.action_low, np.float32)
+        self.high = np.array(envs.shape.action_high, np.float32)
+        self.warmup_generator = torch.Generator().manual_seed(stream(config.seed, WARMUP))
+        self.generator = torch.Generator(device=device).manual_seed(stream(config.seed, ACTING))
+
+    def begin(self, observation: np.ndarray) -> None:
+        """Take the first observations of a new run, (envs, observation)."""
+        self.observation = observation
+        self._observe()
+
+    def run(self) -> None:
+        """Go on until ``total_steps``, a signal (``Interrupted``) or a fault (``UserError``)."""
+        config = self.config
+        while True:
+            last = self.step >= config.total_steps
+            try:
+                if self.evaluated != self.step and (last or config.due(self.step, config.eval_every)):
+                    self._evaluate()
+                stopping = self.stop()
+                # A new run writes one at once: it can be resumed from its first moment, and a full disk shows early.
+                due = last or stopping or self.step == 0 or config.due(self.step, config.checkpoint_every)
+                if due and self.saved != self.step:
+                    self._save()
+                if last and self.evaluated == self.step:
+                    return
+                if stopping:
+                    raise Interrupted(f"stopped at step {self.step}; go on with --resume {self.folder}")
+                self._advance()
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
+            self.log.progress(self.step, self.updates)
+            if config.due(self.step, config.log_every) or self.step >= config.total_steps:
+                self._log_training()
+
+    def resume(self) -> None:
+        """Take up the newest whole checkpoint of the run's folder."""
+        path, warning = checkpoint.latest(self.folder)
+        if warning:
+            self.log.say(f"warning: {warning}")
+        saved = checkpoint.load(path)
+        if saved.step > self.config.total_steps:
+            raise UserError(f"{self.folder} has already made {saved.step} steps: raise --total-steps to go on.")
+        self.agent.load_state_dict(saved.learner)
+        self.replay.load_state_dict(saved.replay)
+        state = saved.state
+        self.step = self.saved = saved.step
+        self.updates, self.evaluated, self.metrics = state["updates"], state["evaluated"], state["metrics"]
+        self.sums.load_state_dict(state["sums"])
+        self.finished = Episodes(**state["finished"])
+        self.warmup_generator.set_state(torch.from_numpy(state["warmup_generator"]))
+        self.generator.set_state(torch.from_numpy(state["generator"]))
+        self.observation = state["observation"]
+        self.log.resume(self.step, state["wall_s"], self._is_kept)
+        ended = "; that is all it was asked for (--total-steps)" if self.step >= self.config.total_steps else ""
+        self.log.say(f"going on from step {self.step}{ended}")
+        if not self.envs.restore(state["envs"]):
+            self.log.say("note: these environments cannot be restored in mid-episode: each starts a new episode here")
+            self.replay.break_episodes()
+            self.sums.restart(np.ones(self.config.num_envs, bool))
+            self.observation = self.envs.reset(stream(self.config.seed, RESTART, self.step))
+            self._observe()
+
+    def _advance(self) -> None:
+        """One step of every environment, and the updates that are due after it."""
+        action = self._action()
+        require_finite_action(action)
+        step = self.envs.step(action)
+        self.replay.add(
+            self.observation, action, step.reward, step.cost, step.next_observation, step.terminated, step.truncated
+        )
+        ended = self.sums.add(step.reward, step.cost, step.terminated | step.truncated)
+        if len(ended):
+            self.finished = self.finished.join(ended)
+        self.observation = step.observation
+        self._observe()
+        self.step += self.config.num_envs
+        due = int(self.config.updates_per_step * max(self.step - self.config.warmup_steps, 0)) - self.updates
+        if due > 0:
+            self.metrics = self.agent.update(self.replay, due)
+            self.updates += due
+
+    def _action(self) -> np.ndarray:
+        if self.step < self.config.warmup_steps:
+            uniform = torch.rand(self.config.num_envs, len(self.low), generator=self.warmup_generator).numpy()
+            return self.low + (self.high - self.low) * uniform
+        with torch.no_grad():
+            return self.agent.act(self._tensor(self.observation), "explore", self.generator).cpu().numpy()
+
+    def _observe(self) -> None:
+        self.agent.observe(self._tensor(self.observation))
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def _evaluate(self) -> None:
+        config, seed = self.config, stream(self.config.seed, EVALUATION)
+        metrics = evaluate(self.agent, config.env, self.budgets, config.eval_episodes, seed, self.device, self.stop)
+        if metrics is not None:  # None: asked to stop; the evaluation is made up for on resume
+            self.evaluated = self.step
+            self.log.write(self.step, "eval", metrics)
+
+    def _log_training(self) -> None:
+        metrics = {f"train/{name}": float(value) for name, value in self.metrics.items()}
+        if len(self.finished):
+            metrics |= summarise(self.finished, self.budgets, "train")
+        metrics |= {"train/episodes": float(len(self.finished)), "train/updates": float(self.updates)}
+        self.log.write(self.step, "train", metrics)
+        if self.config.due(self.step, self.config.log_every):
+            self.finished = Episodes.none(len(self.budgets))
+
+    def _is_kept(self, line: dict[str, Any]) -> bool:
+        """Whether an uninterrupted run would have this line: no later one, none that only an earlier end caused."""
+        every = self.config.eval_every if line["kind"] == "eval" else self.config.log_every
+        on_schedule = self.config.due(line["step"], every) or self.step >= self.config.total_steps
+        return on_schedule and line["step"] <= self.step
+
+    def _save(self) -> None:
+        learner = self.agent.state_dict()
+        for name, tensor in learner.items():
+            if tensor.is_floating_point() and tensor.isnan().any():
+                raise NonFiniteError(f"the learner's {name} is not a number: lower the learning rates.")
+        state = {
+            "updates": self.updates,
+            "evaluated": self.evaluated,
+            "wall_s": self.log.wall_s,
+            "metrics": {name: float(value) for name, value in self.metrics.items()},
+            "sums": self.sums.state_dict(),
+            "finished": self.finished._asdict(),
+            "observation": self.observation,
+            "warmup_generator": self.warmup_generator.get_state().numpy(),
+            "generator": self.generator.get_state().cpu().numpy(),
+            "envs": self.envs.snapshot(),
+        }
+        self.log.flush()
+        whole = checkpoint.Checkpoint(self.step, learner, self.replay.state_dict(), state)
+        checkpoint.save(self.folder, whole, self.config.keep_checkpoints)
+        self.saved = self.step
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is of step {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"

@@ -1,0 +1,119 @@
+"""The run folder: its config.json, the lock of the one process that may write to it, and what may differ on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.train.checkpoint import write_json
+from saddlepoint.train.config import TrainConfig, flag
+from saddlepoint.types import EnvShape, UserError
+
+FORMAT = 1
+OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads"})
+"""fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
+
+
+def describe(
+    system: str, config: TrainConfig, learner_config: Any, shape: EnvShape, budgets: tuple[CostBudget, ...],
+    resolved: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to."""
+    return _plain({
+        "format": FORMAT,
+        "system": system,
+        "train": dataclasses.asdict(config),
+        "learner": dataclasses.asdict(learner_config),
+        "shape": shape._asdict(),
+        "budgets": [dataclasses.asdict(budget) for budget in budgets],
+        "resolved": resolved,
+    })
+
+
+def read(run: Path) -> dict[str, Any]:
+    """config.json of a run folder. Raises ``UserError`` when it is not one."""
+    path = run / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{run} is not a run folder (it has no config.json): give the one that --out named.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by this version of saddlepoint: use the one that made the run.")
+    return content
+
+
+def budgets_of(content: dict[str, Any]) -> tuple[CostBudget, ...]:
+    """The cost budgets that a run was trained with."""
+    return tuple(CostBudget(**budget) for budget in content["budgets"])
+
+
+def shape_of(content: dict[str, Any]) -> EnvShape:
+    """The shape of a run's environment."""
+    shape = content["shape"]
+    return EnvShape(shape["observation"], tuple(shape["action_low"]), tuple(shape["action_high"]), shape["constraints"])
+
+
+def require_same(saved: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """Raises ``UserError`` naming the first field in which a resumed run differs from the saved one."""
+    if saved["system"] != now["system"]:
+        raise UserError(f"{run} was trained with {saved['system']}, not {now['system']}: resume it with that.")
+    for part in ("train", "learner"):
+        for name in saved[part].keys() | now[part].keys():
+            before, after = saved[part].get(name), now[part].get(name)
+            if before != after and not (part == "train" and name in OPERATIONAL):
+                raise UserError(
+                    f"{run} was started with {flag(name)} {before} and cannot go on with {after}: leave it out,"
+                    " or start a new run with --out."
+                )
+    if saved["resolved"]["device"] != now["resolved"]["device"]:
+        before, after = saved["resolved"]["device"], now["resolved"]["device"]
+        raise UserError(f"{run} was trained on {before}, not {after}: resume it on a machine with {before}.")
+    if saved["budgets"] != now["budgets"]:
+        raise UserError(f"{run} was started with another cost budget: leave out the cost flags, or choose a new --out.")
+    if saved["shape"] != now["shape"]:
+        raise UserError(f"the environment of {run} has other spaces than when the run started: restore it.")
+
+
+def require_new(run: Path) -> None:
+    """Raises ``UserError`` when the folder already holds a run or other files."""
+    if (run / "config.json").exists() or (run / "checkpoints").exists():
+        raise UserError(f"{run} already holds a run: go on with --resume {run}, or choose another --out.")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run} exists and is not an empty folder: choose another --out.")
+
+
+@contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Hold the run's lock, freed even after kill -9. Raises ``UserError`` when another process has it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"the run folder {run} cannot be written ({error.strerror}): choose another --out.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {run}: wait for it, or choose another --out.") from error
+        yield
+
+
+def write(run: Path, content: dict[str, Any]) -> None:
+    write_json(run / "config.json", content)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists and paths to strings, so that what is compared is what is read back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,115 @@
+"""From a configuration to a running loop: everything is checked and built before the first file is written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.replay import Replay
+from saddlepoint.train import run
+from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.log import RunLog
+from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
+from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.types import EnvShape, Learner, UserError
+
+C = TypeVar("C", contravariant=True)
+
+COMPILE_PAYS_AFTER = 10_000
+"""updates from which ``--compile auto`` compiles: it takes about a minute and saves some 10 ms an update"""
+
+
+class LearnerFactory(Protocol[C]):
+    """What builds a learner, such as its class; the lower-case name is that of the system in config.json."""
+
+    __name__: str
+
+    def __call__(
+        self, config: C, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int, device: torch.device,
+        *, compile: bool,
+    ) -> Learner: ...  # fmt: skip
+
+
+def train(
+    config: TrainConfig, learner: LearnerFactory[C], learner_config: C, budgets: tuple[CostBudget, ...] | None = None,
+    *, resume: bool = False,
+) -> Path:  # fmt: skip
+    """Train until ``total_steps`` and return the run folder: ``train(TrainConfig(env=...), ALGD, ALGDConfig())``.
+
+    ``budgets`` replace those that the task declares (with ``resume`` they must be those of the run). With ``resume``
+    the run in ``config.out`` goes on from its newest whole checkpoint: N + M steps are N, a resume and M, to the bit
+    on a CPU with the same number of threads.
+
+    Raises ``UserError`` for a configuration that cannot work, before anything is written, and for a fault on the way,
+    after which the last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
+    """
+    config.validate()
+    if resume and config.out is None:
+        raise UserError("resuming needs the run folder: give it as --resume RUN.")
+    folder = config.out or default_folder(config)
+    saved = run.read(folder) if resume else None
+    if saved is None:
+        run.require_new(folder)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = config.resolve_device()
+    compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config)
+    with stop_on_signal() as stop:
+        envs = EnvBatch(config.env, config.num_envs, seed=stream(config.seed, ENVS), processes=config.env_processes)
+        try:
+            shape = envs.shape
+            declared = run.budgets_of(saved) if saved else envs.spec.budgets
+            budgets = require_budgets(declared if budgets is None else budgets, shape, config.env)
+            resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
+            content = run.describe(learner.__name__.lower(), config, learner_config, shape, budgets, resolved)
+            if saved:
+                run.require_same(saved, content, folder)
+            sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
+            replay = Replay(*sizes, num_envs=config.num_envs, device=device)
+            agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
+            first = None if saved else envs.reset()
+            with run.only_writer(folder), RunLog(folder, config.total_steps, budgets, config.quiet) as log:
+                loop = Loop(config, folder, envs, agent, replay, budgets, device, log, stop)
+                if saved and saved["resolved"]["threads"] != resolved["threads"]:
+                    before = saved["resolved"]["threads"]
+                    log.say(f"note: {resolved['threads']} threads instead of {before}, so the last bits may differ")
+                gigabytes = Replay.bytes_needed(*sizes) / 1e9
+                log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
+                for budget in budgets:
+                    log.say(f"cost budget: {budget.describe()}")
+                if first is None:
+                    loop.resume()
+                else:
+                    loop.begin(first)
+                run.write(folder, content)
+                loop.run()
+        finally:
+            envs.close()
+    return folder
+
+
+def default_folder(config: TrainConfig) -> Path:
+    """runs/<environment>-<seed>-<time>."""
+    name = config.env.rsplit("/", 1)[-1].removesuffix("-v0")
+    return Path("runs") / f"{name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) -> tuple[CostBudget, ...]:
+    """``budgets`` when there is one for each constraint, else ``UserError``."""
+    if not budgets:
+        raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
+    if len(budgets) != shape.constraints:
+        raise UserError(f"{env} has {shape.constraints} constraints, not {len(budgets)}: give one budget for each.")
+    return budgets
+
+
+def compiles(config: TrainConfig) -> bool:
+    """What ``--compile`` comes to: decided when a run starts and kept in config.json for when it is resumed."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return config.updates_per_step * (config.total_steps - config.warmup_steps) >= COMPILE_PAYS_AFTER

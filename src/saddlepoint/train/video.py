@@ -1,0 +1,60 @@
+"""A film of one episode, also on machines without a screen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saddlepoint.types import ActMode, Policy, UserError
+
+
+def render_headless() -> None:
+    """Let MuJoCo draw without a screen where there is none. To be called before ``mujoco`` is imported."""
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def record_video(
+    policy: Policy, env: str, path: Path, seed: int, mode: ActMode = "deterministic", device: torch.device | str = "cpu"
+) -> int:
+    """Write one episode as an mp4 file and return its number of steps.
+
+    Raises ``UserError`` when the environment cannot be drawn here, with what to install.
+    """
+    render_headless()
+    import imageio.v2 as imageio
+
+    from saddlepoint.envs.make import make_env
+
+    generator = torch.Generator(device=device).manual_seed(seed)
+    temporary = path.with_name(f".writing-{path.name}")
+    game = make_env(env, render_mode="rgb_array")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        observation, _ = game.reset(seed=seed)
+        steps, ended = 0, False
+        fps = int(game.metadata.get("render_fps") or 30)
+        film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
+        with film:
+            film.append_data(game.render())
+            while not ended:
+                batch = torch.as_tensor(observation, dtype=torch.float32, device=device)[None]
+                with torch.no_grad():
+                    action = policy.act(batch, mode, generator)[0].cpu().numpy()
+                observation, _, terminated, truncated, _ = game.step(action)
+                film.append_data(game.render())
+                steps, ended = steps + 1, bool(terminated or truncated)
+        temporary.replace(path)
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:  # what a missing GL back-end raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"{env} cannot be drawn on this machine ({reason}): install EGL (apt-get install libegl1 libgl1),"
+            " or set MUJOCO_GL=osmesa."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        game.close()
+    return steps

@@ -1,0 +1,209 @@
+"""ALGD beyond parity: a bandit whose constrained optimum is known, several constraints, save/load identity, guards, and the path entropy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from saddlepoint.algd.agent import ALGD
+from saddlepoint.algd.config import PRESETS, ALGDConfig
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.nn.layers import ActionBox
+from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
+
+SMALL = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=64, learning_rate=3e-3, cost_learning_rate=3e-3, polyak=0.05)
+STEP_BUDGET = CostBudget(0.3, per="step", horizon=1)
+
+
+def bandit_batch(rows: int, generator: torch.Generator, constraints: int = 1) -> Batch:
+    """One state, one step: reward a, cost max(a, 0) (and max(-a, 0) as a second constraint), for a uniform in [-1, 1]."""
+    action = torch.rand(rows, 1, generator=generator) * 2 - 1
+    state = torch.zeros(rows, 2)
+    cost = torch.cat([action.clamp(min=0), (-action).clamp(min=0)], -1)[:, :constraints]
+    return Batch(state, action, action[:, 0], cost, state, torch.ones(rows))
+
+
+def bandit_agent(config: ALGDConfig, constraints: int = 1, **kwargs) -> ALGD:
+    return ALGD(config, EnvShape(2, (-1.0,), (1.0,), constraints), (STEP_BUDGET,) * constraints, **kwargs)
+
+
+def train_bandit(config: ALGDConfig, updates: int = 500) -> float:
+    """Mean action of the trained policy."""
+    agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
+    for _ in range(updates):
+        agent.update_batch(bandit_batch(config.batch_size, generator), agent.draw(config.batch_size))
+    return float(agent.act(torch.zeros(500, 2), "stochastic", generator).mean())
+
+
+QUICK = {"beta": 0.02, "entropy": "fixed", "multiplier_rate": 0.03}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"schedule": "vp"}, {"prediction": "clean"}, {"prediction": "score"}, {"score_space": "action", "entropy": "none"}, {"score_form": "mean"},
+        {"entropy": "none"}, {"energy": "plain"}, {"multiplier_rule": "pid"}, {"precision": "bfloat16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_constrained_bandit_is_solved_at_its_budget(change):
+    """max E[a] subject to E[max(a, 0)] <= 0.3: the best mean action is 0.3."""
+    assert train_bandit(replace(SMALL, **{**QUICK, **change})) == pytest.approx(0.3, abs=0.12)
+
+
+def test_without_a_constraint_the_bandit_goes_to_its_bound():
+    assert train_bandit(replace(SMALL, **QUICK, energy="none")) > 0.8
+
+
+def test_the_released_agents_learn_the_bandit_more_slowly():
+    """Both parity presets move towards more reward than they start with (mean 0)."""
+    for preset in ("parity", "parity-vp"):
+        quick = replace(PRESETS[preset], **{f.name: getattr(SMALL, f.name) for f in fields(SMALL) if f.name in
+                        ("critic_hidden", "policy_hidden", "batch_size", "learning_rate", "cost_learning_rate", "polyak")})  # fmt: skip
+        assert 0.03 < train_bandit(quick, 200) < 0.6
+
+
+def test_tuned_temperature_reaches_its_target_entropy():
+    config = replace(SMALL, target_entropy=-2.5, beta=0.2, temperature_rate=0.02)
+    agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
+    entropies = [agent.update_batch(bandit_batch(64, generator), agent.draw(64))["entropy"] for _ in range(700)]
+    assert float(torch.stack(entropies[-100:]).mean()) == pytest.approx(-2.5, abs=0.4)
+
+
+def test_two_constraints_have_a_multiplier_each():
+    agent, generator = bandit_agent(replace(SMALL, **QUICK), 2), torch.Generator().manual_seed(3)
+    for _ in range(400):
+        metrics = agent.update_batch(bandit_batch(64, generator, 2), agent.draw(64))
+    tight, slack = agent.multiplier.tolist()
+    assert tight > 0.5
+    assert slack < 0.1
+    assert {"multiplier_0", "multiplier_1", "risk_0", "effective_multiplier_1"} <= metrics.keys()
+    with pytest.raises(UserError, match="2 constraint"):
+        ALGD(SMALL, EnvShape(2, (-1.0,), (1.0,), 2), (STEP_BUDGET,))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_saved_and_loaded_agents_go_on_alike_to_the_bit(preset):
+    config = replace(PRESETS[preset], critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8)
+    agent, generator = bandit_agent(config, seed=1), torch.Generator().manual_seed(3)
+    for _ in range(3):
+        agent.update_batch(bandit_batch(8, generator), agent.draw(8))
+    other = bandit_agent(config, seed=2)
+    other.load_state_dict(agent.state_dict())
+    batch = bandit_batch(8, generator)
+    for one in (agent, other):
+        one.update_batch(batch, one.draw(8))
+    left, right = agent.state_dict(), other.state_dict()
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_a_state_of_another_shape_is_refused_in_one_sentence():
+    state = bandit_agent(SMALL).state_dict()
+    with pytest.raises(UserError, match="does not fit"):
+        bandit_agent(replace(SMALL, critic_hidden=(16, 16))).load_state_dict(state)
+
+
+def test_no_stray_gradients():
+    """The policy's loss reaches neither the critics nor the multiplier; the critics' step leaves the policy alone."""
+    agent, generator = bandit_agent(SMALL), torch.Generator().manual_seed(3)
+    batch, noise = bandit_batch(64, generator), agent.draw(64)
+    before = {n: p.detach().clone() for n, p in agent.policy.named_parameters()}
+    agent.update_batch(batch, noise)
+    step = agent._critic_step(batch, batch.action)
+    assert not step.reward_loss.requires_grad
+    critic_gradients = [p.grad.clone() for p in agent.cost_critic.parameters()]
+    action, _, _, _ = agent.chain(batch.observation, noise.policy, noise.tau)
+    action.sum().backward()
+    for parameter, gradient in zip(agent.cost_critic.parameters(), critic_gradients):
+        assert torch.equal(parameter.grad, gradient)
+    moved = {n for n, p in agent.policy.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == before.keys()
+
+
+def test_non_finite_numbers_stop_the_update_and_name_themselves():
+    agent, generator = bandit_agent(SMALL), torch.Generator().manual_seed(3)
+    batch = bandit_batch(64, generator)
+    weights = {n: p.clone() for n, p in agent.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="reward_critic_loss"):
+        agent.update_batch(batch._replace(reward=batch.reward * float("nan")), agent.draw(64))
+    with pytest.raises(NonFiniteError, match="cost_critic_loss"):
+        agent.update_batch(batch._replace(cost=batch.cost * float("inf")), agent.draw(64))
+    for name, value in agent.state_dict().items():
+        if name != "generator":
+            assert torch.equal(value, weights[name]), name
+
+
+def test_best_of_n_takes_the_sample_of_least_energy():
+    config = replace(SMALL, **QUICK, energy="none", evaluation="best_of_n", evaluation_samples=64)
+    agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
+    for _ in range(60):
+        agent.update_batch(bandit_batch(64, generator), agent.draw(64))
+    state = torch.zeros(200, 2)
+    best = agent.act(state, "deterministic", generator)
+    sample = agent.act(state, "stochastic", generator)
+    assert best.mean() > sample.mean() + 0.2  # Q grows with a
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rho": 0}, "--rho"), ({"gamma": 1.5}, "--gamma"), ({"critic_hidden": ()}, "--critic-hidden"), ({"multiplier": -1}, "negative"),
+        ({"sigma_min": 2.0}, "--sigma-min"), ({"prediction": "guided"}, "--prediction guided"), ({"schedule": "vp", "step_noise": "euler"}, "euler"),
+        ({"step_noise": "euler"}, "path entropy"), ({"multiplier_rule": "log_adam", "multiplier": 0.0}, "log lambda"), ({"beta_first": 0.5}, "--beta-first"),
+    ],
+)  # fmt: skip
+def test_impossible_configurations_are_refused(change, words):
+    with pytest.raises(UserError, match=words):
+        replace(ALGDConfig(), **change).validate()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_act_inside_asymmetric_bounds(preset, generator):
+    config = PRESETS[preset]
+    config.validate()
+    agent = ALGD(config, EnvShape(3, (-2.0, 0.0), (1.0, 0.5), 1), (CostBudget(25),))
+    for mode in ("explore", "stochastic", "deterministic"):
+        action = agent.act(torch.randn(50, 3), mode, generator)
+        assert action.shape == (50, 2)
+        assert (action >= torch.tensor([-2.0, 0.0]) - 1e-6).all()
+        assert (action <= torch.tensor([1.0, 0.5]) + 1e-6).all()
+
+
+@pytest.mark.parametrize("schedule", ["ve", "vp"])
+def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
+    """With the exact score of a Gaussian latent the bound is below, and with many steps near, log|da/dx| + the Gaussian's entropy."""
+    std, steps = 0.5, 60
+    config = ALGDConfig(schedule=schedule, steps=steps, sigma_min=0.01, sigma_max=8.0, prediction="score")
+    box = ActionBox.from_bounds(-torch.ones(1), torch.ones(1))
+    policy = DiffusionPolicy(config, 1, box, torch.Generator()).place(torch.device("cpu"), torch.float64)
+
+    def exact(condition, x, k):
+        return -x / (policy.alpha[k] ** 2 * std**2 + policy.sigma[k] ** 2)
+
+    policy.score = exact
+    generator = torch.Generator().manual_seed(0)
+    noise = ChainNoise(*(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((20_000, 1), (steps, 20_000, 1))))
+    latents = policy.latents(torch.zeros(20_000, 1, dtype=torch.float64), policy.process.start * noise.start, noise.steps)
+    bound = policy.path_entropy(latents, noise).mean()
+    jacobian = policy.box.log_jacobian(latents[0]).mean()
+    exact_entropy = 0.5 * math.log(2 * math.pi * math.e * float(latents[0].var())) + jacobian
+    assert bound <= exact_entropy + 0.01
+    assert bound >= exact_entropy - 0.35
+
+
+@pytest.mark.slow
+def test_compiled_updates_equal_eager_ones():
+    generator = torch.Generator().manual_seed(3)
+    eager, compiled = bandit_agent(SMALL, seed=1), bandit_agent(SMALL, seed=1, compile=True)
+    for _ in range(3):
+        batch = bandit_batch(64, generator)
+        for agent in (eager, compiled):
+            agent.update_batch(batch, agent.draw(64))
+    for (name, one), two in zip(eager.policy.state_dict().items(), compiled.policy.state_dict().values()):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4, msg=name)
