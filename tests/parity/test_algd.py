@@ -63,7 +63,7 @@ def agent_of(r: Recording, mode: str = "upd_sg", **changes) -> ALGD:
         PARITY_VP if vp else PARITY, steps=s["T"], proposals=s["N"], cost_members=s["E"], rho=s["rho"], beta=s["beta"],
         critic_hidden=(int(s["critic_hidden"]),) * 2, policy_hidden=(hidden,) * 3, batch_size=s["B"],
         time_embedding=r["init.policy.time_embedding.weight"].shape[1], gamma=s["gamma"], cost_gamma=s["sgamma"],
-        learning_rate=s["lr"], cost_learning_rate=s["qc_lr"], multiplier_rate=s["lr"], polyak=s["tau"],
+        policy_learning_rate=s["lr"], critic_learning_rate=s["lr"], cost_learning_rate=s["qc_lr"], multiplier_rate=s["lr"], polyak=s["tau"],
         target_every=s["target_update_every"], multiplier=float(torch.tensor(s["log_lambda_init"], dtype=torch.float64).exp()),
         cost_through_termination=bool(s[f"{mode}.safetygym"]), **schedule_ends(r, vp), **changes,
     )  # fmt: skip

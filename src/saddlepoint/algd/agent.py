@@ -68,9 +68,9 @@ class ALGD:
         # One fused optimiser for all critics and one for the policy: 1.3 ms instead of three passes over separate groups.
         self.critic_optimiser = torch.optim.Adam(
             [{"params": list(self.critic.parameters())}, {"params": list(self.cost_critic.parameters()), "lr": config.cost_learning_rate}],
-            lr=config.learning_rate, fused=True,
+            lr=config.critic_learning_rate, fused=True,
         )  # fmt: skip
-        self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.learning_rate, fused=True)
+        self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.policy_learning_rate, fused=True)
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
@@ -181,10 +181,10 @@ class ALGD:
         energy, slope, target = self.guide(
             batch.observation, action.detach(), point.detach(), noise.tau, noise.proposals, multiplier.to(self.dtype), beta
         )
-        error = phi - target
-        if cfg.score_loss_scale == "sigma":
-            error = error * self.policy.sigma[noise.tau].unsqueeze(-1)
-        score_loss = error.square().mean()
+        error = (phi - target).square()
+        if cfg.score_loss_scale == "energy":
+            error = error * (beta * self.policy.sigma[noise.tau].square()).unsqueeze(-1)
+        score_loss = error.mean()
         entropy_mean = entropy.mean()
         # (a_0 . dL/da).mean has the gradient of L(s, a_0).mean, with the critics as constants.
         policy_loss = (action * slope).sum(-1).mean() + cfg.score_weight * score_loss

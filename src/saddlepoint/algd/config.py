@@ -59,8 +59,9 @@ class ALGDConfig:
     """form of the Monte-Carlo score"""
     score_weight: float = 0.1
     """weight of the score loss beside the mean energy of the chain's actions"""
-    score_loss_scale: Literal["sigma", "one"] = "sigma"
-    """score errors are multiplied by sigma_tau (all levels weigh alike) or by one (released)"""
+    score_loss_scale: Literal["energy", "one"] = "energy"
+    """square errors of the score are multiplied by beta * sigma_tau^2, which puts them in the units of the energy beside them and lets all levels
+    weigh alike, or by one (released)"""
     score_pairing: Literal["before", "after"] = "before"
     """the latent paired with step tau: the one the step starts from, or (released) the one it ends at [8]"""
     detach_point: bool = True
@@ -95,8 +96,10 @@ class ALGDConfig:
     """discount of costs"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
-    learning_rate: float = 3e-4
-    """Adam's step for the policy and the reward critics"""
+    policy_learning_rate: float = 3e-4
+    """Adam's step for the policy"""
+    critic_learning_rate: float = 3e-4
+    """Adam's step for the reward critics"""
     cost_learning_rate: float = 3e-4
     """Adam's step for the cost critics"""
     temperature_rate: float = 3e-4
@@ -119,7 +122,7 @@ class ALGDConfig:
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
         positive = ("rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
-                    "learning_rate", "cost_learning_rate", "target_every", "evaluation_samples", "multiplier_interval", "multiplier_rate",
+                    "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "target_every", "evaluation_samples", "multiplier_interval", "multiplier_rate",
                     "temperature_rate")  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:

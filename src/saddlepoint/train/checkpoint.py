@@ -62,8 +62,9 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"the checkpoint of step {checkpoint.step} could not be written to {home} ({_reason(error)}):"
             " the older ones are untouched; make room and go on with --resume."
         ) from error
-    for _, old in _candidates(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    older = [path for step, path in _candidates(run) if step < checkpoint.step]  # newer ones are damaged
+    for path in older[keep - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)
     return folder
 
 

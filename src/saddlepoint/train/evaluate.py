@@ -19,7 +19,7 @@ PREFIXES: dict[ActMode, str] = {"deterministic": "eval", "stochastic": "eval/sto
 def evaluate(
     policy: Policy, env: str, budgets: tuple[CostBudget, ...], episodes: int, seed: int,
     device: torch.device | str = "cpu", stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
+) -> dict[str, float] | None:  # fmt: skip
     """``episodes`` whole episodes of the noise-free (``eval/``) and of the stochastic policy (``eval/stochastic/``).
 
     The environments and the generator are made here from ``seed`` and nothing else is touched, so the result depends
@@ -32,44 +32,46 @@ def evaluate(
     if episodes < 1:
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
     metrics: dict[str, float] = {}
-    for mode, prefix in PREFIXES.items():
-        finished = run_episodes(policy, env, budgets, episodes, seed, mode, device, stop)
-        if finished is None:
-            return None
-        metrics |= summarise(finished, budgets, prefix)
+    envs = EnvBatch(env, min(episodes, MAX_ENVS), seed=seed)
+    try:
+        for mode, prefix in PREFIXES.items():
+            generator = torch.Generator(device=device).manual_seed(seed)
+            finished = run_episodes(policy, envs, budgets, episodes, seed, mode, generator, stop)
+            if finished is None:
+                return None
+            metrics |= summarise(finished, budgets, prefix)
+    finally:
+        envs.close()
     return metrics | {"eval/episodes": float(episodes)}
 
 
 def run_episodes(
-    policy: Policy, env: str, budgets: tuple[CostBudget, ...], episodes: int, seed: int, mode: ActMode,
-    device: torch.device | str = "cpu", stop: Callable[[], bool] = lambda: False,
-) -> Episodes | None:
-    """``episodes`` whole episodes, at most ``MAX_ENVS`` side by side; None when ``stop`` asked to leave early.
+    policy: Policy, envs: EnvBatch, budgets: tuple[CostBudget, ...], episodes: int, seed: int, mode: ActMode,
+    generator: torch.Generator, stop: Callable[[], bool] = lambda: False,
+) -> Episodes | None:  # fmt: skip
+    """``episodes`` whole episodes, side by side in ``envs``; None when ``stop`` asked to leave early.
 
-    Each environment plays one episode a wave, so that short episodes are not counted more often than long ones.
+    Each environment plays one episode, then all are seeded anew for the next wave: short episodes do not count more
+    often than long ones. The policy acts on the device of ``generator``.
     """
-    generator = torch.Generator(device=device).manual_seed(seed)
-    slots = min(episodes, MAX_ENVS)
+    slots = envs.num_envs
     finished = Episodes.none(len(budgets))
-    envs = EnvBatch(env, slots, seed=seed)
-    try:
-        for first in range(0, episodes, slots):
-            observation = envs.reset(seed + first)
-            sums = EpisodeSums(slots, budgets)
-            playing = np.arange(slots) < episodes - first
-            while playing.any():
-                if stop():
-                    return None
-                with torch.no_grad():
-                    action = policy.act(torch.as_tensor(observation, device=device), mode, generator).cpu().numpy()
-                require_finite_action(action)
-                step = envs.step(action)
-                ended = (step.terminated | step.truncated) & playing
-                finished = finished.join(sums.add(step.reward, step.cost, ended))
-                playing &= ~ended
-                observation = step.observation
-    finally:
-        envs.close()
+    for first in range(0, episodes, slots):
+        observation = envs.reset(seed + first)
+        sums = EpisodeSums(slots, budgets)
+        playing = np.arange(slots) < episodes - first
+        while playing.any():
+            if stop():
+                return None
+            batch = torch.as_tensor(observation, device=generator.device)
+            with torch.no_grad():
+                action = policy.act(batch, mode, generator).cpu().numpy()
+            require_finite_action(action)
+            step = envs.step(action)
+            ended = (step.terminated | step.truncated) & playing
+            finished = finished.join(sums.add(step.reward, step.cost, ended))
+            playing &= ~ended
+            observation = step.observation
     return finished
 
 

@@ -1,0 +1,196 @@
+"""The learning runs behind the README's figures: start them, collect them, draw them.
+
+    python benchmarks/learning.py list
+    python benchmarks/learning.py run halfcheetah-velocity [--only LABEL-SEED]   # resumes what was interrupted, skips what is done
+    python benchmarks/learning.py collect halfcheetah-velocity                   # results/<name>.json and results/<name>.png
+
+Every run is an ordinary ``saddlepoint train`` whose command stands in the JSON with commit, seed, machine and wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+RUNS = HERE.parent / "runs" / "bench"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for colour-blind readers
+
+
+@dataclass(frozen=True)
+class Experiment:
+    title: str
+    common: str
+    variants: dict[str, str]
+    seeds: tuple[int, ...] = (0,)
+    steps_of: dict[str, int] | None = None
+    """total steps of single runs (``label-seed``) where they differ from the rest"""
+    multiplier: bool = False
+    """draw the multiplier's panel"""
+
+
+SLOW = "--precision bfloat16 --threads 1 --compile off --quiet"
+TOY = (
+    "--env saddlepoint/Toy-v0 --total-steps 20000 --warmup-steps 1000 --eval-every 1000 --log-every 250 --checkpoint-every 10000"
+    " --critic-hidden 64 64 --policy-hidden 64 64 --threads 1 --compile off --quiet"
+)
+EXPERIMENTS: dict[str, Experiment] = {
+    "toy-energies": Experiment(
+        "Toy: the energy that guides the denoising", TOY,
+        {"augmented": "", "plain": "--energy plain", "none": "--energy none"}, (0, 1, 2), multiplier=True,
+    ),
+    "halfcheetah-velocity": Experiment(
+        "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
+        f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW}",
+        {"algd": ""}, (0, 1, 2), steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000}, multiplier=True,
+    ),
+    "halfcheetah-speed": Experiment(
+        "HalfCheetahSpeed-v0: discounted speed at most 151.989",
+        f"--env saddlepoint/HalfCheetahSpeed-v0 --total-steps 30000 --eval-every 5000 --checkpoint-every 15000 --replay-size 100000 {SLOW}",
+        {"algd": ""}, multiplier=True,
+    ),
+    "hopper-speed": Experiment(
+        "HopperSpeed-v0: discounted speed at most 82.748",
+        f"--env saddlepoint/HopperSpeed-v0 --total-steps 50000 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW}",
+        {"algd": ""}, multiplier=True,
+    ),
+}  # fmt: skip
+
+
+def planned(name: str) -> list[tuple[str, int, list[str], Path]]:
+    """(label, seed, command, run folder) of every run of an experiment."""
+    experiment = EXPERIMENTS[name]
+    runs = []
+    for label, flags in experiment.variants.items():
+        for seed in experiment.seeds:
+            key = f"{label}-{seed}"
+            steps = ["--total-steps", str(experiment.steps_of[key])] if experiment.steps_of else []
+            command = ["train", "algd", *experiment.common.split(), *flags.split(), *steps, "--seed", str(seed)]
+            runs.append((label, seed, command, RUNS / name / key))
+    return runs
+
+
+def commit() -> str:
+    dirty = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
+    return head + ("+changes" if dirty else "")
+
+
+def machine() -> dict[str, Any]:
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    import torch
+
+    return {"cpu": cpu, "cores": len(__import__("os").sched_getaffinity(0)), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def run(name: str, only: str | None) -> None:
+    for label, seed, command, folder in planned(name):
+        if only and only != f"{label}-{seed}":
+            continue
+        started = folder / "started.json"
+        if not (folder / "config.json").exists():
+            arguments = [*command, "--out", str(folder)]
+        else:
+            arguments = ["train", "algd", "--resume", str(folder), "--quiet"]
+        print("saddlepoint", *arguments, flush=True)
+        stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine()}
+        subprocess.run([sys.executable, "-m", "saddlepoint.cli", *arguments], check=False)
+        if folder.exists() and not started.exists():
+            started.write_text(json.dumps(stamp, indent=1))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def collect(name: str) -> None:
+    """Evaluations and multipliers of all runs that exist, with where they came from."""
+    experiment, runs = EXPERIMENTS[name], []
+    for label, seed, _, folder in planned(name):
+        if not (folder / "started.json").exists():
+            print(f"left out: {label}-{seed} (not finished)")
+            continue
+        lines = read(folder)
+        evals = [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "eval"]
+        keys = ("step", "wall_s", "train/multiplier", "train/effective_multiplier", "train/risk", "train/beta", "train/entropy",
+                "train/return_mean", "train/cost_mean", "train/discounted_cost_mean")  # fmt: skip
+        trains = [{k: line[k] for k in keys if k in line} for line in lines if line["kind"] == "train"]
+        runs.append({"label": label, "seed": seed, **json.loads((folder / "started.json").read_text()),
+                     "wall_s": lines[-1]["wall_s"], "eval": evals, "train": trains})  # fmt: skip
+        last = evals[-1]
+        print(f"{label}-{seed} step {last['step']}: return {last['eval/return_mean']:.0f}, cost {last['eval/cost_mean']:.1f},"
+              f" discounted {last['eval/discounted_cost_mean']:.1f}; stochastic {last['eval/stochastic/return_mean']:.0f},"
+              f" {last['eval/stochastic/cost_mean']:.1f}; {lines[-1]['wall_s'] / 60:.0f} min")  # fmt: skip
+    if not runs:
+        sys.exit(f"no finished run of {name}: start them with `python benchmarks/learning.py run {name}`")
+    budget = json.loads((planned(name)[0][3] / "config.json").read_text())["budgets"][0]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"title": experiment.title, "budget": budget, "runs": runs}, indent=1))
+    draw(path)
+
+
+def draw(path: Path) -> None:
+    """Return, cost against its budget, and the multiplier: thin lines are seeds, thick ones their mean."""
+    content = json.loads(path.read_text())
+    runs, budget = content["runs"], content["budget"]
+    cost_key = "eval/stochastic/discounted_cost_mean" if budget["discounted"] else "eval/stochastic/cost_mean"
+    panels = [("eval", "eval/return_mean", "return (deterministic)"), ("eval", "eval/stochastic/return_mean", "return (stochastic)"),
+              ("eval", cost_key, "discounted cost (stochastic)" if budget["discounted"] else "episode cost (stochastic)"),
+              ("train", "train/multiplier", "multiplier")]  # fmt: skip
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    labels = list(dict.fromkeys(run["label"] for run in runs))
+    for axis, (kind, key, title) in zip(axes, panels):
+        for colour, label in zip(COLOURS, labels):
+            curves = [[(line["step"], line[key]) for line in run[kind] if key in line] for run in runs if run["label"] == label]
+            curves = [np.array(curve) for curve in curves if curve]
+            for curve in curves:
+                axis.plot(*curve.T, color=colour, alpha=0.35 if len(curves) > 1 else 1, lw=1)
+            if len(curves) > 1:
+                length = min(map(len, curves))
+                axis.plot(curves[0][:length, 0], np.mean([c[:length, 1] for c in curves], 0), color=colour, lw=2.2, label=f"{label} (mean of {len(curves)})")
+            elif curves:
+                axis.plot([], [], color=colour, label=f"{label} (one seed)")
+        if "cost" in key:
+            axis.axhline(budget["limit"], color="k", ls="--", lw=1, label="budget")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("environment steps")
+        axis.grid(alpha=0.25)
+    axes[2].legend(fontsize=8)
+    figure.suptitle(content["title"], fontsize=11)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=["list", "run", "collect"])
+    parser.add_argument("name", nargs="?", choices=list(EXPERIMENTS))
+    parser.add_argument("--only", help="one run, such as algd-0")
+    arguments = parser.parse_args()
+    if arguments.verb == "list":
+        for name in EXPERIMENTS:
+            print(name, *(folder.name for _, _, _, folder in planned(name)))
+    elif arguments.name is None:
+        parser.error("name an experiment: " + ", ".join(EXPERIMENTS))
+    elif arguments.verb == "run":
+        run(arguments.name, arguments.only)
+    else:
+        collect(arguments.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The command line: what it runs, and one sentence with exit code 2 for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint.algd.config import PRESETS, ALGDConfig
+from saddlepoint.cli import main
+from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.flags import Parsed, file_args, parse
+from saddlepoint.systems import load_policy
+from saddlepoint.train import run
+from saddlepoint.train.checkpoint import latest, load
+from saddlepoint.train.config import TrainConfig
+from saddlepoint.types import UserError
+
+TOY = "saddlepoint/Toy-v0"
+SMALL = [
+    "--env", TOY, "--warmup-steps", "60", "--eval-every", "100", "--checkpoint-every", "60", "--batch-size", "16",
+    "--quiet", "--critic-hidden", "16", "16", "--policy-hidden", "16", "--threads", "1", "--compile", "off",
+]  # fmt: skip
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "algd", *SMALL, "--total-steps", "120", "--out", str(folder)]) == 0
+    return folder
+
+
+def train_parsed(*args: str) -> Parsed:
+    flags = train_flags(ALGDConfig)
+    return parse(flags, flags(Launch(), TrainConfig(env=""), ALGDConfig(), BudgetFlags()), args, "prog")
+
+
+def test_help_version_and_envs(command: Run) -> None:
+    assert command("--help")[:1] == (0,)
+    assert command("--version")[1].startswith("saddlepoint 0.")
+    code, out, _ = command("envs")
+    assert code == 0
+    assert TOY in out
+    assert "budget: at most" in out
+
+
+def test_help_is_quick_because_it_loads_no_torch() -> None:
+    program = "import sys; from saddlepoint.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "algd", "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for config in (TrainConfig(env=""), ALGDConfig(), BudgetFlags(), Launch()):
+        for name in vars(config):
+            assert f"--{name.replace('_', '-')}" in text
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["fly"], "no verb 'fly'"),
+    (["train"], "train needs a system"),
+    (["train", "sac"], "no system 'sac'"),
+    (["train", "algd"], "give --env"),
+    (["train", "algd", "--env", TOY, "--total-step", "5"], "no flag --total-step: did you mean total-steps?"),
+    (["train", "algd", "--env", TOY, "--no-seed"], "--no-seed"),
+    (["train", "algd", "--env", TOY, "--rho", "x"], "--rho: could not convert"),
+    (["train", "algd", "--env", TOY, "--seed"], "--seed"),
+    (["train", "algd", "--env", TOY, "--energy", "dark"], "dark"),
+    (["train", "algd", "--env", TOY, "stray"], "'stray'"),
+    (["train", "algd", "--env", TOY, "--preset", "best"], "no preset 'best'"),
+    (["train", "algd", "--env", TOY, "--rho", "-1"], "--rho must be"),
+    (["train", "algd", "--env", TOY, "--warmup-steps", "100000"], "--warmup-steps"),
+    (["train", "algd", "--env", TOY, "--cost-limit", "-3"], "cost limit must be"),
+    (["train", "algd", "--env", TOY, "--cost-limit", "1", "2"], "1 constraints, not 2"),
+    (["train", "algd", "--env", TOY, "--config", "none.json"], "cannot be read"),
+    (["train", "algd", "--env", "Toy-v9"], "no environment is called"),
+    (["train", "algd", "--env", "CartPole-v1", "--cost-limit", "1"], "Discrete"),
+    (["train", "algd", "--env", "Pendulum-v1"], "declares no cost budget of its own: give one with --cost-limit"),
+    (["train", "algd", "--env", "Pendulum-v1", "--cost-limit", "1"], 'no "cost"'),
+    (["train", "algd", "--resume", "nowhere"], "not a run folder"),
+    (["evaluate"], "needs the run folder"),
+    (["evaluate", "nowhere"], "not a run folder"),
+    (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
+    (["envs", "all"], "takes nothing"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), MISTAKES, ids=[" ".join(args) for args, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    command: Run, tmp_path: Path, args: list[str], words: str
+) -> None:
+    code, _, err = command(*args)
+    assert code == 2
+    assert err.startswith("saddlepoint: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_leaves_a_run_folder_that_says_what_was_run(trained: Path) -> None:
+    content = json.loads((trained / "config.json").read_text())
+    assert content["system"] == "algd"
+    assert content["train"]["env"] == TOY
+    assert content["learner"]["critic_hidden"] == [16, 16]
+    assert content["resolved"] == {"device": "cpu", "threads": 1, "compiled": False}
+    assert run.budgets_of(content)[0].limit > 0
+    assert latest(trained)[0].name == "120"
+    kinds = [json.loads(line)["kind"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["eval", "train", "eval"]
+
+
+def test_a_used_folder_is_refused_with_both_choices(command: Run, trained: Path) -> None:
+    code, _, err = command("train", "algd", *SMALL, "--out", trained)
+    assert code == 2
+    assert f"--resume {trained}" in err
+    assert "another --out" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--rho", "3"], "--rho 1.0 and cannot go on with 3.0"),
+        (["--seed", "3"], "--seed 0 and cannot go on with 3"),
+        (["--cost-limit", "77"], "another cost budget"),
+        (["--out", "x"], "leave out --out"),
+        (["--preset", "parity"], "leave out --preset"),
+        (["--total-steps", "100"], "already made 120 steps"),
+    ],
+)
+def test_resume_refuses_what_would_change_the_run(command: Run, trained: Path, args: list[str], words: str) -> None:
+    code, _, err = command("train", "algd", "--resume", trained, "--quiet", *args)
+    assert code == 2
+    assert words in err
+
+
+def test_resume_goes_on_as_one_run(command: Run, trained: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert command("train", "algd", *SMALL, "--total-steps", "150", "--out", once)[0] == 0
+    assert command("train", "algd", *SMALL, "--total-steps", "95", "--out", twice)[0] == 0
+    assert command("train", "algd", "--resume", twice, "--total-steps", "150", "--rho", "1")[0] == 0
+    a, b = (load(latest(folder)[0]) for folder in (once, twice))
+    for part in ("learner", "replay"):
+        for name, tensor in vars(a)[part].items():
+            assert torch.equal(tensor, vars(b)[part][name]), name
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    program = [sys.executable, "-m", "saddlepoint.cli", "train", "algd", *SMALL, "--total-steps", "1000000"]
+    program += ["--out", str(folder)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "checkpoints" / "60").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with --resume {folder}" in err
+    assert "Traceback" not in err
+    assert int(latest(folder)[0].name) > 60
+
+
+def test_evaluate_prints_and_keeps_what_the_policy_does(command: Run, trained: Path) -> None:
+    code, out, _ = command("evaluate", trained, "--episodes", "3", "--video", "--threads", "1")
+    assert code == 0
+    assert "noise-free policy: return" in out
+    assert "stochastic policy: return" in out
+    kept = json.loads((trained / "evaluation-120.json").read_text())
+    assert kept["eval/episodes"] == 3
+    assert (trained / "videos" / "120.mp4").stat().st_size > 0
+
+
+def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
+    policy = load_policy(trained)
+    observations = np.random.default_rng(0).normal(size=(5, policy.shape.observation)).astype(np.float32)
+    many = policy.act(observations)
+    assert many.shape == (5, policy.shape.action)
+    np.testing.assert_allclose(policy.act(observations[2]), many[2], rtol=1e-5)
+    sampled = [policy.act(observations, "stochastic", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert (sampled[0] == sampled[1]).all()
+    assert (sampled[0] != sampled[2]).any()
+    with pytest.raises(UserError, match="generator"):
+        policy.act(observations, "stochastic")
+
+
+def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
+    content = json.loads((trained / "config.json").read_text())
+    for change, words in (
+        ({"system": "sac"}, "trained with sac"),
+        ({"format": 9}, "not written by this version"),
+        ({"learner": {"rho": 1.0}}, "another version"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=words):
+            load_policy(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_policy(tmp_path)
+
+
+def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    settings = {"env": TOY, "seed": 4, "critic-hidden": [32, 8], "detach_point": False, "cost_limit": [3.5], "rho": 2}
+    path.write_text(json.dumps(settings))
+    flags = train_flags(ALGDConfig)
+    default = flags(Launch(), TrainConfig(env=""), ALGDConfig(), BudgetFlags())
+    parsed = train_parsed(*file_args(path, default, frozenset({"config"})), "--seed", "9")
+    assert parsed.values.run == TrainConfig(env=TOY, seed=9)
+    assert parsed.values.system == ALGDConfig(critic_hidden=(32, 8), detach_point=False, rho=2.0)
+    assert parsed.values.budget.cost_limit == (3.5,)
+    assert parsed.given == {"env", "seed", "critic_hidden", "detach_point", "cost_limit", "rho"}
+    for content, words in (
+        ('{"sed": 1}', "no setting 'sed': did you mean seed"), ('{"config": "x"}', "no setting 'config'"),
+        ("[1]", "one object"), ("{", "not JSON"), ('{"env": null}', "must be a number"),
+    ):  # fmt: skip
+        path.write_text(content)
+        with pytest.raises(UserError, match=words):
+            file_args(path, default, frozenset({"config"}))
+
+
+def test_flags_go_over_the_preset() -> None:
+    parsed = train_parsed("--env", TOY, "--preset", "parity", "--rho", "2", "--entropy", "none")
+    assert parsed.over(parsed.values.system, PRESETS["parity"]) == replace(PRESETS["parity"], rho=2.0, entropy="none")
+
+
+@pytest.mark.parametrize(
+    ("env", "args", "wanted"),
+    [
+        ("saddlepoint/HalfCheetahVelocity-v0", [], CostBudget(25.0, horizon=1000)),
+        ("saddlepoint/HalfCheetahVelocity-v0", ["--cost-limit", "10"], CostBudget(10.0, horizon=1000)),
+        ("saddlepoint/HalfCheetahVelocity-v0", ["--cost-discounted"], CostBudget(25.0, discounted=True, horizon=1000)),
+        ("saddlepoint/HalfCheetahVelocity-v0", ["--cost-horizon", "300"], CostBudget(25.0, horizon=300)),
+        ("HalfCheetah-v5", ["--cost-limit", "0.2", "--cost-per", "step"], CostBudget(0.2, "step", horizon=1000)),
+        ("Pendulum-v1", ["--cost-limit", "7", "--no-cost-discounted"], CostBudget(7.0, horizon=200)),
+    ],
+)
+def test_budget_flags_change_the_tasks_own(env: str, args: list[str], wanted: CostBudget) -> None:
+    assert budgets_from(train_parsed("--env", env, *args), env, 0.99) == (wanted,)
+    if not wanted.discounted:
+        assert budgets_from(train_parsed("--env", env, *args), env, 0.9) == (replace(wanted, gamma=0.9),)

@@ -1,0 +1,137 @@
+"""The ring against a plain list of transitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saddlepoint.replay import Replay, available_bytes
+from saddlepoint.types import UserError
+
+Step = tuple[np.ndarray, ...]
+
+
+def steps(count: int, num_envs: int, seed: int, ends: float = 0.15) -> list[Step]:
+    """Vector steps whose observation is (time, env): every transition names itself."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for t in range(count):
+        observation = np.stack([np.full(num_envs, t), np.arange(num_envs)], 1).astype(np.float32)
+        shapes = ((num_envs, 1), (num_envs,), (num_envs, 2))
+        action, reward, cost = (rng.random(shape).astype(np.float32) for shape in shapes)
+        end = rng.random(num_envs)
+        terminated, truncated = end < ends / 2, (end >= ends / 2) & (end < ends)
+        made.append((observation, action, reward, cost, observation + 0.5, terminated, truncated))
+    return made
+
+
+def filled(made: list[Step], rows: int, num_envs: int, breaks: int = -1) -> Replay:
+    replay = Replay(rows * num_envs, 2, 1, 2, num_envs)
+    for t, step in enumerate(made):
+        if t == breaks:
+            replay.break_episodes()
+        replay.add(*step)
+    return replay
+
+
+@given(rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 25), seed=st.integers(0, 99))
+def test_samples_are_the_newest_transitions_whole(rows: int, num_envs: int, count: int, seed: int) -> None:
+    made = steps(count, num_envs, seed)
+    replay = filled(made, rows, num_envs)
+    kept = set(range(max(0, count - rows), count))
+    assert len(replay) == len(kept) * num_envs
+    batch = replay.sample(64, torch.Generator().manual_seed(seed))
+    for i in range(64):
+        t, env = int(batch.observation[i, 0]), int(batch.observation[i, 1])
+        assert t in kept
+        wanted = [field[env] for field in made[t]]
+        for got, value in zip(batch, wanted[:6], strict=True):
+            np.testing.assert_array_equal(got[i].numpy(), np.asarray(value, np.float32))
+
+
+@given(
+    rows=st.integers(2, 9), num_envs=st.integers(1, 3), count=st.integers(2, 25), length=st.integers(1, 4),
+    seed=st.integers(0, 99), breaks=st.integers(-1, 20),
+)  # fmt: skip
+def test_sequences_are_exactly_the_whole_ones(
+    rows: int, num_envs: int, count: int, length: int, seed: int, breaks: int
+) -> None:
+    made = steps(count, num_envs, seed)
+    replay = filled(made, rows, num_envs, breaks)
+
+    def whole(first: int, env: int) -> bool:
+        inside = range(first, first + length)
+        ended = any(made[t][5][env] or made[t][6][env] for t in inside[:-1])
+        return not ended and breaks not in inside[1:]
+
+    oldest = max(0, count - rows)
+    wanted = {(t, env) for t in range(oldest, count - length + 1) for env in range(num_envs) if whole(t, env)}
+    generator = torch.Generator().manual_seed(seed)
+    if not wanted:
+        with pytest.raises(UserError, match=r"sub-sequences"):
+            replay.sample_sequences(4, length, generator)
+        return
+    batch = replay.sample_sequences(600, length, generator)
+    assert batch.observation.shape == (600, length, 2)
+    times, envs = batch.observation[..., 0], batch.observation[..., 1]
+    assert (times == times[:, :1] + torch.arange(length)).all()
+    assert (envs == envs[:, :1]).all()
+    assert {(int(t), int(e)) for t, e in zip(times[:, 0], envs[:, 0], strict=True)} == wanted
+
+
+def test_sequences_are_uniform() -> None:
+    replay = filled(steps(40, 2, seed=3), 30, 2)
+    batch = replay.sample_sequences(40_000, 3, torch.Generator().manual_seed(0))
+    _, counts = np.unique(batch.observation[:, 0].numpy(), axis=0, return_counts=True)
+    expected = 40_000 / len(counts)
+    assert (((counts - expected) ** 2) / expected).sum() < 2 * len(counts)  # chi-square, far out in its tail
+
+
+@given(rows=st.integers(1, 7), num_envs=st.integers(1, 3), count=st.integers(0, 15), more=st.integers(0, 9))
+def test_a_saved_replay_goes_on_as_the_original(rows: int, num_envs: int, count: int, more: int) -> None:
+    made = steps(count + more, num_envs, seed=1)
+    original = filled(made[:count], rows, num_envs)
+    restored = Replay(rows * num_envs, 2, 1, 2, num_envs)
+    restored.load_state_dict({name: tensor.clone() for name, tensor in original.state_dict().items()})
+    for step in made[count:]:
+        original.add(*step)
+        restored.add(*step)
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, restored.state_dict()[name]), name
+    if count + more:
+        draws = [replay.sample(9, torch.Generator().manual_seed(2)) for replay in (original, restored)]
+        assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+
+
+def test_memory_is_what_the_tensors_take() -> None:
+    replay = filled(steps(10, 2, seed=0), 10, 2)
+    rings = {name: tensor for name, tensor in replay.state_dict().items() if name not in ("next_age", "position")}
+    assert Replay.bytes_needed(20, 2, 1, 2) == sum(tensor.numel() * tensor.element_size() for tensor in rings.values())
+    available = available_bytes(torch.device("cpu"))
+    assert available is None or available > 0
+
+
+def test_too_large_a_replay_is_refused_with_what_would_fit() -> None:
+    words = r"needs 1\.04 GB and 0\.10 GB are available.*--replay-size to at most 86538"
+    with pytest.raises(UserError, match=words) as caught:
+        Replay(1_000_000, 100, 56, 1, memory_limit=100_000_000)
+    assert "\n" not in str(caught.value)
+    Replay(86_538, 100, 56, 1, memory_limit=100_000_000)
+
+
+def test_clear_refusals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(UserError, match="empty"):
+        Replay(4, 2, 1, 2).sample(1, generator)
+    with pytest.raises(UserError, match="--replay-size"):
+        Replay(2, 2, 1, 2, num_envs=3)
+    saved = filled(steps(3, 1, 0), 4, 1).state_dict()
+    with pytest.raises(UserError, match="--replay-size"):
+        Replay(5, 2, 1, 2).load_state_dict(saved)
+    with pytest.raises(UserError, match="another environment"):
+        Replay(4, 3, 1, 2).load_state_dict(saved)
+    with pytest.raises(UserError, match="other names"):
+        Replay(4, 2, 1, 2).load_state_dict({"weights": torch.zeros(1)})

@@ -1,0 +1,286 @@
+"""The loop's promises: exact resume, clean stops, nothing poisoned, evaluation that disturbs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint.train.checkpoint import latest, load
+from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.signals import Interrupted
+from saddlepoint.train.start import train
+from saddlepoint.types import NonFiniteError, UserError
+from tests.toys import BUDGET, ENV, Tiny, TinyConfig
+
+PLAIN = TinyConfig()
+ROOT = Path(__file__).parents[1]
+CONFIG = TrainConfig(
+    env=ENV, total_steps=420, warmup_steps=40, updates_per_step=0.7, num_envs=3, replay_size=300, eval_every=130,
+    checkpoint_every=100, log_every=60, quiet=True, seed=5,
+)  # fmt: skip
+
+
+def go(
+    out: Path, resume: bool = False, learner: Any = Tiny, learner_config: TinyConfig = PLAIN, **changes: Any
+) -> Path:
+    return train(replace(CONFIG, out=out, **changes), learner, learner_config, (BUDGET,), resume=resume)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.pop("wall_s") >= 0 for line in lines)
+    return lines
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    first, second = (load(latest(run)[0]) for run in (a, b))
+    assert first.step == second.step
+    for part in ("learner", "replay"):
+        left, right = vars(first)[part], vars(second)[part]
+        assert left.keys() == right.keys()
+        for name in left:
+            assert torch.equal(left[name], right[name]), name
+    for name, value in first.state.items():
+        if name != "wall_s":
+            np.testing.assert_equal(value, second.state[name], name)
+    assert metrics(a) == metrics(b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One uninterrupted run."""
+    return go(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_the_run_folder_has_what_it_should(whole: Path) -> None:
+    lines = metrics(whole)
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [132, 261, 390, 420]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [60, 120, 180, 240, 300, 360, 420]
+    assert lines[-1].keys() >= {
+        "eval/return_mean", "eval/return_std", "eval/return_min", "eval/return_max", "eval/cost_mean",
+        "eval/violation_rate", "eval/discounted_cost_mean", "eval/length_mean", "eval/stochastic/return_mean",
+        "eval/stochastic/violation_rate",
+    }  # fmt: skip
+    assert lines[-2].keys() >= {"train/return_mean", "train/cost_mean", "train/multiplier", "train/updates"}
+    assert lines[-2]["train/updates"] == int(0.7 * (420 - 40))
+    assert list((whole / "tb").iterdir())
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"402", "420"}
+
+
+@pytest.mark.parametrize("stop", [39, 200, 390])
+def test_n_then_m_is_n_plus_m(whole: Path, tmp_path: Path, stop: int) -> None:
+    run = go(tmp_path / "run", total_steps=max(stop, 41))
+    assert_same_runs(whole, go(run, resume=True))
+
+
+class Suicidal(Tiny):
+    """Dies as by kill -9 in the middle of an update."""
+
+    def update(self, replay: Any, updates: int) -> Any:
+        if self.updates >= 190:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().update(replay, updates)
+
+
+Suicidal.__name__ = "Tiny"  # the same system, for config.json
+
+
+def test_kill_9_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
+    program = (
+        "import torch; torch.set_num_threads(1); from pathlib import Path;"
+        f"from tests.test_train_loop import go, Suicidal; go(Path({str(tmp_path / 'run')!r}), learner=Suicidal)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = tmp_path / "run"
+    assert max(line["step"] for line in metrics(run)) == 300  # written after the checkpoint of step 300 at the earliest
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 309, "wall_s": 1.0, "kind": "tr')  # and a line cut by the kill
+    assert_same_runs(whole, go(run, resume=True))
+
+
+def test_damaged_newest_checkpoint_still_ends_in_the_same_run(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = go(tmp_path / "run", total_steps=250)
+    newest = run / "checkpoints" / "252"
+    (newest / "learner.safetensors").write_bytes((newest / "learner.safetensors").read_bytes()[:-1])
+    go(run, resume=True)
+    assert "going on from the checkpoint of step 201, because that of step 252 is not whole" in capsys.readouterr().out
+    assert_same_runs(whole, run)
+
+
+def test_evaluation_disturbs_nothing(whole: Path, tmp_path: Path) -> None:
+    other = load(latest(go(tmp_path / "run", eval_every=37, eval_episodes=13))[0])
+    for name, tensor in load(latest(whole)[0]).learner.items():
+        assert torch.equal(tensor, other.learner[name]), name
+
+
+class Signalled(Tiny):
+    """Sends its own process a signal in the middle of an update."""
+
+    number = signal.SIGINT
+
+    def update(self, replay: Any, updates: int) -> Any:
+        if self.updates == 100:
+            os.kill(os.getpid(), self.number)
+        return super().update(replay, updates)
+
+
+Signalled.__name__ = "Tiny"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_a_checkpoint_and_resumes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(Signalled, "number", number)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"stopped at step \d+; go on with --resume"):
+        go(tmp_path / "run", learner=Signalled)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert 183 <= int(latest(tmp_path / "run")[0].name) <= 186
+    assert_same_runs(whole, go(tmp_path / "run", resume=True))
+
+
+def test_a_signal_during_evaluation_makes_up_for_it(whole: Path, tmp_path: Path) -> None:
+    class Impatient(Tiny):
+        def act(self, observation: Any, mode: Any, generator: Any) -> Any:
+            if mode == "stochastic" and self.updates > 150:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().act(observation, mode, generator)
+
+    Impatient.__name__ = "Tiny"
+    with pytest.raises(Interrupted, match="step 261"):
+        go(tmp_path / "run", learner=Impatient)
+    assert_same_runs(whole, go(tmp_path / "run", resume=True))
+
+
+def test_another_thread_can_train(tmp_path: Path) -> None:
+    thread = threading.Thread(target=go, args=(tmp_path / "run",), kwargs={"total_steps": 60})
+    thread.start()
+    thread.join()
+    assert latest(tmp_path / "run")[0].name == "60"
+
+
+def test_nan_reward_names_itself_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    words = r"reward of tests/Poison-v0 is not finite.*last good checkpoint is of step 300\)"
+    with pytest.raises(NonFiniteError, match=words):
+        go(tmp_path / "run", env="tests/Poison-v0")
+    assert latest(tmp_path / "run")[0].name == "300"
+
+
+def test_nan_loss_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"weight_loss is not finite.*last good checkpoint is of step 102"):
+        go(tmp_path / "run", learner_config=TinyConfig(poison_after=90))
+    assert latest(tmp_path / "run")[0].name == "102"
+
+
+def test_silent_nan_weights_are_not_saved(tmp_path: Path) -> None:
+    class Silent(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            self.seen = self.seen * float("nan") if self.updates > 90 else self.seen
+            return super().update(replay, updates)
+
+        def act(self, observation: Any, mode: Any, generator: Any) -> Any:
+            return super().act(observation, mode, generator).nan_to_num()
+
+    with pytest.raises(NonFiniteError, match=r"the learner's \w+ is not a number"):
+        go(tmp_path / "run", learner=Silent, eval_every=10_000)
+    assert latest(tmp_path / "run")[0].name == "102"
+
+
+def test_what_cannot_be_restored_starts_anew_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = go(tmp_path / "run", env="tests/Forgetful-v0", total_steps=200)
+    go(run, resume=True, env="tests/Forgetful-v0", total_steps=300)
+    assert "each starts a new episode" in capsys.readouterr().out
+    saved = load(latest(run)[0])
+    age, row = saved.replay["age"].view(-1, 3), 201 // 3
+    assert (age[row] == 0).all()
+    assert (age[row + 1] == 1).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 6}, "--seed 5 and cannot go on with 6"),
+        ({"num_envs": 2}, "--num-envs 3"),
+        ({"eval_every": 10}, "--eval-every 130"),
+        ({"learner_config": TinyConfig(rate=0.1)}, "--rate 0.05"),
+        ({"total_steps": 100}, "has already made 120 steps"),
+    ],
+)
+def test_resume_with_another_configuration_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    run = go(tmp_path / "run", total_steps=120)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "tb" not in path.parts}
+    with pytest.raises(UserError, match=words):
+        go(run, resume=True, **{"total_steps": 120, **changes})
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_resume_of_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    run = go(tmp_path / "run")
+    assert_same_runs(whole, go(run, resume=True))
+
+
+def test_what_does_not_matter_may_change_on_resume(whole: Path, tmp_path: Path) -> None:
+    run = go(tmp_path / "run", total_steps=200, keep_checkpoints=1, checkpoint_every=50)
+    assert_same_runs(whole, go(run, resume=True, keep_checkpoints=3, checkpoint_every=80))
+
+
+def test_a_folder_is_used_once_and_by_one(tmp_path: Path) -> None:
+    run = go(tmp_path / "run", total_steps=60)
+    with pytest.raises(UserError, match=r"already holds a run: go on with --resume .* or choose another --out"):
+        go(run)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not an empty folder"):
+        go(tmp_path / "full")
+
+    class Twice(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            with pytest.raises(UserError, match="another process is training"):
+                go(run, resume=True, total_steps=90)
+            return super().update(replay, updates)
+
+    Twice.__name__ = "Tiny"
+    go(run, resume=True, learner=Twice, total_steps=63)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"warmup_steps": 420}, "--warmup-steps 420 leaves nothing"),
+        ({"updates_per_step": 0.0}, "--updates-per-step"),
+        ({"updates_per_step": float("nan")}, "--updates-per-step"),
+        ({"eval_episodes": 9}, "--eval-episodes must be at least 10"),
+        ({"num_envs": 0}, "--num-envs must be at least 1"),
+        ({"replay_size": 2}, "--replay-size 2"),
+        ({"replay_size": 10**14}, r"needs \d+.* GB and .* lower --replay-size"),
+        ({"env": "tests/Nowhere-v0"}, "no environment is called"),
+        ({"env": "CartPole-v1"}, "Discrete"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        go(tmp_path / "run", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_budgets_must_fit(tmp_path: Path) -> None:
+    for budgets, words in (((), "no cost budget"), ((BUDGET, BUDGET), "1 constraints, not 2")):
+        with pytest.raises(UserError, match=words):
+            train(replace(CONFIG, out=tmp_path / "run"), Tiny, TinyConfig(), budgets)
+    assert not (tmp_path / "run").exists()
