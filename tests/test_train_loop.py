@@ -167,6 +167,20 @@ def test_a_signal_during_evaluation_makes_up_for_it(whole: Path, tmp_path: Path)
     assert_same_runs(whole, go(tmp_path / "run", resume=True))
 
 
+def test_a_signal_that_breaks_the_step_leaves_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
+    class Compiling(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates > 150:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("the compiler was interrupted")
+            return super().update(replay, updates)
+
+    Compiling.__name__ = "Tiny"
+    with pytest.raises(Interrupted, match=r"last good checkpoint is of step 201; go on with --resume"):
+        go(tmp_path / "run", learner=Compiling)
+    assert_same_runs(whole, go(tmp_path / "run", resume=True))
+
+
 def test_another_thread_can_train(tmp_path: Path) -> None:
     thread = threading.Thread(target=go, args=(tmp_path / "run",), kwargs={"total_steps": 60})
     thread.start()

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saddlepoint.algd.agent import ALGD as ALGD
+    from saddlepoint.algd.config import ALGDConfig as ALGDConfig
+    from saddlepoint.constrained.budget import CostBudget as CostBudget
+    from saddlepoint.envs.check import check_env as check_env
+    from saddlepoint.envs.make import make_env as make_env
+    from saddlepoint.envs.tasks import list_envs as list_envs
+    from saddlepoint.systems import load_policy as load_policy
+    from saddlepoint.train.config import TrainConfig as TrainConfig
+    from saddlepoint.train.start import train as train
+    from saddlepoint.types import UserError as UserError
 
 __version__ = "0.1.0"
 
@@ -13,7 +25,10 @@ _HOMES = {
     "CostBudget": "saddlepoint.constrained.budget",
     "make_env": "saddlepoint.envs.make",
     "check_env": "saddlepoint.envs.check",
-    "list_envs": "saddlepoint.envs.make",
+    "list_envs": "saddlepoint.envs.tasks",
+    "load_policy": "saddlepoint.systems",
+    "train": "saddlepoint.train.start",
+    "TrainConfig": "saddlepoint.train.config",
     "UserError": "saddlepoint.types",
 }
 __all__ = [*_HOMES, "__version__"]

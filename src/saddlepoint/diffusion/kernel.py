@@ -85,7 +85,8 @@ class ReverseProcess(NamedTuple):
         return Gaussian(mean, self.std[k])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
-        return ReverseProcess(*(t.to(device=device, dtype=dtype) for t in self[:4]), self.start)
+        keep, drift, denoise, std = (table.to(device=device, dtype=dtype) for table in self[:4])
+        return ReverseProcess(keep, drift, denoise, std, self.start)
 
 
 def euler_reverse(schedule: Schedule) -> ReverseProcess:

@@ -14,6 +14,7 @@ step.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -90,11 +91,26 @@ def velocity_env(
     """Gymnasium's ``{robot}-v5`` under ``VelocityCost``; ``kwargs`` go to the robot. MuJoCo is imported here and not
     before.
     """
+    _pass_on_warnings()
     spec = gym.spec(f"{robot}-v5")
     assert spec.entry_point is not None
     creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     env: Any = creator(**{**spec.kwargs, **kwargs})
     return VelocityCost(env, planar=planar, threshold=threshold, observation_entries=observation_entries)
+
+
+def _pass_on_warnings() -> None:
+    """MuJoCo's warnings as Python ones, but for the deprecation of ``settotalmass`` in Gymnasium's own HalfCheetah model.
+
+    Left alone MuJoCo prints it for every environment made and writes MUJOCO_LOG.TXT into the user's folder.
+    """
+    import mujoco
+
+    def report(message: str) -> None:
+        if "settotalmass" not in message:
+            warnings.warn(f"MuJoCo: {message}", stacklevel=2)
+
+    mujoco.set_mju_user_warning(report)
 
 
 def _register(id: str, text: str, name: str, budget: CostBudget, threshold: float | None) -> None:

@@ -80,6 +80,11 @@ class Loop:
                 self._advance()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
+            except RuntimeError as error:
+                if not self.stop():
+                    raise
+                # Ctrl-C also reaches what works for us, such as the C++ compiler: the step cannot be finished.
+                raise Interrupted(f"stopped; {self._last_good()}; go on with --resume {self.folder}") from error
             self.log.progress(self.step, self.updates)
             if config.due(self.step, config.log_every) or self.step >= config.total_steps:
                 self._log_training()

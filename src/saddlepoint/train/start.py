@@ -10,6 +10,7 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
 from saddlepoint.train.config import TrainConfig
@@ -55,6 +56,7 @@ def train(
     saved = run.read(folder) if resume else None
     if saved is None:
         run.require_new(folder)
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     device = config.resolve_device()
