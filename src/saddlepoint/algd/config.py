@@ -26,8 +26,9 @@ class ALGDConfig:
     """diffusion steps K"""
     schedule: Literal["ve", "vp"] = "ve"
     """variance exploding or variance preserving"""
-    sigma_min: float = 0.01
-    """smallest noise level"""
+    sigma_min: float = 0.1
+    """smallest noise level, also the noise that the last step keeps when there is an entropy bonus (released: 0.01, whose path-entropy bound is loose by
+    1 to 2 nats a dimension at K = 5; at 0.1 it is loose by 0.2 to 0.6)"""
     sigma_max: float = 1.0
     """largest noise level (VE); a VP schedule always ends near 1"""
     vp_betas: Literal["reaching", "released"] = "reaching"
@@ -47,10 +48,10 @@ class ALGDConfig:
     """where the score lives: in the latent with the tanh Jacobian, or (released) taken at the action and added to the latent [6]"""
     entropy: Literal["tuned", "fixed", "none"] = "tuned"
     """the temperature's hold on the policy's noise: a path-entropy bonus with beta tuned to ``target_entropy``, with beta fixed, or none (released)"""
-    beta: float = 1.0
+    beta: float = 0.1
     """temperature of pi ~ exp(-L_A / beta); the start value when tuned"""
-    target_entropy: float = -1.0
-    """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (a Gaussian of std 0.09 has -1)"""
+    target_entropy: float = -0.8
+    """wanted path entropy per action dimension, in nats, for actions scaled to [-1, 1] (a Gaussian of std 0.11 has -0.8)"""
 
     # --- the score target
     proposals: int = 4
@@ -98,17 +99,17 @@ class ALGDConfig:
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
     """Adam's step for the policy"""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
     """Adam's step for the reward critics"""
-    cost_learning_rate: float = 3e-4
+    cost_learning_rate: float = 1e-3
     """Adam's step for the cost critics"""
-    temperature_rate: float = 3e-4
+    temperature_rate: float = 1e-3
     """Adam's step for log beta when tuned"""
     batch_size: int = 256
     """transitions an update"""
     polyak: float = 0.005
     """share of the online critics that enters the targets"""
-    target_every: int = 2
+    target_every: int = 1
     """updates between two Polyak steps"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """precision of the critics' matrix products"""
@@ -154,6 +155,7 @@ class ALGDConfig:
 
 
 PARITY = ALGDConfig(
+    sigma_min=0.01, beta=1.0, critic_learning_rate=3e-4, cost_learning_rate=3e-4, target_every=2,
     step_noise="euler", prediction="score", score_space="action", entropy="none", score_loss_scale="one", score_pairing="after",
     detach_point=False, clip_proposals=False, multiplier_rule="log_adam", multiplier_actions="replay",
 )  # fmt: skip
