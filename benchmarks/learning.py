@@ -42,7 +42,7 @@ class Experiment:
     """draw the multiplier's panel"""
 
 
-SLOW = "--precision bfloat16 --threads 1 --compile off --quiet"
+SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
 TOY = (
     "--env saddlepoint/Toy-v0 --total-steps 20000 --warmup-steps 1000 --eval-every 1000 --log-every 250 --checkpoint-every 10000"
     " --critic-hidden 64 64 --policy-hidden 64 64 --threads 1 --compile off --quiet"
@@ -106,7 +106,7 @@ def run(name: str, only: str | None) -> None:
         else:
             arguments = ["train", "algd", "--resume", str(folder), "--quiet"]
         print("saddlepoint", *arguments, flush=True)
-        stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine()}
+        stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "load": "other work on the machine at the same time"}
         subprocess.run([sys.executable, "-m", "saddlepoint.cli", *arguments], check=False)
         if folder.exists() and not started.exists():
             started.write_text(json.dumps(stamp, indent=1))
