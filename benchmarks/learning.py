@@ -84,16 +84,28 @@ def planned(name: str) -> list[tuple[str, int, list[str], Path]]:
 
 
 def commit() -> str:
-    dirty = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True).stdout.strip()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "src"], capture_output=True, text=True, cwd=HERE, check=True
+    ).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True
+    ).stdout.strip()
     return head + ("+changes" if dirty else "")
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "?",
+    )
     import torch
 
-    return {"cpu": cpu, "cores": len(__import__("os").sched_getaffinity(0)), "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": cpu,
+        "cores": len(__import__("os").sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def run(name: str, only: str | None) -> None:
@@ -101,12 +113,14 @@ def run(name: str, only: str | None) -> None:
         if only and only != f"{label}-{seed}":
             continue
         started = folder / "started.json"
-        if not (folder / "config.json").exists():
-            arguments = [*command, "--out", str(folder)]
-        else:
-            arguments = ["train", "algd", "--resume", str(folder), "--quiet"]
+        arguments = [*command, "--out", str(folder)] if not (folder / "config.json").exists() else ["train", "algd", "--resume", str(folder), "--quiet"]
         print("saddlepoint", *arguments, flush=True)
-        stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "load": "other work on the machine at the same time"}
+        stamp = {
+            "command": "saddlepoint " + " ".join(command),
+            "commit": commit(),
+            "machine": machine(),
+            "load": "other work on the machine at the same time",
+        }
         subprocess.run([sys.executable, "-m", "saddlepoint.cli", *arguments], check=False)
         if folder.exists() and not started.exists():
             started.write_text(json.dumps(stamp, indent=1))
@@ -155,13 +169,23 @@ def draw(path: Path) -> None:
     labels = list(dict.fromkeys(run["label"] for run in runs))
     for axis, (kind, key, title) in zip(axes, panels):
         for colour, label in zip(COLOURS, labels):
-            curves = [[(line["step"], line[key]) for line in run[kind] if key in line] for run in runs if run["label"] == label]
+            curves = [
+                [(line["step"], line[key]) for line in run[kind] if key in line]
+                for run in runs
+                if run["label"] == label
+            ]
             curves = [np.array(curve) for curve in curves if curve]
             for curve in curves:
                 axis.plot(*curve.T, color=colour, alpha=0.35 if len(curves) > 1 else 1, lw=1)
             if len(curves) > 1:
                 length = min(map(len, curves))
-                axis.plot(curves[0][:length, 0], np.mean([c[:length, 1] for c in curves], 0), color=colour, lw=2.2, label=f"{label} (mean of {len(curves)})")
+                axis.plot(
+                    curves[0][:length, 0],
+                    np.mean([c[:length, 1] for c in curves], 0),
+                    color=colour,
+                    lw=2.2,
+                    label=f"{label} (mean of {len(curves)})",
+                )
             elif curves:
                 axis.plot([], [], color=colour, label=f"{label} (one seed)")
         if "cost" in key:

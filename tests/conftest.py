@@ -14,6 +14,7 @@ torch.set_num_threads(1)
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
+
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("house", deadline=None, max_examples=50, derandomize=True)

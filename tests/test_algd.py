@@ -15,7 +15,15 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
-SMALL = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=64, policy_learning_rate=3e-3, critic_learning_rate=3e-3, cost_learning_rate=3e-3, polyak=0.05)
+SMALL = ALGDConfig(
+    critic_hidden=(32, 32),
+    policy_hidden=(32, 32),
+    batch_size=64,
+    policy_learning_rate=3e-3,
+    critic_learning_rate=3e-3,
+    cost_learning_rate=3e-3,
+    polyak=0.05,
+)
 STEP_BUDGET = CostBudget(0.3, per="step", horizon=1)
 
 
@@ -188,8 +196,12 @@ def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
 
     policy.score = exact
     generator = torch.Generator().manual_seed(0)
-    noise = ChainNoise(*(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((4_000, 1), (steps, 4_000, 1))))
-    latents = policy.latents(torch.zeros(4_000, 1, dtype=torch.float64), policy.process.start * noise.start, noise.steps)
+    noise = ChainNoise(
+        *(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((4_000, 1), (steps, 4_000, 1)))
+    )
+    latents = policy.latents(
+        torch.zeros(4_000, 1, dtype=torch.float64), policy.process.start * noise.start, noise.steps
+    )
     bound = policy.path_entropy(latents, noise).mean()
     jacobian = policy.box.log_jacobian(latents[0]).mean()
     exact_entropy = 0.5 * math.log(2 * math.pi * math.e * float(latents[0].var())) + jacobian

@@ -54,7 +54,9 @@ def test_violation_follows_the_stated_semantics():
     assert discounted.violated(episode, present).tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("bad", [{"limit": -1}, {"limit": float("nan")}, {"limit": 1, "horizon": 0}, {"limit": 1, "gamma": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"limit": -1}, {"limit": float("nan")}, {"limit": 1, "horizon": 0}, {"limit": 1, "gamma": 1.5}]
+)
 def test_impossible_budgets_are_refused(bad):
     with pytest.raises(UserError):
         CostBudget(**bad)
@@ -86,7 +88,10 @@ def test_the_paper_claim_in_one_dimension():
     x = torch.linspace(0.5, 3, 200, dtype=F64)
     multiplier, objective = tensor(1.0), -x.square() / 2
     bend = {}
-    for name, penalty in (("plain", plain_penalty(x - 1, multiplier)), ("augmented", augmented_penalty(x - 1, multiplier, 3.0))):
+    for name, penalty in (
+        ("plain", plain_penalty(x - 1, multiplier)),
+        ("augmented", augmented_penalty(x - 1, multiplier, 3.0)),
+    ):
         value = objective + penalty
         bend[name] = value[2:] - 2 * value[1:-1] + value[:-2]
         if name == "augmented":

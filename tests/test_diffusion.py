@@ -58,7 +58,9 @@ def test_impossible_vp_schedules_are_refused():
 
 def test_gaussian_log_prob_is_the_normal_density():
     mean, std, point = torch.randn(3, 4, dtype=F64), torch.rand(3, 4, dtype=F64) + 0.1, torch.randn(3, 4, dtype=F64)
-    torch.testing.assert_close(Gaussian(mean, std).log_prob(point), torch.distributions.Normal(mean, std).log_prob(point))
+    torch.testing.assert_close(
+        Gaussian(mean, std).log_prob(point), torch.distributions.Normal(mean, std).log_prob(point)
+    )
 
 
 def gaussian_score(schedule, mean: float, std: float):
@@ -77,7 +79,10 @@ def test_ancestral_chain_recovers_a_point_exactly(kind):
     schedule = ve_schedule(4, 0.05, 5.0) if kind == "ve" else vp_schedule(prior_reaching_betas(4))
     process = ancestral_reverse(schedule)
     generator = torch.Generator().manual_seed(0)
-    start, noise = torch.randn(8, 1, generator=generator, dtype=F64), torch.randn(4, 8, 1, generator=generator, dtype=F64)
+    start, noise = (
+        torch.randn(8, 1, generator=generator, dtype=F64),
+        torch.randn(4, 8, 1, generator=generator, dtype=F64),
+    )
     chain = sample_chain(gaussian_score(schedule, 0.7, 0.0), process, process.start * start, noise)
     torch.testing.assert_close(chain[0], torch.full((8, 1), 0.7, dtype=F64))
 
@@ -90,7 +95,10 @@ def test_fine_chains_recover_mean_and_variance(kind):
     score = gaussian_score(schedule, 1.5, 0.6)
     mean, variance = 0.0, process.start**2
     for k in reversed(range(400)):
-        zero, one = (float(process.kernel(k, torch.tensor(x, dtype=F64), score(torch.tensor(x, dtype=F64), k)[0]).mean) for x in (0.0, 1.0))
+        zero, one = (
+            float(process.kernel(k, torch.tensor(x, dtype=F64), score(torch.tensor(x, dtype=F64), k)[0]).mean)
+            for x in (0.0, 1.0)
+        )
         gain = one - zero
         mean, variance = zero + gain * mean, gain**2 * variance + float(process.std[k]) ** 2
     assert mean == pytest.approx(1.5, abs=0.02)

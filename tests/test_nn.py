@@ -14,7 +14,14 @@ F64 = torch.float64
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.sampled_from(["relu", "silu"]), st.integers(1, 3))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(["relu", "silu"]),
+    st.integers(1, 3),
+)
 def test_action_gradient_is_autograds(members, proposals, batch, action, activation, depth):
     generator = torch.Generator().manual_seed(members * 7 + batch)
     critic = Ensemble(members, 3, action, (6,) * depth, activation, generator).double()

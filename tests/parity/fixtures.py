@@ -23,7 +23,9 @@ def folder(name: str) -> Path:
     for place in places:
         if (place / name).is_dir():
             return place / name
-    pytest.skip(f"no fixtures of {name} in {', '.join(map(str, places))}: set SADDLEPOINT_FIXTURES", allow_module_level=True)
+    pytest.skip(
+        f"no fixtures of {name} in {', '.join(map(str, places))}: set SADDLEPOINT_FIXTURES", allow_module_level=True
+    )
 
 
 @dataclass
@@ -36,7 +38,9 @@ class Recording:
     @classmethod
     def load(cls, system: str, name: str) -> Recording:
         place = folder(system)
-        arrays = {k: v.double() if v.is_floating_point() else v for k, v in load_file(place / f"{name}.safetensors").items()}
+        arrays = {
+            k: v.double() if v.is_floating_point() else v for k, v in load_file(place / f"{name}.safetensors").items()
+        }
         scalars = json.loads((place / f"{name}.json").read_text())["scalars"]
         return cls(arrays, {k: v["value"] for k, v in scalars.items()})
 
@@ -45,4 +49,6 @@ class Recording:
 
     def close(self, got: Tensor, name: str, atol: float = 1e-9) -> None:
         """``got`` equals the recorded array ``name``: same shape, and within ``atol`` in float64."""
-        torch.testing.assert_close(got.detach().double(), self.arrays[name], rtol=1e-9, atol=atol, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            got.detach().double(), self.arrays[name], rtol=1e-9, atol=atol, msg=lambda m: f"{name}: {m}"
+        )

@@ -50,7 +50,10 @@ def policy_names(eps_head: bool) -> dict[str, str]:
     for i in range(3):
         names |= {f"network.weights.{i}": f"mlp.{2 * i}.weight", f"network.biases.{i}": f"mlp.{2 * i}.bias"}
     for head in ("score", "eps") if eps_head else ("score",):
-        names |= {f"network.head_weights.{head}": f"{head}_head.weight", f"network.head_biases.{head}": f"{head}_head.bias"}
+        names |= {
+            f"network.head_weights.{head}": f"{head}_head.weight",
+            f"network.head_biases.{head}": f"{head}_head.bias",
+        }
     return names
 
 
@@ -136,11 +139,22 @@ def test_augmented_lagrangian_and_its_action_gradient(recording):
         for j, rho in enumerate(rhos):
             for k in range(budgets.shape[2]):
                 energy, gradient = energy_and_gradient(
-                    agent.critic, agent.cost_critic, layers, state, action[None], lam[None], budgets[i, j, k][None], float(rho), 1.0, "augmented"
+                    agent.critic,
+                    agent.cost_critic,
+                    layers,
+                    state,
+                    action[None],
+                    lam[None],
+                    budgets[i, j, k][None],
+                    float(rho),
+                    1.0,
+                    "augmented",
                 )
                 violation = energy.risk[0, 0] - budgets[i, j, k]
                 penalty = augmented_penalty(violation, lam, rho)
-                torch.testing.assert_close(energy.value[0], penalty - agent.critic(state, action).amin(0), rtol=0, atol=1e-12)
+                torch.testing.assert_close(
+                    energy.value[0], penalty - agent.critic(state, action).amin(0), rtol=0, atol=1e-12
+                )
                 assert (effective_multiplier(violation, lam, rho) >= 0).all()
                 values.append(energy.value[0])
                 gradients.append(gradient[0])
@@ -178,7 +192,10 @@ def test_evaluation_chain(recording):
         recording.close(policy.mean_action(state), "eval_noiseless.action")
     else:
         recording.close(policy.mean_action(state), "eval.action")
-    recording.close(agent.act(state, "deterministic", torch.Generator()), "eval_noiseless.action" if "eval_noiseless.action" in recording.arrays else "eval.action")
+    recording.close(
+        agent.act(state, "deterministic", torch.Generator()),
+        "eval_noiseless.action" if "eval_noiseless.action" in recording.arrays else "eval.action",
+    )
 
 
 @pytest.mark.parametrize("name", ["mc", "mc4", "mcB"])
@@ -201,7 +218,9 @@ def test_monte_carlo_score(recording, name):
 
     proposals = propose(point, 1.0, sigma, noise)
     recording.close(proposals.transpose(0, 1), f"{name}.a0")
-    lagrangian, gradient = energy_and_gradient(agent.critic, agent.cost_critic, layers, state, proposals, lam, h, rho, 1.0, "augmented")
+    lagrangian, gradient = energy_and_gradient(
+        agent.critic, agent.cost_critic, layers, state, proposals, lam, h, rho, 1.0, "augmented"
+    )
     recording.close(lagrangian.value.T, f"{name}.la")
     recording.close(gradient.transpose(0, 1), f"{name}.grad")
     recording.close(energy_weights(lagrangian.value, beta).T, f"{name}.weights")
@@ -236,7 +255,9 @@ def check_weights(agent: ALGD, r: Recording, prefix: str, grad: bool = False) ->
     def pick(p: Tensor) -> Tensor:
         return p.grad if grad else p
 
-    networks = (("critic", agent.critic),) if grad else (("critic", agent.critic), ("critic_target", agent.critic_target))
+    networks = (
+        (("critic", agent.critic),) if grad else (("critic", agent.critic), ("critic_target", agent.critic_target))
+    )
     for net, module in networks:
         for layer in range(3):
             for head in range(2):
@@ -250,7 +271,11 @@ def check_weights(agent: ALGD, r: Recording, prefix: str, grad: bool = False) ->
     parameters = dict(agent.policy.named_parameters())
     for ours, theirs in policy_names(agent.config.prediction == "guided").items():
         close(pick(parameters[ours]), f"policy.{theirs}")
-    recorded = {name for name in r.arrays if name.startswith(prefix + ".") and ".eps_head." not in name and not name.endswith("log_lam")}
+    recorded = {
+        name
+        for name in r.arrays
+        if name.startswith(prefix + ".") and ".eps_head." not in name and not name.endswith("log_lam")
+    }
     assert {name for name in seen if ".eps_head." not in name} == recorded
 
 
@@ -261,7 +286,12 @@ def test_three_full_updates(recording, mode):
     found: dict[str, list[Tensor]] = {}
     for call in range(calls):
         metrics = agent.update_batch(to_batch(recording, mode, call), to_noise(recording, mode, call))
-        for ours, theirs in (("reward_critic_loss", "critic_loss"), ("cost_critic_loss", "qc_loss"), ("energy", "actor_loss"), ("score_loss", "score_loss")):
+        for ours, theirs in (
+            ("reward_critic_loss", "critic_loss"),
+            ("cost_critic_loss", "qc_loss"),
+            ("energy", "actor_loss"),
+            ("score_loss", "score_loss"),
+        ):
             found.setdefault(theirs, []).append(metrics[ours])
         found.setdefault("log_lam_after", []).append(agent.multiplier.log()[0])
         found.setdefault("qc_risk_mean", []).append(metrics["risk"])

@@ -16,7 +16,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
-from saddlepoint.nn.critics import Ensemble, Layers, trace, weight_gradients
+from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
@@ -50,7 +50,9 @@ class ALGD:
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
         if len(budgets) != shape.constraints:
-            raise UserError(f"the environment has {shape.constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each.")
+            raise UserError(
+                f"the environment has {shape.constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each."
+            )
         for budget in budgets:
             if budget.gamma != config.cost_gamma:
                 raise UserError(
@@ -60,16 +62,24 @@ class ALGD:
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         init = torch.Generator().manual_seed(seed)
-        box = ActionBox.from_bounds(torch.tensor(shape.action_low, dtype=dtype), torch.tensor(shape.action_high, dtype=dtype))
+        box = ActionBox.from_bounds(
+            torch.tensor(shape.action_low, dtype=dtype), torch.tensor(shape.action_high, dtype=dtype)
+        )
         self.policy = DiffusionPolicy(config, shape.observation, box, init).place(self.device, dtype)
         members = shape.constraints * config.cost_members
-        self.critic = Ensemble(2, shape.observation, shape.action, config.critic_hidden, "relu", init).to(self.device, dtype)
-        self.cost_critic = Ensemble(members, shape.observation, shape.action, config.critic_hidden, "silu", init).to(self.device, dtype)
+        self.critic = Ensemble(2, shape.observation, shape.action, config.critic_hidden, "relu", init).to(
+            self.device, dtype
+        )
+        self.cost_critic = Ensemble(members, shape.observation, shape.action, config.critic_hidden, "silu", init).to(
+            self.device, dtype
+        )
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.cost_target = copy.deepcopy(self.cost_critic).requires_grad_(False)
         self.log_beta = nn.Parameter(torch.tensor(float(np.log(config.beta)), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        self.multiplier_update = MultiplierUpdate(config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval)
+        self.multiplier_update = MultiplierUpdate(
+            config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval
+        )
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         groups: list[dict[str, Any]] = [
             {"params": list(self.critic.parameters()), "lr": config.critic_learning_rate},
@@ -107,9 +117,13 @@ class ALGD:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
         cfg = self.config
         alive = 1 - batch.terminated
-        target = trace(self.critic_target.layers(self.low_precision), batch.next_observation, next_action[None], "relu").values[:, 0]
+        target = trace(
+            self.critic_target.layers(self.low_precision), batch.next_observation, next_action[None], "relu"
+        ).values[:, 0]
         reward_target = batch.reward + cfg.gamma * alive * target.amin(0)
-        target = trace(self.cost_target.layers(self.low_precision), batch.next_observation, next_action[None], "silu").values[:, 0]
+        target = trace(
+            self.cost_target.layers(self.low_precision), batch.next_observation, next_action[None], "silu"
+        ).values[:, 0]
         cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
         inputs = torch.cat([batch.observation, batch.action], dim=-1)
@@ -118,7 +132,9 @@ class ALGD:
             layers = critic.layers(self.low_precision)
             saved = trace(layers, batch.observation, batch.action[None], critic.activation)
             error = saved.values[:, 0] - wanted
-            return scale * error.square().sum(), weight_gradients(layers, saved, inputs, 2 * scale * error, critic.activation)
+            return scale * error.square().sum(), weight_gradients(
+                layers, saved, inputs, 2 * scale * error, critic.activation
+            )
 
         rows = len(inputs)
         reward_loss, reward_gradients = fit(self.critic, reward_target.expand(2, -1), 1 / rows)
@@ -138,13 +154,17 @@ class ALGD:
         return policy.box.squash(latents[0]), point, phi, entropy
 
     @torch.no_grad()
-    def _guide(self, state: Tensor, action: Tensor, point: Tensor, tau: Tensor, noise: Tensor, multiplier: Tensor, beta: Tensor) -> tuple[Lagrangian, Tensor, Tensor]:
+    def _guide(
+        self, state: Tensor, action: Tensor, point: Tensor, tau: Tensor, noise: Tensor, multiplier: Tensor, beta: Tensor
+    ) -> tuple[Lagrangian, Tensor, Tensor]:
         """Energy at the chain's actions, its action gradient there, and the Monte-Carlo score phi* at ``point``: one pass of the critics."""
         cfg, box = self.config, self.policy.box
         latent = cfg.score_space == "latent"
         # The released proposals are Gaussian in action space with the latent's width, and not divided by alpha [9].
         alpha = self.policy.alpha[tau] if latent else torch.ones_like(self.policy.alpha[tau])
-        sigma = self.policy.sigma[tau] if cfg.prediction != "guided" else (self.policy.sigma[tau].square() + 1e-8).sqrt()
+        sigma = (
+            self.policy.sigma[tau] if cfg.prediction != "guided" else (self.policy.sigma[tau].square() + 1e-8).sqrt()
+        )
         centre = point if latent else box.squash(point)
         candidates = propose(centre, alpha, sigma, noise)
         proposals = box.squash(candidates) if latent else candidates
@@ -158,9 +178,13 @@ class ALGD:
         values, slope = energy.value[1:], gradient[1:]
         if latent:  # the density of the latent is that of the action times |da/dx|
             values = values - beta * box.log_jacobian(candidates)
-            slope = slope * (proposals - box.low) * (box.high - proposals) / box.scale + 2 * beta * torch.tanh(candidates)
+            slope = slope * (proposals - box.low) * (box.high - proposals) / box.scale + 2 * beta * torch.tanh(
+                candidates
+            )
         weights = energy_weights(values, beta)
-        target = weighted_score(centre, candidates, weights, alpha, sigma, beta, slope if cfg.score_form == "gradient" else None)
+        target = weighted_score(
+            centre, candidates, weights, alpha, sigma, beta, slope if cfg.score_form == "gradient" else None
+        )
         return energy, gradient[0], target
 
     # ------------------------------------------------------------------------------------------------ one update
@@ -176,7 +200,10 @@ class ALGD:
         cfg = self.config
         with torch.no_grad():
             critics = self.critic_step(batch, self.sample(batch.next_observation, noise.next))
-        for critic, (weights, biases) in ((self.critic, critics.reward_gradients), (self.cost_critic, critics.cost_gradients)):
+        for critic, (weights, biases) in (
+            (self.critic, critics.reward_gradients),
+            (self.cost_critic, critics.cost_gradients),
+        ):
             for parameter, gradient in zip((*critic.weights, *critic.biases), (*weights, *biases)):
                 parameter.grad = gradient
         self._check(reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss)
@@ -185,7 +212,13 @@ class ALGD:
         multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.dtype)
         action, point, phi, entropy = self.chain(batch.observation, noise.policy, noise.tau)
         energy, slope, target = self.guide(
-            batch.observation, action.detach(), point.detach(), noise.tau, noise.proposals, multiplier.to(self.dtype), beta
+            batch.observation,
+            action.detach(),
+            point.detach(),
+            noise.tau,
+            noise.proposals,
+            multiplier.to(self.dtype),
+            beta,
         )
         error = (phi - target).square()
         if cfg.score_loss_scale == "energy":
@@ -226,7 +259,13 @@ class ALGD:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
 
     def _metrics(
-        self, critics: CriticStep, energy: Lagrangian, score_loss: Tensor, entropy: Tensor, violation: Tensor, multiplier: Tensor
+        self,
+        critics: CriticStep,
+        energy: Lagrangian,
+        score_loss: Tensor,
+        entropy: Tensor,
+        violation: Tensor,
+        multiplier: Tensor,
     ) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
         rows = energy.risk[:, 0].to(torch.float64) - self.budget.view(-1, 1)
@@ -244,14 +283,18 @@ class ALGD:
     def _check(self, **values: Tensor) -> None:
         for name, value in values.items():
             if not bool(torch.isfinite(value.detach()).all()):
-                raise NonFiniteError(f"{name} is not finite at update {self.updates}: lower the learning rate, or look at the environment's rewards and costs.")
+                raise NonFiniteError(
+                    f"{name} is not finite at update {self.updates}: lower the learning rate, or look at the environment's rewards and costs."
+                )
 
     def _check_gradients(self, owner: str, module: nn.Module) -> None:
         named = [(n, p.grad) for n, p in module.named_parameters() if p.grad is not None]
         norms = torch.stack(torch._foreach_norm([g for _, g in named]))
         if not bool(torch.isfinite(norms).all()):
             name = named[int((~torch.isfinite(norms)).nonzero()[0, 0])][0]
-            raise NonFiniteError(f"the gradient of {owner}.{name} is not finite at update {self.updates}: lower the learning rate or --score-weight.")
+            raise NonFiniteError(
+                f"the gradient of {owner}.{name} is not finite at update {self.updates}: lower the learning rate or --score-weight."
+            )
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
 
@@ -260,7 +303,9 @@ class ALGD:
         shape = (self.config.proposals, batch, self.shape.action)
         tau = torch.randint(self.config.steps, (batch,), generator=self.generator, device=self.device)
         proposals = torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
-        return UpdateNoise(self.policy.draw(batch, self.generator), self.policy.draw(batch, self.generator), tau, proposals)
+        return UpdateNoise(
+            self.policy.draw(batch, self.generator), self.policy.draw(batch, self.generator), tau, proposals
+        )
 
     def update(self, replay: Replay, updates: int) -> Metrics:
         """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
@@ -300,7 +345,9 @@ class ALGD:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, multiplier, temperature, counter and generator, as flat named tensors."""
-        state = {f"{owner}.{name}": p for owner, module in self._modules().items() for name, p in module.state_dict().items()}
+        state = {
+            f"{owner}.{name}": p for owner, module in self._modules().items() for name, p in module.state_dict().items()
+        }
         for owner, optimiser in self._optimisers().items():
             for index, slots in optimiser.state_dict()["state"].items():
                 state |= {f"adam.{owner}.{index}.{slot}": value for slot, value in slots.items()}
@@ -314,7 +361,9 @@ class ALGD:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
         try:
             for owner, module in self._modules().items():
-                module.load_state_dict({n.removeprefix(f"{owner}."): v for n, v in state.items() if n.startswith(f"{owner}.")})
+                module.load_state_dict(
+                    {n.removeprefix(f"{owner}."): v for n, v in state.items() if n.startswith(f"{owner}.")}
+                )
             for owner, optimiser in self._optimisers().items():
                 slots: dict[int, dict[str, Tensor]] = {}
                 for name, value in state.items():
@@ -328,4 +377,6 @@ class ALGD:
             self.updates = int(state["updates"])
             self.generator.set_state(state["generator"].cpu())
         except (RuntimeError, KeyError, ValueError) as error:
-            raise UserError(f"the saved learner does not fit this configuration or environment ({str(error).splitlines()[0]}).") from error
+            raise UserError(
+                f"the saved learner does not fit this configuration or environment ({str(error).splitlines()[0]})."
+            ) from error

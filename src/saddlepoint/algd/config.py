@@ -133,23 +133,39 @@ class ALGDConfig:
                 raise UserError(f"--{name.replace('_', '-')} must lie in (0, 1], not {getattr(self, name)}.")
         for name in ("critic_hidden", "policy_hidden"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise UserError(f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}.")
+                raise UserError(
+                    f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
+                )
         if self.multiplier < 0 or self.score_weight < 0 or self.risk_std < 0:
             raise UserError("--multiplier, --score-weight and --risk-std must not be negative.")
         if self.multiplier_rule == "log_adam" and self.multiplier == 0:
-            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
+            raise UserError(
+                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+            )
         if self.schedule == "ve" and self.sigma_min > self.sigma_max:
-            raise UserError(f"--sigma-min {self.sigma_min} is above --sigma-max {self.sigma_max}: a schedule runs from clean to noisy.")
+            raise UserError(
+                f"--sigma-min {self.sigma_min} is above --sigma-max {self.sigma_max}: a schedule runs from clean to noisy."
+            )
         if not 0 < self.beta_first <= self.beta_last < 1:
-            raise UserError(f"--beta-first {self.beta_first} and --beta-last {self.beta_last} must satisfy 0 < first <= last < 1.")
+            raise UserError(
+                f"--beta-first {self.beta_first} and --beta-last {self.beta_last} must satisfy 0 < first <= last < 1."
+            )
         if self.schedule == "vp" and self.vp_betas == "reaching" and self.sigma_min >= 0.995:
-            raise UserError(f"--sigma-min {self.sigma_min} leaves no room below the VP prior's 0.995: choose a smaller one.")
-        if self.prediction == "guided" and not (self.schedule == "vp" and self.vp_betas == "released" and self.entropy == "none"):
-            raise UserError("--prediction guided is the released DDPM chain: it needs --schedule vp --vp-betas released --entropy none.")
+            raise UserError(
+                f"--sigma-min {self.sigma_min} leaves no room below the VP prior's 0.995: choose a smaller one."
+            )
+        if self.prediction == "guided" and not (
+            self.schedule == "vp" and self.vp_betas == "released" and self.entropy == "none"
+        ):
+            raise UserError(
+                "--prediction guided is the released DDPM chain: it needs --schedule vp --vp-betas released --entropy none."
+            )
         if self.prediction != "guided" and self.schedule == "vp" and self.step_noise == "euler":
             raise UserError("--step-noise euler is defined for --schedule ve only: use ancestral.")
         if self.entropy != "none" and self.step_noise == "euler":
-            raise UserError("--step-noise euler ends in a step without noise, whose path entropy is not defined: use --entropy none or ancestral.")
+            raise UserError(
+                "--step-noise euler ends in a step without noise, whose path entropy is not defined: use --entropy none or ancestral."
+            )
         if self.score_space == "latent" and self.prediction == "guided":
             raise UserError("--prediction guided takes its score at the action: use --score-space action.")
 

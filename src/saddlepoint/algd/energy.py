@@ -60,5 +60,7 @@ def energy_and_gradient(
     energy = lagrangian(reward.values, cost.values, multiplier, budget, rho, risk_std, kind)
     gradient = action_gradient(layers[0], reward, energy.reward_slope, critic.activation, state.shape[-1])
     if kind != "none":
-        gradient = gradient + action_gradient(layers[1], cost, energy.cost_slope, cost_critic.activation, state.shape[-1])
+        gradient = gradient + action_gradient(
+            layers[1], cost, energy.cost_slope, cost_critic.activation, state.shape[-1]
+        )
     return energy, gradient

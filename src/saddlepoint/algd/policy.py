@@ -29,14 +29,20 @@ def make_process(config: ALGDConfig) -> tuple[Schedule, ReverseProcess]:
         schedule = ve_schedule(config.steps, config.sigma_min, config.sigma_max)
     else:
         released = config.vp_betas == "released"
-        betas = linear_betas(config.steps, config.beta_first, config.beta_last) if released else prior_reaching_betas(config.steps, config.sigma_min)
+        betas = (
+            linear_betas(config.steps, config.beta_first, config.beta_last)
+            if released
+            else prior_reaching_betas(config.steps, config.sigma_min)
+        )
         schedule = vp_schedule(betas)
         if config.prediction == "guided":
             return schedule, guided_ddpm_reverse(betas, config.guidance)
     if config.step_noise == "euler":
         return schedule, euler_reverse(schedule)
     # With an entropy bonus the last step keeps noise of sigma_min, so that the path has a density.
-    return schedule, ancestral_reverse(schedule, final_std=float(schedule.sigma[0]) if config.entropy != "none" else 0.0)
+    return schedule, ancestral_reverse(
+        schedule, final_std=float(schedule.sigma[0]) if config.entropy != "none" else 0.0
+    )
 
 
 class DiffusionPolicy(nn.Module):
@@ -47,7 +53,13 @@ class DiffusionPolicy(nn.Module):
         self.config, self.box = config, box
         self.schedule, process = make_process(config)
         self.network = ScoreNetwork(
-            state, len(box.scale), config.steps, config.policy_hidden, config.time_embedding, config.prediction == "guided", generator
+            state,
+            len(box.scale),
+            config.steps,
+            config.policy_hidden,
+            config.time_embedding,
+            config.prediction == "guided",
+            generator,
         )
         self.place(torch.device("cpu"), torch.float32, process)
 
@@ -97,7 +109,9 @@ class DiffusionPolicy(nn.Module):
 
     def mean_action(self, state: Tensor) -> Tensor:
         """The noise-free chain from latent 0: the released evaluation."""
-        return self.box.squash(self.latents(state, torch.zeros(len(state), len(self.box.scale)).to(self.box.scale), None)[0])
+        return self.box.squash(
+            self.latents(state, torch.zeros(len(state), len(self.box.scale)).to(self.box.scale), None)[0]
+        )
 
     def path_entropy(self, latents: Tensor, noise: ChainNoise) -> Tensor:
         """A lower bound on the entropy of the action, scaled to [-1, 1], from the chain's own path. (batch,).
@@ -107,9 +121,13 @@ class DiffusionPolicy(nn.Module):
         """
         alpha, sigma = self.alpha, self.sigma
         ratio = torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]).view(-1, 1, 1)
-        added = torch.cat([sigma[:1].square(), sigma[1:].square() - ratio[1:, 0, 0].square() * sigma[:-1].square()]).view(-1, 1, 1)
+        added = torch.cat(
+            [sigma[:1].square(), sigma[1:].square() - ratio[1:, 0, 0].square() * sigma[:-1].square()]
+        ).view(-1, 1, 1)
         forward = -0.5 * ((latents[1:] - ratio * latents[:-1]).square() / added + added.log())
-        reverse = -0.5 * noise.steps.square() - self.process.std.log().view(-1, 1, 1)  # log p of the drawn point: the constants cancel
+        reverse = -0.5 * noise.steps.square() - self.process.std.log().view(
+            -1, 1, 1
+        )  # log p of the drawn point: the constants cancel
         first = -0.5 * noise.start.square() - math.log(self.process.start) - 0.5 * math.log(2 * math.pi)
         unit = self.box.log_jacobian(latents[0]) - self.box.scale.log().sum()
         return (forward - reverse).sum((0, 2)) - first.sum(-1) + unit

@@ -51,9 +51,13 @@ class CostBudget:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.limit) or self.limit < 0:
-            raise UserError(f"a cost limit must be a finite number >= 0, not {self.limit}: give --cost-limit such a number.")
+            raise UserError(
+                f"a cost limit must be a finite number >= 0, not {self.limit}: give --cost-limit such a number."
+            )
         if self.horizon < 1:
-            raise UserError(f"a budget needs a horizon of at least one step, not {self.horizon}: give --cost-horizon the length of an episode.")
+            raise UserError(
+                f"a budget needs a horizon of at least one step, not {self.horizon}: give --cost-horizon the length of an episode."
+            )
         if not 0.0 < self.gamma <= 1.0:
             raise UserError(f"the cost discount must lie in (0, 1], not {self.gamma}: change --cost-gamma.")
 
@@ -78,7 +82,13 @@ class CostBudget:
 
     def equivalents(self) -> dict[str, float]:
         """Every way to say this budget, for logs."""
-        return {"critic": self.critic, "episode": self.episode, "step": self.step, "horizon": float(self.horizon), "gamma": self.gamma}
+        return {
+            "critic": self.critic,
+            "episode": self.episode,
+            "step": self.step,
+            "horizon": float(self.horizon),
+            "gamma": self.gamma,
+        }
 
     def describe(self) -> str:
         return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,15 +18,26 @@ class ScoreNetwork(nn.Module):
     a chain and is computed once (``condition``).
     """
 
-    def __init__(self, state: int, action: int, steps: int, hidden: tuple[int, ...], embedding: int, eps_head: bool, generator: torch.Generator):
+    def __init__(
+        self,
+        state: int,
+        action: int,
+        steps: int,
+        hidden: tuple[int, ...],
+        embedding: int,
+        eps_head: bool,
+        generator: torch.Generator,
+    ):
         super().__init__()
         self.state, self.action = state, action
         self.embedding = nn.Parameter(torch.randn(steps, embedding, generator=generator))
         sizes = (state + action + embedding, *hidden)
-        self.weights = nn.ParameterList([fan_in_uniform((o, i), i, generator) for i, o in zip(sizes[:-1], sizes[1:])])
-        self.biases = nn.ParameterList([fan_in_uniform((o,), i, generator) for i, o in zip(sizes[:-1], sizes[1:])])
+        self.weights = nn.ParameterList([fan_in_uniform((o, i), i, generator) for i, o in itertools.pairwise(sizes)])
+        self.biases = nn.ParameterList([fan_in_uniform((o,), i, generator) for i, o in itertools.pairwise(sizes)])
         heads = ("score", "eps") if eps_head else ("score",)
-        self.head_weights = nn.ParameterDict({h: fan_in_uniform((action, sizes[-1]), sizes[-1], generator) for h in heads})
+        self.head_weights = nn.ParameterDict(
+            {h: fan_in_uniform((action, sizes[-1]), sizes[-1], generator) for h in heads}
+        )
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), sizes[-1], generator) for h in heads})
 
     def condition(self, state: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ def ve_schedule(steps: int, sigma_min: float, sigma_max: float) -> Schedule:
     ALGD, VE variant. Raises ``ValueError`` unless 0 < sigma_min <= sigma_max and steps >= 1.
     """
     if steps < 1 or not 0 < sigma_min <= sigma_max:
-        raise ValueError(f"a VE schedule needs steps >= 1 and 0 < sigma_min <= sigma_max, not {steps}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"a VE schedule needs steps >= 1 and 0 < sigma_min <= sigma_max, not {steps}, {sigma_min}, {sigma_max}"
+        )
     position = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
     sigma = sigma_min * (sigma_max / sigma_min) ** position
     return Schedule(torch.ones_like(sigma), sigma)
@@ -66,7 +68,9 @@ def prior_reaching_betas(steps: int, sigma_min: float = 0.02, sigma_max: float =
     The released betas (1e-4 .. 0.02) were made for 1,000 steps: over 5 they leave alpha_bar = 0.95, while sampling starts from N(0, I).
     """
     if steps < 1 or not 0 < sigma_min <= sigma_max < 1:
-        raise ValueError(f"a VP schedule needs steps >= 1 and 0 < sigma_min <= sigma_max < 1, not {steps}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"a VP schedule needs steps >= 1 and 0 < sigma_min <= sigma_max < 1, not {steps}, {sigma_min}, {sigma_max}"
+        )
     noise_to_signal = [s / (1 - s * s) ** 0.5 for s in (sigma_min, sigma_max)]
     ratio = ve_schedule(steps, *noise_to_signal).sigma
     alpha_bar = 1 / (1 + ratio.square())

@@ -1,11 +1,14 @@
 """A fast 2-D task with two ways round a hazard: the smallest problem whose good safe policy has two modes.
 
-A point starts near (-1, 0); the goal is (1, 0); a round hazard of radius 0.66 lies at the origin. Each step moves the
+A point starts on the left, at x near -1 and y within 0.6; the goal is (1, 0); a round hazard of radius 0.66 lies at the origin. Each step moves the
 point by at most 0.05 towards the commanded velocity and pays ``1 - |goal - position| / 2``; an episode is 60 steps (a
 time limit, nothing terminates). The task is its own mirror image in y, so at the start up and down are equally good,
 and the mean of the two, straight on, is the unsafe way.
 
-From exactly (-1, 0) (``jitter=0``), by arithmetic:
+The starts are spread along y because a learner that only ever starts in the middle must find the way round by noise alone: by symmetry nothing
+pulls it to either side (tried: ALGD then waits before the hazard, return 7 after 10,000 steps).
+
+From exactly (-1, 0) (``jitter=(0, 0)``), by arithmetic:
 
 =============================== ======== =========================================================================
 policy                          return   cost (steps inside the hazard; the default budget is 1 an episode)
@@ -34,6 +37,7 @@ from saddlepoint.envs.tasks import register_task
 from saddlepoint.types import UserError
 
 START = (-1.0, 0.0)
+JITTER = (0.05, 0.6)
 GOAL = (1.0, 0.0)
 HAZARD_RADIUS = 0.66  # about the origin
 STEP = 0.05  # length of a step at full speed
@@ -70,9 +74,9 @@ def move(position: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return moved, 1.0 - to_goal / 2, hazard, np.minimum(square, 1.0)
 
 
-def start(rng: np.random.Generator, jitter: float) -> np.ndarray:
-    """(2,): the start, moved by up to ``jitter`` along each axis."""
-    return np.asarray(START) + rng.uniform(-jitter, jitter, 2)
+def start(rng: np.random.Generator, jitter: tuple[float, float]) -> np.ndarray:
+    """(2,): the start, moved by up to ``jitter`` along x and y."""
+    return np.asarray(START) + rng.uniform(-1.0, 1.0, 2) * jitter
 
 
 def straight_policy(observation: np.ndarray) -> np.ndarray:
@@ -81,7 +85,8 @@ def straight_policy(observation: np.ndarray) -> np.ndarray:
 
 
 def detour_policy(observation: np.ndarray, side: float = 1.0) -> np.ndarray:
-    """(envs, 6) -> (envs, 2): at full speed to (0, ``side``) and on to the goal; safe with ``side`` = 1 and -1."""
+    """(envs, 6) -> (envs, 2): at full speed to (0, ``side``) and on to the goal; safe with ``side`` = 1 and -1 from the middle,
+    and from elsewhere with the sign of the start's y."""
     position = observation[:, 0:2]
     before = position[:, 0:1] < -1e-6  # float32 observations: the way-point itself counts as passed
     return _towards(position, np.where(before, (0.0, side), GOAL))
@@ -104,10 +109,13 @@ def draw(position: np.ndarray, size: int = 200) -> np.ndarray:
     return frame
 
 
-def _spaces(jitter: float) -> tuple[Box, Box]:
+def _spaces(jitter: tuple[float, float]) -> tuple[Box, Box]:
     """New spaces of observations and actions for every environment: a space has a random generator of its own."""
-    if not 0.0 <= jitter <= 0.2:
-        raise UserError(f"the toy's jitter must lie between 0 and 0.2, not {jitter}: the start would be in the hazard.")
+    along, across = jitter
+    if not (0.0 <= along <= 0.2 and 0.0 <= across <= 1.0):
+        raise UserError(
+            f"the toy's jitter must lie within (0.2, 1.0), not {jitter}: the start would be in the hazard or outside."
+        )
     return Box(-ARENA, ARENA, (6,), np.float32), Box(-1.0, 1.0, (2,), np.float32)
 
 
@@ -116,7 +124,9 @@ class ToyEnv(gym.Env[np.ndarray, np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium's own convention)
 
-    def __init__(self, *, energy: bool = False, jitter: float = 0.05, render_mode: str | None = None) -> None:
+    def __init__(
+        self, *, energy: bool = False, jitter: tuple[float, float] = JITTER, render_mode: str | None = None
+    ) -> None:
         self.energy, self.jitter, self.render_mode = energy, jitter, render_mode
         self.observation_space, self.action_space = _spaces(jitter)
         self.position = np.array([START])
@@ -162,7 +172,7 @@ class ToyVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         *,
         max_episode_steps: int = HORIZON,
         energy: bool = False,
-        jitter: float = 0.05,
+        jitter: tuple[float, float] = JITTER,
         render_mode: str | None = None,
     ) -> None:
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps

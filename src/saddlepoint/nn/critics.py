@@ -7,6 +7,7 @@ product, and the state's part of the first layer is computed once for all propos
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,11 +47,19 @@ class Trace(NamedTuple):
 class Ensemble(nn.Module):
     """``members`` MLPs of one shape on concat(state, action); each returns a scalar."""
 
-    def __init__(self, members: int, state: int, action: int, hidden: tuple[int, ...], activation: Activation, generator: torch.Generator):
+    def __init__(
+        self,
+        members: int,
+        state: int,
+        action: int,
+        hidden: tuple[int, ...],
+        activation: Activation,
+        generator: torch.Generator,
+    ):
         super().__init__()
         self.state, self.members, self.activation = state, members, activation
         sizes = (state + action, *hidden, 1)
-        pairs = list(zip(sizes[:-1], sizes[1:]))
+        pairs = list(itertools.pairwise(sizes))
         if activation == "relu":
             weights = [xavier_uniform((members, i, o), i, o, generator) for i, o in pairs]
         else:
@@ -75,7 +84,9 @@ def trace(layers: Layers, state: Tensor, action: Tensor, activation: Activation)
     proposals, batch, width = action.shape
     dtype = weights[0].dtype
     split = state.shape[-1]
-    shared = torch.baddbmm(biases[0], state.to(dtype).expand(members, -1, -1), weights[0][:, :split])  # (members, batch, hidden)
+    shared = torch.baddbmm(
+        biases[0], state.to(dtype).expand(members, -1, -1), weights[0][:, :split]
+    )  # (members, batch, hidden)
     own = torch.bmm(action.to(dtype).reshape(1, -1, width).expand(members, -1, -1), weights[0][:, split:])
     pre = (own.view(members, proposals, batch, hidden) + shared[:, None]).view(members, -1, hidden)
     hiddens = [pre]
@@ -83,7 +94,12 @@ def trace(layers: Layers, state: Tensor, action: Tensor, activation: Activation)
         pre = torch.baddbmm(bias, activate(pre, activation), weight)
         hiddens.append(pre)
     values = torch.baddbmm(biases[-1], activate(pre, activation), weights[-1])
-    return Trace(values.float().view(members, proposals, batch) if dtype == torch.bfloat16 else values.view(members, proposals, batch), hiddens)
+    return Trace(
+        values.float().view(members, proposals, batch)
+        if dtype == torch.bfloat16
+        else values.view(members, proposals, batch),
+        hiddens,
+    )
 
 
 def action_gradient(layers: Layers, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
@@ -107,10 +123,7 @@ def weight_gradients(
     grad = upstream.to(dtype).unsqueeze(-1)
     d_weights, d_biases = [], []
     for index in range(len(weights) - 1, -1, -1):
-        if index == 0:
-            before = inputs.to(dtype).expand(len(weights[0]), -1, -1)
-        else:
-            before = activate(saved.hidden[index - 1], activation)
+        before = inputs.to(dtype).expand(len(weights[0]), -1, -1) if index == 0 else activate(saved.hidden[index - 1], activation)
         d_weights.append(torch.bmm(before.mT, grad).to(upstream.dtype))
         d_biases.append(grad.to(upstream.dtype).sum(1, keepdim=True))
         if index:

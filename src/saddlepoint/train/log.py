@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.2
 PLAIN_SECONDS = 30.0
+RATE_SECONDS = 60.0
+"""rates are those of the last minute: steps without updates, at the start, say nothing of the rest"""
 
 
 class RunLog:
@@ -30,7 +33,7 @@ class RunLog:
         self._live = None if quiet or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
         self._started = time.monotonic()
         self._wall_before = 0.0
-        self._first: tuple[int, int] | None = None  # step and updates when this process began
+        self._marks: deque[tuple[float, int, int]] = deque()  # time, step and updates of the last minute
         self._shown = 0.0
         self._newest: dict[str, float] = {}
         self._file = (run / "metrics.jsonl").open("a")
@@ -76,11 +79,14 @@ class RunLog:
     def progress(self, step: int, updates: int) -> None:
         """Show the progress line, now and then."""
         now = time.monotonic()
-        if self._first is None:
-            self._first = (step, updates)
+        if not self._marks:
+            self._marks.append((now, step, updates))
         if now - self._shown < (REFRESH_SECONDS if self._live else PLAIN_SECONDS):
             return
         first_time, self._shown = not self._shown, now
+        self._marks.append((now, step, updates))
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_SECONDS:
+            self._marks.popleft()
         if self._live is not None:
             from rich.text import Text
 
@@ -117,10 +123,10 @@ class RunLog:
         return " + ".join(f"{budget.episode:.4g}" for budget in self._budgets)
 
     def _line(self, step: int, updates: int) -> str:
-        assert self._first is not None
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        rate = (step - self._first[0]) / elapsed
-        parts = [f"{step:,}/{self._total:,} steps", f"{(updates - self._first[1]) / elapsed:.0f} updates/s"]
+        then, first_step, first_updates = self._marks[0]
+        elapsed = max(time.monotonic() - then, 1e-9)
+        rate = (step - first_step) / elapsed
+        parts = [f"{step:,}/{self._total:,} steps", f"{(updates - first_updates) / elapsed:.0f} updates/s"]
         if "train/return_mean" in self._newest:
             parts.append(f"return {self._newest['train/return_mean']:.1f}")
             parts.append(f"cost {self._newest['train/cost_mean']:.2f} of {self._budget()}")

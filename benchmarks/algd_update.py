@@ -1,0 +1,287 @@
+"""Time of one ALGD update and of acting, against the released program and against size.
+
+    python benchmarks/algd_update.py [--official PATH] [--threads 2] [--rounds 15] [--compiled]
+    python benchmarks/algd_update.py --scaling
+
+``--official`` is a clone of the authors' repository (Wenxuan52/ALGD on GitHub); none of it is in ours. Every variant lives in a process of its own and they
+take turns, so that a noisy machine hits them alike; medians and ratios of medians are printed and kept in benchmarks/results/.
+Ours includes drawing the batch from the replay and all noise; the released time is its ``update_parameters`` on a ready numpy batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+RESULTS = HERE / "results"
+SIZES = {"observation": 60, "action": 2, "batch": 256, "steps": 5, "proposals": 4, "members": 4}
+Work = dict[str, Callable[[], Any]]
+
+
+def gigaflop(size: dict[str, int], hidden: int = 256, policy: int = 128, embedding: int = 16) -> float:
+    """Multiply-adds (times two) that one update must do, in 1e9: both critics' targets, forward, weight gradients; the energy forward and back to the
+    action on (1 + N) rows, the state's part of the first layer once; two chains forward and one back."""
+    nets, s, a, b = 2 + size["members"], size["observation"], size["action"], size["batch"]
+    inner, first = hidden * hidden + hidden, (s + a) * hidden
+    critics = b * nets * (2 * (first + inner) + (first + 2 * inner))
+    rows = b * (1 + size["proposals"])
+    energy = nets * (b * s * hidden + rows * (2 * a * hidden + 2 * inner))
+    layer = (s + a + embedding) * policy + 2 * policy * policy + policy * a
+    chain = b * layer * (size["steps"] * 2 + (size["steps"] + 1) * 2)
+    return 2 * (critics + energy + chain) / 1e9
+
+
+# ------------------------------------------------------------------------------------------------ what is timed, one process each
+
+
+def ours(preset: str, precision: str, compiled: bool, size: dict[str, int]) -> Work:
+    import torch
+
+    from saddlepoint.algd.agent import ALGD
+    from saddlepoint.algd.config import PRESETS
+    from saddlepoint.constrained.budget import CostBudget
+    from saddlepoint.memory import keep_freed_memory
+    from saddlepoint.replay import Replay
+    from saddlepoint.types import EnvShape
+
+    keep_freed_memory()
+    config = replace(
+        PRESETS[preset],
+        precision=precision,
+        batch_size=size["batch"],
+        steps=size["steps"],
+        proposals=size["proposals"],
+        cost_members=size["members"],
+    )
+    shape = EnvShape(size["observation"], (-1.0,) * size["action"], (1.0,) * size["action"], 1)
+    agent = ALGD(config, shape, (CostBudget(25),), compile=compiled)
+    rng = np.random.default_rng(0)
+    replay = Replay(100_000, size["observation"], size["action"], 1, num_envs=1000)
+    for _ in range(20):
+        observation, following = rng.normal(size=(2, 1000, size["observation"])).astype(np.float32)
+        action = rng.uniform(-1, 1, (1000, size["action"])).astype(np.float32)
+        reward, cost = rng.normal(size=1000).astype(np.float32), rng.random((1000, 1)).astype(np.float32)
+        replay.add(observation, action, reward, cost, following, np.zeros(1000, bool), np.zeros(1000, bool))
+    generator, state = torch.Generator().manual_seed(0), torch.randn(1, size["observation"])
+    return {"update": lambda: agent.update(replay, 1), "act": lambda: agent.act(state, "explore", generator)}
+
+
+def official(path: str, size: dict[str, int]) -> Work:
+    """The released VE-SDE agent on the CPU: only its hard-coded device is answered with another."""
+    sys.path.insert(0, path)
+    sys.argv = ["main.py"]
+    import torch
+    from agents.algd import ALGD_VESDE as module
+    from configs.algd_vesde import ALGD_VESDE_Parser
+
+    class OnCPU:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def device(*_: Any) -> torch.device:
+            return torch.device("cpu")
+
+    module.torch = OnCPU()
+    args = ALGD_VESDE_Parser()
+    args.diffusion_steps_K, args.score_mc_samples, args.qc_ens_size, args.cost_lim = (
+        size["steps"],
+        size["proposals"],
+        size["members"],
+        25.0,
+    )
+    bound = np.ones(size["action"], np.float32)
+    agent = module.ALGDAgent(
+        size["observation"], SimpleNamespace(shape=(size["action"],), high=bound, low=-bound), args
+    )
+    rng, b = np.random.default_rng(0), size["batch"]
+    state, following = rng.normal(size=(2, b, size["observation"]))
+    memory = (
+        state,
+        rng.uniform(-1, 1, (b, size["action"])),
+        np.stack([rng.normal(size=b), rng.random(b)], 1),
+        following,
+        np.ones(b),
+    )
+    calls = iter(range(10**9))
+    return {
+        "update": lambda: agent.update_parameters(memory, next(calls)),
+        "act": lambda: agent.select_action(state[0]),
+    }
+
+
+def serve(variant: dict[str, Any], threads: int) -> None:
+    """Answer each line ``task count`` on stdin with the median milliseconds of that many calls."""
+    import torch
+
+    torch.set_num_threads(threads)
+    kind = variant.pop("kind")
+    work = ours(**variant) if kind == "ours" else official(**variant)
+    for task in work.values():
+        for _ in range(5):
+            task()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        task, count = line.split()
+        times = []
+        for _ in range(int(count)):
+            start = time.perf_counter()
+            work[task]()
+            times.append(time.perf_counter() - start)
+        print(1e3 * statistics.median(times), flush=True)
+
+
+class Worker:
+    def __init__(self, variant: dict[str, Any], threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", json.dumps(variant), "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        while (line := self.process.stdout.readline()) and line.strip() != "ready":
+            pass  # what the released program prints of itself
+        if not line:
+            sys.exit(f"the process of {variant} ended before it was ready")
+
+    def time(self, task: str, count: int) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(task, count, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.kill()
+
+
+# ------------------------------------------------------------------------------------------------ the comparisons
+
+
+def interleaved(
+    variants: dict[str, dict[str, Any]], threads: int, rounds: int, tasks: dict[str, int]
+) -> dict[str, dict[str, float]]:
+    """Median over rounds of each variant and task, milliseconds; every round visits all variants in turn."""
+    workers = {name: Worker(variant, threads) for name, variant in variants.items()}
+    times: dict[str, dict[str, list[float]]] = {name: {task: [] for task in tasks} for name in workers}
+    for _ in range(rounds):
+        for task, count in tasks.items():
+            for name, worker in workers.items():
+                times[name][task].append(worker.time(task, count))
+    for worker in workers.values():
+        worker.close()
+    return {name: {task: statistics.median(values) for task, values in found.items()} for name, found in times.items()}
+
+
+def our(preset: str, precision: str, compiled: bool = False, **changes: int) -> dict[str, Any]:
+    return {"kind": "ours", "preset": preset, "precision": precision, "compiled": compiled, "size": SIZES | changes}
+
+
+def provenance() -> dict[str, Any]:
+    from learning import commit, machine
+
+    load = Path("/proc/loadavg").read_text().split()[0]
+    return {"commit": commit(), "machine": machine(), "load_average_at_start": float(load)}
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    variants = {f"{preset} {precision} {'compiled' if compiled else 'eager'}": our(preset, precision, compiled)
+                for preset in ("parity", "default") for precision in ("float32", "bfloat16") for compiled in ((False, True) if arguments.compiled else (False,))}  # fmt: skip
+    if arguments.official:
+        variants = {"released": {"kind": "official", "path": arguments.official, "size": SIZES}} | variants
+    result = {"command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(), "size": SIZES,
+              "gigaflop": gigaflop(SIZES), "ms": interleaved(variants, arguments.threads, arguments.rounds, {"update": 8, "act": 60})}  # fmt: skip
+    base = result["ms"].get("released")
+    print(f"{'':32s}{'update ms':>10s}{'ratio':>8s}{'GFLOP/s':>9s}{'act ms':>8s}{'ratio':>8s}")
+    for name, ms in result["ms"].items():
+        ratios = [f"{base[task] / ms[task]:.2f}x" if base else "" for task in ("update", "act")]
+        print(
+            f"{name:32s}{ms['update']:10.1f}{ratios[0]:>8s}{result['gigaflop'] / ms['update'] * 1e3:9.0f}{ms['act']:8.3f}{ratios[1]:>8s}"
+        )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"algd_update_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
+
+
+SWEEPS = {
+    "batch": (64, 128, 256, 512, 1024),
+    "steps": (2, 5, 10, 20),
+    "proposals": (1, 2, 4, 8, 16),
+    "members": (1, 2, 4, 8),
+    "observation": (17, 60, 120, 350),
+}
+
+
+def scaling(arguments: argparse.Namespace) -> None:
+    """How the cost grows, beside the arithmetic it must do; and the replay's memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from saddlepoint.replay import Replay
+
+    result: dict[str, Any] = {
+        "command": "python benchmarks/algd_update.py --scaling",
+        "threads": arguments.threads,
+        **provenance(),
+        "sweeps": {},
+    }
+    figure, axes = plt.subplots(1, 6, figsize=(21, 3.4), layout="constrained")
+    for axis, (name, values) in zip(axes, SWEEPS.items()):
+        ms = interleaved(
+            {str(v): our("default", "bfloat16", **{name: v}) for v in values},
+            arguments.threads,
+            arguments.rounds,
+            {"update": 5},
+        )
+        times, work = [ms[str(v)]["update"] for v in values], [gigaflop(SIZES | {name: v}) for v in values]
+        result["sweeps"][name] = {"values": values, "ms": times, "gigaflop": work}
+        print(name, [f"{v}: {t:.1f} ms, {w:.2f} GFLOP" for v, t, w in zip(values, times, work)], flush=True)
+        axis.plot(values, times, "o-", color="#0072B2", label="measured, ms")
+        anchor = values.index(SIZES[name])
+        axis.plot(
+            values,
+            [times[anchor] * w / work[anchor] for w in work],
+            "--",
+            color="#D55E00",
+            label="in proportion to GFLOP",
+        )
+        axis.set(xlabel=name, xscale="log", yscale="log", title=f"update against {name}")
+        axis.legend(fontsize=7)
+    sizes = (10_000, 100_000, 1_000_000)
+    result["replay_bytes"] = {str(n): Replay.bytes_needed(n, SIZES["observation"], SIZES["action"], 1) for n in sizes}
+    axes[-1].plot(sizes, [v / 1e9 for v in result["replay_bytes"].values()], "o-", color="#0072B2")
+    axes[-1].set(xlabel="transitions", ylabel="GB", xscale="log", yscale="log", title="replay memory (observation 60)")
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "algd_scaling.png", dpi=100)
+    (RESULTS / "algd_scaling.json").write_text(json.dumps(result, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", help="clone of the authors' repository")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compiled", action="store_true", help="also time the compiled update (a minute each)")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(json.loads(arguments.serve), arguments.threads)
+    elif arguments.scaling:
+        scaling(arguments)
+    else:
+        compare(arguments)
+
+
+if __name__ == "__main__":
+    main()
