@@ -11,6 +11,7 @@ Ours includes drawing the batch from the replay and all noise; the released time
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -194,8 +195,9 @@ def provenance() -> dict[str, Any]:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    variants = {f"{preset} {precision} {'compiled' if compiled else 'eager'}": our(preset, precision, compiled)
-                for preset in ("parity", "default") for precision in ("float32", "bfloat16") for compiled in ((False, True) if arguments.compiled else (False,))}  # fmt: skip
+    paths = {"eager": False, "compiled": True} if arguments.compiled else {"eager": False}
+    kinds = itertools.product(("parity", "default"), ("float32", "bfloat16"), paths)
+    variants = {f"{preset} {precision} {path}": our(preset, precision, paths[path]) for preset, precision, path in kinds}
     if arguments.official:
         variants = {"released": {"kind": "official", "path": arguments.official, "size": SIZES}} | variants
     result = {"command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(), "size": SIZES,

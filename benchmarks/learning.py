@@ -24,6 +24,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from saddlepoint.train.log import read_metrics
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 RUNS = HERE.parent / "runs" / "bench"
@@ -126,10 +128,6 @@ def run(name: str, only: str | None) -> None:
             started.write_text(json.dumps(stamp, indent=1))
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def collect(name: str) -> None:
     """Evaluations and multipliers of all runs that exist, with where they came from."""
     experiment, runs = EXPERIMENTS[name], []
@@ -137,7 +135,7 @@ def collect(name: str) -> None:
         if not (folder / "started.json").exists():
             print(f"left out: {label}-{seed} (not finished)")
             continue
-        lines = read(folder)
+        lines = read_metrics(folder)
         evals = [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "eval"]
         keys = ("step", "wall_s", "train/multiplier", "train/effective_multiplier", "train/risk", "train/beta", "train/entropy",
                 "train/return_mean", "train/cost_mean", "train/discounted_cost_mean")  # fmt: skip

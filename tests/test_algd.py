@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,9 +69,10 @@ def test_without_a_constraint_the_bandit_goes_to_its_bound():
 
 def test_the_released_agents_learn_the_bandit():
     """Both parity presets move towards more reward than they start with (mean 0)."""
+    shared = ("critic_hidden", "policy_hidden", "batch_size", "polyak")
+    rates = ("policy_learning_rate", "critic_learning_rate", "cost_learning_rate")
     for preset in ("parity", "parity-vp"):
-        quick = replace(PRESETS[preset], **{f.name: getattr(SMALL, f.name) for f in fields(SMALL) if f.name in
-                        ("critic_hidden", "policy_hidden", "batch_size", "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "polyak")})  # fmt: skip
+        quick = replace(PRESETS[preset], **{name: getattr(SMALL, name) for name in (*shared, *rates)})
         assert train_bandit(quick, 200) > 0.03
 
 

@@ -122,9 +122,11 @@ class ALGDConfig:
 
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
-        positive = ("rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
-                    "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "target_every", "evaluation_samples", "multiplier_interval", "multiplier_rate",
-                    "temperature_rate")  # fmt: skip
+        positive = (
+            "rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
+            "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
+            "multiplier_interval", "target_every", "evaluation_samples",
+        )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")

@@ -21,6 +21,17 @@ RATE_SECONDS = 60.0
 """rates are those of the last minute: steps without updates, at the start, say nothing of the rest"""
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; one that a killed process left half-written at the end is left out."""
+    lines = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
 class RunLog:
     """Writes the metrics of one run and shows how it goes."""
 

@@ -1,0 +1,94 @@
+"""The plain and the augmented Lagrangian over the action square at the toy's fork, and what the policy does there.
+
+    python benchmarks/toy_landscape.py RUN [--x -0.75]      # results/toy_landscape.png and .json
+
+RUN is an ALGD run on saddlepoint/Toy-v0. The fork lies before the hazard on the axis of symmetry, where up and down are equally good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from saddlepoint import load_policy
+from saddlepoint.algd.energy import energy_and_gradient
+from saddlepoint.envs.toy import ARENA, GOAL, HAZARD_RADIUS, move, observe
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def landscape(agent, state: torch.Tensor, kind: str, multiplier: float, points: int = 81) -> np.ndarray:
+    """(points, points) energies over the action square, row = second action."""
+    axis = torch.linspace(-1, 1, points)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 1, 2)
+    layers = (agent.critic.layers(), agent.cost_critic.layers())
+    lam = torch.tensor([multiplier], dtype=torch.float64)
+    energy, _ = energy_and_gradient(
+        agent.critic, agent.cost_critic, layers, state, grid, lam, agent.budget, agent.config.rho, agent.config.risk_std, kind
+    )  # fmt: skip
+    return energy.value.view(points, points).numpy()
+
+
+def paths(policy, count: int, seed: int, y: float) -> np.ndarray:
+    """(steps + 1, count, 2) positions of stochastic episodes from (-1, y)."""
+    generator = torch.Generator().manual_seed(seed)
+    position = np.tile([-1.0, y], (count, 1))
+    track = [position]
+    for _ in range(60):
+        position, *_ = move(position, policy.act(observe(position), "stochastic", generator))
+        track.append(position)
+    return np.stack(track)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--x", type=float, default=-0.75, help="where on the axis before the hazard")
+    arguments = parser.parse_args()
+    policy = load_policy(arguments.run)
+    agent = policy.learner
+    state = torch.from_numpy(observe(np.array([[arguments.x, 0.0]])))
+    multiplier = float(agent.multiplier[0])
+    generator = torch.Generator().manual_seed(0)
+    actions = policy.act(state.numpy().repeat(2000, 0), "stochastic", generator)
+    tracks = paths(policy, 40, 1, 0.0)
+
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
+    for axis, kind in zip(axes, ("plain", "augmented"), strict=False):
+        values = landscape(agent, state, kind, multiplier)
+        image = axis.imshow(values, origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
+        axis.contour(np.linspace(-1, 1, len(values)), np.linspace(-1, 1, len(values)), values, 12, colors="w", linewidths=0.5, alpha=0.6)
+        figure.colorbar(image, ax=axis, shrink=0.85)
+        axis.scatter(*actions[:500].T, s=4, color="#D55E00", alpha=0.6)
+        axis.set(title=f"{kind} Lagrangian at ({arguments.x}, 0), lambda = {multiplier:.2f}", xlabel="velocity x", ylabel="velocity y")
+    axes[2].add_patch(plt.Circle((0, 0), HAZARD_RADIUS, color="#D55E00", alpha=0.25))
+    axes[2].plot(*GOAL, "*", color="#009E73", ms=14)
+    for track in tracks.transpose(1, 0, 2):
+        axes[2].plot(*track.T, color="#0072B2", lw=0.8, alpha=0.6)
+    axes[2].set(xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA), aspect="equal", title="40 sampled episodes from (-1, 0)")
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "toy_landscape.png", dpi=110)
+
+    ends = tracks[-1]
+    middle = tracks[np.abs(tracks[..., 0]).argmin(0), np.arange(tracks.shape[1])]  # where each crosses x = 0
+    crossed = ends[:, 0] > 0.5
+    found = {
+        "run": json.loads((arguments.run / "config.json").read_text()), "x": arguments.x, "multiplier": multiplier,
+        "action_y_quantiles": np.quantile(actions[:, 1], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(),
+        "share_of_actions_up": float((actions[:, 1] > 0).mean()), "episodes_past_the_hazard": int(crossed.sum()),
+        "episodes_above": int((crossed & (middle[:, 1] > 0)).sum()), "episodes_below": int((crossed & (middle[:, 1] < 0)).sum()),
+    }  # fmt: skip
+    (RESULTS / "toy_landscape.json").write_text(json.dumps(found, indent=1))
+    print({k: v for k, v in found.items() if k != "run"})
+
+
+if __name__ == "__main__":
+    main()
