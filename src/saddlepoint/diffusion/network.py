@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.nn.layers import fan_in_uniform
+from saddlepoint.nn.products import linear
 
 
 class ScoreNetwork(nn.Module):
@@ -42,7 +43,7 @@ class ScoreNetwork(nn.Module):
 
     def condition(self, state: Tensor) -> Tensor:
         """The part of the first layer that depends on the state alone. (batch, state) -> (batch, hidden)."""
-        return F.linear(state, self.weights[0][:, : self.state], self.biases[0])
+        return linear(state, self.weights[0][:, : self.state], self.biases[0])
 
     def forward(self, condition: Tensor, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
         """``condition`` (batch, hidden) from ``condition()``, ``u`` (batch, action), ``k`` a step index or (batch,) of them -> (batch, action)."""
@@ -50,5 +51,5 @@ class ScoreNetwork(nn.Module):
         time = F.linear(self.embedding[k], first[:, self.state + self.action :])
         h = F.relu(condition + F.linear(u, first[:, self.state : self.state + self.action]) + time)
         for weight, bias in zip(list(self.weights)[1:], list(self.biases)[1:]):
-            h = F.relu(F.linear(h, weight, bias))
-        return F.linear(h, self.head_weights[head], self.head_biases[head])
+            h = linear(h, weight, bias, relu=True)
+        return linear(h, self.head_weights[head], self.head_biases[head])

@@ -1,8 +1,8 @@
 """Batched ensembles of MLP critics Q_m(s, a), with their backward pass written out.
 
 The critic update and the energy's action gradient are nearly all of ALGD's arithmetic. Each needs only a part of what autograd would compute (weights
-without inputs, or the action without weights and without the state), so the three passes are plain functions. All members are one batched
-product, and the state's part of the first layer is computed once for all proposals.
+without inputs, or the action without weights and without the state), so the three passes are plain functions. The state's part of the first layer is
+computed once for all proposals.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.nn.layers import truncated_normal, xavier_uniform
+from saddlepoint.nn.products import ONEDNN, product
 
 Activation = Literal["relu", "silu"]
 
@@ -36,12 +37,19 @@ class Layers(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
 
+    def parts(self) -> list[Layers]:
+        """What is worked on at a time: one member where oneDNN takes single products only (``products.affine``), else all in one batched product."""
+        if not (ONEDNN and self.weights[0].dtype == torch.float32 and self.weights[0].device.type == "cpu"):
+            return [self]
+        pieces = range(len(self.weights[0]))
+        return [Layers([w[m : m + 1] for w in self.weights], [b[m : m + 1] for b in self.biases]) for m in pieces]
+
 
 class Trace(NamedTuple):
-    """What a forward pass leaves for a backward one: the values and the pre-activations of the hidden layers (members, rows, hidden)."""
+    """What a forward pass leaves for a backward one."""
 
     values: Tensor  # (members, proposals, batch), in float32 or better
-    hidden: list[Tensor]
+    hidden: list[list[Tensor]]  # for each part, the pre-activations of the hidden layers (members of the part, rows, hidden)
 
 
 class Ensemble(nn.Module):
@@ -79,53 +87,68 @@ class Ensemble(nn.Module):
 
 def trace(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> Trace:
     """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
-    weights, biases = layers
-    members, hidden = weights[0].shape[0], weights[0].shape[-1]
-    proposals, batch, width = action.shape
-    dtype = weights[0].dtype
-    split = state.shape[-1]
-    shared = torch.baddbmm(
-        biases[0], state.to(dtype).expand(members, -1, -1), weights[0][:, :split]
-    )  # (members, batch, hidden)
-    own = torch.bmm(action.to(dtype).reshape(1, -1, width).expand(members, -1, -1), weights[0][:, split:])
-    pre = (own.view(members, proposals, batch, hidden) + shared[:, None]).view(members, -1, hidden)
-    hiddens = [pre]
-    for weight, bias in zip(weights[1:-1], biases[1:-1]):
-        pre = torch.baddbmm(bias, activate(pre, activation), weight)
-        hiddens.append(pre)
-    values = torch.baddbmm(biases[-1], activate(pre, activation), weights[-1])
-    return Trace(
-        values.float().view(members, proposals, batch)
-        if dtype == torch.bfloat16
-        else values.view(members, proposals, batch),
-        hiddens,
-    )
+    dtype = layers.weights[0].dtype
+    state, action = state.to(dtype), action.to(dtype)
+    values, hidden = zip(*(_forward(part, state, action, activation) for part in layers.parts()))
+    joined = torch.cat(values)
+    return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
 
 
 def action_gradient(layers: Layers, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
     """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action)."""
-    weights = layers.weights
-    members, proposals, batch = upstream.shape
-    grad = upstream.to(weights[0].dtype).view(members, -1, 1) * weights[-1].mT
-    for weight, pre in zip(weights[-2:0:-1], saved.hidden[:0:-1]):
-        grad = torch.bmm(activation_slope(pre, grad, activation), weight.mT)
-    grad = activation_slope(saved.hidden[0], grad, activation)
-    result = torch.bmm(grad, weights[0][:, state:].mT).to(upstream.dtype).sum(0)
-    return result.view(proposals, batch, -1)
+    _, proposals, batch = upstream.shape
+    parts = layers.parts()
+    total: Tensor | None = None
+    for part, hidden, above in zip(parts, saved.hidden, upstream.chunk(len(parts))):
+        grad = above.to(part.weights[0].dtype).reshape(len(above), -1, 1) * part.weights[-1].mT
+        for weight, pre in zip(part.weights[-2:0:-1], hidden[:0:-1]):
+            grad = product(activation_slope(pre, grad, activation), weight.mT)
+        grad = activation_slope(hidden[0], grad, activation)
+        found = product(grad, part.weights[0][:, state:].mT).to(upstream.dtype).sum(0)
+        total = found if total is None else total + found
+    assert total is not None
+    return total.view(proposals, batch, -1)
 
 
 def weight_gradients(
     layers: Layers, saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of sum upstream * Q for weights and biases. ``inputs`` (batch, state + action), ``upstream`` (members, batch)."""
+    inputs = inputs.to(layers.weights[0].dtype)
+    parts = layers.parts()
+    found = [
+        _weight_gradients(part, hidden, inputs, above, activation)
+        for part, hidden, above in zip(parts, saved.hidden, upstream.chunk(len(parts)))
+    ]
+    weights = [torch.cat(of_layer) for of_layer in zip(*(w for w, _ in found))]
+    return weights, [torch.cat(of_layer) for of_layer in zip(*(b for _, b in found))]
+
+
+def _forward(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> tuple[Tensor, list[Tensor]]:
+    weights, biases = layers
+    members, hidden = weights[0].shape[0], weights[0].shape[-1]
+    proposals, batch, width = action.shape
+    split = state.shape[-1]
+    shared = product(state.expand(members, -1, -1), weights[0][:, :split], biases[0])  # (members, batch, hidden)
+    own = product(action.reshape(1, -1, width).expand(members, -1, -1), weights[0][:, split:])
+    pre = (own.view(members, proposals, batch, hidden) + shared[:, None]).view(members, -1, hidden)
+    hiddens = [pre]
+    for weight, bias in zip(weights[1:-1], biases[1:-1]):
+        pre = product(activate(pre, activation), weight, bias)
+        hiddens.append(pre)
+    return product(activate(pre, activation), weights[-1], biases[-1]).view(members, proposals, batch), hiddens
+
+
+def _weight_gradients(
+    layers: Layers, hidden: list[Tensor], inputs: Tensor, upstream: Tensor, activation: Activation
+) -> tuple[list[Tensor], list[Tensor]]:
     weights = layers.weights
-    dtype = weights[0].dtype
-    grad = upstream.to(dtype).unsqueeze(-1)
+    grad = upstream.to(weights[0].dtype).unsqueeze(-1)
     d_weights, d_biases = [], []
     for index in range(len(weights) - 1, -1, -1):
-        before = inputs.to(dtype).expand(len(weights[0]), -1, -1) if index == 0 else activate(saved.hidden[index - 1], activation)
-        d_weights.append(torch.bmm(before.mT, grad).to(upstream.dtype))
+        before = activate(hidden[index - 1], activation) if index else inputs.expand(len(weights[0]), -1, -1)
+        d_weights.append(product(before.mT, grad).to(upstream.dtype))
         d_biases.append(grad.to(upstream.dtype).sum(1, keepdim=True))
         if index:
-            grad = activation_slope(saved.hidden[index - 1], torch.bmm(grad, weights[index].mT), activation)
+            grad = activation_slope(hidden[index - 1], product(grad, weights[index].mT), activation)
     return d_weights[::-1], d_biases[::-1]

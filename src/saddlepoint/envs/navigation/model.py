@@ -12,7 +12,8 @@ from functools import lru_cache
 import mujoco
 import numpy as np
 
-from saddlepoint.envs.navigation.parts import Geom, Kind, Robot
+from saddlepoint.envs.navigation.objects import Kind
+from saddlepoint.envs.navigation.robots import Geom, Robot
 
 _SHAPES = {
     "box": mujoco.mjtGeom.mjGEOM_BOX,
@@ -36,27 +37,50 @@ _CONTACTS_FOUND = 1 << int(mujoco.mjtConDataField.mjCONDATA_FOUND)
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A compiled model and where its parts lie."""
+    """A compiled model and where the objects lie in it. Object numbers are those of ``Scene``: kind after kind."""
 
     model: mujoco.MjModel
+    resting: mujoco.MjModel
+    """the same, but that free objects touch nothing"""
     qpos0: np.ndarray
-    """(nq,): all joints at rest, everything at the origin"""
-    body_qpos: dict[str, slice]
-    """the seven entries of qpos of every free and driven object"""
-    body_qvel: dict[str, slice]
-    mocap: dict[str, int]
-    """the mocap body of every object that is not free; of a driven one, the body that pulls it"""
-    sensors: dict[str, slice]
-    """the entries of sensordata of every sensor of the robot"""
-    contacts: dict[str, slice]
-    """kind -> entries of sensordata with the numbers of contacts between the robot and each of its objects"""
+    """(nq,): all joints at rest"""
+    movable: np.ndarray
+    """numbers of the free and driven objects: in this order they follow the robot in qpos (7 each) and qvel (6 each)"""
+    anchored: np.ndarray
+    """(nmocap,): the object that each mocap body is, or pulls; drivers come first"""
+    drivers: int
+    """number of mocap bodies that pull an object"""
+    solid: np.ndarray
+    """numbers of the objects that can be touched, in the order of the last entries of sensordata"""
+    rest: bool
+    """whether there are free objects and nothing but the robot could disturb them"""
 
 
 @lru_cache(maxsize=64)
-def blueprint(robot: Robot, kinds: tuple[Kind, ...], timestep: float, touched: tuple[str, ...]) -> Blueprint:
-    """Compile the model of ``robot`` among ``kinds``, with sensors of the contacts between it and the ``touched``
-    kinds.
-    """
+def blueprint(robot: Robot, kinds: tuple[Kind, ...], timestep: float) -> Blueprint:
+    """Compile the model of ``robot`` among ``kinds``; ``timestep`` in s."""
+    first = np.cumsum([0, *(kind.count for kind in kinds)])
+    numbered = [(kind, np.arange(start, start + kind.count)) for kind, start in zip(kinds, first)]
+
+    def numbers(*motions: str) -> np.ndarray:
+        return np.array([i for kind, own in numbered if kind.motion in motions for i in own], np.int64)
+
+    driven, free = numbers("driven"), numbers("free")
+    model = _spec(robot, kinds, timestep, ghosts=("ghost",)).compile()
+    return Blueprint(
+        model=model,
+        resting=_spec(robot, kinds, timestep, ghosts=("ghost", "free")).compile(),
+        qpos0=model.qpos0.copy(),
+        movable=numbers("free", "driven"),
+        anchored=np.concatenate([driven, numbers("ghost", "fixed")]),
+        drivers=len(driven),
+        solid=numbers("fixed", "free", "driven"),
+        rest=len(free) > 0 and len(driven) == 0,
+    )
+
+
+def _spec(robot: Robot, kinds: tuple[Kind, ...], timestep: float, ghosts: tuple[str, ...]) -> mujoco.MjSpec:
+    """The model before it is compiled; kinds whose motion is among ``ghosts`` collide with nothing."""
     spec = mujoco.MjSpec()
     spec.modelname = robot.name
     spec.option.timestep = timestep
@@ -66,18 +90,20 @@ def blueprint(robot: Robot, kinds: tuple[Kind, ...], timestep: float, touched: t
     geom.condim, geom.friction = 6, (1.0, 0.005, 0.0001)
     _scenery(spec)
     _robot(spec, robot)
-    for kind in kinds:
+    objects = [(kind, name) for kind in kinds for name in kind.names]
+    for kind, name in objects:
         if kind.motion in ("free", "driven"):
-            for name in kind.names:
-                body = spec.worldbody.add_body(name=name)
-                body.add_freejoint(name=name)
-                _geoms(body, kind.geoms)
-    for kind in kinds:
-        if kind.motion != "free":
-            for name in kind.names:
-                _anchor(spec, kind, name)
-    places = _sensors(spec, robot, [kind for kind in kinds if kind.name in touched])
-    return _index(spec.compile(), robot, kinds, *places)
+            body = spec.worldbody.add_body(name=name)
+            body.add_freejoint(name=name)
+            _geoms(body, kind.geoms, ghost=kind.motion in ghosts)
+    for kind, name in objects:
+        if kind.motion == "driven":
+            _driver(spec, name)
+    for kind, name in objects:
+        if kind.motion in ("ghost", "fixed"):
+            _geoms(spec.worldbody.add_body(name=name, mocap=True), kind.geoms, ghost=kind.motion in ghosts)
+    _sensors(spec, robot, [name for kind, name in objects if kind.motion != "ghost"])
+    return spec
 
 
 def _scenery(spec: mujoco.MjSpec) -> None:
@@ -139,49 +165,24 @@ def _geoms(body: mujoco.MjsBody, geoms: tuple[Geom, ...], ghost: bool = False) -
             added.contype = added.conaffinity = 0
 
 
-def _anchor(spec: mujoco.MjSpec, kind: Kind, name: str) -> None:
-    """The mocap body of an object: the object itself, or the driver that a driven one is welded to."""
-    if kind.motion != "driven":
-        _geoms(spec.worldbody.add_body(name=name, mocap=True), kind.geoms, ghost=kind.motion == "ghost")
-        return
+def _driver(spec: mujoco.MjSpec, name: str) -> None:
+    """The mocap body that the object ``name`` is welded to."""
     spec.worldbody.add_body(name=f"{name}_driver", mocap=True)
     weld = spec.add_equality(name=name, type=mujoco.mjtEq.mjEQ_WELD, objtype=mujoco.mjtObj.mjOBJ_BODY)
     weld.name1, weld.name2, weld.solref = f"{name}_driver", name, (0.02, 1.5)
+    weld.data[:] = 0.0  # the two poses agree:
+    weld.data[[6, 10]] = 1.0  # no rotation between them; torque scale
 
 
-def _sensors(spec: mujoco.MjSpec, robot: Robot, touched: list[Kind]) -> tuple[dict[str, slice], dict[str, slice]]:
-    sensors, contacts, at = {}, {}, 0
+def _sensors(spec: mujoco.MjSpec, robot: Robot, solids: list[str]) -> None:
+    """In the order of ``Robot.sensors``, then the number of contacts between the robot and each of ``solids``."""
     for name, kind in _SENSORS.items():
         spec.add_sensor(name=name, type=kind, objtype=mujoco.mjtObj.mjOBJ_SITE, objname="trunk")
-        sensors[name] = slice(at, at := at + 3)
     if robot.ball is not None:
-        joint = {"objtype": mujoco.mjtObj.mjOBJ_JOINT, "objname": robot.ball}
-        spec.add_sensor(name="ballangvel", type=mujoco.mjtSensor.mjSENS_BALLANGVEL, **joint)
-        sensors[f"ballangvel_{robot.ball}"] = slice(at, at := at + 3)
-        spec.add_sensor(name="ballquat", type=mujoco.mjtSensor.mjSENS_BALLQUAT, **joint)
-        sensors[f"ballquat_{robot.ball}"] = slice(at, at := at + 4)
-    for touchable in touched:
-        for name in touchable.names:
-            sensor = spec.add_sensor(name=f"touch_{name}", type=mujoco.mjtSensor.mjSENS_CONTACT)
-            sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_XBODY, robot.links[0].name  # the whole subtree
-            sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, name
-            sensor.intprm[:3] = _CONTACTS_FOUND, 0, 1
-        contacts[touchable.name] = slice(at, at := at + touchable.count)
-    return sensors, contacts
-
-
-def _index(
-    model: mujoco.MjModel, robot: Robot, kinds: tuple[Kind, ...], sensors: dict[str, slice], contacts: dict[str, slice]
-) -> Blueprint:
-    qpos, qvel, mocap = {}, {}, {}
-    for kind in kinds:
-        for name in kind.names:
-            if kind.motion in ("free", "driven"):
-                joint = model.joint(name)
-                qpos[name] = slice(joint.qposadr[0], joint.qposadr[0] + 7)
-                qvel[name] = slice(joint.dofadr[0], joint.dofadr[0] + 6)
-            if kind.motion != "free":
-                body = f"{name}_driver" if kind.motion == "driven" else name
-                mocap[name] = int(model.body(body).mocapid[0])
-    assert model.nsensordata == max(part.stop for part in (*sensors.values(), *contacts.values()))
-    return Blueprint(model, model.qpos0.copy(), qpos, qvel, mocap, sensors, contacts)
+        for name, kind in (("vel", mujoco.mjtSensor.mjSENS_BALLANGVEL), ("quat", mujoco.mjtSensor.mjSENS_BALLQUAT)):
+            spec.add_sensor(name=f"ball{name}", type=kind, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=robot.ball)
+    for name in solids:
+        sensor = spec.add_sensor(name=f"touch_{name}", type=mujoco.mjtSensor.mjSENS_CONTACT)
+        sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_XBODY, robot.links[0].name  # with all bodies it carries
+        sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_BODY, name
+        sensor.intprm[:3] = _CONTACTS_FOUND, 0, 1
