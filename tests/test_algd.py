@@ -12,6 +12,7 @@ from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
@@ -127,7 +128,7 @@ def test_no_stray_gradients():
     step = agent._critic_step(batch, batch.action)
     assert not step.reward_loss.requires_grad
     critic_gradients = [p.grad.clone() for p in agent.cost_critic.parameters()]
-    action, _, _, _ = agent.chain(batch.observation, noise.policy, noise.tau)
+    action, _, _, _ = agent.chain(batch.observation, noise.policy, noise.tau, Tape())
     action.sum().backward()
     for parameter, gradient in zip(agent.cost_critic.parameters(), critic_gradients):
         assert torch.equal(parameter.grad, gradient)
@@ -192,7 +193,7 @@ def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
     box = ActionBox.from_bounds(-torch.ones(1), torch.ones(1))
     policy = DiffusionPolicy(config, 1, box, torch.Generator()).place(torch.device("cpu"), torch.float64)
 
-    def exact(condition, x, k):
+    def exact(condition, x, k, tape):
         return -x / (policy.alpha[k] ** 2 * std**2 + policy.sigma[k] ** 2)
 
     policy.score = exact

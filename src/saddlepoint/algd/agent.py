@@ -16,6 +16,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
+from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.replay import Replay
@@ -94,10 +95,9 @@ class ALGD:
         self._compile(compile)
 
     def _compile(self, enabled: bool) -> None:
-        """The one compile site: the three heavy pure pieces of an update."""
+        """The one compile site: the heavy pure pieces of an update. The chain's backward is written out (``Tape``) and gains nothing."""
         wrap = torch.compile if enabled else (lambda f, **_: f)
         self.critic_step = wrap(self._critic_step, dynamic=False)
-        self.chain = wrap(self._chain, dynamic=False)
         self.sample = wrap(self.policy.sample, dynamic=False)
         self.guide = wrap(self._guide, dynamic=False)
 
@@ -141,15 +141,20 @@ class ALGD:
         cost_loss, cost_gradients = fit(self.cost_critic, cost_target, 1 / (rows * cfg.cost_members))
         return CriticStep(reward_loss, cost_loss, reward_gradients, cost_gradients)
 
-    def _chain(self, state: Tensor, noise: ChainNoise, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """a_0 (batch, action), the point (batch, action) at which the score is matched, phi there, the path entropy (batch,)."""
+    def chain(
+        self, state: Tensor, noise: ChainNoise, tau: Tensor, tape: Tape | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """a_0 (batch, action), the point (batch, action) at which the score is matched, phi there, the path entropy (batch,).
+
+        With a ``tape`` gradients flow through the chain, and the parameters' are left on it.
+        """
         cfg, policy = self.config, self.policy
-        latents = policy.latents(state, policy.process.start * noise.start, noise.steps)
+        latents = policy.latents(state, policy.process.start * noise.start, noise.steps, tape)
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
         if cfg.detach_point:
             point = point.detach()
-        phi = policy.score(policy.network.condition(state), point, tau)
+        phi = policy.score(policy.network.condition(state), point, tau, tape)
         entropy = policy.path_entropy(latents, noise) if cfg.entropy != "none" else latents.new_zeros(len(state))
         return policy.box.squash(latents[0]), point, phi, entropy
 
@@ -210,7 +215,8 @@ class ALGD:
         self.critic_optimiser.step()
 
         multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.dtype)
-        action, point, phi, entropy = self.chain(batch.observation, noise.policy, noise.tau)
+        tape = Tape()
+        action, point, phi, entropy = self.chain(batch.observation, noise.policy, noise.tau, tape)
         energy, slope, target = self.guide(
             batch.observation,
             action.detach(),
@@ -230,8 +236,8 @@ class ALGD:
         if cfg.entropy != "none":
             policy_loss = policy_loss - beta * entropy_mean
         self._check(policy_loss=policy_loss, energy=energy.value[0].mean())
-        self.policy_optimiser.zero_grad(set_to_none=True)
         policy_loss.backward()
+        tape.set_gradients(self.policy.network, batch.observation)
         self._check_gradients("policy", self.policy)
         self.policy_optimiser.step()
 

@@ -15,7 +15,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """x @ weight^T + bias, then ReLU if asked: (rows, in), (out, in), (out,) -> (rows, out). Not differentiable: see ``linear``."""
+    """x @ weight^T + bias, then ReLU if asked: (rows, in), (out, in), (out,) -> (rows, out). Not differentiable."""
     if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
         return _opaque(x, weight, bias, relu) if torch.compiler.is_compiling() else _onednn(x, weight, bias, relu)
     y = F.linear(x, weight, bias)
@@ -42,34 +42,3 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if len(weight) == 1 and not differentiable:
         return affine(x[0], weight[0].mT, None if bias is None else bias[0, 0])[None]
     return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
-
-
-class Affine(torch.autograd.Function):
-    """``affine`` with its gradients: relu(x W^T + b) for given (rows, in), (out, in), (out,) or (rows, out) as ``offset``."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:  # type: ignore[override]
-        y = affine(x, weight, bias, relu)
-        ctx.save_for_backward(x, weight, y if relu else None)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        x, weight, y = ctx.saved_tensors
-        if y is not None:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        needs = ctx.needs_input_grad
-        return (
-            affine(grad, weight.mT, None) if needs[0] else None,
-            affine(grad.mT, x.mT, None) if needs[1] else None,
-            grad.sum(0) if needs[2] else None,
-            None,
-        )
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """relu(x W^T + b), differentiable, with the faster product where there is one. (rows, in), (out, in), (out,) -> (rows, out)."""
-    if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
-        return Affine.apply(x, weight, bias, relu)
-    y = F.linear(x, weight, bias)
-    return F.relu(y) if relu else y

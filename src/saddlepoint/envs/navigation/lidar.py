@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 TAU = 2 * np.pi
@@ -28,14 +30,21 @@ def lidar(
     seen = np.empty((envs, count, 3))
     seen[:, :, :2] = centres - position[:, None, :2]
     seen[:, :, 2] = -position[:, None, 2]
-    seen = seen @ rotation[:, :, :2]
+    seen = seen @ rotation
     ahead, left = seen[:, :, 0], seen[:, :, 1]
-    strength = np.maximum(reach - np.sqrt(ahead * ahead + left * left), 0.0) / reach
+    values = np.empty((envs, count, 3))
+    values[:, :, 0] = strength = np.maximum(reach - np.hypot(ahead, left), 0.0) / reach
     angle = np.arctan2(left, ahead) % TAU * (bins / TAU)
     near = angle.astype(np.int64)
-    fraction = angle - near
-    readings = np.zeros((envs, rings * bins))
-    first = ring * bins + np.arange(0, envs * rings * bins, rings * bins)[:, None]
-    slots = np.stack([first + near % bins, first + (near + 1) % bins, first + (near - 1) % bins])
-    np.maximum.at(readings.reshape(-1), slots, np.stack([strength, fraction * strength, (1 - fraction) * strength]))
+    values[:, :, 1] = further = (angle - near) * strength
+    values[:, :, 2] = strength - further
+    slots = (ring * bins + rings * bins * np.arange(envs)[:, None])[:, :, None] + _neighbours(bins)[near]
+    readings = np.zeros(envs * rings * bins)
+    np.maximum.at(readings, slots.ravel(), values.ravel())
     return readings.reshape(envs, rings, bins)
+
+
+@lru_cache(maxsize=8)
+def _neighbours(bins: int) -> np.ndarray:
+    """(bins + 1, 3): every bin, the next and the one before; the last row is for an angle that rounds to 2 pi."""
+    return (np.arange(bins + 1)[:, None] + np.array([0, 1, -1])) % bins

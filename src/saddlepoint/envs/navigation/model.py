@@ -119,12 +119,12 @@ def _scenery(spec: mujoco.MjSpec) -> None:
     textures = [""] * int(mujoco.mjtTextureRole.mjNTEXROLE)
     textures[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = "floor"
     spec.add_material(name="floor", textures=textures, texrepeat=(7, 7))
-    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = (0.4, 0.4, 0.4), (0.35, 0.35, 0.35)
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = (0.4, 0.4, 0.4), (0.3, 0.3, 0.3)
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 1280, 960
-    spec.worldbody.add_light(pos=(1.0, -2.0, 6.0), dir=(-0.15, 0.3, -1.0), diffuse=(0.5, 0.5, 0.5))
+    spec.worldbody.add_light(pos=(1.0, -2.0, 6.0), dir=(-0.15, 0.3, -1.0), diffuse=(0.35, 0.35, 0.35))
     spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(3.5, 3.5, 0.1), material="floor")
     look_down = (np.cos(0.2), np.sin(0.2), 0.0, 0.0)  # 0.4 rad from straight down
-    spec.worldbody.add_camera(name="fixed", pos=(0.0, -2.6, 6.1), quat=look_down, fovy=45)
+    spec.worldbody.add_camera(name="fixed", pos=(0.0, -2.5, 5.8), quat=look_down, fovy=45)
 
 
 def _robot(spec: mujoco.MjSpec, robot: Robot) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from saddlepoint.envs.navigation.robots import Geom
 from saddlepoint.types import UserError
 
@@ -52,8 +50,8 @@ class Kind:
 
     @property
     def radius(self) -> float:
-        """Of a circle about the object's origin, seen from above, that it stays inside of in any orientation."""
-        return max(float(np.linalg.norm(geom.pos) + np.linalg.norm(geom.size)) for geom in self.geoms)
+        """Of a sphere about the object's origin that holds it."""
+        return max(geom.radius for geom in self.geoms)
 
 
 def goal(keepout: float = 0.305, radius: float = 0.3) -> Kind:

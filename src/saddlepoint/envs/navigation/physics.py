@@ -16,9 +16,9 @@ from mujoco.rollout import Rollout
 from saddlepoint.envs.navigation.model import Blueprint, blueprint
 from saddlepoint.envs.navigation.tasks import SUBSTEPS, Task
 
-DRIVER_HEIGHT = 0.1  # m above the home that a driven object starts at
+_LIFT = np.array([0.0, 0.0, 0.1])  # m: drivers float above the homes that their objects start at
 AT_REST = 1e-8  # m/s and rad/s; objects that have settled move at 1e-14
-_MARGIN, _SPEED = 0.05, 2.0  # m, m/s: no robot here is faster, so nothing nearer than this can be reached in a step
+_MARGIN, _SPEED = 0.02, 2.0  # m, m/s: no robot here is faster, so nothing nearer than this can be reached in a step
 _STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
 _CONTROL = int(
     mujoco.mjtState.mjSTATE_CTRL | mujoco.mjtState.mjSTATE_MOCAP_POS | mujoco.mjtState.mjSTATE_MOCAP_QUAT
@@ -63,20 +63,18 @@ class Motion:
 
     def targets(self, clock: np.ndarray, homes: np.ndarray) -> np.ndarray:
         """Where the drivers are in each substep, (envs, substeps, drivers, 3): home + (r sin t, r cos t, 0.1)."""
-        phase = clock[:, None, None] + self.timestep * np.arange(SUBSTEPS)[:, None]
-        targets = np.empty((len(clock), SUBSTEPS, len(self.travel), 3))
-        targets[..., 0] = homes[:, None, :, 0] + self.travel * np.sin(phase)
-        targets[..., 1] = homes[:, None, :, 1] + self.travel * np.cos(phase)
-        targets[..., 2] = homes[:, None, :, 2] + DRIVER_HEIGHT
-        return targets
+        phase = clock[:, None] + self.timestep * np.arange(SUBSTEPS)
+        turn = np.empty((len(clock), SUBSTEPS, 1, 3))
+        turn[:, :, 0, 0], turn[:, :, 0, 1], turn[:, :, 0, 2] = np.sin(phase), np.cos(phase), 0.0
+        return (homes + _LIFT)[:, None] + self.travel[:, None] * turn
 
-    def undisturbed(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-        """(envs,) bool: all free objects stand still and the robot can reach none of them in this step.
+    def undisturbed(self, clock: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        """(envs,) bool: all free objects have come to rest and the robot can reach none of them in this step.
 
         They would stay where they are to within ``AT_REST`` times the step: such a world is stepped without their
-        contacts, most of its cost, and they are held.
+        contacts, most of its cost, and they are held. What stands still at a reset has not come to rest yet.
         """
-        still = np.abs(qvel[:, self.nv :]).max(axis=1) < AT_REST
+        still = (np.abs(qvel[:, self.nv :]).max(axis=1) < AT_REST) & (clock > 0.0)
         away = qpos[:, self.nq :].reshape(len(qpos), -1, 7)[:, :, :2] - qpos[:, None, :2]
         return still & (np.square(away).sum(axis=2) > self.near).all(axis=1)
 
@@ -105,7 +103,7 @@ class SinglePhysics:
 
     def advance(self, action: np.ndarray) -> None:
         data, motion, model = self._data, self.motion, self.blueprint.model
-        held = self.blueprint.rest and motion.undisturbed(self.qpos, self.qvel)[0]
+        held = self.blueprint.rest and motion.undisturbed(self.clock, self.qpos, self.qvel)[0]
         if held:
             model, objects = self.blueprint.resting, data.qpos[motion.nq :].copy()
         data.ctrl[:] = action[0]
@@ -160,7 +158,7 @@ class ThreadedPhysics:
 
     def advance(self, action: np.ndarray) -> None:
         plan, motion, envs = self.blueprint, self.motion, len(action)
-        held = motion.undisturbed(self.qpos, self.qvel) if plan.rest else np.zeros(envs, bool)
+        held = motion.undisturbed(self.clock, self.qpos, self.qvel) if plan.rest else np.zeros(envs, bool)
         objects = self.qpos[held, motion.nq :]
         nu, nmocap = plan.model.nu, plan.model.nmocap
         self._control[:, :, :nu] = action[:, None]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+
 import mujoco
 import numpy as np
 
 from saddlepoint.envs.navigation.lidar import TAU
+from saddlepoint.envs.navigation.model import blueprint
 from saddlepoint.envs.navigation.tasks import Task
 from saddlepoint.envs.navigation.worlds import Worlds
 from saddlepoint.types import UserError
@@ -18,8 +21,6 @@ class Painter:
     """Draws the worlds of one task. Raises ``UserError`` where no picture can be drawn on this machine."""
 
     def __init__(self, task: Task, width: int, height: int) -> None:
-        from saddlepoint.envs.navigation.model import blueprint
-
         self._model = blueprint(task.robot, task.kinds, task.timestep or task.robot.timestep).model
         limits = self._model.vis.global_
         if not (0 < width <= limits.offwidth and 0 < height <= limits.offheight):
@@ -28,6 +29,8 @@ class Painter:
             self._renderer = mujoco.Renderer(self._model, height, width)
         except (RuntimeError, AttributeError, ImportError, mujoco.FatalError) as error:
             raise UserError(f"MuJoCo cannot draw here ({error}): set MUJOCO_GL=egl or osmesa.") from error
+        # Not left to the interpreter's end, when the library underneath is gone already and complains.
+        atexit.register(self._renderer.close)
         self._colours = [kind.geoms[0].rgba for name in task.lidars for kind in task.kinds if kind.name == name]
 
     def paint(self, worlds: Worlds, env: int, camera: str) -> np.ndarray:
@@ -52,7 +55,9 @@ class Painter:
                     scene.geoms[scene.ngeom], mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, _DOT), centre, np.eye(3).ravel(),
                     rgba,
                 )  # fmt: skip
+                scene.geoms[scene.ngeom].category = mujoco.mjtCatBit.mjCAT_DECOR  # casts no shadow
                 scene.ngeom += 1
 
     def close(self) -> None:
+        atexit.unregister(self._renderer.close)
         self._renderer.close()

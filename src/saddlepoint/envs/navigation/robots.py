@@ -31,6 +31,13 @@ class Geom:
     density: float = 1.0
     friction: Vector = (1.0, 0.005, 0.0001)
 
+    @property
+    def radius(self) -> float:
+        """Of a sphere about the body's origin that holds the shape."""
+        if self.shape == "box" and self.quat[0] == 1.0:
+            return float(np.linalg.norm(np.abs(self.pos) + self.size))
+        return float(np.linalg.norm(self.pos) + (self.size[0] if self.shape == "sphere" else np.linalg.norm(self.size)))
+
 
 @dataclass(frozen=True)
 class Joint:
@@ -90,13 +97,9 @@ class Robot:
 
     @property
     def radius(self) -> float:
-        """Of a circle about the trunk's origin, seen from above, that the upright robot stays inside of."""
-        offsets = [
-            (np.hypot(link.pos[0] + geom.pos[0], link.pos[1] + geom.pos[1]) if link is not self.links[0]
-             else np.hypot(*geom.pos[:2])) + np.linalg.norm(geom.size)
-            for link in self.links for geom in link.geoms
-        ]  # fmt: skip
-        return float(max(offsets))
+        """Of a sphere about the trunk's origin that holds the robot."""
+        carried = [np.linalg.norm(link.pos) + geom.radius for link in self.links[1:] for geom in link.geoms]
+        return float(max([*(geom.radius for geom in self.links[0].geoms), *carried]))
 
     @property
     def sensors(self) -> dict[str, int]:
@@ -125,17 +128,21 @@ class Robot:
         return position, rotation
 
 
+# Entry by entry of the matrix, row by row: identity + first * q[i] q[j] + second * q[k] q[l].
+_FACTORS = np.array([
+    [2, 2, 3, 3], [1, 2, 0, 3], [1, 3, 0, 2],
+    [1, 2, 0, 3], [1, 1, 3, 3], [2, 3, 0, 1],
+    [1, 3, 0, 2], [2, 3, 0, 1], [1, 1, 2, 2],
+]).T  # fmt: skip
+_FIRST = np.array([-2.0, 2, 2, 2, -2, 2, 2, 2, -2])
+_SECOND = np.array([-2.0, -2, 2, 2, -2, -2, -2, 2, -2])
+_IDENTITY = np.eye(3).ravel()
+
+
 def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     """(..., 4), w first, of unit length -> (..., 3, 3)."""
-    w, x, y, z = np.moveaxis(quaternion, -1, 0)
-    matrix = np.empty((*quaternion.shape[:-1], 3, 3))
-    matrix[..., 0, 0] = w * w + x * x - y * y - z * z
-    matrix[..., 1, 1] = w * w - x * x + y * y - z * z
-    matrix[..., 2, 2] = w * w - x * x - y * y + z * z
-    matrix[..., 0, 1], matrix[..., 1, 0] = 2 * (x * y - w * z), 2 * (x * y + w * z)
-    matrix[..., 0, 2], matrix[..., 2, 0] = 2 * (x * z + w * y), 2 * (x * z - w * y)
-    matrix[..., 1, 2], matrix[..., 2, 1] = 2 * (y * z - w * x), 2 * (y * z + w * x)
-    return matrix
+    a, b, c, d = (quaternion[..., factor] for factor in _FACTORS)
+    return (_IDENTITY + _FIRST * a * b + _SECOND * c * d).reshape(*quaternion.shape[:-1], 3, 3)
 
 
 POINT = Robot(

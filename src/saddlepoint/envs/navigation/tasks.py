@@ -22,17 +22,23 @@ VASE_SPEED = 1e-4  # m/s: slower counts as standing
 _EXACTLY = 1e-9  # half the box that a given location is drawn from: the original draws even where nothing is free
 
 
+def endless(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """No distance to shrink and nothing to reach."""
+    return np.zeros(len(scene.rows)), np.zeros(len(scene.rows), bool)
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is to be done: reward = fall of the distance + 1 where it is reached (+ ``reward``), clipped to +-10.
 
     ``measure(scene)`` returns the distance that is to shrink, (envs,), and whether the goal is reached, (envs,) bool.
-    A reached goal is followed by a new one: a place drawn anew for the object "goal", or, with ``among`` the name of a
-    kind, one of its objects (then ``scene.target``), possibly the same; for ``pause`` steps afterwards that kind is
-    hidden from the lidar and ``scene.paused`` is true. ``reward(scene)``, (envs,), is added where given.
+    A reached goal is followed by a new one: a place drawn anew for the object "goal" where there is one, or, with
+    ``among`` the name of a kind, one of its objects (then ``scene.target``), possibly the same; for ``pause`` steps
+    afterwards that kind is hidden from the lidar and ``scene.paused`` is true. ``reward(scene)``, (envs,), is added
+    where given.
     """
 
-    measure: Callable[[Scene], tuple[np.ndarray, np.ndarray]]
+    measure: Callable[[Scene], tuple[np.ndarray, np.ndarray]] = endless
     among: str | None = None
     pause: int = 0
     reward: Callable[[Scene], np.ndarray] | None = None
@@ -75,8 +81,7 @@ class Task:
         names = [kind.name for kind in self.kinds]
         if len(set(names)) < len(names):
             raise UserError(f"{self.name} has two kinds of the same name: join them, or rename one.")
-        wanted = [*self.lidars, *([self.objective.among] if self.objective.among else ["goal"])]
-        for name in wanted:
+        for name in (*self.lidars, *([self.objective.among] if self.objective.among else [])):
             if name not in names:
                 raise UserError(f"{self.name} needs a kind called {name!r}, but has only {', '.join(names)}.")
         self.plan()

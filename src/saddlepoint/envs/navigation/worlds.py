@@ -47,6 +47,7 @@ class Worlds:
         self._placed = np.array([names.index(name) for name in self._plan.names[1:]], np.int64)
         self._heights = np.array([kind.height for kind in task.kinds for _ in kind.names])
         self._driven = self.physics.blueprint.anchored[: self.physics.blueprint.drivers]
+        self._nq, self._nv = task.robot.coordinates
         self._goal = names.index("goal") if "goal" in names else None
         self._look()
 
@@ -81,12 +82,12 @@ class Worlds:
         quats[:, 0] = 1.0
         quats[self._placed, 0], quats[self._placed, 3] = np.cos(yaws[1:] / 2), np.sin(yaws[1:] / 2)
 
-        blueprint, own = physics.blueprint, self.task.robot.coordinates[0]
+        blueprint = physics.blueprint
         physics.clock[env] = 0.0
         physics.qvel[env] = 0.0
         physics.qpos[env] = blueprint.qpos0
         self.task.robot.place(physics.qpos[env], layout[0, 0], layout[0, 1], yaws[0])
-        objects = physics.qpos[env, own:].reshape(-1, 7)
+        objects = physics.qpos[env, self._nq :].reshape(-1, 7)
         objects[:, :3], objects[:, 3:] = scene.xyz[env, blueprint.movable], quats[blueprint.movable]
         physics.homes[env] = scene.xyz[env, self._driven]
         physics.mocap_quat[env] = quats[blueprint.anchored]
@@ -162,11 +163,11 @@ class Worlds:
     def refresh(self) -> None:
         """Bring the scene up to date with the physics."""
         scene, physics = self.scene, self.physics
-        blueprint, (nq, nv) = physics.blueprint, self.task.robot.coordinates
+        blueprint = physics.blueprint
         self._see_robots()
         if len(blueprint.movable):
-            scene.xyz[:, blueprint.movable] = physics.qpos[:, nq:].reshape(self.envs, -1, 7)[:, :, :3]
-            scene.velocity[:, blueprint.movable] = physics.qvel[:, nv:].reshape(self.envs, -1, 6)[:, :, :3]
+            scene.xyz[:, blueprint.movable] = physics.qpos[:, self._nq :].reshape(self.envs, -1, 7)[:, :, :3]
+            scene.velocity[:, blueprint.movable] = physics.qvel[:, self._nv :].reshape(self.envs, -1, 6)[:, :, :3]
         if len(blueprint.solid):
             scene.touch[:, blueprint.solid] = physics.sensordata[:, -len(blueprint.solid) :]
         scene.paused = self.timer > 0
