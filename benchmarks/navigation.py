@@ -4,7 +4,8 @@
 
 ``--oracle`` names an interpreter that has safety-gymnasium 1.0.0 (Python 3.10: ``pip install safety-gymnasium==1.0.0``).
 It is measured in a process of its own, in turns with ours, so that both see the same machine; all figures are medians
-over the rounds. The same random actions everywhere. Writes benchmarks/results/navigation.json.
+over the rounds. The same random actions everywhere. ``disturbed`` is a single environment whose free objects never come
+to rest, as while a box is being pushed: at rest their contacts are left out. Writes benchmarks/results/navigation.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +93,23 @@ def measure(task: str, rounds: int, oracle: Oracle | None) -> dict[str, float]:
     single = make_env(id)
     many = gym.make_vec(id, ENVS, vectorization_mode="vector_entry_point")
     script = actions(SETTLING + STEPS)
-    seen: dict[str, list[float]] = {"single": [], "vector": [], "reset": [], "oracle": [], "oracle_reset": []}
+    physics = single.unwrapped.worlds.physics  # type: ignore[attr-defined]
+    usual = physics.blueprint
+    seen: dict[str, list[float]] = {
+        name: [] for name in ("single", "disturbed", "vector", "reset", "oracle", "oracle_reset")
+    }
     for turn in range(rounds):
         single.reset(seed=0)
         start = _timed_steps(single, script[:, 0])
         seen["single"].append(STEPS / (time.perf_counter() - start))
         if oracle is not None:
             seen["oracle"].append(STEPS / oracle.seconds(task, "steps"))
+        if usual.rest:
+            physics.blueprint = replace(usual, rest=False)
+            single.reset(seed=0)
+            start = _timed_steps(single, script[:, 0])
+            seen["disturbed"].append(STEPS / (time.perf_counter() - start))
+            physics.blueprint = usual
         many.reset(seed=0)
         start = _timed_steps(many, script)
         seen["vector"].append(STEPS * ENVS / (time.perf_counter() - start))
@@ -113,6 +125,8 @@ def measure(task: str, rounds: int, oracle: Oracle | None) -> dict[str, float]:
         "steps_per_s": middle["single"], "vector_steps_per_s": middle["vector"], "reset_ms": middle["reset"],
         "reset_ms_mean": statistics.mean(seen["reset"]),
     }  # fmt: skip
+    if usual.rest:
+        result["disturbed_steps_per_s"] = middle["disturbed"]
     if oracle is not None:
         ratios = [ours / theirs for ours, theirs in zip(seen["single"], seen["oracle"])]
         result |= {

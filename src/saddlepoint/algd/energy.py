@@ -51,7 +51,7 @@ def lagrangian(
 
 
 def energy_and_gradient(
-    critic: Ensemble, cost_critic: Ensemble, layers: tuple[Layers, Layers], state: Tensor, action: Tensor,
+    critic: Ensemble, cost_critic: Ensemble, layers: tuple[list[Layers], list[Layers]], state: Tensor, action: Tensor,
     multiplier: Tensor, budget: Tensor, rho: float, risk_std: float, kind: EnergyKind,
 ) -> tuple[Lagrangian, Tensor]:  # fmt: skip
     """L and dL/da at (batch, state), (proposals, batch, action): one pass forward, one back to the action only. Gradient as ``action``."""

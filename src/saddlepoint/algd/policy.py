@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.diffusion.kernel import ReverseProcess, ancestral_reverse, euler_reverse, guided_ddpm_reverse
-from saddlepoint.diffusion.network import ScoreNetwork, Tape
+from saddlepoint.diffusion.network import Conditioned, ScoreNetwork, Tape
 from saddlepoint.diffusion.sample import sample_chain
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, prior_reaching_betas, ve_schedule, vp_schedule
 from saddlepoint.nn.layers import ActionBox
@@ -71,11 +71,11 @@ class DiffusionPolicy(nn.Module):
         self.box = self.box.to(device, dtype)
         return self.to(device, dtype)
 
-    def score(self, condition: Tensor, x: Tensor, k: int | Tensor, tape: Tape | None = None) -> Tensor:
+    def score(self, at: Conditioned, x: Tensor, k: int | Tensor, tape: Tape | None = None) -> Tensor:
         """Estimate of grad log p(x_k | s) at the latent x (batch, action); ``k`` a step or (batch,) of them; ``tape`` as in ``ScoreNetwork``."""
         kind = self.config.prediction
         u = self.box.squash(x) if self.config.score_space == "action" else x
-        output = self.network(condition, u, k, tape=tape)
+        output = self.network(at, u, k, tape=tape)
         if kind in ("score", "guided"):
             return output
         sigma = self.sigma[k] if isinstance(k, int) else self.sigma[k].unsqueeze(-1)
@@ -86,15 +86,15 @@ class DiffusionPolicy(nn.Module):
 
     def latents(self, state: Tensor, start: Tensor, noise: Tensor | None, tape: Tape | None = None) -> Tensor:
         """All latents (K + 1, batch, action) of the chains from ``start`` (batch, action); see ``sample_chain``."""
-        condition = self.network.condition(state)
+        at = self.network.condition(state)
         guided = self.config.prediction == "guided"
 
         def estimate(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-            score = self.score(condition, x, k, tape)
+            score = self.score(at, x, k, tape)
             if not guided:
                 return score, None
             # The released guidance throws the score's length away: (lambda, rho) reach it through the direction only [5].
-            return score / (score.norm(dim=-1, keepdim=True) + 1e-8), self.network(condition, x, k, "eps", tape)
+            return score / (score.norm(dim=-1, keepdim=True) + 1e-8), self.network(at, x, k, "eps", tape)
 
         return sample_chain(estimate, self.process, start, noise)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,30 +41,47 @@ class ScoreNetwork(nn.Module):
         self.head_weights = nn.ParameterDict({h: fan_in_uniform((action, last), last, generator) for h in heads})
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
 
-    def condition(self, state: Tensor) -> Tensor:
-        """The part of the first layer that depends on the state alone. (batch, state) -> (batch, hidden); carries no gradient."""
-        return affine(state, self.weights[0].detach()[:, : self.state], self.biases[0].detach())
+    def condition(self, state: Tensor) -> Conditioned:
+        """The network at given states (batch, state), for any number of evaluations. Carries no gradient."""
+        first, split = self.weights[0].detach(), self.state + self.action
+        weights, biases = [w.detach() for w in self.weights], [b.detach() for b in self.biases]
+        return Conditioned(
+            shared=affine(state, first[:, : self.state], biases[0]),
+            columns=first[:, self.state : split],
+            times=F.linear(self.embedding.detach(), first[:, split:]),
+            weights=weights[1:],
+            biases=biases[1:],
+            heads={name: (w.detach(), self.head_biases[name].detach()) for name, w in self.head_weights.items()},
+        )
 
     def forward(
-        self, condition: Tensor, u: Tensor, k: int | Tensor, head: str = "score", tape: Tape | None = None
+        self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score", tape: Tape | None = None
     ) -> Tensor:
-        """``condition`` (batch, hidden) from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action).
+        """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action).
 
         The output's gradient reaches ``u``; that of the parameters is collected by ``tape``, and there is none without it.
         """
         if tape is None or not torch.is_grad_enabled():
-            return self.evaluate(condition, u, k, head)[-1]
-        return _Recorded.apply(u, tape.anchor, condition, k, head, self, tape)
+            return at.evaluate(u, k, head)[-1]
+        return _Recorded.apply(u, tape.anchor, at, k, head, tape)
 
-    def evaluate(self, condition: Tensor, u: Tensor, k: int | Tensor, head: str) -> list[Tensor]:
+
+class Conditioned(NamedTuple):
+    """A score network's parameters, detached, with all that depends on the state or the step alone computed once."""
+
+    shared: Tensor  # (batch, hidden): the state's part of the first layer, and its bias
+    columns: Tensor  # (hidden, action): the weights of u
+    times: Tensor  # (steps, hidden): the embedding's part
+    weights: list[Tensor]
+    biases: list[Tensor]
+    heads: dict[str, tuple[Tensor, Tensor]]
+
+    def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> list[Tensor]:
         """The activations of the hidden layers and, last, the output."""
-        first = self.weights[0].detach()
-        split = self.state + self.action
-        time = F.linear(self.embedding.detach()[k], first[:, split:])
-        layers = [F.relu(condition + F.linear(u, first[:, self.state : split]) + time)]
-        for weight, bias in zip(list(self.weights)[1:], list(self.biases)[1:]):
-            layers.append(affine(layers[-1], weight.detach(), bias.detach(), relu=True))
-        layers.append(affine(layers[-1], self.head_weights[head].detach(), self.head_biases[head].detach()))
+        layers = [F.relu_((self.shared + self.times[k]).addmm_(u, self.columns.mT))]
+        for weight, bias in zip(self.weights, self.biases):
+            layers.append(affine(layers[-1], weight, bias, relu=True))
+        layers.append(F.linear(layers[-1], *self.heads[head]))
         return layers
 
 
@@ -72,26 +89,23 @@ class _Recorded(torch.autograd.Function):
     """One evaluation whose backward pass goes to ``u`` and leaves the layers' gradients on the tape."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, u: Tensor, anchor: Tensor, condition: Tensor, k: Any, head: str, network: ScoreNetwork, tape: Tape
+    def forward(
+        ctx: Any, u: Tensor, anchor: Tensor, at: Conditioned, k: int | Tensor, head: str, tape: Tape
     ) -> Tensor:  # fmt: skip
-        *hidden, output = network.evaluate(condition, u, k, head)
-        ctx.u, ctx.hidden, ctx.k, ctx.head, ctx.network, ctx.tape = u.detach(), hidden, k, head, network, tape
+        *hidden, output = at.evaluate(u, k, head)
+        ctx.u, ctx.hidden, ctx.at, ctx.k, ctx.head, ctx.tape = u.detach(), hidden, at, k, head, tape
         return output
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        network: ScoreNetwork = ctx.network
-        grad = affine(upstream, network.head_weights[ctx.head].detach().mT, None)
-        grads = []
-        for weight, h in zip([None, *list(network.weights)[1:]][::-1], ctx.hidden[::-1]):
-            grad = torch.ops.aten.threshold_backward(grad, h, 0)
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        at: Conditioned = ctx.at
+        grad = torch.ops.aten.threshold_backward(upstream @ at.heads[ctx.head][0], ctx.hidden[-1], 0)
+        grads = [grad]
+        for weight, h in zip(at.weights[::-1], ctx.hidden[-2::-1]):
+            grad = torch.ops.aten.threshold_backward(affine(grad, weight.mT, None), h, 0)
             grads.append(grad)
-            if weight is not None:
-                grad = affine(grad, weight.detach().mT, None)
         ctx.tape.entries.append((ctx.u, ctx.k, ctx.head, ctx.hidden, grads[::-1], upstream))
-        columns = network.weights[0].detach()[:, network.state : network.state + network.action]
-        return (F.linear(grads[-1], columns.mT) if ctx.needs_input_grad[0] else None, *[None] * 6)
+        return (grad @ at.columns if ctx.needs_input_grad[0] else None, *[None] * 5)
 
 
 class Tape:

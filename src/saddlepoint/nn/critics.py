@@ -32,24 +32,17 @@ def activation_slope(pre: Tensor, upstream: Tensor, activation: Activation) -> T
 
 
 class Layers(NamedTuple):
-    """Weights [(members, in, out)] and biases [(members, 1, out)], in the precision of the products."""
+    """Weights and biases of what is worked on at a time: all members, (members, in, out) and (members, 1, out), or one, (in, out) and (out,)."""
 
     weights: list[Tensor]
     biases: list[Tensor]
-
-    def parts(self) -> list[Layers]:
-        """What is worked on at a time: one member where oneDNN takes single products only (``products.affine``), else all in one batched product."""
-        if not (ONEDNN and self.weights[0].dtype == torch.float32 and self.weights[0].device.type == "cpu"):
-            return [self]
-        pieces = range(len(self.weights[0]))
-        return [Layers([w[m : m + 1] for w in self.weights], [b[m : m + 1] for b in self.biases]) for m in pieces]
 
 
 class Trace(NamedTuple):
     """What a forward pass leaves for a backward one."""
 
     values: Tensor  # (members, proposals, batch), in float32 or better
-    hidden: list[list[Tensor]]  # for each part, the pre-activations of the hidden layers (members of the part, rows, hidden)
+    hidden: list[list[Tensor]]  # for each part, the pre-activations of the hidden layers, (members, rows, hidden) or (rows, hidden)
 
 
 class Ensemble(nn.Module):
@@ -66,6 +59,7 @@ class Ensemble(nn.Module):
     ):
         super().__init__()
         self.state, self.members, self.activation = state, members, activation
+        self._parts: list[Layers] | None = None  # views of the parameters, made once: slicing them anew costs 2 ms an update
         sizes = (state + action, *hidden, 1)
         pairs = list(itertools.pairwise(sizes))
         if activation == "relu":
@@ -75,80 +69,93 @@ class Ensemble(nn.Module):
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
 
-    def layers(self, dtype: torch.dtype | None = None) -> Layers:
-        """The parameters, detached, cast for the products."""
-        cast = (lambda p: p.detach()) if dtype is None else (lambda p: p.detach().to(dtype))
-        return Layers([cast(w) for w in self.weights], [cast(b) for b in self.biases])
+    def layers(self, dtype: torch.dtype | None = None) -> list[Layers]:
+        """The parameters, detached and cast for the products, in the parts that are worked on one after another.
+
+        One member each where oneDNN takes single products only (``products.affine``); else all in one part, for batched products.
+        """
+        single = ONEDNN and dtype is None and self.weights[0].dtype == torch.float32 and self.weights[0].device.type == "cpu"
+        if not single:
+            return [Layers([w.detach().to(dtype or w.dtype) for w in self.weights], [b.detach().to(dtype or b.dtype) for b in self.biases])]
+        if self._parts is None or self._parts[0].weights[0].data_ptr() != self.weights[0].data_ptr():
+            weights, biases = [w.detach() for w in self.weights], [b.detach() for b in self.biases]
+            self._parts = [Layers([w[m] for w in weights], [b[m, 0] for b in biases]) for m in range(self.members)]
+        return self._parts
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """(batch, state), (batch, action) -> (members, batch), with autograd."""
-        return trace(Layers(list(self.weights), list(self.biases)), state, action[None], self.activation).values[:, 0]
+        return trace([Layers(list(self.weights), list(self.biases))], state, action[None], self.activation).values[:, 0]
 
 
-def trace(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> Trace:
+def trace(parts: list[Layers], state: Tensor, action: Tensor, activation: Activation) -> Trace:
     """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
-    dtype = layers.weights[0].dtype
+    dtype = parts[0].weights[0].dtype
     state, action = state.to(dtype), action.to(dtype)
-    values, hidden = zip(*(_forward(part, state, action, activation) for part in layers.parts()))
+    values, hidden = zip(*(_forward(part, state, action, activation) for part in parts))
     joined = torch.cat(values)
     return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
 
 
-def action_gradient(layers: Layers, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
+def action_gradient(parts: list[Layers], saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
     """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action)."""
-    _, proposals, batch = upstream.shape
-    parts = layers.parts()
+    members, proposals, batch = upstream.shape
     total: Tensor | None = None
-    for part, hidden, above in zip(parts, saved.hidden, upstream.chunk(len(parts))):
-        grad = above.to(part.weights[0].dtype).reshape(len(above), -1, 1) * part.weights[-1].mT
+    for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.view(members, -1, 1), parts)):
+        grad = above * part.weights[-1].mT
         for weight, pre in zip(part.weights[-2:0:-1], hidden[:0:-1]):
             grad = product(activation_slope(pre, grad, activation), weight.mT)
         grad = activation_slope(hidden[0], grad, activation)
-        found = product(grad, part.weights[0][:, state:].mT).to(upstream.dtype).sum(0)
+        found = product(grad, part.weights[0][..., state:, :].mT).to(upstream.dtype)
+        found = found.sum(0) if found.ndim == 3 else found
         total = found if total is None else total + found
     assert total is not None
     return total.view(proposals, batch, -1)
 
 
 def weight_gradients(
-    layers: Layers, saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
+    parts: list[Layers], saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of sum upstream * Q for weights and biases. ``inputs`` (batch, state + action), ``upstream`` (members, batch)."""
-    inputs = inputs.to(layers.weights[0].dtype)
-    parts = layers.parts()
+    inputs = inputs.to(parts[0].weights[0].dtype)
     found = [
-        _weight_gradients(part, hidden, inputs, above, activation)
-        for part, hidden, above in zip(parts, saved.hidden, upstream.chunk(len(parts)))
+        _weight_gradients(part, hidden, inputs, above, upstream.dtype, activation)
+        for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.unsqueeze(-1), parts))
     ]
-    weights = [torch.cat(of_layer) for of_layer in zip(*(w for w, _ in found))]
-    return weights, [torch.cat(of_layer) for of_layer in zip(*(b for _, b in found))]
+    if len(parts) == 1:
+        return found[0]
+    weights = [torch.stack(of_layer) for of_layer in zip(*(w for w, _ in found))]
+    return weights, [torch.stack(of_layer) for of_layer in zip(*(b for _, b in found))]
+
+
+def _per_part(upstream: Tensor, parts: list[Layers]) -> list[Tensor]:
+    """(members, rows, 1) in the parts' precision: whole for one part, (rows, 1) each for single members."""
+    upstream = upstream.to(parts[0].weights[0].dtype)
+    return [upstream] if parts[0].weights[0].ndim == 3 else list(upstream)
 
 
 def _forward(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> tuple[Tensor, list[Tensor]]:
     weights, biases = layers
-    members, hidden = weights[0].shape[0], weights[0].shape[-1]
-    proposals, batch, width = action.shape
+    proposals, batch, _ = action.shape
     split = state.shape[-1]
-    shared = product(state.expand(members, -1, -1), weights[0][:, :split], biases[0])  # (members, batch, hidden)
-    own = product(action.reshape(1, -1, width).expand(members, -1, -1), weights[0][:, split:])
-    pre = (own.view(members, proposals, batch, hidden) + shared[:, None]).view(members, -1, hidden)
+    shared = product(state, weights[0][..., :split, :], biases[0])  # (..., batch, hidden)
+    own = product(action.flatten(0, 1), weights[0][..., split:, :])
+    pre = (own.unflatten(-2, (proposals, batch)) + shared.unsqueeze(-3)).flatten(-3, -2)
     hiddens = [pre]
     for weight, bias in zip(weights[1:-1], biases[1:-1]):
         pre = product(activate(pre, activation), weight, bias)
         hiddens.append(pre)
-    return product(activate(pre, activation), weights[-1], biases[-1]).view(members, proposals, batch), hiddens
+    return product(activate(pre, activation), weights[-1], biases[-1]).view(-1, proposals, batch), hiddens
 
 
 def _weight_gradients(
-    layers: Layers, hidden: list[Tensor], inputs: Tensor, upstream: Tensor, activation: Activation
+    layers: Layers, hidden: list[Tensor], inputs: Tensor, grad: Tensor, dtype: torch.dtype, activation: Activation
 ) -> tuple[list[Tensor], list[Tensor]]:
     weights = layers.weights
-    grad = upstream.to(weights[0].dtype).unsqueeze(-1)
     d_weights, d_biases = [], []
     for index in range(len(weights) - 1, -1, -1):
-        before = activate(hidden[index - 1], activation) if index else inputs.expand(len(weights[0]), -1, -1)
-        d_weights.append(product(before.mT, grad).to(upstream.dtype))
-        d_biases.append(grad.to(upstream.dtype).sum(1, keepdim=True))
+        before = activate(hidden[index - 1], activation) if index else inputs
+        d_weights.append(product(before.mT, grad).to(dtype))
+        d_biases.append(grad.to(dtype).sum(-2, keepdim=True))
         if index:
             grad = activation_slope(hidden[index - 1], product(grad, weights[index].mT), activation)
     return d_weights[::-1], d_biases[::-1]

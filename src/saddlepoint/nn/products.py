@@ -37,8 +37,13 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(members, rows, in) @ (members, in, out) + bias (members, 1, out). Differentiable, but then without oneDNN in float32."""
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if len(weight) == 1 and not differentiable:
-        return affine(x[0], weight[0].mT, None if bias is None else bias[0, 0])[None]
+    """x @ weight + bias for one member, (rows, in), (in, out), (out,), or for all, (members, in, out) and (members, 1, out) with x of either rank.
+
+    Differentiable, but then without oneDNN in float32.
+    """
+    if weight.ndim == 2:
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return F.linear(x, weight.mT, bias)
+        return affine(x, weight.mT, bias)
+    x = x.expand(len(weight), -1, -1)
     return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs.navigation.fixed import EPISODE_LIMIT, FIXED, HORIZON
+from saddlepoint.envs.navigation import fixed
+from saddlepoint.envs.navigation.fixed import FIXED
 from saddlepoint.envs.navigation.tasks import STANDARD, Task
 from saddlepoint.envs.tasks import register_task
 from saddlepoint.types import UserError
 
 CATALOGUE: dict[str, Task] = {**STANDARD, **FIXED}
+HORIZON = 1000
+EPISODE_LIMIT = 25.0  # Safety-Gymnasium's
+_OBJECTIVES = {"Goal": "going to goals", "Button": "pressing buttons", "Push": "pushing a box to goals"}
 
 
 def find_task(name: str) -> Task:
@@ -22,9 +26,15 @@ def find_task(name: str) -> Task:
     return CATALOGUE[name]
 
 
-def _register(task: Task, text: str, limit: float, horizon: int) -> None:
+def _describe(task: Task, layout: str) -> str:
+    what = next(text for word, text in _OBJECTIVES.items() if word in task.name)
+    costs = ", ".join(cost.key.removeprefix("cost_").replace("_", " ") for cost in task.costs)
+    return f"{task.robot.name} {what}, {layout} layout; " + (f"cost 1 a step on {costs}" if costs else "no costs")
+
+
+def _register(task: Task, layout: str, limit: float, horizon: int) -> None:
     register_task(
-        f"saddlepoint/{task.name}-v0", text, (CostBudget(limit, horizon=horizon),), horizon,
+        f"saddlepoint/{task.name}-v0", _describe(task, layout), (CostBudget(limit, horizon=horizon),), horizon,
         entry_point="saddlepoint.envs.navigation.env:NavigationEnv",
         vector_entry_point="saddlepoint.envs.navigation.vector:NavigationVectorEnv",
         kwargs={"task": task.name},
@@ -32,10 +42,6 @@ def _register(task: Task, text: str, limit: float, horizon: int) -> None:
 
 
 for _task in STANDARD.values():
-    _name = "no costs" if not _task.costs else "cost 1 a step on " + ", ".join(
-        cost.key.removeprefix("cost_").replace("_", " ") for cost in _task.costs
-    )  # fmt: skip
-    _register(_task, f"{_task.robot.name}, random layout; {_name}", 25.0, 1000)
+    _register(_task, "random", EPISODE_LIMIT, HORIZON)
 for _task in FIXED.values():
-    _name = ", ".join(cost.key.removeprefix("cost_") for cost in _task.costs)
-    _register(_task, f"{_task.robot.name}, the papers' fixed layout; cost 1 a step on {_name}", EPISODE_LIMIT, HORIZON)
+    _register(_task, "the papers' fixed", fixed.EPISODE_LIMIT, fixed.HORIZON)

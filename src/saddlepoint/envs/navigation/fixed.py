@@ -3,7 +3,8 @@
 A modified safety-gym, as its authors released it: every episode starts from the same state, whatever the seed; ten
 substeps of 6 ms (Point) or 10 ms (Car); episodes of 400 steps with a cost of at most 10. Observations have their parts
 in alphabetical order. Rewards and costs are those of the standard tasks. No recordings of that program exist here: what
-it says about places, sizes and constraints is followed, the start that its generator drew may differ.
+it says about places, sizes and constraints is followed, the start that its generator drew may differ. A goal does not
+end an episode, though the released training loops store its transition as if it did.
 """
 
 from __future__ import annotations

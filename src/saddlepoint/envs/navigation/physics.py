@@ -128,7 +128,7 @@ class ThreadedPhysics:
         self.blueprint = blueprint(task.robot, task.kinds, task.timestep or task.robot.timestep)
         self.motion = Motion(task, self.blueprint)
         model = self.blueprint.model
-        workers = min(envs, threads if threads is not None else len(os.sched_getaffinity(0)))
+        workers = min(envs, threads if threads is not None else cores())
         self._pool = Rollout(nthread=workers if workers > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(max(1, workers))]
         # Substeps 1 to 10 and an eleventh, whose beginning is the forward pass of the state they reach.
@@ -180,3 +180,8 @@ class ThreadedPhysics:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def cores() -> int:
+    """How many of this machine's cores we may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

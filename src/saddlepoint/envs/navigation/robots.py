@@ -98,8 +98,9 @@ class Robot:
     @property
     def radius(self) -> float:
         """Of a sphere about the trunk's origin that holds the robot."""
-        carried = [np.linalg.norm(link.pos) + geom.radius for link in self.links[1:] for geom in link.geoms]
-        return float(max([*(geom.radius for geom in self.links[0].geoms), *carried]))
+        trunk = self.links[0]
+        offsets = [0.0 if link is trunk else float(np.linalg.norm(link.pos)) for link in self.links]
+        return max(offset + geom.radius for offset, link in zip(offsets, self.links) for geom in link.geoms)
 
     @property
     def sensors(self) -> dict[str, int]:

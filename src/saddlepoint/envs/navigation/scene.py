@@ -19,6 +19,7 @@ class Scene:
     def __init__(self, task: str, kinds: tuple[Kind, ...], envs: int) -> None:
         self._task = task
         self._kinds: dict[str, slice] = {}
+        self._solid = {kind.name for kind in kinds if kind.motion != "ghost"}
         for kind in kinds:
             start = sum(part.stop - part.start for part in self._kinds.values())
             self._kinds[kind.name] = slice(start, start + kind.count)
@@ -59,5 +60,7 @@ class Scene:
         return self.velocity[:, self.columns(kind)]
 
     def contacts(self, kind: str) -> np.ndarray:
-        """(envs, count): numbers of contacts with the robot."""
+        """(envs, count): numbers of contacts with the robot. Raises ``UserError`` for ghosts, which have none."""
+        if kind not in self._solid:
+            raise UserError(f"{kind} of {self._task} cannot be touched: use their distances.")
         return self.touch[:, self.columns(kind)]

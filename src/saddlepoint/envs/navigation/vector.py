@@ -22,7 +22,7 @@ class NavigationVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Observations (envs, observation) are float32. Autoreset is SAME_STEP. The entries of ``info`` are those of
     ``NavigationEnv`` with an axis ``envs``, of the step just made also where an episode ended; ``info["final_obs"]``
     (envs, observation) is there when some episode ended and holds the real successor of every world. ``threads`` step
-    the physics (None: as many as there are cores).
+    the physics (None: as many as there are cores, and no more than worlds).
     """
 
     metadata = {  # noqa: RUF012
@@ -34,7 +34,7 @@ class NavigationVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: int = 1,
         *,
         task: Task | str,
-        max_episode_steps: int = 1000,
+        max_episode_steps: int,
         layout_seed: int | None = None,
         threads: int | None = None,
         render_mode: str | None = None,
