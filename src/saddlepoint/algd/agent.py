@@ -95,8 +95,10 @@ class ALGD:
         self._compile(compile)
 
     def _compile(self, enabled: bool) -> None:
-        """The one compile site: the heavy pure pieces of an update. The chain's backward is written out (``Tape``) and gains nothing."""
+        """The one compile site: the heavy pure pieces of an update. Compiled, the chain's backward is autograd's, fused; else it is the ``Tape``'s."""
+        self.compiled = enabled
         wrap = torch.compile if enabled else (lambda f, **_: f)
+        self.chain = wrap(self._chain, dynamic=False)
         self.critic_step = wrap(self._critic_step, dynamic=False)
         self.sample = wrap(self.policy.sample, dynamic=False)
         self.guide = wrap(self._guide, dynamic=False)
@@ -141,20 +143,21 @@ class ALGD:
         cost_loss, cost_gradients = fit(self.cost_critic, cost_target, 1 / (rows * cfg.cost_members))
         return CriticStep(reward_loss, cost_loss, reward_gradients, cost_gradients)
 
-    def chain(
-        self, state: Tensor, noise: ChainNoise, tau: Tensor, tape: Tape | None = None
+    def _chain(
+        self, state: Tensor, noise: ChainNoise, tau: Tensor, tape: Tape | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a_0 (batch, action), the point (batch, action) at which the score is matched, phi there, the path entropy (batch,).
 
-        With a ``tape`` gradients flow through the chain, and the parameters' are left on it.
+        Gradients flow through the chain; those of the parameters are left on the tape, or go through autograd without one.
         """
         cfg, policy = self.config, self.policy
-        latents = policy.latents(state, policy.process.start * noise.start, noise.steps, tape)
+        at = policy.network.condition(state, live=tape is None)
+        latents = policy.latents(state, policy.process.start * noise.start, noise.steps, at, tape)
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
         if cfg.detach_point:
             point = point.detach()
-        phi = policy.score(policy.network.condition(state), point, tau, tape)
+        phi = policy.score(at, point, tau, tape)
         entropy = policy.path_entropy(latents, noise) if cfg.entropy != "none" else latents.new_zeros(len(state))
         return policy.box.squash(latents[0]), point, phi, entropy
 
@@ -215,7 +218,7 @@ class ALGD:
         self.critic_optimiser.step()
 
         multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.dtype)
-        tape = Tape()
+        tape = None if self.compiled else Tape()
         action, point, phi, entropy = self.chain(batch.observation, noise.policy, noise.tau, tape)
         energy, slope, target = self.guide(
             batch.observation,
@@ -236,8 +239,10 @@ class ALGD:
         if cfg.entropy != "none":
             policy_loss = policy_loss - beta * entropy_mean
         self._check(policy_loss=policy_loss, energy=energy.value[0].mean())
+        self.policy_optimiser.zero_grad(set_to_none=True)
         policy_loss.backward()
-        tape.set_gradients(self.policy.network, batch.observation)
+        if tape is not None:
+            tape.set_gradients(self.policy.network, batch.observation)
         self._check_gradients("policy", self.policy)
         self.policy_optimiser.step()
 

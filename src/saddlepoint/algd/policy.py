@@ -84,9 +84,16 @@ class DiffusionPolicy(nn.Module):
         alpha = self.alpha[k] if isinstance(k, int) else self.alpha[k].unsqueeze(-1)
         return (alpha * output - x) / sigma**2
 
-    def latents(self, state: Tensor, start: Tensor, noise: Tensor | None, tape: Tape | None = None) -> Tensor:
-        """All latents (K + 1, batch, action) of the chains from ``start`` (batch, action); see ``sample_chain``."""
-        at = self.network.condition(state)
+    def latents(
+        self,
+        state: Tensor,
+        start: Tensor,
+        noise: Tensor | None,
+        at: Conditioned | None = None,
+        tape: Tape | None = None,
+    ) -> Tensor:
+        """All latents (K + 1, batch, action) of the chains from ``start`` (batch, action); see ``sample_chain`` and ``ScoreNetwork``."""
+        at = at or self.network.condition(state)
         guided = self.config.prediction == "guided"
 
         def estimate(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:

@@ -41,17 +41,22 @@ class ScoreNetwork(nn.Module):
         self.head_weights = nn.ParameterDict({h: fan_in_uniform((action, last), last, generator) for h in heads})
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
 
-    def condition(self, state: Tensor) -> Conditioned:
-        """The network at given states (batch, state), for any number of evaluations. Carries no gradient."""
-        first, split = self.weights[0].detach(), self.state + self.action
-        weights, biases = [w.detach() for w in self.weights], [b.detach() for b in self.biases]
+    def condition(self, state: Tensor, live: bool = False) -> Conditioned:
+        """The network at given states (batch, state), for any number of evaluations.
+
+        ``live`` parameters are seen by autograd; otherwise no gradient reaches them but through a ``Tape``.
+        """
+        keep = (lambda p: p) if live else torch.Tensor.detach
+        first, split = keep(self.weights[0]), self.state + self.action
+        weights, biases = [keep(w) for w in self.weights], [keep(b) for b in self.biases]
         return Conditioned(
-            shared=affine(state, first[:, : self.state], biases[0]),
+            shared=(F.linear if live else affine)(state, first[:, : self.state], biases[0]),
             columns=first[:, self.state : split],
-            times=F.linear(self.embedding.detach(), first[:, split:]),
+            times=F.linear(keep(self.embedding), first[:, split:]),
             weights=weights[1:],
             biases=biases[1:],
-            heads={name: (w.detach(), self.head_biases[name].detach()) for name, w in self.head_weights.items()},
+            heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
+            live=live,
         )
 
     def forward(
@@ -59,9 +64,9 @@ class ScoreNetwork(nn.Module):
     ) -> Tensor:
         """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action).
 
-        The output's gradient reaches ``u``; that of the parameters is collected by ``tape``, and there is none without it.
+        With a ``tape`` the output's gradient reaches ``u`` and those of the parameters are left on the tape.
         """
-        if tape is None or not torch.is_grad_enabled():
+        if tape is None:
             return at.evaluate(u, k, head)[-1]
         return _Recorded.apply(u, tape.anchor, at, k, head, tape)
 
@@ -75,12 +80,14 @@ class Conditioned(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
     heads: dict[str, tuple[Tensor, Tensor]]
+    live: bool
 
     def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> list[Tensor]:
         """The activations of the hidden layers and, last, the output."""
-        layers = [F.relu_((self.shared + self.times[k]).addmm_(u, self.columns.mT))]
+        layers = [F.relu_(torch.addmm(self.shared + self.times[k], u, self.columns.mT))]
         for weight, bias in zip(self.weights, self.biases):
-            layers.append(affine(layers[-1], weight, bias, relu=True))
+            h = layers[-1]
+            layers.append(F.relu(F.linear(h, weight, bias)) if self.live else affine(h, weight, bias, relu=True))
         layers.append(F.linear(layers[-1], *self.heads[head]))
         return layers
 

@@ -42,7 +42,9 @@ class Trace(NamedTuple):
     """What a forward pass leaves for a backward one."""
 
     values: Tensor  # (members, proposals, batch), in float32 or better
-    hidden: list[list[Tensor]]  # for each part, the pre-activations of the hidden layers, (members, rows, hidden) or (rows, hidden)
+    hidden: list[
+        list[Tensor]
+    ]  # for each part, the pre-activations of the hidden layers, (members, rows, hidden) or (rows, hidden)
 
 
 class Ensemble(nn.Module):
@@ -59,7 +61,9 @@ class Ensemble(nn.Module):
     ):
         super().__init__()
         self.state, self.members, self.activation = state, members, activation
-        self._parts: list[Layers] | None = None  # views of the parameters, made once: slicing them anew costs 2 ms an update
+        self._parts: list[Layers] | None = (
+            None  # views of the parameters, made once: slicing them anew costs 2 ms an update
+        )
         sizes = (state + action, *hidden, 1)
         pairs = list(itertools.pairwise(sizes))
         if activation == "relu":
@@ -74,9 +78,16 @@ class Ensemble(nn.Module):
 
         One member each where oneDNN takes single products only (``products.affine``); else all in one part, for batched products.
         """
-        single = ONEDNN and dtype is None and self.weights[0].dtype == torch.float32 and self.weights[0].device.type == "cpu"
+        single = (
+            ONEDNN and dtype is None and self.weights[0].dtype == torch.float32 and self.weights[0].device.type == "cpu"
+        )
         if not single:
-            return [Layers([w.detach().to(dtype or w.dtype) for w in self.weights], [b.detach().to(dtype or b.dtype) for b in self.biases])]
+            return [
+                Layers(
+                    [w.detach().to(dtype or w.dtype) for w in self.weights],
+                    [b.detach().to(dtype or b.dtype) for b in self.biases],
+                )
+            ]
         if self._parts is None or self._parts[0].weights[0].data_ptr() != self.weights[0].data_ptr():
             weights, biases = [w.detach() for w in self.weights], [b.detach() for b in self.biases]
             self._parts = [Layers([w[m] for w in weights], [b[m, 0] for b in biases]) for m in range(self.members)]
@@ -91,8 +102,13 @@ def trace(parts: list[Layers], state: Tensor, action: Tensor, activation: Activa
     """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
     dtype = parts[0].weights[0].dtype
     state, action = state.to(dtype), action.to(dtype)
-    values, hidden = zip(*(_forward(part, state, action, activation) for part in parts))
-    joined = torch.cat(values)
+    if len(action) == 1:
+        inputs = torch.cat([state, action[0]], dim=-1)
+        firsts = (product(inputs, part.weights[0], part.biases[0]) for part in parts)
+    else:
+        firsts = (_shared_first(part, state, action) for part in parts)
+    values, hidden = zip(*(_forward(part, first, activation) for part, first in zip(parts, firsts)))
+    joined = torch.cat([value.view(-1, *action.shape[:2]) for value in values])
     return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
 
 
@@ -133,18 +149,20 @@ def _per_part(upstream: Tensor, parts: list[Layers]) -> list[Tensor]:
     return [upstream] if parts[0].weights[0].ndim == 3 else list(upstream)
 
 
-def _forward(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> tuple[Tensor, list[Tensor]]:
-    weights, biases = layers
-    proposals, batch, _ = action.shape
-    split = state.shape[-1]
-    shared = product(state, weights[0][..., :split, :], biases[0])  # (..., batch, hidden)
-    own = product(action.flatten(0, 1), weights[0][..., split:, :])
-    pre = (own.unflatten(-2, (proposals, batch)) + shared.unsqueeze(-3)).flatten(-3, -2)
+def _shared_first(layers: Layers, state: Tensor, action: Tensor) -> Tensor:
+    """First pre-activations (..., proposals * batch, hidden), with the state's part computed once for all proposals."""
+    weight, split = layers.weights[0], state.shape[-1]
+    shared = product(state, weight[..., :split, :], layers.biases[0])
+    own = product(action.flatten(0, 1), weight[..., split:, :])
+    return (own.unflatten(-2, action.shape[:2]) + shared.unsqueeze(-3)).flatten(-3, -2)
+
+
+def _forward(layers: Layers, pre: Tensor, activation: Activation) -> tuple[Tensor, list[Tensor]]:
     hiddens = [pre]
-    for weight, bias in zip(weights[1:-1], biases[1:-1]):
+    for weight, bias in zip(layers.weights[1:-1], layers.biases[1:-1]):
         pre = product(activate(pre, activation), weight, bias)
         hiddens.append(pre)
-    return product(activate(pre, activation), weights[-1], biases[-1]).view(-1, proposals, batch), hiddens
+    return product(activate(pre, activation), layers.weights[-1], layers.biases[-1]), hiddens
 
 
 def _weight_gradients(

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW_ROWS = 16
+"""below this many rows (acting in a few environments) the operator's own overhead is the larger part"""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     """x @ weight^T + bias, then ReLU if asked: (rows, in), (out, in), (out,) -> (rows, out). Not differentiable."""
-    if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
+    if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= FEW_ROWS:
         return _opaque(x, weight, bias, relu) if torch.compiler.is_compiling() else _onednn(x, weight, bias, relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
