@@ -46,8 +46,9 @@ class Experiment:
 
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
 TOY = (
-    "--env saddlepoint/Toy-v0 --total-steps 20000 --warmup-steps 1000 --eval-every 1000 --log-every 250 --checkpoint-every 10000"
-    " --critic-hidden 64 64 --policy-hidden 64 64 --threads 1 --compile off --quiet"
+    "--env saddlepoint/Toy-v0 --total-steps 10000 --warmup-steps 1000 --eval-every 1000 --log-every 250 --checkpoint-every 10000"
+    " --replay-size 20000 --critic-hidden 64 64 --policy-hidden 64 64 --rho 0.1 --multiplier 0.1 --target-entropy -0.6"
+    " --threads 1 --compile off --quiet"
 )
 EXPERIMENTS: dict[str, Experiment] = {
     "toy-energies": Experiment(

@@ -113,7 +113,7 @@ def measure(task: str, rounds: int, oracle: Oracle | None) -> dict[str, float]:
         many.reset(seed=0)
         start = _timed_steps(many, script)
         seen["vector"].append(STEPS * ENVS / (time.perf_counter() - start))
-        for seed in range(5):
+        for seed in range(15):
             start = time.perf_counter()
             single.reset(seed=1000 * turn + seed)
             seen["reset"].append(1e3 * (time.perf_counter() - start))
