@@ -2,7 +2,8 @@
 
     python benchmarks/toy_landscape.py RUN [--x -0.75]      # results/toy_landscape.png and .json
 
-RUN is an ALGD run on saddlepoint/Toy-v0. The fork lies before the hazard on the axis of symmetry, where up and down are equally good.
+RUN is an ALGD run on saddlepoint/Toy-v0. By symmetry the fork lies before the hazard at y = 0, where up and down are equally good; a trained policy has its
+own, near it, where its samples are shared evenly between the two ways: it is searched for, and named in the picture.
 """
 
 from __future__ import annotations
@@ -37,10 +38,19 @@ def landscape(agent, state: torch.Tensor, kind: str, multiplier: float, points: 
     return energy.value.view(points, points).numpy()
 
 
-def paths(policy, count: int, seed: int, y: float) -> np.ndarray:
-    """(steps + 1, count, 2) positions of stochastic episodes from (-1, y)."""
+def fork(policy, x: float) -> float:
+    """The y at which as many sampled actions go up as down."""
+    heights = np.linspace(-0.6, 0.6, 121)
+    rows = observe(np.stack([np.full(121, x), heights], 1)).repeat(200, 0)
+    actions = policy.act(rows, "stochastic", torch.Generator().manual_seed(2))
+    up = (actions[:, 1] > 0).reshape(121, 200).mean(1)
+    return float(heights[np.abs(up - 0.5).argmin()])
+
+
+def paths(policy, count: int, seed: int) -> np.ndarray:
+    """(steps + 1, count, 2) positions of stochastic episodes from (-1, y), y evenly spread over the toy's starts."""
     generator = torch.Generator().manual_seed(seed)
-    position = np.tile([-1.0, y], (count, 1))
+    position = np.stack([np.full(count, -1.0), np.linspace(-0.6, 0.6, count)], 1)
     track = [position]
     for _ in range(60):
         position, *_ = move(position, policy.act(observe(position), "stochastic", generator))
@@ -55,11 +65,12 @@ def main() -> None:
     arguments = parser.parse_args()
     policy = load_policy(arguments.run)
     agent = policy.learner
-    state = torch.from_numpy(observe(np.array([[arguments.x, 0.0]])))
+    y = fork(policy, arguments.x)
+    state = torch.from_numpy(observe(np.array([[arguments.x, y]])))
     multiplier = float(agent.multiplier[0])
     generator = torch.Generator().manual_seed(0)
     actions = policy.act(state.numpy().repeat(2000, 0), "stochastic", generator)
-    tracks = paths(policy, 40, 1, 0.0)
+    tracks = paths(policy, 40, 1)
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
     for axis, kind in zip(axes, ("plain", "augmented"), strict=False):
@@ -68,12 +79,12 @@ def main() -> None:
         axis.contour(np.linspace(-1, 1, len(values)), np.linspace(-1, 1, len(values)), values, 12, colors="w", linewidths=0.5, alpha=0.6)
         figure.colorbar(image, ax=axis, shrink=0.85)
         axis.scatter(*actions[:500].T, s=4, color="#D55E00", alpha=0.6)
-        axis.set(title=f"{kind} Lagrangian at ({arguments.x}, 0), lambda = {multiplier:.2f}", xlabel="velocity x", ylabel="velocity y")
+        axis.set(title=f"{kind} Lagrangian at ({arguments.x}, {y:.2f}), lambda = {multiplier:.2f}", xlabel="velocity x", ylabel="velocity y")
     axes[2].add_patch(plt.Circle((0, 0), HAZARD_RADIUS, color="#D55E00", alpha=0.25))
     axes[2].plot(*GOAL, "*", color="#009E73", ms=14)
     for track in tracks.transpose(1, 0, 2):
         axes[2].plot(*track.T, color="#0072B2", lw=0.8, alpha=0.6)
-    axes[2].set(xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA), aspect="equal", title="40 sampled episodes from (-1, 0)")
+    axes[2].set(xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA), aspect="equal", title="40 sampled episodes")
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "toy_landscape.png", dpi=110)
 
@@ -81,9 +92,10 @@ def main() -> None:
     middle = tracks[np.abs(tracks[..., 0]).argmin(0), np.arange(tracks.shape[1])]  # where each crosses x = 0
     crossed = ends[:, 0] > 0.5
     found = {
-        "run": json.loads((arguments.run / "config.json").read_text()), "x": arguments.x, "multiplier": multiplier,
+        "run": json.loads((arguments.run / "config.json").read_text()), "fork": [arguments.x, y], "multiplier": multiplier,
         "action_y_quantiles": np.quantile(actions[:, 1], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(),
-        "share_of_actions_up": float((actions[:, 1] > 0).mean()), "episodes_past_the_hazard": int(crossed.sum()),
+        "share_of_actions_up": float((actions[:, 1] > 0.3).mean()), "share_of_actions_down": float((actions[:, 1] < -0.3).mean()),
+        "share_between": float((np.abs(actions[:, 1]) <= 0.3).mean()), "episodes_past_the_hazard": int(crossed.sum()),
         "episodes_above": int((crossed & (middle[:, 1] > 0)).sum()), "episodes_below": int((crossed & (middle[:, 1] < 0)).sum()),
     }  # fmt: skip
     (RESULTS / "toy_landscape.json").write_text(json.dumps(found, indent=1))
