@@ -197,7 +197,9 @@ def provenance() -> dict[str, Any]:
 def compare(arguments: argparse.Namespace) -> None:
     paths = {"eager": False, "compiled": True} if arguments.compiled else {"eager": False}
     kinds = itertools.product(arguments.preset or ("parity", "default"), ("float32", "bfloat16"), paths)
-    variants = {f"{preset} {precision} {path}": our(preset, precision, paths[path]) for preset, precision, path in kinds}
+    variants = {
+        f"{preset} {precision} {path}": our(preset, precision, paths[path]) for preset, precision, path in kinds
+    }
     if arguments.official:
         variants = {"released": {"kind": "official", "path": arguments.official, "size": SIZES}} | variants
     result = {"command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(), "size": SIZES,
@@ -274,7 +276,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also time the compiled update (a minute each)")
-    parser.add_argument("--preset", action="append", choices=["parity", "default"], help="only this preset (may be repeated)")
+    parser.add_argument(
+        "--preset", action="append", choices=["parity", "default"], help="only this preset (may be repeated)"
+    )
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

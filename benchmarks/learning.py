@@ -116,7 +116,11 @@ def run(name: str, only: str | None) -> None:
         if only and only != f"{label}-{seed}":
             continue
         started = folder / "started.json"
-        arguments = [*command, "--out", str(folder)] if not (folder / "config.json").exists() else ["train", "algd", "--resume", str(folder), "--quiet"]
+        arguments = (
+            [*command, "--out", str(folder)]
+            if not (folder / "config.json").exists()
+            else ["train", "algd", "--resume", str(folder), "--quiet"]
+        )
         print("saddlepoint", *arguments, flush=True)
         stamp = {
             "command": "saddlepoint " + " ".join(command),

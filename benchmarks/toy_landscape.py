@@ -76,10 +76,22 @@ def main() -> None:
     for axis, kind in zip(axes, ("plain", "augmented"), strict=False):
         values = landscape(agent, state, kind, multiplier)
         image = axis.imshow(values, origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
-        axis.contour(np.linspace(-1, 1, len(values)), np.linspace(-1, 1, len(values)), values, 12, colors="w", linewidths=0.5, alpha=0.6)
+        axis.contour(
+            np.linspace(-1, 1, len(values)),
+            np.linspace(-1, 1, len(values)),
+            values,
+            12,
+            colors="w",
+            linewidths=0.5,
+            alpha=0.6,
+        )
         figure.colorbar(image, ax=axis, shrink=0.85)
         axis.scatter(*actions[:500].T, s=4, color="#D55E00", alpha=0.6)
-        axis.set(title=f"{kind} Lagrangian at ({arguments.x}, {y:.2f}), lambda = {multiplier:.2f}", xlabel="velocity x", ylabel="velocity y")
+        axis.set(
+            title=f"{kind} Lagrangian at ({arguments.x}, {y:.2f}), lambda = {multiplier:.2f}",
+            xlabel="velocity x",
+            ylabel="velocity y",
+        )
     axes[2].add_patch(plt.Circle((0, 0), HAZARD_RADIUS, color="#D55E00", alpha=0.25))
     axes[2].plot(*GOAL, "*", color="#009E73", ms=14)
     for track in tracks.transpose(1, 0, 2):
