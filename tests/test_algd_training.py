@@ -1,0 +1,103 @@
+"""ALGD through the whole house: real environments, the loop, checkpoints, and a policy loaded again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint import ALGD, ALGDConfig, TrainConfig, load_policy, train
+from saddlepoint.train.checkpoint import latest, load
+
+SMALL = ALGDConfig(critic_hidden=(16, 16), policy_hidden=(16,), batch_size=16)
+
+
+def config(env: str, **changes) -> TrainConfig:
+    base = TrainConfig(
+        env=env, total_steps=260, warmup_steps=60, updates_per_step=0.5, eval_every=10_000, checkpoint_every=100, log_every=50,
+        replay_size=1000, threads=1, compile="off", quiet=True, seed=3,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, two = (load(latest(run)[0]) for run in (a, b))
+    assert one.step == two.step
+    for part in ("learner", "replay"):
+        left, right = vars(one)[part], vars(two)[part]
+        assert left.keys() == right.keys()
+        for name in left:
+            assert torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize("env", ["saddlepoint/ToyTwo-v0", "saddlepoint/HopperVelocity-v0", "saddlepoint/PointGoal1-v0"])
+def test_stopped_and_resumed_runs_equal_one_in_one_go(env, tmp_path):
+    train(config(env, out=tmp_path / "whole"), ALGD, SMALL)
+    train(config(env, out=tmp_path / "parts", total_steps=130), ALGD, SMALL)
+    train(config(env, out=tmp_path / "parts"), ALGD, SMALL, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_killed_process_resumes_to_the_bit(tmp_path):
+    """kill -9 somewhere after the first checkpoints, then --resume: the same bits as the uninterrupted run."""
+    flags = [
+        "train",
+        "algd",
+        "--env",
+        "saddlepoint/Toy-v0",
+        "--total-steps",
+        "900",
+        "--warmup-steps",
+        "60",
+        "--eval-every",
+        "100000",
+        "--checkpoint-every",
+        "100",
+        "--replay-size",
+        "1000",
+        "--critic-hidden",
+        "16",
+        "16",
+        "--policy-hidden",
+        "16",
+        "--batch-size",
+        "16",
+        "--threads",
+        "1",
+        "--compile",
+        "off",
+        "--quiet",
+        "--seed",
+        "3",
+    ]
+    command = [sys.executable, "-m", "saddlepoint.cli"]
+    subprocess.run([*command, *flags, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, *flags, "--out", str(tmp_path / "parts")], stdout=subprocess.DEVNULL)
+    while not (tmp_path / "parts" / "checkpoints" / "300").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    subprocess.run(
+        [*command, "train", "algd", "--resume", str(tmp_path / "parts"), "--quiet"], check=True, capture_output=True
+    )
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_loaded_policy_acts_like_the_trained_one(tmp_path):
+    run = train(config("saddlepoint/Toy-v0", out=tmp_path / "run"), ALGD, SMALL)
+    policy = load_policy(run)
+    observation = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    agent = ALGD(SMALL, policy.shape, policy.budgets, seed=99)
+    agent.load_state_dict(load(latest(run)[0]).learner)
+    wanted = agent.act(torch.from_numpy(observation), "deterministic", torch.Generator())
+    np.testing.assert_array_equal(policy.act(observation), wanted.numpy())
+    one, two = (policy.act(observation, "stochastic", torch.Generator().manual_seed(1)) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert policy.act(observation[0]).shape == (2,)
