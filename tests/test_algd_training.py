@@ -46,36 +46,11 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(env, tmp_path):
 
 def test_a_killed_process_resumes_to_the_bit(tmp_path):
     """kill -9 somewhere after the first checkpoints, then --resume: the same bits as the uninterrupted run."""
-    flags = [
-        "train",
-        "algd",
-        "--env",
-        "saddlepoint/Toy-v0",
-        "--total-steps",
-        "900",
-        "--warmup-steps",
-        "60",
-        "--eval-every",
-        "100000",
-        "--checkpoint-every",
-        "100",
-        "--replay-size",
-        "1000",
-        "--critic-hidden",
-        "16",
-        "16",
-        "--policy-hidden",
-        "16",
-        "--batch-size",
-        "16",
-        "--threads",
-        "1",
-        "--compile",
-        "off",
-        "--quiet",
-        "--seed",
-        "3",
-    ]
+    text = (
+        "train algd --env saddlepoint/Toy-v0 --total-steps 900 --warmup-steps 60 --eval-every 100000 --checkpoint-every 100"
+        " --replay-size 1000 --critic-hidden 16 16 --policy-hidden 16 --batch-size 16 --threads 1 --compile off --quiet --seed 3"
+    )
+    flags = text.split()
     command = [sys.executable, "-m", "saddlepoint.cli"]
     subprocess.run([*command, *flags, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     process = subprocess.Popen([*command, *flags, "--out", str(tmp_path / "parts")], stdout=subprocess.DEVNULL)
