@@ -164,7 +164,9 @@ def test_best_of_n_takes_the_sample_of_least_energy():
     ("change", "words"),
     [
         ({"rho": 0}, "--rho"), ({"gamma": 1.5}, "--gamma"), ({"critic_hidden": ()}, "--critic-hidden"), ({"multiplier": -1}, "negative"),
-        ({"sigma_min": 2.0}, "--sigma-min"), ({"prediction": "guided"}, "--prediction guided"), ({"schedule": "vp", "step_noise": "euler"}, "euler"),
+        ({"sigma_min": 2.0}, "--sigma-min"),
+        ({"sigma_min": 1.0}, "--sigma-min"), ({"rho": float("inf")}, "finite"), ({"target_entropy": 1.0}, "log 2"),
+        ({"prediction": "guided"}, "--prediction guided"), ({"schedule": "vp", "step_noise": "euler"}, "euler"),
         ({"step_noise": "euler"}, "path entropy"), ({"multiplier_rule": "log_adam", "multiplier": 0.0}, "log lambda"), ({"beta_first": 0.5}, "--beta-first"),
     ],
 )  # fmt: skip

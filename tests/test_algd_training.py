@@ -76,3 +76,49 @@ def test_a_loaded_policy_acts_like_the_trained_one(tmp_path):
     one, two = (policy.act(observation, "stochastic", torch.Generator().manual_seed(1)) for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert policy.act(observation[0]).shape == (2,)
+
+
+def test_a_run_with_a_budget_of_its_own_resumes_without_saying_it_again(tmp_path, capsys):
+    from saddlepoint.cli import main
+
+    small = "--critic-hidden 16 16 --policy-hidden 16 --batch-size 16 --threads 1 --compile off --quiet --replay-size 1000"
+    start = f"train algd --env saddlepoint/Toy-v0 --cost-limit 3 --total-steps 120 --warmup-steps 60 {small}"
+    run = tmp_path / "run"
+    assert main([*start.split(), "--out", str(run)]) == 0
+    assert main(["train", "algd", "--resume", str(run), "--total-steps", "180", "--quiet"]) == 0
+    assert load(latest(run)[0]).step == 180
+    assert main(["train", "algd", "--resume", str(run), "--total-steps", "200", "--cost-limit", "4"]) == 2
+    assert "another cost budget" in capsys.readouterr().err
+
+
+def test_an_environment_of_the_users_own_module(tmp_path, monkeypatch, capsys):
+    from saddlepoint.cli import main
+
+    (tmp_path / "my_package.py").write_text(
+        "import gymnasium as gym\n"
+        "from saddlepoint.envs.toy import ToyEnv\n"
+        "gym.register('Mine-v0', entry_point=ToyEnv, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    small = "--critic-hidden 16 16 --policy-hidden 16 --batch-size 16 --threads 1 --compile off --quiet --replay-size 1000"
+    start = f"train algd --env my_package:Mine-v0 --total-steps 80 --warmup-steps 60 {small}"
+    assert main([*start.split(), "--cost-limit", "2", "--out", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert main([*start.split(), "--out", str(tmp_path / "other")]) == 2
+    assert "--cost-limit" in capsys.readouterr().err
+    assert main(["train", "algd", "--env", "no_such_module:Mine-v0", "--cost-limit", "1"]) == 2
+    assert "no_such_module" in capsys.readouterr().err
+
+
+def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    import errno
+
+    from saddlepoint.train.log import RunLog
+    from saddlepoint.types import UserError
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "write", full)
+    with pytest.raises(UserError, match=r"No space left.*--resume"):
+        train(config("saddlepoint/Toy-v0", out=tmp_path / "run"), ALGD, SMALL)

@@ -210,7 +210,7 @@ def test_silent_nan_weights_are_not_saved(tmp_path: Path) -> None:
         def act(self, observation: Any, mode: Any, generator: Any) -> Any:
             return super().act(observation, mode, generator).nan_to_num()
 
-    with pytest.raises(NonFiniteError, match=r"the learner's \w+ is not a number"):
+    with pytest.raises(NonFiniteError, match=r"the learner's \w+ is not finite"):
         go(tmp_path / "run", learner=Silent, eval_every=10_000)
     assert latest(tmp_path / "run")[0].name == "102"
 

@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         VERBS[args[0]](args[1:])
     except UserError as error:
         return _complain(str(error))
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _complain(f"a file{where} cannot be read or written ({error.strerror or error}): check the disk and the folder's permissions.")
     except KeyboardInterrupt as interrupt:
         print(f"\nsaddlepoint: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130

@@ -67,14 +67,14 @@ def train_command(args: list[str]) -> None:
     if parsed.values.launch.config is not None:
         from_file = file_args(parsed.values.launch.config, default, frozenset({"config", "resume"}))
         parsed = parse(flags, default, [*from_file, *args[1:]], prog)
-    if parsed.values.launch.resume is not None:
-        config, learner_config = _resumed(parsed, system, args[0])
-    else:
-        config, learner_config = _fresh(parsed, system)
+    resuming = parsed.values.launch.resume is not None
+    config, learner_config = _resumed(parsed, system, args[0]) if resuming else _fresh(parsed, system)
     config.validate()
     learner_config.validate()
-    budgets = budgets_from(parsed, config.env, learner_config.cost_gamma)
-    folder = train(config, system.learner_class(), learner_config, budgets, resume="resume" in parsed.given)
+    stated = parsed.given & vars(parsed.values.budget).keys()
+    # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
+    budgets = None if resuming and not stated else budgets_from(parsed, config.env, learner_config.cost_gamma)
+    folder = train(config, system.learner_class(), learner_config, budgets, resume=resuming)
     print(f"finished: {folder}; look at it with `saddlepoint evaluate {folder}` or `tensorboard --logdir {folder}`")
 
 
@@ -110,6 +110,8 @@ def budgets_from(parsed: Parsed, env: str, cost_gamma: float) -> tuple[CostBudge
     task, flags = env_spec(env), parsed.values.budget
     given = {name.removeprefix("cost_"): vars(flags)[name] for name in parsed.given if name in vars(flags)}
     limits = given.pop("limit", None)
+    if limits is not None and task.horizon is None and "horizon" not in given:
+        raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon.")
     base = task.budgets
     if limits is not None:
         blank = CostBudget(0.0, horizon=task.horizon or CostBudget.horizon)

@@ -215,6 +215,8 @@ class ALGD:
             for parameter, gradient in zip((*critic.weights, *critic.biases), (*weights, *biases)):
                 parameter.grad = gradient
         self._check(reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss)
+        self._check_gradients("critic", self.critic)
+        self._check_gradients("cost_critic", self.cost_critic)
         self.critic_optimiser.step()
 
         multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.dtype)
@@ -247,10 +249,11 @@ class ALGD:
         self.policy_optimiser.step()
 
         if cfg.entropy == "tuned":
-            self.log_beta.grad = (entropy_mean.detach() - cfg.target_entropy * self.shape.action).to(torch.float64)
+            excess = entropy_mean.detach() - cfg.target_entropy * self.shape.action
+            self.log_beta.grad = excess.to("cpu", torch.float64)
             self.beta_optimiser.step()
         risk = energy.risk[:, 0] if cfg.multiplier_actions == "policy" else self.risk(batch.observation, batch.action)
-        violation = risk.mean(-1).to(torch.float64) - self.budget
+        violation = risk.mean(-1).to("cpu", torch.float64) - self.budget
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation)
 
         if self.updates % cfg.target_every == 0:
@@ -279,7 +282,7 @@ class ALGD:
         multiplier: Tensor,
     ) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
-        rows = energy.risk[:, 0].to(torch.float64) - self.budget.view(-1, 1)
+        rows = energy.risk[:, 0].to("cpu", torch.float64) - self.budget.view(-1, 1)
         effective = effective_multiplier(rows, multiplier.view(-1, 1), self.config.rho).mean(-1)
         metrics: Metrics = {
             "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": energy.value[0].mean(),
@@ -345,7 +348,7 @@ class ALGD:
             self.critic, self.cost_critic, layers, state, actions, self.multiplier, self.budget,
             self.config.rho, self.config.risk_std, self.config.energy,
         )  # fmt: skip
-        return actions[energy.value.argmin(0), torch.arange(len(state))]
+        return actions[energy.value.argmin(0), torch.arange(len(state), device=self.device)]
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"policy": self.policy, "critic": self.critic, "cost_critic": self.cost_critic,
@@ -380,7 +383,7 @@ class ALGD:
                 for name, value in state.items():
                     if name.startswith(f"adam.{owner}."):
                         _, _, index, slot = name.split(".")
-                        slots.setdefault(int(index), {})[slot] = value
+                        slots.setdefault(int(index), {})[slot] = value.clone()  # Adam goes on in place
                 optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
             self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
             with torch.no_grad():

@@ -1,7 +1,8 @@
-"""ALGD's options. Every departure from the released program is a named option here; ``PARITY`` turns all of them back."""
+"""ALGD's options. The departures from the released arithmetic are named options here; ``PARITY`` turns them back."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,7 +31,7 @@ class ALGDConfig:
     """smallest noise level, also the noise that the last step keeps when there is an entropy bonus (released: 0.01, whose path-entropy bound is loose by
     1 to 2 nats a dimension at K = 5; at 0.1 it is loose by 0.2 to 0.6)"""
     sigma_max: float = 1.0
-    """largest noise level (VE); a VP schedule always ends near 1"""
+    """largest noise level of a VE schedule; a VP schedule that reaches its prior ends near 1"""
     vp_betas: Literal["reaching", "released"] = "reaching"
     """VP noise: ``reaching`` ends at its N(0, I) prior; ``released`` is linear from ``beta_first`` to ``beta_last`` and ends at alpha_bar 0.95 [4]"""
     beta_first: float = 1e-4
@@ -130,6 +131,13 @@ class ALGDConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
+        numbers = [name for name, value in vars(self).items() if isinstance(value, float) and not math.isfinite(value)]
+        if numbers:
+            raise UserError(f"--{numbers[0].replace('_', '-')} must be a finite number, not {getattr(self, numbers[0])}.")
+        if self.entropy == "tuned" and self.target_entropy >= math.log(2):
+            raise UserError(
+                f"--target-entropy {self.target_entropy} cannot be reached: no policy on [-1, 1] has more than log 2 = 0.69 a dimension."
+            )
         for name in ("gamma", "cost_gamma", "polyak"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must lie in (0, 1], not {getattr(self, name)}.")
@@ -144,9 +152,9 @@ class ALGDConfig:
             raise UserError(
                 "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
             )
-        if self.schedule == "ve" and self.sigma_min > self.sigma_max:
+        if self.schedule == "ve" and (self.sigma_min > self.sigma_max or (self.sigma_min == self.sigma_max and self.steps > 1)):
             raise UserError(
-                f"--sigma-min {self.sigma_min} is above --sigma-max {self.sigma_max}: a schedule runs from clean to noisy."
+                f"--sigma-min {self.sigma_min} is not below --sigma-max {self.sigma_max}: a schedule runs from clean to noisy."
             )
         if not 0 < self.beta_first <= self.beta_last < 1:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -60,6 +61,14 @@ def env_spec(id: str, max_episode_steps: int | None = None) -> TaskSpec:
 
 
 def _gymnasium_task(id: str) -> TaskSpec:
+    """A task of Gymnasium's registry; ``module:Name-v0`` imports the module first, which registers the environment."""
+    module, colon, name = id.partition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"the module {module!r} of {id!r} cannot be imported ({error}): install it, or mind PYTHONPATH.") from error
+        return replace(_gymnasium_task(name), id=id)
     try:
         registered = gym.spec(id)
     except (gym.error.Error, ModuleNotFoundError) as error:

@@ -78,16 +78,19 @@ class Loop:
                 if stopping:
                     raise Interrupted(f"stopped at step {self.step}; go on with --resume {self.folder}")
                 self._advance()
+                self.log.progress(self.step, self.updates)
+                if config.due(self.step, config.log_every) or self.step >= config.total_steps:
+                    self._log_training()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
+            except OSError as error:  # metrics and TensorBoard; a checkpoint's own faults are sentences already
+                reason = error.strerror or str(error)
+                raise UserError(f"{self.folder} cannot be written ({reason}): make room and go on with --resume; {self._last_good()}.") from error
             except RuntimeError as error:
                 if not self.stop():
                     raise
                 # Ctrl-C also reaches what works for us, such as the C++ compiler: the step cannot be finished.
                 raise Interrupted(f"stopped; {self._last_good()}; go on with --resume {self.folder}") from error
-            self.log.progress(self.step, self.updates)
-            if config.due(self.step, config.log_every) or self.step >= config.total_steps:
-                self._log_training()
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint of the run's folder."""
@@ -174,8 +177,8 @@ class Loop:
     def _save(self) -> None:
         learner = self.agent.state_dict()
         for name, tensor in learner.items():
-            if tensor.is_floating_point() and tensor.isnan().any():
-                raise NonFiniteError(f"the learner's {name} is not a number: lower the learning rates.")
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NonFiniteError(f"the learner's {name} is not finite: lower the learning rates.")
         state = {
             "updates": self.updates,
             "evaluated": self.evaluated,
