@@ -29,7 +29,7 @@ lint: venv  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: venv  ## time the update, acting and the replay
+bench: venv  ## time the update and acting (see the script for --official and --scaling)
 	$(BIN)/python benchmarks/algd_update.py
 
 clean:  ## remove the environment and caches

@@ -38,10 +38,10 @@ class Experiment:
     common: str
     variants: dict[str, str]
     seeds: tuple[int, ...] = (0,)
+    anchors: tuple[tuple[str, float], ...] = ()
+    """published returns to draw beside ours"""
     steps_of: dict[str, int] | None = None
     """total steps of single runs (``label-seed``) where they differ from the rest"""
-    multiplier: bool = False
-    """draw the multiplier's panel"""
 
 
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
@@ -53,22 +53,23 @@ TOY = (
 EXPERIMENTS: dict[str, Experiment] = {
     "toy-energies": Experiment(
         "Toy: the energy that guides the denoising", TOY,
-        {"augmented": "", "plain": "--energy plain", "none": "--energy none"}, (0, 1, 2), multiplier=True,
+        {"augmented": "", "plain": "--energy plain", "none": "--energy none"}, (0, 1, 2),
     ),
     "halfcheetah-velocity": Experiment(
         "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
         f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW}",
-        {"algd": ""}, (0, 1, 2), steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000}, multiplier=True,
+        {"algd": ""}, (0, 1, 2), anchors=(("SAC-Lag, 1M steps (published)", 2834), ("SAC-PID, 1M steps (published)", 2689)),
+        steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000},
     ),
     "halfcheetah-speed": Experiment(
         "HalfCheetahSpeed-v0: discounted speed at most 151.989",
         f"--env saddlepoint/HalfCheetahSpeed-v0 --total-steps 30000 --eval-every 5000 --checkpoint-every 15000 --replay-size 100000 {SLOW}",
-        {"algd": ""}, multiplier=True,
+        {"algd": ""},
     ),
     "hopper-speed": Experiment(
         "HopperSpeed-v0: discounted speed at most 82.748",
         f"--env saddlepoint/HopperSpeed-v0 --total-steps 50000 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW}",
-        {"algd": ""}, multiplier=True,
+        {"algd": ""},
     ),
 }  # fmt: skip
 
@@ -115,22 +116,19 @@ def run(name: str, only: str | None) -> None:
     for label, seed, command, folder in planned(name):
         if only and only != f"{label}-{seed}":
             continue
-        started = folder / "started.json"
-        arguments = (
-            [*command, "--out", str(folder)]
-            if not (folder / "config.json").exists()
-            else ["train", "algd", "--resume", str(folder), "--quiet"]
-        )
+        fresh = not (folder / "config.json").exists()
+        arguments = [*command, "--out", str(folder)] if fresh else ["train", "algd", "--resume", str(folder), "--quiet"]
         print("saddlepoint", *arguments, flush=True)
+        load = float(Path("/proc/loadavg").read_text().split()[0])
         stamp = {
             "command": "saddlepoint " + " ".join(command),
             "commit": commit(),
             "machine": machine(),
-            "load": "other work on the machine at the same time",
+            "load_before": load,
         }
-        subprocess.run([sys.executable, "-m", "saddlepoint.cli", *arguments], check=False)
-        if folder.exists() and not started.exists():
-            started.write_text(json.dumps(stamp, indent=1))
+        code = subprocess.run([sys.executable, "-m", "saddlepoint.cli", *arguments], check=False).returncode
+        if code == 0 and not (folder / "started.json").exists():  # a run that did not end well is not collected
+            (folder / "started.json").write_text(json.dumps(stamp | {"resumed": not fresh}, indent=1))
 
 
 def collect(name: str) -> None:
@@ -148,15 +146,24 @@ def collect(name: str) -> None:
         runs.append({"label": label, "seed": seed, **json.loads((folder / "started.json").read_text()),
                      "wall_s": lines[-1]["wall_s"], "eval": evals, "train": trains})  # fmt: skip
         last = evals[-1]
+        half = [
+            line["train/multiplier"]
+            for line in trains
+            if line["step"] > last["step"] / 2 and "train/multiplier" in line
+        ]
+        runs[-1]["multiplier_std_second_half"] = float(np.std(half))
         print(f"{label}-{seed} step {last['step']}: return {last['eval/return_mean']:.0f}, cost {last['eval/cost_mean']:.1f},"
               f" discounted {last['eval/discounted_cost_mean']:.1f}; stochastic {last['eval/stochastic/return_mean']:.0f},"
-              f" {last['eval/stochastic/cost_mean']:.1f}; {lines[-1]['wall_s'] / 60:.0f} min")  # fmt: skip
+              f" {last['eval/stochastic/cost_mean']:.1f}; std of lambda in the second half {np.std(half):.3f};"
+              f" {lines[-1]['wall_s'] / 60:.0f} min")  # fmt: skip
     if not runs:
         sys.exit(f"no finished run of {name}: start them with `python benchmarks/learning.py run {name}`")
     budget = json.loads((planned(name)[0][3] / "config.json").read_text())["budgets"][0]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"title": experiment.title, "budget": budget, "runs": runs}, indent=1))
+    path.write_text(
+        json.dumps({"title": experiment.title, "anchors": experiment.anchors, "budget": budget, "runs": runs}, indent=1)
+    )
     draw(path)
 
 
@@ -191,6 +198,10 @@ def draw(path: Path) -> None:
                 )
             elif curves:
                 axis.plot([], [], color=colour, label=f"{label} (one seed)")
+        for style, (label, value) in zip(("-.", ":"), content["anchors"] if "return_mean" in key else []):
+            axis.axhline(value, color="k", ls=style, lw=1, label=label)
+        if axis is axes[0] and content["anchors"]:
+            axis.legend(fontsize=7)
         if "cost" in key:
             axis.axhline(budget["limit"], color="k", ls="--", lw=1, label="budget")
         axis.set_title(title, fontsize=10)
