@@ -86,7 +86,8 @@ def agent_of(r: Recording, mode: str = "upd_sg", **changes) -> ALGD:
 
 
 def schedule_ends(r: Recording, vp: bool) -> dict[str, float]:
-    table = r["sched.T20.beta" if vp else "sched.T20.sigma"]
+    longest = max(int(name.split(".")[1][1:]) for name in r.arrays if name.startswith("sched.T"))
+    table = r[f"sched.T{longest}.{'beta' if vp else 'sigma'}"]
     names = ("beta_first", "beta_last") if vp else ("sigma_min", "sigma_max")
     return dict(zip(names, (float(table[0]), float(table[-1]))))
 

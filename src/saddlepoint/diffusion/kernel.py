@@ -36,13 +36,13 @@ def ddim_kernel(
     eta: float,
     prediction_type: PredictionType = "epsilon",
 ) -> Gaussian:
-    """p(x_{t-1} | x_t) of stochastic DDIM (Song et al. 2021, Eq. 12 and 16); no clipping. Shapes broadcast against ``sample``.
+    """p(x_{t-1} | x_t) of stochastic DDIM (Song et al. 2021, Eq. 12 and 16); no clipping. ``sample`` and ``model_output``
+    are (batch, ...); the alpha_bars are numbers, (batch,), or anything that broadcasts against ``sample``.
 
     x0, eps from the model's output; std = eta * sqrt((1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev));
     mean = sqrt(ab_prev) * x0 + sqrt(1 - ab_prev - std^2) * eps.
     """
-    ab_t = torch.as_tensor(alpha_bar_t, dtype=sample.dtype, device=sample.device)
-    ab_prev = torch.as_tensor(alpha_bar_prev, dtype=sample.dtype, device=sample.device)
+    ab_t, ab_prev = _per_row(alpha_bar_t, sample), _per_row(alpha_bar_prev, sample)
     alpha, sigma = ab_t.sqrt(), (1 - ab_t).sqrt()
     if prediction_type == "epsilon":
         epsilon = model_output
@@ -58,6 +58,11 @@ def ddim_kernel(
     variance = eta**2 * (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev)
     mean = ab_prev.sqrt() * clean + (1 - ab_prev - variance).clamp(min=0).sqrt() * epsilon
     return Gaussian(mean, variance.clamp(min=0).sqrt())
+
+
+def _per_row(value: Tensor | float, sample: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=sample.dtype, device=sample.device)
+    return value.view(-1, *[1] * (sample.ndim - 1)) if value.ndim == 1 else value
 
 
 class ReverseProcess(NamedTuple):
