@@ -175,6 +175,18 @@ def test_impossible_configurations_are_refused(change, words):
         replace(ALGDConfig(), **change).validate()
 
 
+def test_options_that_would_do_nothing_are_refused():
+    for name, change in (
+        ("guidance", {}),
+        ("clip_proposals", {}),
+        ("target_entropy", {"entropy": "fixed"}),
+        ("sigma_max", {"schedule": "vp"}),
+    ):
+        with pytest.raises(UserError, match="does nothing"):
+            replace(ALGDConfig(), **change).refuse_idle({name})
+    ALGDConfig().refuse_idle({"rho", "sigma_min", "target_entropy", "env"})
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid_and_act_inside_asymmetric_bounds(preset, generator):
     config = PRESETS[preset]

@@ -85,7 +85,9 @@ def _fresh(parsed: Parsed, system: System) -> tuple[TrainConfig, Any]:
         raise UserError(f"there is no preset {preset!r}: use one of {', '.join(presets)}.")
     if not parsed.values.run.env:
         raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
-    return parsed.values.run, parsed.over(parsed.values.system, presets[preset])
+    learner_config = parsed.over(parsed.values.system, presets[preset])
+    learner_config.refuse_idle(parsed.given)
+    return parsed.values.run, learner_config
 
 
 def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:

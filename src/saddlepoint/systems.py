@@ -92,6 +92,6 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Train
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     path, note = checkpoint.latest(folder)
     learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=False)
-    learner.load_state_dict(checkpoint.load(path).learner)
+    learner.load_state_dict(checkpoint.load(path, replay=False).learner)
     env, seed = content["train"]["env"], content["train"]["seed"]
     return TrainedPolicy(learner, env, shape, budgets, int(path.name), seed, torch.device(device), note)

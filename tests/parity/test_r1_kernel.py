@@ -16,7 +16,7 @@ def recording() -> Recording:
 
 def test_ddim_step_and_its_log_probability(recording):
     cases = sorted(
-        {tuple(name.split(".", 2)[1:])[0] for name in recording.arrays if name.startswith("ddim50.") and ".eta" in name}
+        {next(iter(name.split(".", 2)[1:])) for name in recording.arrays if name.startswith("ddim50.") and ".eta" in name}
     )
     etas = sorted(
         {name.split(".eta")[1][:3] for name in recording.arrays if name.startswith("ddim50.") and ".eta" in name}

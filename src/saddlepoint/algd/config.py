@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -133,7 +134,9 @@ class ALGDConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
         numbers = [name for name, value in vars(self).items() if isinstance(value, float) and not math.isfinite(value)]
         if numbers:
-            raise UserError(f"--{numbers[0].replace('_', '-')} must be a finite number, not {getattr(self, numbers[0])}.")
+            raise UserError(
+                f"--{numbers[0].replace('_', '-')} must be a finite number, not {getattr(self, numbers[0])}."
+            )
         if self.entropy == "tuned" and self.target_entropy >= math.log(2):
             raise UserError(
                 f"--target-entropy {self.target_entropy} cannot be reached: no policy on [-1, 1] has more than log 2 = 0.69 a dimension."
@@ -152,7 +155,9 @@ class ALGDConfig:
             raise UserError(
                 "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
             )
-        if self.schedule == "ve" and (self.sigma_min > self.sigma_max or (self.sigma_min == self.sigma_max and self.steps > 1)):
+        if self.schedule == "ve" and (
+            self.sigma_min > self.sigma_max or (self.sigma_min == self.sigma_max and self.steps > 1)
+        ):
             raise UserError(
                 f"--sigma-min {self.sigma_min} is not below --sigma-max {self.sigma_max}: a schedule runs from clean to noisy."
             )
@@ -178,6 +183,34 @@ class ALGDConfig:
             )
         if self.score_space == "latent" and self.prediction == "guided":
             raise UserError("--prediction guided takes its score at the action: use --score-space action.")
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
+        for name, (works, needs) in EFFECTIVE_WITH.items():
+            if name in given and not works(self):
+                raise UserError(
+                    f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
+                )
+
+
+EFFECTIVE_WITH: dict[str, tuple[Callable[[ALGDConfig], bool], str]] = {
+    "rho": (lambda c: c.energy == "augmented" or c.multiplier_rule == "augmented", "--energy augmented"),
+    "guidance": (lambda c: c.prediction == "guided", "--prediction guided"),
+    "step_noise": (lambda c: c.prediction != "guided", "a --prediction other than guided"),
+    "vp_betas": (lambda c: c.schedule == "vp", "--schedule vp"),
+    "sigma_max": (lambda c: c.schedule == "ve" and c.steps > 1, "--schedule ve and more than one of --steps"),
+    "sigma_min": (lambda c: c.schedule == "ve" or c.vp_betas == "reaching", "--schedule ve or --vp-betas reaching"),
+    "beta_first": (lambda c: c.schedule == "vp" and c.vp_betas == "released", "--schedule vp --vp-betas released"),
+    "beta_last": (lambda c: c.schedule == "vp" and c.vp_betas == "released", "--schedule vp --vp-betas released"),
+    "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
+    "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
+    "clip_proposals": (lambda c: c.score_space == "action", "--score-space action"),
+    "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
+    "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
+    "evaluation_samples": (lambda c: c.evaluation == "best_of_n", "--evaluation best_of_n"),
+    "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+}
+"""options that act only beside others: when, and in words"""
 
 
 PARITY = ALGDConfig(

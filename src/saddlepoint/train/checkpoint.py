@@ -85,15 +85,15 @@ def latest(run: Path) -> tuple[Path, str | None]:
     raise UserError(f"{run} holds no checkpoint that can be loaded{detail}: start the run anew with another --out.")
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint that ``latest`` returned. Raises ``UserError`` when it is damaged."""
+def load(folder: Path, replay: bool = True) -> Checkpoint:
+    """Read a checkpoint that ``latest`` returned, without its replay where only the policy is wanted. Raises ``UserError`` when it is damaged."""
     fault = _fault(folder)
     if fault is not None:
         raise UserError(f"{folder} is not a whole checkpoint ({fault}): use an older one.")
     with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
         state = _unpack(json.loads((folder / "state.json").read_text()), dict(arrays))
     return Checkpoint(
-        int(folder.name), load_file(folder / "learner.safetensors"), load_file(folder / "replay.safetensors"), state
+        int(folder.name), load_file(folder / "learner.safetensors"), load_file(folder / "replay.safetensors") if replay else {}, state
     )
 
 
