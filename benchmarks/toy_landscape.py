@@ -39,11 +39,11 @@ def landscape(agent, state: torch.Tensor, kind: str, multiplier: float, points: 
 
 
 def fork(policy, x: float) -> float:
-    """The y at which as many sampled actions go up as down."""
-    heights = np.linspace(-0.6, 0.6, 121)
-    rows = observe(np.stack([np.full(121, x), heights], 1)).repeat(200, 0)
+    """The y, near the axis of symmetry, at which as many sampled actions go up as down."""
+    heights = np.linspace(-0.25, 0.25, 51)
+    rows = observe(np.stack([np.full(51, x), heights], 1)).repeat(200, 0)
     actions = policy.act(rows, "stochastic", torch.Generator().manual_seed(2))
-    up = (actions[:, 1] > 0).reshape(121, 200).mean(1)
+    up = (actions[:, 1] > 0).reshape(51, 200).mean(1)
     return float(heights[np.abs(up - 0.5).argmin()])
 
 
