@@ -143,8 +143,8 @@ def test_unknown_ids_name_close_ones(id, near):
 
 
 def test_unknown_ids_without_close_ones_and_unknown_modules():
-    for id in ("zzzzqqqqxxxx", "no_such_module_anywhere:Env-v0"):
-        with pytest.raises(UserError, match="no environment"):
+    for id, words in (("zzzzqqqqxxxx", "no environment"), ("no_such_module_anywhere:Env-v0", "cannot be imported")):
+        with pytest.raises(UserError, match=words):
             env_spec(id)
 
 
