@@ -30,7 +30,7 @@ class ALGDConfig:
     """variance exploding or variance preserving"""
     sigma_min: float = 0.1
     """smallest noise level, also the noise that the last step keeps when there is an entropy bonus (released: 0.01, whose path-entropy bound is loose by
-    1 to 2 nats a dimension at K = 5; at 0.1 it is loose by 0.2 to 0.6)"""
+    0.6 to 2.3 nats a dimension at K = 5; at 0.1 it is loose by 0.2 to 0.6)"""
     sigma_max: float = 1.0
     """largest noise level of a VE schedule; a VP schedule that reaches its prior ends near 1"""
     vp_betas: Literal["reaching", "released"] = "reaching"

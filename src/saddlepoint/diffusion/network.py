@@ -118,8 +118,7 @@ class _Recorded(torch.autograd.Function):
 class Tape:
     """Collects the evaluations of one backward pass, so that each layer's weight gradient is one product over all of them.
 
-    A chain of K steps and the score's own evaluation would otherwise make K + 1 small products a layer and as many additions: measured with K = 5,
-    batch 256 and two threads, 5.0 ms for the chain forward and backward without it and 3.4 with it.
+    A chain of K steps and the score's own evaluation would otherwise make K + 1 small products a layer and as many additions.
     """
 
     def __init__(self) -> None:
