@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from saddlepoint import __version__
 
@@ -12,6 +13,10 @@ usage: saddlepoint VERB ...
 
   train SYSTEM    train a system (algd) on an environment with a cost budget; --resume RUN goes on where a run stopped
   evaluate RUN    whole episodes of a trained policy, and a video
+  report RUN...   one page that compares runs
+  landscape RUN   the energy over the actions of chosen states, with the denoising paths
+  sweep FILE      algorithms x environments x seeds, which go on after any interruption
+  export RUN      the policy as an ONNX file
   envs            the environments that come with saddlepoint
 
 `saddlepoint VERB --help` lists the flags of a verb; `saddlepoint --version` prints the version.
@@ -32,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saddlepoint.types import UserError
 
     try:
-        VERBS[args[0]](args[1:])
+        module, function = VERBS[args[0]]
+        vars(import_module(module))[function](args[1:])
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
@@ -44,25 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(args: list[str]) -> None:
-    from saddlepoint.commands import train_command
-
-    train_command(args)
-
-
-def _evaluate(args: list[str]) -> None:
-    from saddlepoint.commands import evaluate_command
-
-    evaluate_command(args)
-
-
-def _envs(args: list[str]) -> None:
-    from saddlepoint.commands import envs_command
-
-    envs_command(args)
-
-
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": _train, "evaluate": _evaluate, "envs": _envs}
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("saddlepoint.commands", "train_command"),
+    "evaluate": ("saddlepoint.commands", "evaluate_command"),
+    "envs": ("saddlepoint.commands", "envs_command"),
+    "report": ("saddlepoint.report.command", "report_command"),
+    "landscape": ("saddlepoint.landscape", "landscape_command"),
+    "sweep": ("saddlepoint.sweep", "sweep_command"),
+    "export": ("saddlepoint.export", "export_command"),
+}
+"""where each verb's function is; it takes the arguments after the verb"""
 
 
 def _complain(sentence: str) -> int:
