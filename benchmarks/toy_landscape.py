@@ -20,22 +20,10 @@ import numpy as np
 import torch
 
 from saddlepoint import load_policy
-from saddlepoint.algd.energy import energy_and_gradient
 from saddlepoint.envs.toy import ARENA, GOAL, HAZARD_RADIUS, move, observe
+from saddlepoint.landscape.slices import energy_plane
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def landscape(agent, state: torch.Tensor, kind: str, multiplier: float, points: int = 81) -> np.ndarray:
-    """(points, points) energies over the action square, row = second action."""
-    axis = torch.linspace(-1, 1, points)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 1, 2)
-    layers = (agent.critic.layers(), agent.cost_critic.layers())
-    lam = torch.tensor([multiplier], dtype=torch.float64)
-    energy, _ = energy_and_gradient(
-        agent.critic, agent.cost_critic, layers, state, grid, lam, agent.budget, agent.config.rho, agent.config.risk_std, kind
-    )  # fmt: skip
-    return energy.value.view(points, points).numpy()
 
 
 def fork(policy, x: float) -> float:
@@ -74,7 +62,7 @@ def main() -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
     for axis, kind in zip(axes, ("plain", "augmented"), strict=False):
-        values = landscape(agent, state, kind, multiplier)
+        values = energy_plane(agent, state, torch.zeros(1, 2), (0, 1), kind)
         image = axis.imshow(values, origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
         axis.contour(
             np.linspace(-1, 1, len(values)),

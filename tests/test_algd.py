@@ -84,6 +84,17 @@ def test_tuned_temperature_reaches_its_target_entropy():
     assert float(torch.stack(entropies[-100:]).mean()) == pytest.approx(-2.5, abs=0.4)
 
 
+def test_the_recent_cost_moves_lambda_by_its_discounted_excess():
+    """Dual ascent: lambda + rate * (c sum_t gamma^t - h), whatever the critics believe."""
+    config = replace(SMALL, multiplier_actions="recent", multiplier=1.0, multiplier_rate=0.01)
+    agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
+    metrics = agent.update_batch(bandit_batch(64, generator), agent.draw(64), torch.tensor([0.7]))
+    budget = agent.budgets[0]
+    excess = 0.7 * sum(budget.gamma**t for t in range(budget.horizon)) - budget.critic
+    assert float(metrics["violation"]) == pytest.approx(excess, rel=1e-6)
+    assert agent.multiplier.tolist() == pytest.approx([max(1.0 + 0.01 * excess, 0.0)])
+
+
 def test_two_constraints_have_a_multiplier_each():
     agent, generator = bandit_agent(replace(SMALL, **QUICK), 2), torch.Generator().manual_seed(3)
     for _ in range(400):

@@ -87,7 +87,7 @@ def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 MISTAKES: list[tuple[list[str], str]] = [
     (["fly"], "no verb 'fly'"),
     (["train"], "train needs a system"),
-    (["train", "sac"], "no system 'sac'"),
+    (["train", "ppo"], "no system 'ppo'"),
     (["train", "algd"], "give --env"),
     (["train", "algd", "--env", TOY, "--total-step", "5"], "no flag --total-step: did you mean total-steps?"),
     (["train", "algd", "--env", TOY, "--no-seed"], "--no-seed"),
@@ -214,9 +214,9 @@ def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
 def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
     content = json.loads((trained / "config.json").read_text())
     for change, words in (
-        ({"system": "sac"}, "trained with sac"),
+        ({"system": "ppo"}, "trained with ppo"),
         ({"format": 9}, "not written by this version"),
-        ({"learner": {"rho": 1.0}}, "another version"),
+        ({"learner": {"eta": 1.0}}, "another version"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=words):

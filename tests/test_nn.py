@@ -47,6 +47,27 @@ def test_weight_gradients_are_autograds(activation, generator):
         torch.testing.assert_close(got, parameter.grad)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.4, 0.9, 1.0])
+@pytest.mark.parametrize("members", [1, 3])
+def test_leaving_rows_out_changes_nothing(members, share, generator):
+    critic = Ensemble(members, 5, 2, (16, 16), "silu", generator)
+    state, actions = torch.randn(40, 5), torch.randn(3, 40, 2, requires_grad=True)
+    upstream = torch.randn(members, 3, 40) * (torch.rand(members, 3, 40, generator=generator) < share)
+    values = torch.stack([critic(state, a) for a in actions], 1)
+    (wanted,) = torch.autograd.grad((values * upstream).sum(), actions)
+    saved = trace(critic.layers(), state, actions.detach(), "silu")
+    got = action_gradient(critic.layers(), saved, upstream, "silu", 5)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_one_float32_member_keeps_its_axis(generator):
+    critic = Ensemble(1, 5, 2, (8,), "relu", generator)
+    state, action = torch.randn(20, 5), torch.randn(20, 2)
+    saved = trace(critic.layers(), state, action[None], "relu")
+    weights, biases = weight_gradients(critic.layers(), saved, torch.cat([state, action], -1), torch.ones(1, 20), "relu")
+    assert [g.shape for g in (*weights, *biases)] == [p.shape for p in critic.parameters()]
+
+
 def test_bfloat16_products_stay_near_float32(generator):
     critic = Ensemble(4, 20, 3, (64, 64), "silu", generator)
     state, actions = torch.randn(32, 20), torch.randn(5, 32, 3)

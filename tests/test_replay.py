@@ -106,6 +106,17 @@ def test_a_saved_replay_goes_on_as_the_original(rows: int, num_envs: int, count:
         assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
 
 
+@pytest.mark.parametrize("count", [1, 4, 7, 12, 25])
+@pytest.mark.parametrize("window", [1, 6, 1000])
+def test_recent_cost_is_the_mean_of_the_last_steps(count: int, window: int) -> None:
+    replay, costs = Replay(16, 3, 1, 2, num_envs=2), np.random.default_rng(count).random((count, 2, 2)).astype("f")
+    nothing, ended = np.zeros((2, 3), "f"), np.zeros(2, bool)
+    for cost in costs:
+        replay.add(nothing, np.zeros((2, 1), "f"), np.zeros(2, "f"), cost, nothing, ended, ended)
+    rows = min(max(window // 2, 1), 8, count)
+    np.testing.assert_allclose(replay.recent_cost(window), costs[-rows:].mean((0, 1)), rtol=1e-5)
+
+
 def test_memory_is_what_the_tensors_take() -> None:
     replay = filled(steps(10, 2, seed=0), 10, 2)
     rings = {name: tensor for name, tensor in replay.state_dict().items() if name not in ("next_age", "position")}

@@ -93,9 +93,6 @@ class Suicidal(Tiny):
         return super().update(replay, updates)
 
 
-Suicidal.__name__ = "Tiny"  # the same system, for config.json
-
-
 def test_kill_9_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
     program = (
         "import torch; torch.set_num_threads(1); from pathlib import Path;"
@@ -138,9 +135,6 @@ class Signalled(Tiny):
         return super().update(replay, updates)
 
 
-Signalled.__name__ = "Tiny"
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_a_checkpoint_and_resumes(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -161,7 +155,6 @@ def test_a_signal_during_evaluation_makes_up_for_it(whole: Path, tmp_path: Path)
                 os.kill(os.getpid(), signal.SIGINT)
             return super().act(observation, mode, generator)
 
-    Impatient.__name__ = "Tiny"
     with pytest.raises(Interrupted, match="step 261"):
         go(tmp_path / "run", learner=Impatient)
     assert_same_runs(whole, go(tmp_path / "run", resume=True))
@@ -175,7 +168,6 @@ def test_a_signal_that_breaks_the_step_leaves_the_last_checkpoint(whole: Path, t
                 raise RuntimeError("the compiler was interrupted")
             return super().update(replay, updates)
 
-    Compiling.__name__ = "Tiny"
     with pytest.raises(Interrupted, match=r"last good checkpoint is of step 201; go on with --resume"):
         go(tmp_path / "run", learner=Compiling)
     assert_same_runs(whole, go(tmp_path / "run", resume=True))
@@ -268,7 +260,6 @@ def test_a_folder_is_used_once_and_by_one(tmp_path: Path) -> None:
                 go(run, resume=True, total_steps=90)
             return super().update(replay, updates)
 
-    Twice.__name__ = "Tiny"
     go(run, resume=True, learner=Twice, total_steps=63)
 
 

@@ -80,6 +80,9 @@ class TinyConfig:
 class Tiny:
     """A linear policy that moves its weights by what it samples and by what it has seen."""
 
+    system = "tiny"
+    needs_cost = True
+
     def __init__(
         self, config: TinyConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int, device: torch.device,
         *, compile: bool = False,

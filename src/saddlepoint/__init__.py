@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saddlepoint.algd.agent import ALGD as ALGD
     from saddlepoint.algd.config import ALGDConfig as ALGDConfig
+    from saddlepoint.baselines.cal import CAL as CAL
+    from saddlepoint.baselines.config import CALConfig as CALConfig
+    from saddlepoint.baselines.config import SACConfig as SACConfig
+    from saddlepoint.baselines.config import SACLagConfig as SACLagConfig
+    from saddlepoint.baselines.config import SACPIDConfig as SACPIDConfig
+    from saddlepoint.baselines.sac import SAC as SAC
+    from saddlepoint.baselines.sac import SACPID as SACPID
+    from saddlepoint.baselines.sac import SACLag as SACLag
     from saddlepoint.constrained.budget import CostBudget as CostBudget
     from saddlepoint.envs.check import check_env as check_env
     from saddlepoint.envs.make import make_env as make_env
@@ -22,6 +30,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "ALGD": "saddlepoint.algd.agent",
     "ALGDConfig": "saddlepoint.algd.config",
+    "SAC": "saddlepoint.baselines.sac",
+    "SACConfig": "saddlepoint.baselines.config",
+    "SACLag": "saddlepoint.baselines.sac",
+    "SACLagConfig": "saddlepoint.baselines.config",
+    "SACPID": "saddlepoint.baselines.sac",
+    "SACPIDConfig": "saddlepoint.baselines.config",
+    "CAL": "saddlepoint.baselines.cal",
+    "CALConfig": "saddlepoint.baselines.config",
     "CostBudget": "saddlepoint.constrained.budget",
     "make_env": "saddlepoint.envs.make",
     "check_env": "saddlepoint.envs.check",

@@ -120,6 +120,20 @@ class Replay:
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
         return Batch(*(ring.index_select(0, index) for ring in self._fields))
 
+    def recent_cost(self, steps: int) -> Tensor:
+        """Mean cost of a step over the last ``steps`` transitions, (constraints,): what the behaviour of late really cost.
+
+        Raises ``UserError`` when the replay is empty.
+        """
+        if not len(self):
+            raise UserError("the replay is empty: add transitions (--warmup-steps) before the first update.")
+        rows = min(max(steps // self.num_envs, 1), self._filled)
+        costs = self._fields.cost[: len(self)]
+        end, start = self._head * self.num_envs, (self._head - rows) * self.num_envs
+        if start >= 0:
+            return costs[start:end].mean(0)
+        return torch.cat([costs[start:], costs[:end]]).mean(0)
+
     def sample_sequences(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
         """``batch_size`` sub-sequences of ``length`` steps, (batch, time, ...), uniformly with replacement.
 

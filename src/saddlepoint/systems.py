@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train import checkpoint, run
-from saddlepoint.train.start import LearnerFactory
+from saddlepoint.train.acting import Actor
 from saddlepoint.types import ActMode, EnvShape, Learner, UserError
+
+if TYPE_CHECKING:  # a policy acts without the training loop and the environments
+    from saddlepoint.nn.exportable import Exportable, ExportMode
+    from saddlepoint.train.start import LearnerFactory
 
 
 @dataclass(frozen=True)
 class System:
-    """Where the parts of a system are; they are imported when they are needed."""
+    """Where the parts of a system are, as ``module:name`` within the package; they are imported when they are needed."""
 
-    module: str
     learner: str
-    """name of the learner's class in ``<module>.agent``"""
+    """the learner's class, whose ``system`` is the key in ``SYSTEMS``"""
     config: str
-    """name of its frozen config in ``<module>.config``, which also has ``PRESETS``"""
+    """its frozen config"""
+    preset_table: str
+    """a dict of named configs, ``default`` among them"""
+    export: str | None = None
+    """its function from a learner and a mode to an ``Exportable``; None where there is none"""
 
     def learner_class(self) -> LearnerFactory[Any]:
-        return vars(import_module(f"{self.module}.agent"))[self.learner]
+        return _find(self.learner)
 
     def config_class(self) -> type[Any]:
-        return vars(import_module(f"{self.module}.config"))[self.config]
+        return _find(self.config)
 
     def presets(self) -> dict[str, Any]:
-        return vars(import_module(f"{self.module}.config"))["PRESETS"]
+        return _find(self.preset_table)
+
+    @property
+    def exporter(self) -> Callable[[Any, ExportMode], Exportable] | None:
+        return None if self.export is None else _find(self.export)
 
 
-SYSTEMS: dict[str, System] = {"algd": System("saddlepoint.algd", "ALGD", "ALGDConfig")}
+def _find(place: str) -> Any:
+    module, name = place.split(":")
+    return vars(import_module(f"saddlepoint.{module}"))[name]
+
+
+SYSTEMS: dict[str, System] = {
+    "algd": System("algd.agent:ALGD", "algd.config:ALGDConfig", "algd.config:PRESETS", "algd.export:export_module"),
+    "sac": System("baselines.sac:SAC", "baselines.config:SACConfig", "baselines.config:SAC_PRESETS", "baselines.export:export_module"),
+    "sac-lag": System("baselines.sac:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
+    "sac-pid": System("baselines.sac:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
+    "cal": System("baselines.cal:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
+    "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS"),
+}
 
 
 def restore_config(kind: type[Any], values: dict[str, Any], where: Path) -> Any:
-    """A frozen config from what config.json holds. Raises ``UserError`` when its fields do not fit."""
-    names = {field.name for field in fields(kind)}
-    if set(values) != names:
-        odd = ", ".join(sorted(names ^ set(values)))
+    """A frozen config from what config.json holds; options that are newer than the file keep their default, which is what was done before them.
+
+    Raises ``UserError`` for fields that this version has not.
+    """
+    if unknown := set(values) - {field.name for field in fields(kind)}:
+        odd = ", ".join(sorted(unknown))
         raise UserError(f"{where} was written by another version of saddlepoint (fields {odd}): use that version.")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
@@ -63,26 +89,39 @@ class TrainedPolicy:
     device: torch.device
     note: str | None
     """one sentence when newer checkpoints were damaged"""
+    _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
+    """the actor at work, by the number of environments that it acts for"""
 
     def act(
         self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
     ) -> np.ndarray:
         """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units.
 
+        A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
         Only ``stochastic`` and ``explore`` draw from ``generator``, which they need: ``UserError`` without one.
         """
         if generator is None:
             if mode != "deterministic":
                 raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")
             generator = torch.Generator(device=self.device).manual_seed(self.seed)
-        batch = torch.as_tensor(np.atleast_2d(observation), dtype=torch.float32, device=self.device)
-        with torch.no_grad():
-            action = self.learner.act(batch, mode, generator).cpu().numpy()
+        batch = np.atleast_2d(observation)
+        if len(batch) not in self._actors:
+            self._actors.clear()
+            self._actors[len(batch)] = Actor(self.learner, len(batch), self.device)
+        action = self._actors[len(batch)].act(batch, mode, generator)
         return action if np.ndim(observation) == 2 else action[0]
+
+    def reset(self, ended: np.ndarray | None = None) -> None:
+        """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
+        for actor in self._actors.values():
+            actor.restart(ended)
 
 
 def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> TrainedPolicy:
-    """The policy of a run's newest whole checkpoint. Raises ``UserError`` when there is none."""
+    """The policy of a run's newest checkpoint whose learner is whole. Raises ``UserError`` when there is none.
+
+    The replay is not read, so it may be damaged or missing; neither are the environments nor the training loop imported.
+    """
     folder = Path(folder)
     content = run.read(folder)
     if content["system"] not in SYSTEMS:
@@ -90,8 +129,8 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Train
     system = SYSTEMS[content["system"]]
     config = restore_config(system.config_class(), content["learner"], folder / "config.json")
     shape, budgets = run.shape_of(content), run.budgets_of(content)
-    path, note = checkpoint.latest(folder)
+    path, note = checkpoint.latest(folder, checkpoint.LEARNER)
     learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=False)
-    learner.load_state_dict(checkpoint.load(path, replay=False).learner)
+    learner.load_state_dict(checkpoint.load_learner(path))
     env, seed = content["train"]["env"], content["train"]["seed"]
     return TrainedPolicy(learner, env, shape, budgets, int(path.name), seed, torch.device(device), note)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, geometric_sum
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
 from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
 
@@ -43,6 +44,9 @@ class CriticStep(NamedTuple):
 
 class ALGD:
     """One agent for the VE and the VP chain; see ``ALGDConfig`` for every choice, and ``update_batch`` for the algorithm."""
+
+    system = "algd"
+    needs_cost = True
 
     def __init__(
         self, config: ALGDConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int = 0,
@@ -78,6 +82,7 @@ class ALGD:
         self.cost_target = copy.deepcopy(self.cost_critic).requires_grad_(False)
         self.log_beta = nn.Parameter(torch.tensor(float(np.log(config.beta)), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
+        self.discounted_steps = torch.tensor([geometric_sum(b.gamma, b.horizon) for b in budgets], dtype=torch.float64)
         self.multiplier_update = MultiplierUpdate(
             config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval
         )
@@ -89,6 +94,7 @@ class ALGD:
         self.critic_optimiser = torch.optim.Adam(groups, fused=True)
         self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.policy_learning_rate, fused=True)
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
+        self._named = {owner: list(module.named_parameters()) for owner, module in self._modules().items()}
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
         self.low_precision = torch.bfloat16 if config.precision == "bfloat16" else None
@@ -178,9 +184,9 @@ class ALGD:
         proposals = box.squash(candidates) if latent else candidates
         if cfg.clip_proposals and not latent:
             candidates = proposals = proposals.clamp(box.low, box.high)
-        layers = (self.critic.layers(self.low_precision), self.cost_critic.layers(self.low_precision))
+        reward_layers, cost_layers = (c.layers(self.low_precision, apart=True) for c in (self.critic, self.cost_critic))
         energy, gradient = energy_and_gradient(
-            self.critic, self.cost_critic, layers, state, torch.cat([action[None], proposals]),
+            self.critic, self.cost_critic, (reward_layers, cost_layers), state, torch.cat([action[None], proposals]),
             multiplier, self.budget, cfg.rho, cfg.risk_std, cfg.energy,
         )  # fmt: skip
         values, slope = energy.value[1:], gradient[1:]
@@ -197,13 +203,15 @@ class ALGD:
 
     # ------------------------------------------------------------------------------------------------ one update
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise) -> Metrics:
+    def update_batch(self, batch: Batch, noise: UpdateNoise, recent_cost: Tensor | None = None) -> Metrics:
         """Critics, then the policy, then the multiplier, then the targets, in the order of the release.
 
         1. reward critics to r + gamma (1 - terminated) min_j Q'_j(s', a'), each cost member to c + gamma_c (1 - terminated) Qc'_m(s', a')
         2. policy on  mean[L_A(s, a_0)] - beta * H + score_weight * mse(phi, phi*)  with gradients through the chain; critics are constants
         3. beta to the target entropy, lambda by its rule
         4. targets by Polyak averaging, every ``target_every`` updates
+
+        ``recent_cost`` (constraints,), the mean cost of a step of late, is what moves lambda with ``multiplier_actions`` "recent".
         """
         cfg = self.config
         with torch.no_grad():
@@ -214,9 +222,9 @@ class ALGD:
         ):
             for parameter, gradient in zip((*critic.weights, *critic.biases), (*weights, *biases)):
                 parameter.grad = gradient
-        self._check(reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss)
-        self._check_gradients("critic", self.critic)
-        self._check_gradients("cost_critic", self.cost_critic)
+        self._require_finite(
+            ("critic", "cost_critic"), reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss
+        )
         self.critic_optimiser.step()
 
         multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.dtype)
@@ -240,26 +248,34 @@ class ALGD:
         policy_loss = (action * slope).sum(-1).mean() + cfg.score_weight * score_loss
         if cfg.entropy != "none":
             policy_loss = policy_loss - beta * entropy_mean
-        self._check(policy_loss=policy_loss, energy=energy.value[0].mean())
         self.policy_optimiser.zero_grad(set_to_none=True)
         policy_loss.backward()
         if tape is not None:
             tape.set_gradients(self.policy.network, batch.observation)
-        self._check_gradients("policy", self.policy)
+        self._require_finite(("policy",), policy_loss=policy_loss.detach(), energy=energy.value[0].mean())
         self.policy_optimiser.step()
 
         if cfg.entropy == "tuned":
             excess = entropy_mean.detach() - cfg.target_entropy * self.shape.action
             self.log_beta.grad = excess.to("cpu", torch.float64)
             self.beta_optimiser.step()
-        risk = energy.risk[:, 0] if cfg.multiplier_actions == "policy" else self.risk(batch.observation, batch.action)
-        violation = risk.mean(-1).to("cpu", torch.float64) - self.budget
+        risk, violation = self._constraint(batch, energy, recent_cost)
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation)
 
         if self.updates % cfg.target_every == 0:
             self._polyak()
         self.updates += 1
-        return self._metrics(critics, energy, score_loss, entropy_mean, violation, multiplier)
+        return self._metrics(critics, energy, score_loss, entropy_mean, risk, violation, multiplier)
+
+    def _constraint(self, batch: Batch, energy: Lagrangian, recent_cost: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean risk, and by how much the discounted cost exceeds h: (constraints,) each. A cost of c a step is one of c * sum_t gamma_c^t discounted."""
+        replayed = self.config.multiplier_actions == "replay"
+        risk = self.risk(batch.observation, batch.action) if replayed else energy.risk[:, 0]
+        mean = risk.mean(-1).to("cpu", torch.float64)
+        if self.config.multiplier_actions != "recent":
+            return mean, mean - self.budget
+        assert recent_cost is not None, "multiplier_actions 'recent' needs the recent cost"
+        return mean, recent_cost.to("cpu", torch.float64) * self.discounted_steps - self.budget
 
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
@@ -278,6 +294,7 @@ class ALGD:
         energy: Lagrangian,
         score_loss: Tensor,
         entropy: Tensor,
+        risk: Tensor,
         violation: Tensor,
         multiplier: Tensor,
     ) -> Metrics:
@@ -291,23 +308,21 @@ class ALGD:
         for c in range(len(self.budget)):
             end = "" if len(self.budget) == 1 else f"_{c}"
             metrics |= {f"multiplier{end}": multiplier[c], f"effective_multiplier{end}": effective[c],
-                        f"risk{end}": violation[c] + self.budget[c], f"violation{end}": violation[c]}  # fmt: skip
+                        f"risk{end}": risk[c], f"violation{end}": violation[c]}  # fmt: skip
         return metrics
 
-    def _check(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            if not bool(torch.isfinite(value.detach()).all()):
-                raise NonFiniteError(
-                    f"{name} is not finite at update {self.updates}: lower the learning rate, or look at the environment's rewards and costs."
-                )
-
-    def _check_gradients(self, owner: str, module: nn.Module) -> None:
-        named = [(n, p.grad) for n, p in module.named_parameters() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([g for _, g in named]))
-        if not bool(torch.isfinite(norms).all()):
-            name = named[int((~torch.isfinite(norms)).nonzero()[0, 0])][0]
+    def _require_finite(self, owners: tuple[str, ...], **losses: Tensor) -> None:
+        """Stop before a step with a loss or a gradient that is not finite: one look at their sum, and at each only when that is odd."""
+        grads = [p.grad for owner in owners for _, p in self._named[owner] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads)).sum()
+        if bool(torch.isfinite(norms + sum(losses.values()))):
+            return
+        found = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+        found += [f"the gradient of {owner}.{name}" for owner in owners for name, p in self._named[owner]
+                  if p.grad is not None and not bool(torch.isfinite(p.grad).all())]  # fmt: skip
+        if found:
             raise NonFiniteError(
-                f"the gradient of {owner}.{name} is not finite at update {self.updates}: lower the learning rate or --score-weight."
+                f"{found[0]} is not finite at update {self.updates}: lower the learning rates, or look at the environment's rewards and costs."
             )
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
@@ -324,9 +339,10 @@ class ALGD:
     def update(self, replay: Replay, updates: int) -> Metrics:
         """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
         metrics: Metrics = {}
+        recent = replay.recent_cost(self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
         for _ in range(updates):
             batch = replay.sample(self.config.batch_size, self.generator)
-            metrics = self.update_batch(batch, self.draw(self.config.batch_size))
+            metrics = self.update_batch(batch, self.draw(self.config.batch_size), recent)
         return metrics
 
     def observe(self, observation: Tensor) -> None:
@@ -359,12 +375,7 @@ class ALGD:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, multiplier, temperature, counter and generator, as flat named tensors."""
-        state = {
-            f"{owner}.{name}": p for owner, module in self._modules().items() for name, p in module.state_dict().items()
-        }
-        for owner, optimiser in self._optimisers().items():
-            for index, slots in optimiser.state_dict()["state"].items():
-                state |= {f"adam.{owner}.{index}.{slot}": value for slot, value in slots.items()}
+        state = gather(self._modules(), self._optimisers())
         state |= {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
         state["log_beta"] = self.log_beta
         state["updates"] = torch.tensor(self.updates)
@@ -374,17 +385,7 @@ class ALGD:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
         try:
-            for owner, module in self._modules().items():
-                module.load_state_dict(
-                    {n.removeprefix(f"{owner}."): v for n, v in state.items() if n.startswith(f"{owner}.")}
-                )
-            for owner, optimiser in self._optimisers().items():
-                slots: dict[int, dict[str, Tensor]] = {}
-                for name, value in state.items():
-                    if name.startswith(f"adam.{owner}."):
-                        _, _, index, slot = name.split(".")
-                        slots.setdefault(int(index), {})[slot] = value.clone()  # Adam goes on in place
-                optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+            restore(state, self._modules(), self._optimisers())
             self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
             with torch.no_grad():
                 self.log_beta.copy_(state["log_beta"])

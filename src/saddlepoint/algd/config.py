@@ -81,8 +81,10 @@ class ALGDConfig:
     """step size of lambda's update"""
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
-    multiplier_actions: Literal["policy", "replay"] = "policy"
-    """whose risk moves lambda: the policy's actions, or (released) replayed ones [13]"""
+    multiplier_actions: Literal["policy", "replay", "recent"] = "policy"
+    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what the last steps really cost"""
+    recent_steps: int = 2000
+    """environment steps whose mean cost moves lambda with ``recent``"""
 
     # --- critics and learning
     cost_members: int = 4
@@ -127,7 +129,7 @@ class ALGDConfig:
         positive = (
             "rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
             "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
-            "multiplier_interval", "target_every", "evaluation_samples",
+            "multiplier_interval", "recent_steps", "target_every", "evaluation_samples",
         )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
@@ -206,6 +208,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[ALGDConfig], bool], str]] = {
     "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
     "clip_proposals": (lambda c: c.score_space == "action", "--score-space action"),
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
+    "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
     "evaluation_samples": (lambda c: c.evaluation == "best_of_n", "--evaluation best_of_n"),
     "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),

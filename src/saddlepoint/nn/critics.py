@@ -19,16 +19,20 @@ from saddlepoint.nn.products import ONEDNN, product
 
 Activation = Literal["relu", "silu"]
 
+FEW = 0.8
+"""share of the rows from which on gathering them costs more than it saves"""
 
-def activate(pre: Tensor, activation: Activation) -> Tensor:
-    return F.relu(pre) if activation == "relu" else F.silu(pre)
+
+def activate(kept: Tensor, activation: Activation) -> Tensor:
+    """A hidden layer's output from what is kept of it: the output itself for ReLU, the pre-activation for SiLU."""
+    return kept if activation == "relu" else F.silu(kept)
 
 
-def activation_slope(pre: Tensor, upstream: Tensor, activation: Activation) -> Tensor:
-    """upstream * activation'(pre)."""
+def activation_slope(kept: Tensor, upstream: Tensor, activation: Activation) -> Tensor:
+    """upstream * activation'(pre-activation)."""
     if activation == "relu":
-        return torch.ops.aten.threshold_backward(upstream, pre, 0)
-    return torch.ops.aten.silu_backward(upstream, pre)
+        return torch.ops.aten.threshold_backward(upstream, kept, 0)
+    return torch.ops.aten.silu_backward(upstream, kept)
 
 
 class Layers(NamedTuple):
@@ -44,7 +48,7 @@ class Trace(NamedTuple):
     values: Tensor  # (members, proposals, batch), in float32 or better
     hidden: list[
         list[Tensor]
-    ]  # for each part, the pre-activations of the hidden layers, (members, rows, hidden) or (rows, hidden)
+    ]  # for each part, what ``activate`` needs of the hidden layers, (members, rows, hidden) or (rows, hidden)
 
 
 class Ensemble(nn.Module):
@@ -73,25 +77,26 @@ class Ensemble(nn.Module):
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
 
-    def layers(self, dtype: torch.dtype | None = None) -> list[Layers]:
+    def layers(self, dtype: torch.dtype | None = None, apart: bool = False) -> list[Layers]:
         """The parameters, detached and cast for the products, in the parts that are worked on one after another.
 
-        One member each where oneDNN takes single products only (``products.affine``); else all in one part, for batched products.
+        One member each where oneDNN takes single products only (float32, ``products.affine``), or where ``apart`` asks for it so that
+        ``action_gradient`` can leave rows out; else all in one part, for batched products.
         """
-        single = (
-            ONEDNN and dtype is None and self.weights[0].dtype == torch.float32 and self.weights[0].device.type == "cpu"
-        )
-        if not single:
-            return [
-                Layers(
-                    [w.detach().to(dtype or w.dtype) for w in self.weights],
-                    [b.detach().to(dtype or b.dtype) for b in self.biases],
-                )
-            ]
+        wanted = dtype or self.weights[0].dtype
+        single = wanted == torch.float32 or (apart and wanted == torch.bfloat16)
+        if not ONEDNN or self.weights[0].device.type != "cpu" or not single:
+            return [Layers([w.detach().to(wanted) for w in self.weights], [b.detach().to(wanted) for b in self.biases])]
+        if wanted != self.weights[0].dtype:
+            return self._single(wanted)
         if self._parts is None or self._parts[0].weights[0].data_ptr() != self.weights[0].data_ptr():
-            weights, biases = [w.detach() for w in self.weights], [b.detach() for b in self.biases]
-            self._parts = [Layers([w[m] for w in weights], [b[m, 0] for b in biases]) for m in range(self.members)]
+            self._parts = self._single(wanted)
         return self._parts
+
+    def _single(self, dtype: torch.dtype) -> list[Layers]:
+        weights = [w.detach().to(dtype).unbind() for w in self.weights]
+        biases = [b.detach().to(dtype)[:, 0].unbind() for b in self.biases]
+        return [Layers([w[m] for w in weights], [b[m] for b in biases]) for m in range(self.members)]
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """(batch, state), (batch, action) -> (members, batch), with autograd."""
@@ -104,27 +109,35 @@ def trace(parts: list[Layers], state: Tensor, action: Tensor, activation: Activa
     state, action = state.to(dtype), action.to(dtype)
     if len(action) == 1:
         inputs = torch.cat([state, action[0]], dim=-1)
-        firsts = (product(inputs, part.weights[0], part.biases[0]) for part in parts)
+        firsts = (_layer(inputs, part.weights[0], part.biases[0], activation) for part in parts)
     else:
-        firsts = (_shared_first(part, state, action) for part in parts)
+        firsts = (_shared_first(part, state, action, activation) for part in parts)
     values, hidden = zip(*(_forward(part, first, activation) for part, first in zip(parts, firsts)))
     joined = torch.cat([value.view(-1, *action.shape[:2]) for value in values])
     return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
 
 
 def action_gradient(parts: list[Layers], saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
-    """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action)."""
+    """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action).
+
+    Rows without upstream are left out where that pays: each reward head is the minimum in a part of the rows only, and the cost critics
+    matter only where the penalty pushes.
+    """
     members, proposals, batch = upstream.shape
-    total: Tensor | None = None
-    for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.view(members, -1, 1), parts)):
+    total = upstream.new_zeros(proposals * batch, parts[0].weights[0].shape[-2] - state)
+    for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.reshape(members, -1, 1), parts)):
+        rows, above = _where_it_matters(above)
+        if rows is not None:
+            hidden = [kept.index_select(0, rows) for kept in hidden]
         grad = above * part.weights[-1].mT
-        for weight, pre in zip(part.weights[-2:0:-1], hidden[:0:-1]):
-            grad = product(activation_slope(pre, grad, activation), weight.mT)
+        for weight, kept in zip(part.weights[-2:0:-1], hidden[:0:-1]):
+            grad = product(activation_slope(kept, grad, activation), weight.mT)
         grad = activation_slope(hidden[0], grad, activation)
         found = product(grad, part.weights[0][..., state:, :].mT).to(upstream.dtype)
-        found = found.sum(0) if found.ndim == 3 else found
-        total = found if total is None else total + found
-    assert total is not None
+        if rows is not None:
+            total.index_add_(0, rows, found)
+        else:
+            total += found.sum(0) if found.ndim == 3 else found
     return total.view(proposals, batch, -1)
 
 
@@ -137,7 +150,7 @@ def weight_gradients(
         _weight_gradients(part, hidden, inputs, above, upstream.dtype, activation)
         for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.unsqueeze(-1), parts))
     ]
-    if len(parts) == 1:
+    if parts[0].weights[0].ndim == 3:
         return found[0]
     weights = [torch.stack(of_layer) for of_layer in zip(*(w for w, _ in found))]
     return weights, [torch.stack(of_layer) for of_layer in zip(*(b for _, b in found))]
@@ -149,20 +162,40 @@ def _per_part(upstream: Tensor, parts: list[Layers]) -> list[Tensor]:
     return [upstream] if parts[0].weights[0].ndim == 3 else list(upstream)
 
 
-def _shared_first(layers: Layers, state: Tensor, action: Tensor) -> Tensor:
-    """First pre-activations (..., proposals * batch, hidden), with the state's part computed once for all proposals."""
+def _where_it_matters(above: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The rows (count,) of the upstream (rows, 1) that are not 0, and it in these rows; None and all of it where leaving rows out does not pay.
+
+    The count is rounded up to sixteenths, with row 0 and an upstream of 0, because oneDNN prepares a product anew for every new size.
+    """
+    if above.ndim == 3 or above.device.type != "cpu" or torch.compiler.is_compiling():
+        return None, above
+    rows, step = above.view(-1).nonzero().view(-1), -(-len(above) // 16)
+    size = -(-len(rows) // step) * step
+    if size > FEW * len(above):
+        return None, above
+    padding = (0, size - len(rows))
+    return F.pad(rows, padding), F.pad(above.index_select(0, rows).view(-1), padding).view(-1, 1)
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
+    """What is kept of a hidden layer: see ``activate``."""
+    return product(x, weight, bias, relu=activation == "relu")
+
+
+def _shared_first(layers: Layers, state: Tensor, action: Tensor, activation: Activation) -> Tensor:
+    """What is kept of the first layer, (..., proposals * batch, hidden), with the state's part computed once for all proposals."""
     weight, split = layers.weights[0], state.shape[-1]
     shared = product(state, weight[..., :split, :], layers.biases[0])
-    own = product(action.flatten(0, 1), weight[..., split:, :])
-    return (own.unflatten(-2, action.shape[:2]) + shared.unsqueeze(-3)).flatten(-3, -2)
+    first = product(action.flatten(0, 1), weight[..., split:, :])
+    first.unflatten(-2, action.shape[:2]).add_(shared.unsqueeze(-3))
+    return first.relu_() if activation == "relu" else first
 
 
-def _forward(layers: Layers, pre: Tensor, activation: Activation) -> tuple[Tensor, list[Tensor]]:
-    hiddens = [pre]
+def _forward(layers: Layers, first: Tensor, activation: Activation) -> tuple[Tensor, list[Tensor]]:
+    kept = [first]
     for weight, bias in zip(layers.weights[1:-1], layers.biases[1:-1]):
-        pre = product(activate(pre, activation), weight, bias)
-        hiddens.append(pre)
-    return product(activate(pre, activation), layers.weights[-1], layers.biases[-1]), hiddens
+        kept.append(_layer(activate(kept[-1], activation), weight, bias, activation))
+    return product(activate(kept[-1], activation), layers.weights[-1], layers.biases[-1]), kept
 
 
 def _weight_gradients(

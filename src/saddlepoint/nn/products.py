@@ -18,7 +18,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     """x @ weight^T + bias, then ReLU if asked: (rows, in), (out, in), (out,) -> (rows, out). Not differentiable."""
-    if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and len(x) >= FEW_ROWS:
+    if ONEDNN and x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu" and len(x) >= FEW_ROWS:
         return _opaque(x, weight, bias, relu) if torch.compiler.is_compiling() else _onednn(x, weight, bias, relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
@@ -38,14 +38,17 @@ def _dense(matrix: Tensor) -> Tensor:
     return matrix if matrix.is_contiguous() or matrix.mT.is_contiguous() else matrix.contiguous()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight + bias for one member, (rows, in), (in, out), (out,), or for all, (members, in, out) and (members, 1, out) with x of either rank.
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """x @ weight + bias, then ReLU if asked: for one member, (rows, in), (in, out), (out,), or for all, (members, in, out) and (members, 1, out)
+    with x of either rank.
 
-    Differentiable, but then without oneDNN in float32.
+    Differentiable, but then without oneDNN.
     """
     if weight.ndim == 2:
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return F.linear(x, weight.mT, bias)
-        return affine(x, weight.mT, bias)
+            y = F.linear(x, weight.mT, bias)
+            return y.relu() if relu else y
+        return affine(x, weight.mT, bias, relu)
     x = x.expand(len(weight), -1, -1)
-    return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
+    y = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
+    return y.relu() if relu else y

@@ -28,9 +28,17 @@ COMPILE_PAYS_AFTER = 80_000
 
 
 class LearnerFactory(Protocol[C]):
-    """What builds a learner, such as its class; the lower-case name is that of the system in config.json."""
+    """What builds a learner, such as its class."""
 
-    __name__: str
+    @property
+    def system(self) -> str:
+        """the system's name on the command line and in config.json"""
+        ...
+
+    @property
+    def needs_cost(self) -> bool:
+        """whether it can only learn in environments with a cost"""
+        ...
 
     def __call__(
         self, config: C, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int, device: torch.device,
@@ -64,13 +72,16 @@ def train(
     device = config.resolve_device()
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config)
     with stop_on_signal() as stop:
-        envs = EnvBatch(config.env, config.num_envs, seed=stream(config.seed, ENVS), processes=config.env_processes)
+        seed = stream(config.seed, ENVS)
+        envs = EnvBatch(
+            config.env, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost
+        )
         try:
             shape = envs.shape
             declared = run.budgets_of(saved) if saved else envs.spec.budgets
             budgets = require_budgets(declared if budgets is None else budgets, shape, config.env)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
-            content = run.describe(learner.__name__.lower(), config, learner_config, shape, budgets, resolved)
+            content = run.describe(learner.system, config, learner_config, shape, budgets, resolved)
             if saved:
                 run.require_same(saved, content, folder)
             sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
@@ -105,7 +116,9 @@ def default_folder(config: TrainConfig) -> Path:
 
 def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) -> tuple[CostBudget, ...]:
     """``budgets`` when there is one for each constraint, else ``UserError``."""
-    if not budgets:
+    if not shape.constraints and budgets:
+        raise UserError(f"{env} has no cost that a budget could limit: leave out the cost flags.")
+    if not budgets and shape.constraints:
         raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
     if len(budgets) != shape.constraints:
         raise UserError(f"{env} has {shape.constraints} constraints, not {len(budgets)}: give one budget for each.")

@@ -1,0 +1,198 @@
+"""The baselines' options. A name means what it means in ``ALGDConfig``, so that one override fits every system of a sweep."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.types import UserError
+
+Effect = tuple[Callable[[Any], bool], str]
+"""when an option acts, and what it needs, in words"""
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Soft actor-critic without a constraint (arXiv 1812.05905). The budget only says which episodes the metrics count as violations."""
+
+    entropy: Literal["tuned", "fixed"] = "tuned"
+    """the temperature beta (SAC's alpha) follows ``target_entropy``, or stays as it is"""
+    beta: float = 0.1
+    """temperature of pi ~ exp(Q / beta); the start value when tuned"""
+    target_entropy: float = -1.0
+    """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (SAC's own choice)"""
+    critic_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the critics"""
+    policy_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the policy"""
+    gamma: float = 0.99
+    """discount of rewards"""
+    cost_gamma: float = 0.99
+    """discount of costs: of the cost critic where there is one, and of the discounted costs that the metrics report"""
+    policy_learning_rate: float = 3e-4
+    """Adam's step for the policy"""
+    critic_learning_rate: float = 1e-3
+    """Adam's step for the reward critics"""
+    temperature_rate: float = 1e-3
+    """Adam's step for log beta when tuned"""
+    batch_size: int = 256
+    """transitions an update"""
+    polyak: float = 0.005
+    """share of the online critics that enters the targets"""
+    target_every: int = 1
+    """updates between two Polyak steps"""
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        "beta", "policy_learning_rate", "critic_learning_rate", "temperature_rate", "batch_size", "target_every",
+    )  # fmt: skip
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
+    SHARES: ClassVar[tuple[str, ...]] = ("gamma", "cost_gamma", "polyak")
+    EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = {
+        "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
+        "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
+    }
+
+    def validate(self) -> None:
+        """Raise ``UserError`` for values that cannot work."""
+        for name, value in vars(self).items():
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{flag} must be a finite number, not {value}.")
+            if name in self.POSITIVE and not value > 0:
+                raise UserError(f"{flag} must be greater than 0, not {value}.")
+            if name in self.NOT_NEGATIVE and value < 0:
+                raise UserError(f"{flag} must not be negative: it is {value}.")
+            if name in self.SHARES and not 0 < value <= 1:
+                raise UserError(f"{flag} must lie in (0, 1], not {value}.")
+            if isinstance(value, tuple) and (not value or min(value) < 1):
+                raise UserError(f"{flag} needs at least one layer of at least one unit, not {value}.")
+        if self.entropy == "tuned" and self.target_entropy >= math.log(2):
+            raise UserError(
+                f"--target-entropy {self.target_entropy} cannot be reached: no policy on [-1, 1] has more than log 2 = 0.69 a dimension."
+            )
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
+        for name, (works, needs) in self.EFFECTIVE_WITH.items():
+            if name in given and not works(self):
+                raise UserError(
+                    f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
+                )
+
+
+@dataclass(frozen=True)
+class ConstrainedConfig(SACConfig, ABC):
+    """What SAC with a cost critic and a multiplier adds, whatever moves the multiplier."""
+
+    cost_members: int = 1
+    """members of each constraint's cost ensemble"""
+    risk_std: float = 1.0
+    """k in the risk R = mean + k * std of the cost critics"""
+    cost_learning_rate: float = 1e-3
+    """Adam's step for the cost critics"""
+    cost_through_termination: bool = False
+    """let the cost critic bootstrap through the end of the task"""
+    multiplier: float = 0.6931
+    """lambda at the start"""
+    multiplier_actions: Literal["policy", "replay"] = "policy"
+    """whose risk moves lambda: the policy's actions, or replayed ones"""
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate")
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier")
+    EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = SACConfig.EFFECTIVE_WITH | {
+        "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+    }
+
+    @abstractmethod
+    def multiplier_update(self) -> MultiplierUpdate:
+        """What moves lambda."""
+
+
+@dataclass(frozen=True)
+class DualConfig(ConstrainedConfig):
+    """A multiplier that climbs the dual."""
+
+    multiplier_rule: Literal["dual_ascent", "log_adam"] = "dual_ascent"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
+    multiplier_rate: float = 3e-4
+    """step size of lambda's update"""
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (*ConstrainedConfig.POSITIVE, "multiplier_rate")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+            raise UserError(
+                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+            )
+
+    def multiplier_update(self) -> MultiplierUpdate:
+        return MultiplierUpdate(self.multiplier_rule, self.multiplier_rate)
+
+
+@dataclass(frozen=True)
+class SACLagConfig(DualConfig):
+    """SAC whose policy pays lambda for each unit of estimated cost (Ha et al., arXiv 2002.08550)."""
+
+
+@dataclass(frozen=True)
+class SACPIDConfig(ConstrainedConfig):
+    """SAC-Lag whose lambda is a PID controller's answer to the violation (Stooke, Achiam, Abbeel, arXiv 2007.03964)."""
+
+    multiplier: float = 0.0
+    """lambda, and the controller's integral, at the start"""
+    proportional: float = 0.05
+    """gain Kp on the smoothed violation"""
+    integral: float = 3e-4
+    """gain Ki: what each update adds to the integral for one unit of violation"""
+    derivative: float = 0.05
+    """gain Kd on the rise of the smoothed violation"""
+    smoothing: float = 0.99
+    """share of the old violation in its moving average"""
+
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
+        *ConstrainedConfig.NOT_NEGATIVE, "proportional", "integral", "derivative", "smoothing",
+    )  # fmt: skip
+
+    def validate(self) -> None:
+        super().validate()
+        if self.smoothing >= 1:
+            raise UserError(f"--smoothing must be below 1, not {self.smoothing}: at 1 the violation is never seen.")
+        if self.proportional == self.integral == self.derivative == 0:
+            raise UserError("--proportional, --integral and --derivative are all 0: give the controller a gain.")
+
+    def multiplier_update(self) -> MultiplierUpdate:
+        return MultiplierUpdate(
+            "pid", self.integral, proportional=self.proportional, derivative=self.derivative, smoothing=self.smoothing
+        )
+
+
+@dataclass(frozen=True)
+class CALConfig(DualConfig):
+    """Conservative augmented Lagrangian with a Gaussian policy (arXiv 2401.14758)."""
+
+    cost_members: int = 4
+    """members E of each constraint's cost ensemble"""
+    risk_std: float = 0.5
+    """conservatism k of the upper confidence bound mean + k * std"""
+    rho: float = 10.0
+    """convexity c: how strongly the violation rectifies the multiplier that the policy pays"""
+    multiplier_rule: Literal["dual_ascent", "log_adam"] = "log_adam"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (*DualConfig.POSITIVE, "rho")
+
+
+CAL_RELEASED = replace(
+    CALConfig(), beta=1.0, critic_learning_rate=3e-4, temperature_rate=3e-4, target_every=2, multiplier_actions="replay"
+)
+"""Settings of the authors' released program; its update-to-data ratio of 10 to 20 is the loop's --updates-per-step."""
+
+SAC_PRESETS: dict[str, SACConfig] = {"default": SACConfig()}
+SAC_LAG_PRESETS: dict[str, SACLagConfig] = {"default": SACLagConfig()}
+SAC_PID_PRESETS: dict[str, SACPIDConfig] = {"default": SACPIDConfig()}
+CAL_PRESETS: dict[str, CALConfig] = {"default": CALConfig(), "released": CAL_RELEASED}

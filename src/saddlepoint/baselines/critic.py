@@ -1,0 +1,58 @@
+"""An ensemble with its target copy and its optimiser: what fits values and what the policy climbs."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saddlepoint.nn.critics import Activation, Ensemble, Trace, action_gradient, trace, weight_gradients
+
+
+class Fit(NamedTuple):
+    """A loss (0-d) and its gradients, weights then biases, in the order of the parameters."""
+
+    loss: Tensor
+    gradients: list[Tensor]
+
+
+class Critic:
+    """Q_m(s, a) for ``members`` members, and slowly following targets Q'_m."""
+
+    def __init__(
+        self, members: int, state: int, action: int, hidden: tuple[int, ...], activation: Activation, rate: float,
+        generator: torch.Generator, device: torch.device, dtype: torch.dtype,
+    ):  # fmt: skip
+        self.online = Ensemble(members, state, action, hidden, activation, generator).to(device, dtype)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.optimiser = torch.optim.Adam(self.online.parameters(), lr=rate, fused=True)
+
+    def values(self, state: Tensor, action: Tensor) -> Trace:
+        """Q at (batch, state), (batch, action): ``values`` (members, 1, batch), and what ``slope`` needs."""
+        return trace(self.online.layers(), state, action[None], self.online.activation)
+
+    def target_values(self, state: Tensor, action: Tensor) -> Tensor:
+        """Q' at (batch, state), (batch, action): (members, batch)."""
+        return trace(self.target.layers(), state, action[None], self.target.activation).values[:, 0]
+
+    def slope(self, saved: Trace, upstream: Tensor) -> Tensor:
+        """sum_m upstream_m * dQ_m/da, with ``upstream`` (members, batch): (batch, action)."""
+        online = self.online
+        return action_gradient(online.layers(), saved, upstream[:, None], online.activation, online.state)[0]
+
+    def fit(self, state: Tensor, action: Tensor, wanted: Tensor, scale: float) -> Fit:
+        """scale * sum over members and batch of (Q_m - wanted_m)^2, with ``wanted`` (members, batch)."""
+        saved = self.values(state, action)
+        error = saved.values[:, 0] - wanted
+        inputs = torch.cat([state, action], -1)
+        weights, biases = weight_gradients(
+            self.online.layers(), saved, inputs, 2 * scale * error, self.online.activation
+        )
+        return Fit(scale * error.square().sum(), [*weights, *biases])
+
+    def follow(self, share: float) -> None:
+        """Q' <- Q' + share * (Q - Q'), parameter by parameter."""
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), share)

@@ -1,0 +1,102 @@
+"""The landscape as a picture: the energy in colour with its contours, the denoising paths and the sampled actions on it."""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saddlepoint.algd.energy import EnergyKind
+from saddlepoint.landscape.slices import KINDS, Landscape, Slice
+from saddlepoint.types import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+PATHS_DRAWN = 12
+ORANGE = "#E69F00"
+INK = "#123456"
+"""what stands for the page's own ink in an SVG: no other colour of the picture is this one"""
+
+
+def save_picture(landscape: Landscape, path: Path) -> None:
+    """All slices in one file, a row each, the kinds of energy side by side. Raises ``UserError`` when it cannot be written."""
+    from matplotlib.figure import Figure
+
+    rows = len(landscape.slices)
+    figure = Figure(figsize=(10, 4.1 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, len(KINDS), squeeze=False)
+    for axes, part in zip(grid, landscape.slices, strict=True):
+        for axis, kind in zip(axes, KINDS, strict=True):
+            draw(figure, axis, part, kind)
+            axis.set_title(f"{kind} Lagrangian: {title(part)}", fontsize=9)
+    figure.suptitle(landscape.describe(), fontsize=11)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:])
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
+
+
+def title(part: Slice) -> str:
+    """Which state a slice is of."""
+    return f"{part.state.title}, step {part.state.step}, R − h = {part.state.excess:.3g}".replace("-", "−")
+
+
+def draw(figure: Figure, axis: Axes, part: Slice, kind: EnergyKind) -> None:
+    """One kind of energy over one slice: paths in white, sampled actions in orange, the noise-free action as a cross."""
+    (left, *_, right), (bottom, *_, top) = part.axes
+    image = axis.imshow(
+        part.energy[kind], origin="lower", extent=(left, right, bottom, top), aspect="auto", cmap="viridis",
+        interpolation="bilinear",
+    )  # fmt: skip
+    levels = np.linspace(part.energy[kind].min(), part.energy[kind].max(), 14)
+    if levels[-1] > levels[0]:
+        axis.contour(*part.axes, part.energy[kind], levels, colors="white", linewidths=0.5, linestyles="solid", alpha=0.45)
+    figure.colorbar(image, ax=axis, label="energy")
+    for path in part.paths[:, :PATHS_DRAWN].transpose(1, 0, 2):
+        axis.plot(*path.T, color="black", lw=2.0, alpha=0.5, solid_capstyle="round")
+        axis.plot(*path.T, color="white", lw=1.0, marker="o", ms=1.8)
+    axis.scatter(part.paths[0, :, 0], part.paths[0, :, 1], s=9, color=ORANGE, edgecolors="black", linewidths=0.3, zorder=3)
+    axis.plot(*part.action, marker="X", ms=9, color="white", markeredgecolor="black", zorder=4)
+    axis.set(xlabel=f"action {part.dims[0]}", ylabel=f"action {part.dims[1]}")
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def panel_svg(part: Slice, kind: EnergyKind, label: str) -> str:
+    """One panel as an inline SVG that takes ink and font from the page around it; ``label`` is its text for those who do not see it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    # The salt keeps the ids of several pictures in one page apart.
+    style: Any = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 11}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        draw(figure, figure.subplots(), part, kind)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _for_page(text.getvalue(), label)
+
+
+def _for_page(svg: str, label: str) -> str:
+    """Matplotlib's file as an element of a page: the page's ink and font, and nothing that reaches beyond the element."""
+    body = svg[svg.index("<svg") :]
+    view = re.search(r'viewBox="([^"]+)"', body)
+    assert view is not None
+    body = body[body.index(">") + 1 :]
+    for part in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r" font-family: [^;]*;"):
+        body = re.sub(part, "", body, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", body)
+    body = re.sub(r"(?<=[ \"(])-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", body)
+    body = re.sub(r"\s*\n\s*", "\n", body).replace(INK, "currentColor")
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg class="panel" role="img" aria-label="{escape(label)}" viewBox="{view[1]}" {spaces}>{body}'

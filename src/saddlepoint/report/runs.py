@@ -1,0 +1,169 @@
+"""Run folders as numbers: found, read, and grouped by what they were asked to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.train import run as run_folder
+from saddlepoint.train.log import read_metrics
+from saddlepoint.types import UserError
+
+SAME_METHOD = run_folder.OPERATIONAL | {
+    "env", "seed", "eval_every", "eval_episodes", "log_every", "device", "compile", "env_processes",
+}  # fmt: skip
+"""settings that may differ between runs of one method: they do not change what is learnt"""
+OWN = frozenset({"seed", "out", "quiet"})
+"""settings that every run has for itself"""
+BUDGET = "budget"
+CLIPS = {".mp4": "video/mp4", ".webp": "image/webp", ".gif": "image/gif"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder as it is now."""
+
+    folder: Path
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+    @property
+    def env(self) -> str:
+        return self.config["train"]["env"]
+
+    @property
+    def system(self) -> str:
+        return self.config["system"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["train"]["seed"]
+
+    @property
+    def budgets(self) -> tuple[CostBudget, ...]:
+        return run_folder.budgets_of(self.config)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting of the run in words, the budget among them."""
+        budget = "; ".join(budget.describe() for budget in self.budgets)
+        return {name: _words(value) for name, value in (self.config["train"] | self.config["learner"]).items()} | {BUDGET: budget}
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of the evaluations, in the order of steps."""
+        return [line for line in self.lines if line["kind"] == "eval"]
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps, seconds of wall-clock and finite values of a metric, each (points,); empty where the run has none."""
+        rows = [(line["step"], line["wall_s"], line[name]) for line in self.lines if name in line]
+        table = np.array(rows, float).reshape(-1, 3)
+        table = table[np.isfinite(table[:, 2])]
+        return table[:, 0], table[:, 1], table[:, 2]
+
+    def clips(self) -> list[Path]:
+        """Films in videos/, the newest last."""
+        folder = self.folder / "videos"
+        found = [path for path in folder.iterdir() if path.suffix in CLIPS] if folder.is_dir() else []
+        return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.stat().st_mtime)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method on one environment, which differ in their seeds."""
+
+    label: str
+    runs: list[Run]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """All that there is about one environment."""
+
+    name: str
+    groups: list[Group]
+    differing: list[str]
+    """settings in which the runs differ"""
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs that ``paths`` are or hold, at any depth, each once.
+
+    Raises ``UserError`` for a path without any, and for a run that is not one of reinforcement learning.
+    """
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        found = _search(path)
+        if not found:
+            raise UserError(f"{path} holds no run (a folder with config.json and metrics.jsonl): give run folders, or a folder of them.")
+        folders |= {folder.resolve(): folder for folder in found}
+    return [_read(folder) for folder in folders.values()]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Environment]:
+    """Runs by environment, then by method: the system and those settings in which its runs differ on some environment.
+
+    A label names the same settings on every environment, so that a method is called the same throughout.
+    """
+    by_env: dict[str, list[Run]] = {}
+    for run in runs:
+        by_env.setdefault(run.env, []).append(run)
+    named: dict[str, set[str]] = {}  # system -> settings in its labels
+    for own in by_env.values():
+        for system in {run.system for run in own}:
+            of_system = [run for run in own if run.system == system]
+            named.setdefault(system, set()).update(set(differing(of_system)) - SAME_METHOD - {BUDGET})
+    environments = []
+    for env, own in sorted(by_env.items()):
+        several_budgets = len({run.settings[BUDGET] for run in own}) > 1
+        groups: dict[str, list[Run]] = {}
+        for run in sorted(own, key=lambda run: run.seed):
+            shown = sorted(named[run.system] & run.settings.keys()) + [BUDGET] * several_budgets
+            groups.setdefault(_label(run, shown), []).append(run)
+        listed = [Group(label, groups[label]) for label in sorted(groups)]
+        environments.append(Environment(env, listed, differing(own)))
+    return environments
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Settings, but for those of ``OWN``, that are not the same in all runs which have them."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            values.setdefault(name, set()).add(value)
+    return [name for name, seen in values.items() if len(seen) > 1 and name not in OWN]
+
+
+def _label(run: Run, shown: list[str]) -> str:
+    values = run.settings | {BUDGET: ", ".join(f"{budget.limit:g}" for budget in run.budgets)}
+    return " ".join([run.system, *(f"{name.replace('_', '-')}={values[name]}" for name in shown)])
+
+
+def _read(folder: Path) -> Run:
+    config = run_folder.read(folder)
+    if "budgets" not in config:
+        raise UserError(f"{folder} is a run of {config['system']}, which has no environment with a cost budget: leave it out.")
+    return Run(folder, config, read_metrics(folder))
+
+
+def _search(path: Path) -> list[Path]:
+    found = []
+    for folder, inner, files in os.walk(path):
+        if {"config.json", "metrics.jsonl"} <= set(files):
+            found.append(Path(folder))
+            inner.clear()  # nothing below a run is another run
+        inner.sort()
+    return found
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,247 @@
+"""Runs are found, grouped and named; each mistake is one sentence; ``--live`` follows what grows."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.report.command import ReportFlags, follow, report_command, split_args
+from saddlepoint.report.curves import group_curves
+from saddlepoint.report.media import MOST_BYTES
+from saddlepoint.report.page import build_page, notes
+from saddlepoint.report.runs import Group, find_runs, group_runs
+from saddlepoint.report.tables import final_evaluations
+from saddlepoint.types import UserError
+from tests.report_runs import BUDGET, constant, write_run
+
+pytest.importorskip("rliable")
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and keeps what the tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.figures, self.charts, self.ids, self.addresses = 0, 0, [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self._take(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._take(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def _take(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.figures += tag == "figure"
+        if tag == "svg" and named.get("class") == "chart":
+            self.charts += 1
+            assert named["aria-label"]
+        if tag == "img":
+            assert named["alt"]
+        self.ids += [named["id"]] if "id" in named else []
+        self.addresses += [named[name] for name in ("src", "href", "xlink:href", "content") if name in named]
+
+
+def page_of(*folders: Path) -> str:
+    return build_page(find_runs(folders), None)
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a" / "deep" / "0"), write_run(tmp_path / "b", seed=1)
+    (tmp_path / "b" / "checkpoints").mkdir()
+    found = find_runs([tmp_path, first, tmp_path / "a"])
+    assert sorted(run.folder for run in found) == [first, second]
+
+
+def test_seeds_are_grouped_and_labels_say_what_differs(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"plain{seed}", seed=seed, energy="plain", last=3000 + 1000 * seed)
+        write_run(tmp_path / f"augmented{seed}", seed=seed)
+        write_run(tmp_path / f"other{seed}", "tests/B-v0", seed)
+        write_run(tmp_path / f"sac{seed}", "tests/B-v0", seed, system="sac", last=5000)
+    environments = group_runs(find_runs([tmp_path]))
+    assert [env.name for env in environments] == ["tests/A-v0", "tests/B-v0"]
+    labels = [[(group.label, [run.seed for run in group.runs]) for group in env.groups] for env in environments]
+    assert labels[0] == [("algd energy=augmented", [0, 1]), ("algd energy=plain", [0, 1])]
+    # The same method has the same name where nothing but it was run; longer runs are the same method.
+    assert labels[1] == [("algd energy=augmented", [0, 1]), ("sac", [0, 1])]
+    assert environments[0].differing == ["total_steps", "energy"]
+
+
+def test_other_budgets_are_other_groups_and_are_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", budget=CostBudget(20.0, horizon=100))
+    (env,) = group_runs(find_runs([tmp_path]))
+    assert [group.label for group in env.groups] == ["algd budget=10", "algd budget=20"]
+    assert "different cost budgets" in page_of(tmp_path)
+
+
+def test_the_tables_compare_at_the_last_common_evaluation(tmp_path: Path) -> None:
+    write_run(tmp_path / "short", last=2000)
+    write_run(tmp_path / "long", seed=1, last=4000)
+    (env,) = group_runs(find_runs([tmp_path]))
+    step, finals = final_evaluations(env)
+    assert step == 2000
+    assert [line["eval/return_mean"] for _, line in finals["algd"]] == [2000, 2000]
+    assert any("went further" in sentence for sentence in notes(env, step))
+    # Cost 5 of a budget of 10 in both runs, and the same return.
+    text = re.sub("<[^>]+>", " ", page_of(tmp_path))
+    assert "2,000 ± 0" in text
+    assert "0 of 2" in text
+
+
+def test_few_seeds_are_single_lines_and_more_have_a_band(tmp_path: Path) -> None:
+    for seed, level in enumerate((1.0, 2.0, 6.0)):
+        write_run(tmp_path / str(seed), seed=seed, returns=constant(level), last=2000 + 2000 * (seed == 2))
+    runs = find_runs([tmp_path])
+
+    def name(run: object) -> str:
+        return "eval/return_mean"
+
+    two = group_curves(Group("m", runs[:2]), name, 0, "steps", 1.0)
+    assert [(curve.label, curve.thin, curve.band) for curve in two] == [("m, seed 0", True, None), ("m, seed 1", True, None)]
+    mean, rest = group_curves(Group("m", runs), name, 0, "steps", 1.0)
+    assert mean.band is not None
+    np.testing.assert_allclose(mean.x, [1000, 2000])
+    np.testing.assert_allclose(mean.y, 3.0)
+    np.testing.assert_allclose(mean.band[1], 3 + 4.3027 * np.std([1, 2, 6], ddof=1) / 3**0.5)
+    np.testing.assert_allclose(rest.x, [2000, 3000, 4000])  # what only the longest run has
+    wall = group_curves(Group("m", runs[:1]), name, 0, "wall", 60.0)[0]
+    np.testing.assert_allclose(wall.x, [10 / 60, 20 / 60])
+
+
+def test_the_page_stands_alone_and_is_whole(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"a{seed}", seed=seed)
+        write_run(tmp_path / f"b{seed}", seed=seed, energy="plain", returns=lambda step: -step, cost=20.0)
+        write_run(tmp_path / f"c{seed}", "tests/<B>&-v0", seed)
+        write_run(tmp_path / f"d{seed}", "tests/<B>&-v0", seed, energy="plain")
+    clip = tmp_path / "a0" / "videos" / "3000.mp4"
+    clip.parent.mkdir()
+    clip.write_bytes(b"film")
+    large = tmp_path / "b0" / "videos" / "3000.mp4"
+    large.parent.mkdir()
+    large.write_bytes(bytes(MOST_BYTES + 1))
+    text = page_of(tmp_path)
+    page = Page(text)
+    assert not re.search(r"https?://", text.replace("http://www.w3.org/", ""))
+    assert all(address.startswith(("#", "data:", "width=")) for address in page.addresses)
+    assert len(page.ids) == len(set(page.ids))
+    # 3 panels each of return, cost and violations and 2 of multipliers, on two axes, for two environments
+    assert page.charts == 2 * 2 * 11
+    assert "<B>" not in text
+    assert "tests/&lt;B&gt;&amp;-v0" in text
+    assert "data:video/mp4;base64," in text
+    assert "2.0 MB and is not put" in text
+    assert "All 2 environments" in text
+    words = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", text))
+    assert "algd energy=augmented &gt; algd energy=plain 1 [1, 1]" in words  # 3000 against -3000 in every pair
+
+
+def test_one_seed_is_said_and_gets_no_interval(tmp_path: Path) -> None:
+    text = page_of(write_run(tmp_path / "only"))
+    assert "One seed only" in text
+    assert "no method has two seeds" in text.lower()
+
+
+def test_a_repeated_seed_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    assert "several runs of seed 0" in page_of(tmp_path)
+
+
+def test_a_running_run_may_end_in_half_a_line_or_have_no_numbers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4000, "wall_s": 4')
+    fresh = write_run(tmp_path / "fresh", seed=1, last=0)
+    text = page_of(tmp_path)
+    assert "Evaluation at step 3,000" in text
+    assert f"Not yet evaluated, so not in the tables: {fresh}." in text
+    Page(page_of(fresh))
+
+
+def test_a_value_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["train/multiplier"] = float("nan")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps, _, values = find_runs([run])[0].series("train/multiplier")
+    np.testing.assert_allclose(steps, [2000, 3000])
+    assert np.isfinite(values).all()
+    Page(page_of(run))
+
+
+def test_runs_and_flags_come_in_any_order() -> None:
+    assert split_args(["a", "--out", "p.html", "b", "--live", "c"]) == ([Path("a"), Path("b"), Path("c")], ["--out", "p.html", "--live"])
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ([], "needs run folders"),
+        (["{tmp}/empty"], "holds no run"),
+        (["{tmp}/nowhere"], "holds no run"),
+        (["{tmp}/run", "--out", "{tmp}"], "is a folder"),
+        (["{tmp}/run", "--out", "{tmp}/file/page.html"], "cannot be written"),
+        (["{tmp}/run", "--every", "5"], "does nothing without --live"),
+        (["{tmp}/run", "--live", "--every", "0"], "must be at least 1"),
+        (["{tmp}/run", "--frobnicate"], "has no flag --frobnicate"),
+        (["{tmp}/damaged", "--out", "{tmp}/x.html"], "is damaged"),
+        (["{tmp}/pictures", "--out", "{tmp}/x.html"], "is a run of safediffusion, which has no environment"),
+    ],
+)
+def test_each_mistake_is_one_sentence(tmp_path: Path, args: list[str], sentence: str) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (write_run(tmp_path / "damaged") / "config.json").write_text("{")
+    pictures = write_run(tmp_path / "pictures") / "config.json"
+    pictures.write_text(json.dumps({"format": 1, "system": "safediffusion", "train": {}, "learner": {}}))
+    with pytest.raises(UserError, match=sentence) as error:
+        report_command([arg.replace("{tmp}", str(tmp_path)) for arg in args])
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob(".*.writing"))
+
+
+def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report_command([str(write_run(tmp_path / "run")), "--out", str(tmp_path / "new" / "page.html"), "--no-landscapes"])
+    Page((tmp_path / "new" / "page.html").read_text())
+    assert "report of 1 runs" in capsys.readouterr().out
+
+
+def test_live_follows_and_leaves_a_page_that_stands_still(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", last=1000)
+    out = tmp_path / "page.html"
+    seen = []
+
+    def sleep(seconds: float) -> None:
+        seen.append((seconds, out.read_text()))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        write_run(tmp_path / "runs" / "1", seed=1, last=2000)
+
+    follow([tmp_path / "runs"], ReportFlags(out=out, live=True, every=7, landscapes=False), sleep)
+    assert [seconds for seconds, _ in seen] == [7, 7]
+    first, second = (text for _, text in seen)
+    assert '<meta http-equiv="refresh" content="7">' in first
+    assert "1 runs;" in first
+    assert "2 runs;" in second
+    assert "http-equiv" not in out.read_text()
+    assert BUDGET.describe() in first

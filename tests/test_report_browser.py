@@ -1,0 +1,126 @@
+"""The page in a real browser: no error, every figure drawn, nothing wider than a phone, both themes, its few controls."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+pytest.importorskip("rliable")
+webdriver = pytest.importorskip("selenium.webdriver")
+
+from saddlepoint.algd.agent import ALGD  # noqa: E402
+from saddlepoint.algd.config import ALGDConfig  # noqa: E402
+from saddlepoint.report.command import ReportFlags, follow  # noqa: E402
+from saddlepoint.train.config import TrainConfig  # noqa: E402
+from saddlepoint.train.start import train  # noqa: E402
+from tests.report_runs import write_run  # noqa: E402
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+pytestmark = pytest.mark.skipif(
+    not (shutil.which(CHROMIUM) and shutil.which(DRIVER)), reason="Chromium is missing (apt-get install chromium chromium-driver)"
+)
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of one real run with a landscape and a clip, and of six that are written by hand."""
+    home = tmp_path_factory.mktemp("browser")
+    small = ALGDConfig(critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8)
+    config = TrainConfig(
+        env="saddlepoint/Toy-v0", total_steps=80, warmup_steps=60, log_every=60, replay_size=100, quiet=True, out=home / "runs" / "toy",
+    )  # fmt: skip
+    train(config, ALGD, small)
+    (home / "runs" / "toy" / "videos").mkdir()
+    frames = [np.full((64, 64, 3), shade, np.uint8) for shade in (50, 200)]
+    imageio.mimsave(home / "runs" / "toy" / "videos" / "80.gif", frames)
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        for energy in ("augmented", "plain"):
+            write_run(
+                home / "runs" / f"{energy}-{seed}", "tests/A-environment-with-a-rather-long-name-v0", seed, energy=energy,
+                returns=lambda step: step / 100 + rng.normal(), cost=float(rng.uniform(5, 15)),
+            )  # fmt: skip
+    follow([home / "runs"], ReportFlags(out=home / "page.html"))
+    return home / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def show(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    browser.get(page.as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.get(page.as_uri())
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_figures_are_drawn_without_error_and_fit(browser: Any, page: Path, width: int) -> None:
+    run = browser.execute_script
+    show(browser, page, width)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+    assert run("return document.documentElement.scrollWidth") == width
+    shown = "[...document.querySelectorAll('figure')].filter(f => getComputedStyle(f).display !== 'none')"
+    # 11 charts for each of two environments, 5 tables with bars, 2 states x 2 energies, and a clip
+    sizes = run(f"return {shown}.map(f => {{ const b = f.getBoundingClientRect(); return [b.width, b.height, b.right] }})")
+    assert len(sizes) == 2 * 11 + 5 + 4 + 1
+    assert all(wide > 100 and high > 50 and right <= width for wide, high, right in sizes)
+    # Every line has a length, but for a lone evaluation, which is a dot.
+    lines = run("return [...document.querySelectorAll('.by-steps .curve')].map(g => [!!g.querySelector('circle'), g.getBBox().width])")
+    assert len(lines) >= 2 * 11
+    assert all(length > (5 if dot else 50) for dot, length in lines)
+    assert run("return document.querySelector('img').naturalWidth") == 64
+
+
+def test_it_follows_the_systems_theme_until_the_reader_chooses(browser: Any, page: Path) -> None:
+    run = browser.execute_script
+    paper = "return getComputedStyle(document.documentElement).backgroundColor"
+    show(browser, page, 1280, "light")
+    light = run(paper)
+    show(browser, page, 1280, "dark")
+    dark = run(paper)
+    assert light != dark
+    run("document.getElementById('theme').click()")
+    assert run(paper) == light
+    browser.refresh()
+    assert run(paper) == light  # remembered
+
+
+def test_axis_and_tooltip_work_from_the_keyboard(browser: Any, page: Path) -> None:
+    run = browser.execute_script
+    show(browser, page, 1280)
+    visible = "return [...document.querySelectorAll('.by-wall')].filter(f => f.offsetParent).length"
+    assert run(visible) == 0
+    run("document.querySelector('button[data-axis=wall]').click()")
+    assert run(visible) == 2 * 11
+    run("document.querySelector('button[data-axis=steps]').click()")
+    press = "svg.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', cancelable: true}))"
+    run(f"const svg = document.querySelector('#env1 ~ .grid3 svg.chart'); for (let i = 0; i < 40; i++) {press}")
+    assert not run("return document.getElementById('tip').hidden")
+    assert run("return document.getElementById('tip').textContent").startswith("algd")
+    run(f"const svg = document.querySelector('#env1 ~ .grid3 svg.chart'); {press.replace('ArrowRight', 'Escape')}")
+    assert run("return document.getElementById('tip').hidden")
