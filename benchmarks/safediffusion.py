@@ -1,11 +1,12 @@
 """Throughput of post-training a text-to-image model, against the released program's loop.
 
-    python benchmarks/safediffusion.py [--official PATH] [--rounds 7] [--threads 1]
+    python benchmarks/safediffusion.py [--official PATH] [--pipeline tiny] [--rounds 7] [--threads 1]
 
 ``--official`` is a clone of the authors' repository (MAXNORM8650/SafeDiffusion-R1 on GitHub); none of it is in ours. Its own ``main`` is run as it is: only
-what it takes from CUDA, from packages that are no longer to be had, and its hard-coded latent size are answered at run time. Both train the whole UNet of
-one and the same random pipeline in float32, on as many images, steps and optimiser steps, each in a process of its own; they take turns, epoch by epoch, so
-that a noisy machine hits them alike. Medians are printed and kept in benchmarks/results/. The released time includes its pictures on disk.
+what it takes from CUDA, from packages that are not installed here, and its hard-coded latent size are answered at run time. It and ``ours-unet`` train the
+whole UNet of one and the same random pipeline in float32, on as many images, steps and optimiser steps; ``ours-lora`` trains adapters instead, our default.
+Each has a process of its own and they take turns, epoch by epoch, so that a noisy machine hits them alike. Medians are printed and kept in
+benchmarks/results/. The released sampling includes writing its pictures to disk, the scoring reading them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,7 +29,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 RESULTS = HERE / "results"
-SIZE = {"prompts": 4, "group": 4, "train_batch": 4, "steps": 10, "width": 32, "side": 16}
+SIZE = {"prompts": 4, "group": 4, "update_images": 4, "steps": 10}
+PIPELINES = {"tiny": {"width": 8, "side": 8}, "small": {"width": 32, "side": 16}}
+"""channels of the UNet's first level, and the side of its latents"""
 PHASES = ("sampling", "scoring", "learning")
 REPLY = "@ "
 """what a worker's own lines begin with: the released program prints too"""
@@ -40,12 +44,12 @@ def reply(**seconds: float) -> None:
 # ------------------------------------------------------------------------------------------------ what is timed, one process each
 
 
-def serve_ours(world: Path) -> None:
+def serve_ours(world: Path, tune: str) -> None:
     """Answer each line on stdin with the seconds of one epoch."""
     import torch
     from accelerate import Accelerator
 
-    from saddlepoint.safediffusion.config import PARITY, RunConfig, replace
+    from saddlepoint.safediffusion.config import PARITY, RunConfig
     from saddlepoint.safediffusion.log import EpochLog
     from saddlepoint.safediffusion.pipeline import denoising_table, scheduler_config
     from saddlepoint.safediffusion.start import load_parts, read_sets
@@ -56,13 +60,13 @@ def serve_ours(world: Path) -> None:
     images = SIZE["prompts"] * SIZE["group"]
     config = replace(
         PARITY, clip=str(world / "clip"), cost="none", steps=SIZE["steps"], group_size=SIZE["group"], images=images, sample_batch=images,
-        updates=images // SIZE["train_batch"], train_batch=SIZE["train_batch"], held_out=0.0,
+        updates=images // SIZE["update_images"], train_batch=SIZE["update_images"] * (SIZE["steps"] - 1), held_out=0.0, tune=tune,
     )  # fmt: skip
     config.validate()
     run = RunConfig(pipeline=str(world / "pipeline"), prompts=str(world / "prompts.txt"), epochs=10**6)
     table = denoising_table(scheduler_config(run.pipeline), config.steps)
     learner, studio, scores = load_parts(run, config, table, torch.device("cpu"), None)
-    folder = world / "ours"
+    folder = world / f"ours-{tune}"
     folder.mkdir()
     with EpochLog(folder, run.epochs, quiet=True) as log:
         trainer = Trainer(run, config, folder, read_sets(run, config), studio, scores, learner, Accelerator(cpu=True), log, StopRequest())
@@ -74,7 +78,7 @@ def serve_ours(world: Path) -> None:
             reply(**{phase: read_metrics(folder)[-1][f"train/{phase}_s"] for phase in PHASES}, total=total)
 
 
-def serve_official(world: Path, path: Path) -> None:
+def serve_official(world: Path, path: Path, side: int) -> None:
     """The same for the released ``main``: its data loader waits for the next line, and its UNet's change to training mode ends the sampling."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -107,7 +111,7 @@ def serve_official(world: Path, path: Path) -> None:
 
         @staticmethod
         def randn(size: tuple[int, ...], **options: Any) -> torch.Tensor:
-            return torch.randn((*size[:2], SIZE["side"], SIZE["side"]), **options)
+            return torch.randn((*size[:2], side, side), **options)
 
     class ConfigDict(SimpleNamespace):
         def to_dict(self) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def serve_official(world: Path, path: Path) -> None:
     config = runpy.run_path(str(path / "config" / "base.py"))["get_config"]()
     config.pretrained.model, config.pretrained.revision, config.prompt_file = str(world / "pipeline"), None, str(world / "prompts.txt")
     config.num_generations, config.reward_fn, config.num_epochs, config.save_freq = SIZE["group"], "nsfwv2", 10**6, 10**6
-    config.sample.num_steps, config.sample.batch_size, config.train.batch_size = SIZE["steps"], SIZE["prompts"], SIZE["train_batch"]
+    config.sample.num_steps, config.sample.batch_size, config.train.batch_size = SIZE["steps"], SIZE["prompts"], SIZE["update_images"]
 
     from accelerate import Accelerator
     from fastvideo import train as released
@@ -155,10 +159,9 @@ def serve_official(world: Path, path: Path) -> None:
         return change_mode(self, mode)
 
     UNet2DConditionModel.train = train
-    steps, project = SIZE["steps"] - 1, "gradient_accumulation_steps"
-    released.Accelerator = lambda **options: Accelerator(cpu=True, gradient_accumulation_steps=options[project], project_config=options["project_config"])
+    taken = ("gradient_accumulation_steps", "project_config")
+    released.Accelerator = lambda **options: Accelerator(cpu=True, **{name: options[name] for name in taken})
     released.torch, released.DataLoader, released.FLAGS = OnCPU(), Turns, SimpleNamespace(config=config)
-    assert steps > 0
     folder = world / "released"
     folder.mkdir()
     os.chdir(folder)
@@ -186,6 +189,7 @@ def _clip_like_open_clip(folder: Path) -> tuple[Any, Any, Any]:
 class Worker:
     def __init__(self, variant: str, arguments: argparse.Namespace, world: Path) -> None:
         command = [sys.executable, __file__, "--serve", variant, "--world", str(world), "--threads", str(arguments.threads)]
+        command += ["--pipeline", arguments.pipeline]
         command += ["--official", str(arguments.official)] if arguments.official else []
         self.variant, self.errors = variant, (world / f"{variant}.log").open("w+")
         self.process = subprocess.Popen(
@@ -220,11 +224,11 @@ def compare(arguments: argparse.Namespace) -> None:
 
     from algd_update import provenance
 
-    names = ["ours", *(["official"] if arguments.official else [])]
+    names = ["ours-unet", "ours-lora", *(["official"] if arguments.official else [])]
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home:
         world = Path(home)
-        write_pipeline(world, width=SIZE["width"], side=SIZE["side"])
+        write_pipeline(world, **PIPELINES[arguments.pipeline])
         write_clip(world)
         (world / "prompts.txt").write_text("".join(f"a {colour} square\n" for colour in ("red", "green", "blue", "calm")))
         workers = {name: Worker(name, arguments, world) for name in names}
@@ -237,19 +241,19 @@ def compare(arguments: argparse.Namespace) -> None:
             worker.close()
     image_steps = SIZE["prompts"] * SIZE["group"] * SIZE["steps"]
     medians = {name: {phase: statistics.median(one[phase] for one in found) for phase in (*PHASES, "total")} for name, found in times.items()}
-    print(f"{'seconds an epoch':20s}" + "".join(f"{phase:>10s}" for phase in (*PHASES, "total")) + f"{'images x steps / s':>20s}")
+    ratios = {name: {phase: medians["official"][phase] / value for phase, value in found.items()} for name, found in medians.items() if "official" in medians}
+    print(f"{'seconds an epoch':20s}" + "".join(f"{phase:>18s}" for phase in (*PHASES, "total")) + f"{'images x steps / s':>20s}")
     for name, found in medians.items():
-        print(f"{name:20s}" + "".join(f"{value:10.3f}" for value in found.values()) + f"{image_steps / found['total']:20.0f}")
+        against = [f" ({ratios[name][phase]:.2f}x)" if ratios else "" for phase in found]
+        print(f"{name:20s}" + "".join(f"{f'{value:.3f}{note}':>18s}" for value, note in zip(found.values(), against)) + f"{image_steps / found['total']:20.0f}")
     if not arguments.official:
         return  # the committed files hold comparisons only
-    ratio = {phase: medians["official"][phase] / medians["ours"][phase] for phase in (*PHASES, "total")}
-    print(f"{'ratio':20s}" + "".join(f"{value:9.2f}x" for value in ratio.values()))
     result = {
-        "command": "python benchmarks/safediffusion.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(), "size": SIZE,
-        "seconds": medians, "rounds": times, "ratio": ratio,
+        "command": "python benchmarks/safediffusion.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(),
+        "size": SIZE | PIPELINES[arguments.pipeline], "seconds": medians, "rounds": times, "ratio": ratios,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"safediffusion_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
+    (RESULTS / f"safediffusion_{arguments.pipeline}_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
 
 
 def main() -> None:
@@ -257,7 +261,8 @@ def main() -> None:
     parser.add_argument("--official", type=Path, help="clone of the authors' repository")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--serve", choices=["ours", "official"], help=argparse.SUPPRESS)
+    parser.add_argument("--pipeline", choices=list(PIPELINES), default="tiny")
+    parser.add_argument("--serve", choices=["ours-unet", "ours-lora", "official"], help=argparse.SUPPRESS)
     parser.add_argument("--world", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.serve:
@@ -266,10 +271,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    if arguments.serve == "ours":
-        serve_ours(arguments.world)
+    if arguments.serve == "official":
+        serve_official(arguments.world, arguments.official.resolve(), PIPELINES[arguments.pipeline]["side"])
     else:
-        serve_official(arguments.world, arguments.official.resolve())
+        serve_ours(arguments.world, arguments.serve.removeprefix("ours-"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
 SMALL = ALGDConfig(
+    multiplier_actions="policy",  # most tests update from a batch, without a replay
     critic_hidden=(32, 32),
     policy_hidden=(32, 32),
     batch_size=64,
@@ -109,7 +110,7 @@ def test_two_constraints_have_a_multiplier_each():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_saved_and_loaded_agents_go_on_alike_to_the_bit(preset):
-    config = replace(PRESETS[preset], critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8)
+    config = replace(PRESETS[preset], critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8, multiplier_actions="policy")
     agent, generator = bandit_agent(config, seed=1), torch.Generator().manual_seed(3)
     for _ in range(3):
         agent.update_batch(bandit_batch(8, generator), agent.draw(8))

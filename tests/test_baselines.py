@@ -38,6 +38,8 @@ def box(dtype: torch.dtype = F64) -> ActionBox:
 
 def learner(name: str, constraints: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     system = SYSTEMS[name]
+    if name != "sac":  # most tests update from a batch, without a replay
+        options = {"multiplier_actions": "policy"} | options
     config = replace(system.presets()["default"], **{"critic_hidden": (8, 7), "policy_hidden": (6, 5), "batch_size": 16, **options})
     shape = EnvShape(3, LOW, HIGH, constraints)
     return system.learner_class()(config, shape, (BUDGET,) * constraints, seed, torch.device("cpu"), dtype=dtype)  # type: ignore[call-arg]

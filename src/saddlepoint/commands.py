@@ -73,7 +73,9 @@ def train_command(args: list[str]) -> None:
     learner_config.validate()
     stated = parsed.given & vars(parsed.values.budget).keys()
     # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
-    budgets = None if resuming and not stated else budgets_from(parsed, config.env, learner_config.cost_gamma)
+    budgets = None if resuming and not stated else budgets_from(
+        parsed, config.env, learner_config.cost_gamma, system.learner_class().needs_cost
+    )
     folder = train(config, system.learner_class(), learner_config, budgets, resume=resuming)
     print(f"finished: {folder}; look at it with `saddlepoint evaluate {folder}` or `tensorboard --logdir {folder}`")
 
@@ -107,8 +109,11 @@ def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, An
     return config, parsed.over(parsed.values.system, learner_config)
 
 
-def budgets_from(parsed: Parsed, env: str, cost_gamma: float) -> tuple[CostBudget, ...]:
-    """The task's budgets, changed by what was given. Raises ``UserError`` when there is no limit, or two meanings."""
+def budgets_from(parsed: Parsed, env: str, cost_gamma: float, needs_cost: bool = True) -> tuple[CostBudget, ...]:
+    """The task's budgets, changed by what was given; none where there are none and the system ``needs_cost`` not.
+
+    Raises ``UserError`` when there is no limit, or two meanings.
+    """
     task, flags = env_spec(env), parsed.values.budget
     given = {name.removeprefix("cost_"): vars(flags)[name] for name in parsed.given if name in vars(flags)}
     limits = given.pop("limit", None)
@@ -118,6 +123,8 @@ def budgets_from(parsed: Parsed, env: str, cost_gamma: float) -> tuple[CostBudge
     if limits is not None:
         blank = CostBudget(0.0, horizon=task.horizon or CostBudget.horizon)
         base = tuple(replace(base[i] if i < len(base) else blank, limit=limit) for i, limit in enumerate(limits))
+    if not base and not needs_cost and not given:
+        return ()
     if not base:
         raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
     for budget in base:
@@ -171,10 +178,9 @@ def evaluate_command(args: list[str]) -> None:
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
-        print(
-            f"{title}: return {_spread(metrics, f'{prefix}/return')}; cost {_spread(metrics, f'{prefix}/cost')};"
-            f" {100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
-        )
+        over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
+        cost = f"; cost {_spread(metrics, f'{prefix}/cost')}; {over}" if policy.budgets else ""
+        print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}")
     write_json(folder / f"evaluation-{policy.step}.json", {"step": policy.step, **asdict(flags), **metrics})
     if flags.video:
         path = folder / "videos" / f"{policy.step}.mp4"

@@ -5,7 +5,7 @@ Shape words used everywhere: ``envs``, ``batch``, ``observation``, ``action``, `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     observation: Tensor  # (batch, observation)
     action: Tensor  # (batch, action), in the environment's own units
     reward: Tensor  # (batch,)
-    cost: Tensor  # (batch, constraints)
+    cost: Tensor  # (batch, constraints); constraints may be 0
     next_observation: Tensor  # (batch, observation): the real one, also at the end of an episode
     terminated: Tensor  # (batch,) float, 1 where the task itself ended; a time limit is not an end
 
@@ -57,6 +57,23 @@ class Policy(Protocol):
 
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
         """(envs, observation) -> (envs, action), in the environment's own units and inside its bounds."""
+        ...
+
+
+@runtime_checkable
+class Planner(Policy, Protocol):
+    """A policy whose next action starts from what it planned last; ``act`` is that of an episode's first step."""
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers that are carried from step to step for each environment."""
+        ...
+
+    def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(envs, observation), (envs, memory_size) -> (envs, action) as ``act``, and the memory of the next step.
+
+        The memory is zeros at the start of an episode.
+        """
         ...
 
 

@@ -272,9 +272,9 @@ class ALGD:
         replayed = self.config.multiplier_actions == "replay"
         risk = self.risk(batch.observation, batch.action) if replayed else energy.risk[:, 0]
         mean = risk.mean(-1).to("cpu", torch.float64)
-        if self.config.multiplier_actions != "recent":
+        assert (recent_cost is not None) == (self.config.multiplier_actions == "recent")
+        if recent_cost is None:
             return mean, mean - self.budget
-        assert recent_cost is not None, "multiplier_actions 'recent' needs the recent cost"
         return mean, recent_cost.to("cpu", torch.float64) * self.discounted_steps - self.budget
 
     @torch.no_grad()

@@ -81,7 +81,7 @@ class ALGDConfig:
     """step size of lambda's update"""
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
-    multiplier_actions: Literal["policy", "replay", "recent"] = "policy"
+    multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
     """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what the last steps really cost"""
     recent_steps: int = 2000
     """environment steps whose mean cost moves lambda with ``recent``"""

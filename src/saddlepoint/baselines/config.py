@@ -98,13 +98,16 @@ class ConstrainedConfig(SACConfig, ABC):
     """let the cost critic bootstrap through the end of the task"""
     multiplier: float = 0.6931
     """lambda at the start"""
-    multiplier_actions: Literal["policy", "replay"] = "policy"
-    """whose risk moves lambda: the policy's actions, or replayed ones"""
+    multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
+    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what the last steps really cost"""
+    recent_steps: int = 2000
+    """environment steps whose mean cost moves lambda with ``recent``"""
 
-    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate")
+    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps")
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier")
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = SACConfig.EFFECTIVE_WITH | {
         "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+        "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     }
 
     @abstractmethod
@@ -179,6 +182,8 @@ class CALConfig(DualConfig):
     """members E of each constraint's cost ensemble"""
     risk_std: float = 0.5
     """conservatism k of the upper confidence bound mean + k * std"""
+    multiplier_actions: Literal["policy", "replay", "recent"] = "policy"
+    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what the last steps really cost"""
     rho: float = 10.0
     """convexity c: how strongly the violation rectifies the multiplier that the policy pays"""
     multiplier_rule: Literal["dual_ascent", "log_adam"] = "log_adam"

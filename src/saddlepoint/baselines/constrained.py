@@ -12,8 +12,9 @@ from saddlepoint.baselines.actor_critic import ActorCritic, UpdateNoise
 from saddlepoint.baselines.config import ConstrainedConfig
 from saddlepoint.baselines.critic import Fit
 from saddlepoint.baselines.policy import Sample
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, geometric_sum
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
+from saddlepoint.replay import Replay
 from saddlepoint.types import Batch, EnvShape, Metrics, UserError
 
 K = TypeVar("K", bound=ConstrainedConfig)
@@ -24,7 +25,8 @@ class PolicyStep(NamedTuple):
 
     fit: Fit
     entropy: Tensor  # 0-d, of the actions scaled to [-1, 1]
-    violation: Tensor  # (constraints,) mean risk - h, which moves the multiplier
+    risk: Tensor  # (constraints,) mean risk
+    violation: Tensor  # (constraints,) discounted cost - h, which moves the multiplier
     weight: Tensor  # (constraints,) the price of a unit of risk that the policy paid
 
 
@@ -39,6 +41,8 @@ class Constrained(ActorCritic[K]):
         self.cost_critic = self._make_critic(shape.constraints * config.cost_members, "silu", config.cost_learning_rate)
         self.critics["cost_critic"] = self.cost_critic
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
+        steps = [geometric_sum(b.gamma, b.horizon) for b in budgets]
+        self.discounted_steps = torch.tensor(steps, dtype=dtype, device=self.device)
         self.multiplier_update = config.multiplier_update()
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         self.critic_step = self._compile(self._critic_step)
@@ -66,7 +70,9 @@ class Constrained(ActorCritic[K]):
         return {"reward_critic": self.fit_reward(batch, following, beta), "cost_critic": cost}
 
     @torch.no_grad()
-    def _policy_step(self, batch: Batch, noise: Tensor, beta: Tensor, multiplier: Tensor) -> PolicyStep:
+    def _policy_step(
+        self, batch: Batch, noise: Tensor, beta: Tensor, multiplier: Tensor, recent_cost: Tensor | None = None
+    ) -> PolicyStep:
         """Loss  mean[ beta log pi(a|s) - min_j Q_j(s, a) ] + sum_c weight_c (mean R_c(s, a) - h_c)  and its gradients, a ~ pi(s)."""
         cfg = self.config
         sample: Sample = self.policy.sample(batch.observation, noise)
@@ -75,7 +81,10 @@ class Constrained(ActorCritic[K]):
         risk, risk_slope = ensemble_risk_gradient(self._by_constraint(saved.values[:, 0]), cfg.risk_std)
         own = risk.mean(-1) - self.budget
         replayed = cfg.multiplier_actions == "replay"
-        violation = self.risk(batch.observation, batch.action).mean(-1) - self.budget if replayed else own
+        mean = self.risk(batch.observation, batch.action).mean(-1) if replayed else risk.mean(-1)
+        # A cost of c a step is one of c * sum_t gamma_c^t discounted.
+        cost = mean if recent_cost is None else recent_cost * self.discounted_steps
+        violation = cost - self.budget
         weight = self.weight(multiplier, violation)
         upstream = (risk_slope * weight.unsqueeze(-1)).transpose(0, 1).flatten(0, 1)
         gradients = self.policy.gradients(
@@ -83,14 +92,18 @@ class Constrained(ActorCritic[K]):
         )
         entropy = -sample.log_prob.mean()
         loss = (weight * own).sum() - beta * entropy - least.mean()
-        return PolicyStep(Fit(loss, gradients), entropy, violation, weight)
+        return PolicyStep(Fit(loss, gradients), entropy, mean, violation, weight)
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise) -> Metrics:
-        """Critics, then the policy with the new critics as constants, then the temperature, then lambda, then the targets."""
+    def update_batch(self, batch: Batch, noise: UpdateNoise, recent_cost: Tensor | None = None) -> Metrics:
+        """Critics, then the policy with the new critics as constants, then the temperature, then lambda, then the targets.
+
+        ``recent_cost`` (constraints,), the mean cost of a step of late, moves lambda with ``multiplier_actions`` "recent".
+        """
+        assert (recent_cost is not None) == (self.config.multiplier_actions == "recent")
         optimisers, beta, multiplier = self._optimisers(), self.beta, self.multiplier
         fits = self.critic_step(batch, noise.next, beta)
         self.descend(optimisers, fits)
-        step = self.policy_step(batch, noise.policy, beta, multiplier.to(self.device, self.dtype))
+        step = self.policy_step(batch, noise.policy, beta, multiplier.to(self.device, self.dtype), recent_cost)
         self.descend(optimisers, {"policy": step.fit})
         self.tune_temperature(step.entropy)
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, step.violation.cpu())
@@ -102,7 +115,16 @@ class Constrained(ActorCritic[K]):
         for c in range(len(self.budgets)):
             end = "" if len(self.budgets) == 1 else f"_{c}"
             metrics |= {f"multiplier{end}": multiplier[c], f"effective_multiplier{end}": step.weight[c],
-                        f"risk{end}": step.violation[c] + self.budget[c], f"violation{end}": step.violation[c]}  # fmt: skip
+                        f"risk{end}": step.risk[c], f"violation{end}": step.violation[c]}  # fmt: skip
+        return metrics
+
+    def update(self, replay: Replay, updates: int) -> Metrics:
+        """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
+        metrics: Metrics = {}
+        recent = replay.recent_cost(self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
+        for _ in range(updates):
+            batch = replay.sample(self.config.batch_size, self.generator)
+            metrics = self.update_batch(batch, self.draw(self.config.batch_size), recent)
         return metrics
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ class EnvStep(NamedTuple):
 
 
 class Backend(Protocol):
-    def shape(self) -> EnvShape: ...
+    def shape(self, needs_cost: bool) -> EnvShape: ...
     def reset(self, seeds: list[int] | None) -> np.ndarray: ...
     def step(self, action: np.ndarray) -> EnvStep: ...
     def snapshot(self) -> dict[str, Any]: ...
@@ -47,8 +47,8 @@ class LocalEnvs:
         self._envs = [make_env(id, render_mode=render_mode if i == 0 else None, **env_kwargs) for i in range(num_envs)]
         self._constraints = 1  # until ``shape`` has looked
 
-    def shape(self) -> EnvShape:
-        shape = check_env(self._envs[0])
+    def shape(self, needs_cost: bool) -> EnvShape:
+        shape = check_env(self._envs[0], needs_cost=needs_cost)
         self._constraints = shape.constraints
         return shape
 
@@ -73,6 +73,8 @@ class LocalEnvs:
         return EnvStep(observation, successor, reward, cost, terminated, truncated)
 
     def _cost(self, info: dict[str, Any]) -> Any:
+        if self._constraints == 0:
+            return ()
         try:
             cost = info["cost"]
         except KeyError as error:
@@ -117,8 +119,8 @@ class VectorisedEnvs:
             id, num_envs, vectorization_mode="vector_entry_point", render_mode=render_mode, **env_kwargs
         )
 
-    def shape(self) -> EnvShape:
-        return check_env(self._single)
+    def shape(self, needs_cost: bool) -> EnvShape:
+        return check_env(self._single, needs_cost=needs_cost)
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         return self._env.reset(seed=seeds)[0]

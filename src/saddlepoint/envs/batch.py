@@ -23,7 +23,8 @@ class EnvBatch:
     of ``numpy.random.SeedSequence(seed)``, so that runs with seeds 0 and 1 share no environment, and more environments
     leave the first ones as they were. A task of ours with a vectorised form (the toy) is stepped as one; else
     environments are stepped in turn, or in worker ``processes``. ``env_kwargs`` go to ``make_env``
-    (``max_episode_steps`` among them). Actions are passed on as they are: keeping them inside the bounds is the
+    (``max_episode_steps`` among them). Unless ``needs_cost``, an environment may be without a cost: it then has 0
+    constraints. Actions are passed on as they are: keeping them inside the bounds is the
     learner's part.
     """
 
@@ -36,6 +37,7 @@ class EnvBatch:
         processes: bool = False,
         render_mode: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
+        needs_cost: bool = True,
     ) -> None:
         if num_envs < 1:
             raise UserError(f"at least one environment is needed, not {num_envs}: correct --num-envs.")
@@ -48,7 +50,7 @@ class EnvBatch:
         self._envs: Backend = backend(id, num_envs, render_mode, kwargs)
         self.num_envs = num_envs
         try:
-            self.shape = self._envs.shape()
+            self.shape = self._envs.shape(needs_cost)
         except UserError:
             self.close()
             raise
@@ -87,7 +89,7 @@ class EnvBatch:
             self._require_finite("cost", step.cost)
             self._require_finite("observation", step.next_observation)
             self._require_finite("observation", step.observation)
-        if step.cost.min() < 0:
+        if step.cost.min(initial=0.0) < 0:
             raise UserError(
                 f"{self.spec.id} gave the negative cost {step.cost.min()} at step {self._steps}: costs must be >= 0."
             )

@@ -21,14 +21,17 @@ class _Seen(NamedTuple):
     ended: bool
 
 
-def check_env(env_or_id: gym.Env[Any, Any] | str, steps: int = 200, seed: int = 0) -> EnvShape:
+def check_env(
+    env_or_id: gym.Env[Any, Any] | str, steps: int = 200, seed: int = 0, needs_cost: bool = True
+) -> EnvShape:
     """The environment's shape, after a seeded rollout of ``steps`` random actions, with a reset wherever an episode
     ends and one at the end.
 
     Raises ``UserError`` at the first fault: spaces (see ``make.require_spaces``), a cost that is absent from ``info``
     at some step, not a number, not finite, negative or of changing length, a reward or observation that is not finite
     or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans. A seed that does not fix
-    the episode is only warned about. ``env_or_id`` is left reset; one that was made here is closed.
+    the episode is only warned about. ``env_or_id`` is left reset; one that was made here is closed. Unless
+    ``needs_cost``, a cost may be absent, but then from every step: the shape has 0 constraints.
     """
     made = isinstance(env_or_id, str)
     env = open_env(env_or_id) if isinstance(env_or_id, str) else env_or_id
@@ -40,8 +43,8 @@ def check_env(env_or_id: gym.Env[Any, Any] | str, steps: int = 200, seed: int = 
     low, high = space.low, space.high  # type: ignore[attr-defined]
     actions = rng.uniform(low, high, (steps, *low.shape)).astype(space.dtype)
 
-    first = _rollout(env, name, actions, seed)
-    again = _rollout(env, name, actions[:_REPEATED], seed)
+    first = _rollout(env, name, actions, seed, needs_cost)
+    again = _rollout(env, name, actions[:_REPEATED], seed, needs_cost)
     if not all(_same(a, b) for a, b in zip(first, again)):
         warnings.warn(
             f"{name} does not repeat an episode when it is reset with the same seed: runs will not be reproducible.",
@@ -55,12 +58,14 @@ def check_env(env_or_id: gym.Env[Any, Any] | str, steps: int = 200, seed: int = 
     return EnvShape(size, tuple(low.tolist()), tuple(high.tolist()), len(first[0].cost))
 
 
-def _rollout(env: gym.Env[Any, Any], name: str, actions: np.ndarray, seed: int) -> list[_Seen]:
+def _rollout(
+    env: gym.Env[Any, Any], name: str, actions: np.ndarray, seed: int, needs_cost: bool
+) -> list[_Seen]:
     observation, _ = _reset(env, name, seed)
     _observation(env, name, observation, "at reset")
     seen: list[_Seen] = []
     for t, action in enumerate(actions):
-        seen.append(_step(env, name, action, f"at step {t}"))
+        seen.append(_step(env, name, action, f"at step {t}", needs_cost))
         if len(seen[-1].cost) != len(seen[0].cost):
             raise UserError(
                 f'{name} changes the length of info["cost"] from {len(seen[0].cost)} to {len(seen[-1].cost)} '
@@ -79,7 +84,7 @@ def _reset(env: gym.Env[Any, Any], name: str, seed: int | None) -> tuple[Any, di
     return result
 
 
-def _step(env: gym.Env[Any, Any], name: str, action: np.ndarray, when: str) -> _Seen:
+def _step(env: gym.Env[Any, Any], name: str, action: np.ndarray, when: str, needs_cost: bool) -> _Seen:
     result = env.step(action)
     if len(result) == 6:
         raise UserError(f"{name} returns six values from step(): wrap it in saddlepoint.envs.SafetyGymnasiumAdapter.")
@@ -99,7 +104,9 @@ def _step(env: gym.Env[Any, Any], name: str, action: np.ndarray, when: str) -> _
                 f"{name} returns {flag} of type {type(value).__name__} {when}: "
                 "return terminated and truncated as two booleans."
             )
-    return _Seen(seen, float(reward), _cost(name, info, when), bool(terminated or truncated))
+    free = not needs_cost and isinstance(info, dict) and "cost" not in info
+    cost = np.zeros(0) if free else _cost(name, info, when)
+    return _Seen(seen, float(reward), cost, bool(terminated or truncated))
 
 
 def _observation(env: gym.Env[Any, Any], name: str, observation: Any, when: str) -> np.ndarray:

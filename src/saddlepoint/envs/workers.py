@@ -42,8 +42,8 @@ class WorkerEnvs:
             theirs.close()
             self._processes.append(process)
 
-    def shape(self) -> EnvShape:
-        return self._call([("shape",)] * len(self._pipes))[0]
+    def shape(self, needs_cost: bool) -> EnvShape:
+        return self._call([("shape", needs_cost)] * len(self._pipes))[0]
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         return np.concatenate(

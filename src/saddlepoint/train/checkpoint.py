@@ -26,6 +26,8 @@ from saddlepoint.types import UserError
 
 FORMAT = 1
 FILES = ("learner.safetensors", "replay.safetensors", "state.json", "arrays.npz")
+LEARNER = FILES[:1]
+"""all that a policy needs: what else there is may be damaged or missing"""
 MANIFEST = "manifest.json"
 ARRAY = "__array__"
 
@@ -68,14 +70,14 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return folder
 
 
-def latest(run: Path) -> tuple[Path, str | None]:
-    """The newest whole checkpoint, and one sentence about newer ones that are damaged (None when there are none).
+def latest(run: Path, wanted: tuple[str, ...] = FILES) -> tuple[Path, str | None]:
+    """The newest checkpoint whose ``wanted`` files are whole, and one sentence about newer ones that are damaged (None when there are none).
 
-    Raises ``UserError`` when the run has no whole checkpoint.
+    Only those files are read. Raises ``UserError`` when the run has no such checkpoint.
     """
     skipped: list[str] = []
     for _, folder in _candidates(run):
-        fault = _fault(folder)
+        fault = _fault(folder, wanted)
         if fault is None:
             if not skipped:
                 return folder, None
@@ -85,16 +87,20 @@ def latest(run: Path) -> tuple[Path, str | None]:
     raise UserError(f"{run} holds no checkpoint that can be loaded{detail}: start the run anew with another --out.")
 
 
-def load(folder: Path, replay: bool = True) -> Checkpoint:
-    """Read a checkpoint that ``latest`` returned, without its replay where only the policy is wanted. Raises ``UserError`` when it is damaged."""
-    fault = _fault(folder)
-    if fault is not None:
-        raise UserError(f"{folder} is not a whole checkpoint ({fault}): use an older one.")
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint that ``latest`` returned. Raises ``UserError`` when it is damaged."""
+    _require_whole(folder, FILES)
     with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
         state = _unpack(json.loads((folder / "state.json").read_text()), dict(arrays))
     return Checkpoint(
-        int(folder.name), load_file(folder / "learner.safetensors"), load_file(folder / "replay.safetensors") if replay else {}, state
+        int(folder.name), load_file(folder / "learner.safetensors"), load_file(folder / "replay.safetensors"), state
     )
+
+
+def load_learner(folder: Path) -> dict[str, Tensor]:
+    """Only the learner of a checkpoint that ``latest`` returned for ``LEARNER``. Raises ``UserError`` when it is damaged."""
+    _require_whole(folder, LEARNER)
+    return load_file(folder / LEARNER[0])
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -152,8 +158,14 @@ def _candidates(run: Path) -> list[tuple[int, Path]]:
     return sorted(((int(path.name), path) for path in folders), reverse=True)
 
 
-def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None when it is whole."""
+def _require_whole(folder: Path, wanted: tuple[str, ...]) -> None:
+    fault = _fault(folder, wanted)
+    if fault is not None:
+        raise UserError(f"{folder} is not a whole checkpoint ({fault}): use an older one.")
+
+
+def _fault(folder: Path, wanted: tuple[str, ...]) -> str | None:
+    """What is wrong with a checkpoint's manifest or its ``wanted`` files, in a few words; None when they are whole."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except OSError:
@@ -165,8 +177,8 @@ def _fault(folder: Path) -> str | None:
     files = manifest.get("files")
     if str(manifest.get("step")) != folder.name or not isinstance(files, dict) or set(files) != set(FILES):
         return f"its {MANIFEST} does not describe it"
-    for name, entry in files.items():
-        path = folder / name
+    for name in wanted:
+        path, entry = folder / name, files[name]
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:

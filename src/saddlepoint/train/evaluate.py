@@ -9,6 +9,7 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.types import ActMode, NonFiniteError, Policy, UserError
 
@@ -32,7 +33,7 @@ def evaluate(
     if episodes < 1:
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
     metrics: dict[str, float] = {}
-    envs = EnvBatch(env, min(episodes, MAX_ENVS), seed=seed)
+    envs = EnvBatch(env, min(episodes, MAX_ENVS), seed=seed, needs_cost=bool(budgets))
     try:
         for mode, prefix in PREFIXES.items():
             generator = torch.Generator(device=device).manual_seed(seed)
@@ -56,18 +57,19 @@ def run_episodes(
     """
     slots = envs.num_envs
     finished = Episodes.none(len(budgets))
+    actor = Actor(policy, slots, generator.device)
     for first in range(0, episodes, slots):
         observation = envs.reset(seed + first)
+        actor.restart()
         sums = EpisodeSums(slots, budgets)
         playing = np.arange(slots) < episodes - first
         while playing.any():
             if stop():
                 return None
-            batch = torch.as_tensor(observation, device=generator.device)
-            with torch.no_grad():
-                action = policy.act(batch, mode, generator).cpu().numpy()
+            action = actor.act(observation, mode, generator)
             require_finite_action(action)
             step = envs.step(action)
+            actor.restart(step.terminated | step.truncated)
             ended = (step.terminated | step.truncated) & playing
             finished = finished.join(sums.add(step.reward, step.cost, ended))
             playing &= ~ended

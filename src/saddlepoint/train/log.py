@@ -82,8 +82,8 @@ class RunLog:
         if kind == "eval":
             self.say(
                 f"step {step}: evaluation return {metrics['eval/return_mean']:.1f}"
-                f" (std {metrics['eval/return_std']:.1f}), {self._cost(metrics, 'eval')},"
-                f" {100 * metrics['eval/violation_rate']:.0f}% of episodes over budget"
+                f" (std {metrics['eval/return_std']:.1f}){self._cost(metrics, 'eval')}"
+                + (f", {100 * metrics['eval/violation_rate']:.0f}% of episodes over budget" if self._budgets else "")
             )
 
     def progress(self, step: int, updates: int) -> None:
@@ -130,10 +130,12 @@ class RunLog:
         return SummaryWriter(str(self._run / "tb"), purge_step=purge_step)
 
     def _cost(self, metrics: dict[str, float], prefix: str) -> str:
-        """Cost against budget, in the semantics in which the budget was stated."""
+        """Cost against budget, in the semantics in which the budget was stated; nothing where there is no cost."""
+        if not self._budgets:
+            return ""
         if len(self._budgets) == 1 and self._budgets[0].discounted:
-            return f"discounted cost {metrics[f'{prefix}/discounted_cost_mean']:.2f} of {self._budgets[0].critic:.4g}"
-        return f"cost {metrics[f'{prefix}/cost_mean']:.2f} of {' + '.join(f'{b.episode:.4g}' for b in self._budgets)}"
+            return f", discounted cost {metrics[f'{prefix}/discounted_cost_mean']:.2f} of {self._budgets[0].critic:.4g}"
+        return f", cost {metrics[f'{prefix}/cost_mean']:.2f} of {' + '.join(f'{b.episode:.4g}' for b in self._budgets)}"
 
     def _line(self, step: int, updates: int) -> str:
         then, first_step, first_updates = self._marks[0]
@@ -141,8 +143,7 @@ class RunLog:
         rate = (step - first_step) / elapsed
         parts = [f"{step:,}/{self._total:,} steps", f"{(updates - first_updates) / elapsed:.0f} updates/s"]
         if "train/return_mean" in self._newest:
-            parts.append(f"return {self._newest['train/return_mean']:.1f}")
-            parts.append(self._cost(self._newest, "train"))
+            parts.append(f"return {self._newest['train/return_mean']:.1f}{self._cost(self._newest, 'train')}")
         multipliers = {name: value for name, value in self._newest.items() if name.startswith("train/multiplier")}
         parts += [f"{name.removeprefix('train/')} {value:.3g}" for name, value in multipliers.items()]
         if rate > 0:

@@ -12,6 +12,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
+from saddlepoint.train.acting import Actor
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, require_finite_action
@@ -42,6 +43,7 @@ class Loop:
     ) -> None:  # fmt: skip
         self.config, self.folder, self.envs, self.agent, self.replay = config, folder, envs, agent, replay
         self.budgets, self.device, self.log, self.stop = budgets, device, log, stop
+        self.actor = Actor(agent, config.num_envs, device)
         self.step = 0
         self.updates = 0
         self.saved = -1  # step of the newest checkpoint
@@ -110,6 +112,7 @@ class Loop:
         self.warmup_generator.set_state(torch.from_numpy(state["warmup_generator"]))
         self.generator.set_state(torch.from_numpy(state["generator"]))
         self.observation = state["observation"]
+        self.actor.load_state_dict(state)
         self.log.resume(self.step, state["wall_s"], self._is_kept)
         ended = "; that is all it was asked for (--total-steps)" if self.step >= self.config.total_steps else ""
         self.log.say(f"going on from step {self.step}{ended}")
@@ -117,6 +120,7 @@ class Loop:
             self.log.say("note: these environments cannot be restored in mid-episode: each starts a new episode here")
             self.replay.break_episodes()
             self.sums.restart(np.ones(self.config.num_envs, bool))
+            self.actor.restart()
             self.observation = self.envs.reset(stream(self.config.seed, RESTART, self.step))
             self._observe()
 
@@ -128,9 +132,12 @@ class Loop:
         self.replay.add(
             self.observation, action, step.reward, step.cost, step.next_observation, step.terminated, step.truncated
         )
-        ended = self.sums.add(step.reward, step.cost, step.terminated | step.truncated)
-        if len(ended):
-            self.finished = self.finished.join(ended)
+        ended = step.terminated | step.truncated
+        if ended.any():
+            self.actor.restart(ended)
+        finished = self.sums.add(step.reward, step.cost, ended)
+        if len(finished):
+            self.finished = self.finished.join(finished)
         self.observation = step.observation
         self._observe()
         self.step += self.config.num_envs
@@ -143,8 +150,7 @@ class Loop:
         if self.step < self.config.warmup_steps:
             uniform = torch.rand(self.config.num_envs, len(self.low), generator=self.warmup_generator).numpy()
             return self.low + (self.high - self.low) * uniform
-        with torch.no_grad():
-            return self.agent.act(self._tensor(self.observation), "explore", self.generator).cpu().numpy()
+        return self.actor.act(self.observation, "explore", self.generator)
 
     def _observe(self) -> None:
         self.agent.observe(self._tensor(self.observation))
@@ -190,6 +196,7 @@ class Loop:
             "warmup_generator": self.warmup_generator.get_state().numpy(),
             "generator": self.generator.get_state().cpu().numpy(),
             "envs": self.envs.snapshot(),
+            **self.actor.state_dict(),
         }
         self.log.flush()
         whole = checkpoint.Checkpoint(self.step, learner, self.replay.state_dict(), state)

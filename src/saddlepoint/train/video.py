@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from saddlepoint.train.acting import Actor
 from saddlepoint.types import ActMode, Policy, UserError
 
 
@@ -30,6 +31,7 @@ def record_video(
     from saddlepoint.envs.make import make_env
 
     generator = torch.Generator(device=device).manual_seed(seed)
+    actor = Actor(policy, 1, device)
     temporary = path.with_name(f".writing-{path.name}")
     game = make_env(env, render_mode="rgb_array")
     try:
@@ -41,9 +43,7 @@ def record_video(
         with film:
             film.append_data(game.render())
             while not ended:
-                batch = torch.as_tensor(observation, dtype=torch.float32, device=device)[None]
-                with torch.no_grad():
-                    action = policy.act(batch, mode, generator)[0].cpu().numpy()
+                action = actor.act(observation[None], mode, generator)[0]
                 observation, _, terminated, truncated, _ = game.step(action)
                 film.append_data(game.render())
                 steps, ended = steps + 1, bool(terminated or truncated)

@@ -1,0 +1,140 @@
+"""`saddlepoint export`: a run's policy as an ONNX file, with all between the observation and the action inside."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import saddlepoint
+from saddlepoint.flags import parse
+from saddlepoint.nn.exportable import Exportable, ExportMode
+from saddlepoint.systems import SYSTEMS, TrainedPolicy, load_policy
+from saddlepoint.train import run
+from saddlepoint.types import UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+OUTPUT = "action"
+OPSETS = range(18, 24)
+"""those that PyTorch's exporter writes itself"""
+TOLERANCE = 1e-5
+"""largest difference from the torch policy, as a share of the action's range"""
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """The policy of a run as an ONNX file: observations in, actions in the environment's own units out, any batch size."""
+
+    mode: ExportMode = "deterministic"
+    """the noise-free action, or a sample, whose standard normal noise is then an input"""
+    opset: int = 18
+    """version of ONNX's operators"""
+
+
+def export_command(args: list[str]) -> None:
+    """`saddlepoint export RUN FILE ...`"""
+    helping = bool(args) and args[0] in ("-h", "--help")
+    if not helping and (len(args) < 2 or any(arg.startswith("-") for arg in args[:2])):
+        raise UserError("export needs the run folder and the file: `saddlepoint export RUN policy.onnx`, with --help for its flags.")
+    flags = parse(ExportFlags, ExportFlags(), args if helping else args[2:], "saddlepoint export RUN FILE").values
+    folder, path = Path(args[0]), Path(args[1])
+    policy = export(folder, path, flags.mode, flags.opset)
+    if policy.note:
+        print(f"warning: {policy.note}")
+    print(f"{path}: the {flags.mode} policy of {folder} after {policy.step} steps, {path.stat().st_size:,} bytes; compared with PyTorch's")
+
+
+def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: int = 18) -> TrainedPolicy:
+    """Write the policy of the run ``folder`` to ``path``, atomically, and return it.
+
+    Inputs are ``observation`` (batch, observation) and, for a sample, ``noise`` (batch, ...); the output is ``action`` (batch, action);
+    all float32. What the policy is stands in the file's ``metadata_props``. Raises ``UserError``.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"exporting needs {' and '.join(missing)}, which is an extra: pip install saddlepoint[export].")
+    if opset not in OPSETS:
+        raise UserError(f"--opset must lie between {OPSETS[0]} and {OPSETS[-1]}, not {opset}.")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise UserError(f"the file {path} {what}: name a file in an existing one.")
+    policy = load_policy(folder)
+    system = run.read(folder)["system"]
+    exporter = SYSTEMS[system].exporter
+    if exporter is None:
+        raise UserError(f"{folder} was trained with {system}, whose policy cannot be written as an ONNX file.")
+    exportable = exporter(policy.learner, mode)
+    model = to_onnx(exportable, opset)
+    properties = _properties(policy, system, mode, exportable.noise)
+    for key, value in properties.items():
+        model.metadata_props.add(key=key, value=value)
+    content = model.SerializeToString()
+    _require_equal(exportable, content, policy)
+    _write(path, content)
+    return policy
+
+
+def to_onnx(exportable: Exportable, opset: int) -> onnx.ModelProto:
+    """The module as an ONNX model whose leading axes are all the same free ``batch``."""
+    batch = {0: torch.export.Dim("batch")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says which of torchvision's operators it does without
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's to its own developers; what was written is compared below
+        program = torch.onnx.export(
+            exportable.module.eval(), tuple(exportable.inputs.values()), input_names=list(exportable.inputs), output_names=[OUTPUT],
+            opset_version=opset, dynamo=True, dynamic_shapes=tuple(batch for _ in exportable.inputs), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    return program.model_proto
+
+
+def _properties(policy: TrainedPolicy, system: str, mode: ExportMode, noise: str) -> dict[str, str]:
+    """The file's metadata; what is not a text is JSON."""
+    properties = {
+        "saddlepoint": saddlepoint.__version__, "system": system, "env": policy.env, "mode": mode,
+        "step": str(policy.step), "seed": str(policy.seed),
+        "budgets": json.dumps([asdict(budget) for budget in policy.budgets]),
+        "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
+    }  # fmt: skip
+    return properties | ({"noise": f"standard normal, {noise}"} if noise else {})
+
+
+def _require_equal(exportable: Exportable, content: bytes, policy: TrainedPolicy) -> None:
+    """Raises ``UserError`` when onnxruntime does not compute what PyTorch does, for a batch of random inputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(5, *example.shape[1:], generator=generator) for name, example in exportable.inputs.items()}
+    with torch.no_grad():
+        wanted = exportable.module(*inputs.values())
+    (got,) = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
+    span = torch.tensor(policy.shape.action_high) - torch.tensor(policy.shape.action_low)
+    worst = float(((torch.from_numpy(got) - wanted).abs() / span).max())
+    if not worst <= TOLERANCE:
+        raise UserError(f"onnxruntime's actions differ from PyTorch's by {worst:.1e} of their range: try another --opset; nothing was written.")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write the file so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place.") from error

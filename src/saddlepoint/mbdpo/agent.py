@@ -1,0 +1,329 @@
+"""MBDPO: world-model RL whose planner is a denoising process (arXiv 2605.26282), and Safe MBDPO where the environment has a cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saddlepoint.constrained.budget import CostBudget, geometric_sum
+from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
+from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.imagine import Constraint
+from saddlepoint.mbdpo.losses import (
+    Sequences,
+    UpdateNoise,
+    by_time,
+    contrastive_loss,
+    policy_loss,
+    released_score_loss,
+    running_energy,
+    running_scale,
+    score_loss,
+    td_target,
+)  # fmt: skip
+from saddlepoint.mbdpo.search import PlanNoise, Search
+from saddlepoint.mbdpo.world_model import Tasks, WorldModel
+from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.state import gather, restore
+from saddlepoint.replay import Replay
+from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
+
+
+class Targets(NamedTuple):
+    """What the heads are fitted to: constants, made before any weight moves."""
+
+    next_z: Tensor  # (horizon, batch, latent)
+    value: Tensor  # (horizon, batch)
+    cost: Tensor | None  # (constraints * members, horizon, batch)
+    risk: Tensor  # (constraints,) float64: mean risk of the target's actions
+
+
+class MBDPO:
+    """One agent for every planner, with and without costs; see ``MBDPOConfig`` for the choices and ``update_sequences`` for the algorithm.
+
+    Without costs (``shape.constraints`` 0, no budgets) nothing of the constrained part exists. With several ``tasks`` actions are padded to
+    ``shape.action`` and every call takes task numbers.
+    """
+
+    system = "mbdpo"
+    needs_cost = False
+
+    def __init__(
+        self, config: MBDPOConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int = 0,
+        device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False, tasks: Tasks | None = None,
+    ):  # fmt: skip
+        """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
+        config.validate()
+        if len(budgets) != shape.constraints:
+            raise UserError(f"the environment has {shape.constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each.")
+        for budget in budgets:
+            if budget.gamma != config.cost_gamma:
+                raise UserError(
+                    f"the cost budget is discounted by {budget.gamma:g} and the cost critic by {config.cost_gamma:g}:"
+                    " give CostBudget(gamma=...) and --cost-gamma the same number."
+                )
+        self.config, self.shape, self.budgets = config, shape, budgets
+        self.device, self.dtype = torch.device(device), dtype
+        init = torch.Generator().manual_seed(seed)
+        bounds = (torch.tensor(edge, dtype=dtype, device=self.device) for edge in (shape.action_low, shape.action_high))
+        self.box = ActionBox.from_bounds(*bounds)
+        self.model = WorldModel(config, shape.observation, shape.action, shape.constraints, tasks, init).to(self.device, dtype)
+        self.search = Search(config, self.model, compile)
+        self.episodic = config.episodic == "on"
+        self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
+        self.discounted_steps = torch.tensor([geometric_sum(b.gamma, b.horizon) for b in budgets], dtype=torch.float64)
+        self.multiplier_update = MultiplierUpdate(config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval)
+        self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
+        ours = list(self.model.policy_head.parameters())
+        encoder = list(self.model.encoder.parameters())
+        apart = {id(p) for p in (*ours, *encoder)}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+        groups: list[dict[str, Any]] = [
+            {"params": encoder, "lr": config.learning_rate * config.encoder_rate},
+            {"params": others, "lr": config.learning_rate},
+        ]
+        self.model_parameters = [*encoder, *others]
+        self.model_optimiser = torch.optim.Adam(groups, fused=True)
+        self.policy_optimiser = torch.optim.Adam(ours, lr=config.learning_rate, eps=1e-5, fused=True)
+        self.generator = torch.Generator(self.device).manual_seed(seed + 1)
+        self.updates = 0
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers that ``act_on`` hands on to its next call: the plan, which the next one starts from."""
+        return self.config.horizon * self.shape.action
+
+    @property
+    def multiplier(self) -> Tensor:
+        """lambda, (constraints,) float64."""
+        return self.multiplier_update.value(self.multiplier_state)
+
+    def constraint(self) -> Constraint | None:
+        """What imagined costs are held to now; None where there are none."""
+        if not self.budgets:
+            return None
+        return Constraint(self.multiplier.to(self.device), self.budget.to(self.device), self.config.rho, self.config.risk_std)
+
+    @torch.no_grad()
+    def _targets(self, data: Sequences, noise: UpdateNoise, constraint: Constraint | None) -> Targets:
+        """Latents of what came next, and the TD targets there: r + gamma (1 - terminated) min of two Q', and c + gamma_c (1 - terminated) Qc'_m."""
+        c, model = self.config, self.model
+        next_z = model.encode(data.observation[1:], data.task)
+        if c.td_action == "prior":
+            action = model.policy(next_z, noise.target, data.task).action
+        else:
+            rows = next_z.flatten(0, 1)
+            start = rows.new_zeros(len(rows), c.horizon, model.action)
+            task = None if data.task is None else data.task.repeat(c.horizon)
+            plan = self.search.amortised(rows, start, task, c.td_levels)[:, 0].view_as(noise.target)
+            action = model.masked((plan + c.action_noise * noise.target).clamp(-1, 1), data.task)
+        critics = noise.target_critics.tolist()
+        value = td_target(model, next_z, data.reward, data.terminated, action, critics, data.task)
+        if constraint is None:
+            return Targets(next_z, value, None, torch.zeros(0, dtype=torch.float64))
+        future = model.decode_cost(model.cost_value_logits(next_z, action, data.task, target=True))
+        cost = data.cost.repeat_interleave(c.cost_members, 0) + c.cost_gamma * (1 - data.terminated) * future
+        _, risk = constraint.penalty(future)
+        return Targets(next_z, value, cost, risk.flatten(1).mean(1).to("cpu", torch.float64))
+
+    def _model_losses(self, data: Sequences, targets: Targets, noise: UpdateNoise, constraint: Constraint | None) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's losses by name, and the latents z_0 .. z_H (horizon + 1, batch, latent) of the rollout. Moves the energy's running statistics."""
+        c, model, task = self.config, self.model, data.task
+        path = [model.encode(data.observation[0], task)]
+        for action in data.action:
+            path.append(model.next(path[-1], action, task))
+        zs = torch.stack(path)
+        before, rows = zs[:-1], data.reward.numel()
+        error = (zs[1:] - targets.next_z).square().mean(-1)
+        reward = model.code_loss(model.reward_logits(before, data.action, task), data.reward)
+        # The critics' rows are flat, so that a mask of dropped units fits them.
+        flat = None if task is None else task.repeat(c.horizon)
+        logits = model.value_logits(before.flatten(0, 1), data.action.flatten(0, 1), flat, drop=noise.drop)
+        value = model.code_loss(logits, targets.value.reshape(rows)).mean(0).view_as(reward)  # mean over members
+        losses = {name: by_time(loss, c.temporal_decay) for name, loss in (("consistency", error), ("reward", reward), ("value", value))}
+        if c.energy_weight:
+            losses["contrastive"], energy_logits = contrastive_loss(model, before, data.action, noise, task)
+            mean, std = running_energy(model.energy_mean, model.energy_std, energy_logits, c.energy_momentum)
+            model.energy_mean.copy_(mean)
+            model.energy_std.copy_(std)
+        if self.episodic:
+            ends = nn.functional.binary_cross_entropy_with_logits(model.termination_logit(zs[1:], task), data.terminated)
+            losses["termination"] = ends
+        if noise.score is not None:
+            if c.score_training == "planner":
+                losses["score"] = score_loss(self.search, zs[0], data.action, noise.score, task, self.episodic, constraint)
+            else:
+                losses["score"] = released_score_loss(self.search, zs[0], noise.score, task, self.episodic, constraint)
+        if targets.cost is not None:
+            paid = model.code_loss(model.cost_logits(before, data.action, task), data.cost).sum(0)  # sum over constraints
+            losses["cost"] = by_time(paid, c.temporal_decay)
+            future = model.code_loss(model.cost_value_logits(before, data.action, task), targets.cost).mean(0)  # over constraints and members
+            losses["cost_value"] = by_time(future, c.temporal_decay)
+        return losses, zs.detach()
+
+    def _policy_step(self, zs: Tensor, noise: UpdateNoise, constraint: Constraint | None, task: Tensor | None) -> Metrics:
+        """The prior towards high Q - penalty on the rollout's latents, with the critics constant."""
+        c, model = self.config, self.model
+        sample = model.policy(zs, noise.policy, task)
+        value = model.values(zs, sample.action, task, noise.policy_critics.tolist(), frozen=True).mean(0)
+        penalty = None
+        if constraint is not None:
+            penalty, _ = constraint.penalty(model.decode_cost(model.cost_value_logits(zs, sample.action, task, frozen=True)))
+        model.value_scale.copy_(running_scale(model.value_scale, value[0].detach(), c.polyak))
+        loss = policy_loss(model, zs, sample, value, model.value_scale, penalty)
+        self.policy_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if model.multitask and not c.leak_task_gradient:
+            model.task_table.grad = None
+        norm = self._clip("policy", list(model.policy_head.parameters()), {"policy": loss})
+        self.policy_optimiser.step()
+        entropies = {"policy_entropy": sample.entropy.detach().mean(), "policy_scaled_entropy": sample.scaled_entropy.detach().mean()}
+        return {"policy_loss": loss.detach(), "policy_grad_norm": norm, "value_scale": model.value_scale.clone(), **entropies}
+
+    # ------------------------------------------------------------------------------------------------ one update
+
+    def update_sequences(self, data: Sequences, noise: UpdateNoise, recent_cost: Tensor | None = None) -> Metrics:
+        """Model and heads in one step, then the policy prior, then the multiplier, then the targets, in the order of the release.
+
+        1. the weighted sum of the losses of prediction, reward, value, energy, and where they exist termination, score, cost and cost value
+        2. the prior on  -(Q - penalty)/scale - entropy  at the latents of 1, with the critics of 1
+        3. lambda by its rule
+        4. target critics by Polyak averaging
+
+        ``recent_cost`` (constraints,), the mean cost of a step of late, is what moves lambda with ``multiplier_actions`` "recent".
+        """
+        c, model, constraint = self.config, self.model, self.constraint()
+        if c.episodic == "auto" and not self.episodic:
+            self.episodic = bool(data.terminated.any())
+        targets = self._targets(data, noise, constraint)
+        losses, zs = self._model_losses(data, targets, noise, constraint)
+        weights = {
+            "consistency": c.consistency_weight, "reward": c.reward_weight, "value": c.value_weight, "contrastive": c.contrastive_weight,
+            "termination": c.termination_weight, "score": c.score_weight, "cost": c.cost_weight, "cost_value": c.cost_weight,
+        }  # fmt: skip
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        total.backward()
+        norm = self._clip("model", self.model_parameters, losses)
+        self.model_optimiser.step()
+        self.model_optimiser.zero_grad(set_to_none=True)
+        policy = self._policy_step(zs, noise, constraint, data.task)
+        multiplier, violation = self.multiplier, self._violation(targets.risk, recent_cost)
+        if constraint is not None:
+            self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation)
+        self._polyak()
+        self.search.refresh()
+        self.updates += 1
+        metrics: Metrics = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+        metrics |= {"total_loss": total.detach(), "grad_norm": norm, **policy}
+        metrics |= {"energy_mean": model.energy_mean.clone(), "energy_std": model.energy_std.clone()}
+        return metrics | self._cost_metrics(targets.risk, violation, multiplier)
+
+    def _violation(self, risk: Tensor, recent_cost: Tensor | None) -> Tensor:
+        """By how much the discounted cost exceeds h, (constraints,). A cost of c a step is one of c * sum_t gamma_c^t discounted."""
+        if self.config.multiplier_actions == "policy" or not self.budgets:
+            return risk - self.budget
+        assert recent_cost is not None, "multiplier_actions 'recent' needs the recent cost"
+        return recent_cost.to("cpu", torch.float64) * self.discounted_steps - self.budget
+
+    def _cost_metrics(self, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
+        """The multiplier that this update used and the risk it found; one suffix per constraint where there are several."""
+        metrics: Metrics = {}
+        effective = effective_multiplier(violation, multiplier, self.config.rho)
+        for i in range(len(self.budgets)):
+            end = "" if len(self.budgets) == 1 else f"_{i}"
+            metrics |= {f"multiplier{end}": multiplier[i], f"effective_multiplier{end}": effective[i],
+                        f"risk{end}": risk[i], f"violation{end}": violation[i]}  # fmt: skip
+        return metrics
+
+    @torch.no_grad()
+    def _polyak(self) -> None:
+        model, pairs = self.model, [(self.model.target_critics, self.model.critics)]
+        if self.budgets:
+            pairs.append((model.target_cost_critics, model.cost_critics))
+        for target, online in pairs:
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
+
+    def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
+        """Clip the gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or the gradient that is not finite."""
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if bool(torch.isfinite(norm)):
+            return norm
+        odd = [f"the {name} loss" for name, loss in losses.items() if not bool(torch.isfinite(loss))]
+        odd += [f"the gradient of {n}" for n, p in self.model.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        what = odd[0] if odd else f"the norm of the {owner}'s gradient"
+        raise NonFiniteError(f"{what} is not finite at update {self.updates}: lower the learning rate, or look at the environment's rewards and costs.")
+
+    # ------------------------------------------------------------------------------------------------ the learner's protocol
+
+    def sequences(self, batch: Batch) -> Sequences:
+        """Sub-sequences of the replay, (batch, time, ...), as the losses take them."""
+        last = batch.next_observation[:, -1:]
+        observation = torch.cat([batch.observation, last], dim=1).transpose(0, 1).to(self.dtype)
+        action = (batch.action.transpose(0, 1).to(self.dtype) - self.box.bias) / self.box.scale
+        cost = batch.cost.permute(2, 1, 0).to(self.dtype)
+        return Sequences(observation, action.clamp(-1, 1), batch.reward.T.to(self.dtype), cost, batch.terminated.T.to(self.dtype), None)
+
+    def update(self, replay: Replay, updates: int) -> Metrics:
+        """``updates`` updates on sub-sequences of ``replay``; the metrics are those of the last."""
+        c = self.config
+        metrics: Metrics = {}
+        recent = replay.recent_cost(c.recent_steps) if self.budgets and c.multiplier_actions == "recent" else None
+        for _ in range(updates):
+            data = self.sequences(replay.sample_sequences(c.batch_size, c.horizon, self.generator))
+            metrics = self.update_sequences(data, UpdateNoise.draw(self.model, c.batch_size, self.generator), recent)
+        return metrics
+
+    def observe(self, observation: Tensor) -> None:
+        """MBDPO keeps no running statistics of observations."""
+
+    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
+        """(envs, observation) -> (envs, action) inside the bounds, as at an episode's first step: there is no last plan."""
+        return self.act_on(observation, observation.new_zeros(len(observation), self.memory_size), mode, generator)[0]
+
+    @torch.no_grad()
+    def act_on(
+        self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator, task: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(envs, observation) and the last plans (envs, memory_size), zeros at an episode's start -> (envs, action) in bounds, and the new plans.
+
+        Planning draws from ``generator`` in every mode; ``deterministic`` only leaves out the noise on the action.
+        """
+        state = observation.to(self.device, self.dtype)
+        last = memory.to(self.device, self.dtype).view(len(state), self.config.horizon, self.shape.action)
+        start = torch.cat([last[:, 1:], torch.zeros_like(last[:, :1])], dim=1)
+        noise = PlanNoise.draw(self.config, len(state), self.shape.action, state, generator)
+        z = self.model.encode(state, task)
+        plan, action = self.search.plan(z, start, noise, task, self.episodic, self.constraint(), mode != "deterministic")
+        return action * self.box.scale + self.box.bias, plan.flatten(1)
+
+    def _optimisers(self) -> dict[str, torch.optim.Adam]:
+        return {"model": self.model_optimiser, "policy": self.policy_optimiser}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, targets, running statistics, Adam moments, multiplier, counters and generator, as flat named tensors."""
+        state = gather({"model": self.model}, self._optimisers())
+        state |= {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
+        if self.model.multitask and self.model.task_table.grad is not None and self.config.leak_task_gradient:
+            state["leaked"] = self.model.task_table.grad
+        state["episodic"] = torch.tensor(self.episodic)
+        state["updates"] = torch.tensor(self.updates)
+        state["generator"] = self.generator.get_state()
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
+        try:
+            restore(state, {"model": self.model}, self._optimisers())
+            self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
+            if self.model.multitask:
+                self.model.task_table.grad = state["leaked"].clone() if "leaked" in state else None
+            self.episodic = bool(state["episodic"])
+            self.updates = int(state["updates"])
+            self.generator.set_state(state["generator"].cpu())
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(f"the saved learner does not fit this configuration or environment ({str(error).splitlines()[0]}).") from error
+        self.search.refresh()

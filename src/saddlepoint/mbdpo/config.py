@@ -1,0 +1,290 @@
+"""MBDPO's options. The corrections of the released program are named options here; ``PARITY`` turns them back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from saddlepoint.constrained.lagrangian import MultiplierRule
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class MBDPOConfig:
+    """Model-based diffusion policy optimisation (arXiv 2605.26282). Numbers in brackets are the deviations of the release (docs/deviations.md)."""
+
+    # --- planning
+    planner: Literal["denoise", "mppi", "score", "policy"] = "denoise"
+    """what acts: denoising with model-based scores, MPPI (then this is TD-MPC2), denoising by the score network alone, or the policy prior"""
+    horizon: int = 3
+    """steps that are imagined, and length of the sub-sequences of an update"""
+    proposals: int = 512
+    """action sequences that are imagined at each denoising level, or MPPI iteration"""
+    elites: int = 64
+    """best proposals that are averaged; 0 averages all"""
+    policy_rollouts: int = 24
+    """proposals that are replaced by rollouts of the policy prior"""
+    rollouts: Literal["once", "each"] = "once"
+    """draw the policy rollouts once a plan, or (released) anew at each level, which is work without news [7]"""
+    steps: int = 20
+    """noise levels of the diffusion; all but the cleanest are visited"""
+    beta_first: float = 1e-4
+    """first beta of the variance-preserving schedule"""
+    beta_last: float = 1e-2
+    """last beta"""
+    temperature: float = 0.5
+    """of the softmax over the elites' standardised values (MPPI: weights exp(temperature * (value - best)))"""
+    action_noise: float = 0.05
+    """std of the exploration noise on the first action of the plan, for actions scaled to [-1, 1]"""
+    mppi_iterations: int = 6
+    """rounds of MPPI"""
+    mppi_min_std: float = 0.05
+    """smallest std of MPPI's proposals, also its exploration noise"""
+    mppi_max_std: float = 2.0
+    """largest, with which it begins"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """precision of what is imagined while planning; learning is in float32"""
+
+    # --- the energy of behaviour
+    energy_weight: float = 0.01
+    """eta: how much the normalised energy shapes imagined rewards; at 0 there is no energy"""
+    energy_clip: float = 5.0
+    """bound of the normalised energy"""
+    energy_momentum: float = 0.99
+    """of the running mean and std of its logits"""
+    negative_noise: float = 0.5
+    """std of the noise on the policy's action that makes the noisy negative"""
+    energy_pairs: Literal["aligned", "released"] = "aligned"
+    """positives are the actions taken in their own states, or (released) in other samples' states, which teaches noise [1]"""
+
+    # --- values
+    gamma: float = 0.99
+    """discount of rewards; TD-MPC2's rule is clip((T/5 - 1)/(T/5), 0.95, 0.995) for episodes of T steps
+    (``heuristic_discount``), which each of several tasks has by its own length"""
+    td_action: Literal["search", "prior"] = "search"
+    """whose action the TD target values: that of the denoised plan, which is what acts, or (released) the policy prior's [5]"""
+    td_levels: int = 4
+    """denoising levels of the score network that ``search`` visits for each next state"""
+    target_critics: Literal["random", "first"] = "random"
+    """which two target critics' minimum is the target: drawn anew, or (released) always the first two, so that the others never enter [5]"""
+    episodic: Literal["auto", "on", "off"] = "auto"
+    """learn and imagine where the task ends: from the first end that is seen, always or (released default) never"""
+
+    # --- the score network
+    score_training: Literal["planner", "released"] = "planner"
+    """on many states and levels, at points such as the planner visits, with errors in units of the plan; or (released) on one state, level and
+    N(0, I) point an update, with errors of up to 1,400, whose gradient drowns all other losses once it is clipped [3]"""
+    score_states: int = 16
+    """states an update for which Monte-Carlo targets are made"""
+    score_proposals: int = 64
+    """proposals of each target"""
+
+    # --- safety, for environments with a cost
+    rho: float = 1.0
+    """penalty weight of the augmented Lagrangian"""
+    risk_std: float = 1.0
+    """k in the risk R = mean + k * std of the cost critics"""
+    cost_members: int = 4
+    """members of each constraint's cost ensemble"""
+    cost_gamma: float = 0.99
+    """discount of costs"""
+    cost_weight: float = 0.1
+    """weight of the losses of the cost head and the cost critics"""
+    multiplier_rule: MultiplierRule = "dual_ascent"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
+    multiplier_actions: Literal["policy", "recent"] = "policy"
+    """what moves lambda: the risk of the TD target's actions at replayed states, or what the last steps really cost"""
+    recent_steps: int = 2000
+    """environment steps whose mean cost moves lambda with ``recent``"""
+    multiplier: float = 0.6931
+    """lambda at the start"""
+    multiplier_rate: float = 3e-4
+    """step size of lambda's update"""
+    multiplier_interval: int = 1000
+    """updates between two steps of the rule ``augmented``"""
+
+    # --- learning
+    batch_size: int = 256
+    """sub-sequences an update"""
+    learning_rate: float = 3e-4
+    """Adam's step"""
+    encoder_rate: float = 0.3
+    """the encoder's step as a share of it"""
+    clip: float = 20.0
+    """bound of the gradient's norm, for the model and for the policy prior"""
+    temporal_decay: float = 0.5
+    """weight of each imagined step beside the one before it"""
+    consistency_weight: float = 20.0
+    """weight of the latent prediction loss"""
+    reward_weight: float = 0.1
+    """weight of the reward loss"""
+    value_weight: float = 0.1
+    """weight of the value loss"""
+    termination_weight: float = 1.0
+    """weight of the termination loss"""
+    contrastive_weight: float = 1.0
+    """weight of the energy's loss"""
+    score_weight: float = 1.0
+    """weight of the score loss"""
+    entropy_weight: float = 1e-4
+    """weight of the prior's scaled entropy"""
+    polyak: float = 0.01
+    """share of the online critics that enters the targets, and rate of the running value scale"""
+    leak_task_gradient: bool = False
+    """let the prior's loss add to the next update of the task embedding (released) [9]"""
+
+    # --- sizes
+    encoder_layers: int = 2
+    """layers of the encoder, the last included"""
+    encoder_width: int = 256
+    """its hidden units"""
+    width: int = 512
+    """hidden units of all other networks, two layers each"""
+    latent: int = 512
+    """width of the latent state"""
+    simplex: int = 8
+    """entries of each simplex of the latent state"""
+    critics: int = 5
+    """members of the reward-value ensemble"""
+    dropout: float = 0.01
+    """in the first layer of the critics while they are fitted (the release also drops units in the prior's loss)"""
+    bins: int = 101
+    """bins of the two-hot regressions"""
+    bin_limit: float = 10.0
+    """last bin, in symlog units"""
+    time_embedding: int = 64
+    """width of the score network's embedding of the level"""
+    task_embedding: int = 96
+    """width of the learned embedding of the task, with several tasks"""
+
+    @property
+    def trains_score(self) -> bool:
+        """Whether the score network is used at all; else it is not trained."""
+        return self.planner == "score" or self.td_action == "search"
+
+    def validate(self) -> None:
+        """Raise ``UserError`` for values or combinations that cannot work."""
+        positive = (
+            "horizon", "steps", "temperature", "mppi_iterations", "mppi_min_std", "energy_clip", "td_levels", "score_states",
+            "score_proposals", "rho", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
+            "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "width", "latent", "simplex", "bin_limit",
+            "time_embedding", "task_embedding",
+        )  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{_flag(name)} must be greater than 0, not {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{_flag(name)} must be a finite number that is not negative, not {value}.")
+        for name in ("gamma", "cost_gamma", "polyak"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{_flag(name)} must lie in (0, 1], not {getattr(self, name)}.")
+        if self.steps < 2:
+            raise UserError(f"--steps {self.steps} leaves no level to visit: the cleanest is not; give at least 2.")
+        if self.proposals < 2 or self.score_proposals < 2:
+            raise UserError("--proposals and --score-proposals must be at least 2: values are standardised among them.")
+        if not 0 <= self.elites <= self.proposals:
+            raise UserError(f"--elites {self.elites} must lie between 0 and --proposals {self.proposals}.")
+        if not 0 <= self.policy_rollouts <= self.proposals:
+            raise UserError(f"--policy-rollouts {self.policy_rollouts} must lie between 0 and --proposals {self.proposals}.")
+        if self.mppi_min_std > self.mppi_max_std:
+            raise UserError(f"--mppi-min-std {self.mppi_min_std} must not exceed --mppi-max-std {self.mppi_max_std}.")
+        if not 0 < self.beta_first <= self.beta_last < 1:
+            raise UserError(f"--beta-first {self.beta_first} and --beta-last {self.beta_last} must satisfy 0 < first <= last < 1.")
+        if self.energy_momentum > 1 or self.dropout >= 1:
+            raise UserError("--energy-momentum must be at most 1, and --dropout below 1.")
+        if self.critics < 2 or self.bins < 2:
+            raise UserError("--critics and --bins must be at least 2: a value averages two critics, and a code has two bins.")
+        if self.latent % self.simplex:
+            raise UserError(f"--latent {self.latent} must be a multiple of --simplex {self.simplex}.")
+        if self.score_training == "released" and self.td_action == "search":
+            raise UserError("--score-training released fits no plan that a TD target could use: give --td-action prior, or train it as the planner acts.")
+        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
+        for name, (works, needs) in EFFECTIVE_WITH.items():
+            if name in given and not works(self):
+                raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+
+
+def heuristic_discount(episode_length: float) -> float:
+    """clip((T/5 - 1)/(T/5), 0.95, 0.995) for episodes of T steps (TD-MPC2)."""
+    share = episode_length / 5
+    return min(max((share - 1) / share, 0.95), 0.995)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _imagines(c: MBDPOConfig) -> bool:
+    return c.planner in ("denoise", "mppi")
+
+
+def _diffuses(c: MBDPOConfig) -> bool:
+    return c.planner == "denoise" or c.trains_score
+
+
+SCORE_USED = "--planner score or --td-action search"
+EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
+    "proposals": (_imagines, "--planner denoise or mppi"),
+    "elites": (lambda c: _imagines(c) or (c.trains_score and c.score_training == "planner"), "a planner that imagines"),
+    "policy_rollouts": (_imagines, "--planner denoise or mppi"),
+    "rollouts": (lambda c: c.planner == "denoise" and c.policy_rollouts > 0, "--planner denoise and --policy-rollouts"),
+    "steps": (_diffuses, "--planner denoise, or a score network"),
+    "beta_first": (_diffuses, "--planner denoise, or a score network"),
+    "beta_last": (_diffuses, "--planner denoise, or a score network"),
+    "action_noise": (lambda c: c.planner in ("denoise", "score") or c.td_action == "search", "--planner denoise or score"),
+    "mppi_iterations": (lambda c: c.planner == "mppi", "--planner mppi"),
+    "mppi_min_std": (lambda c: c.planner == "mppi", "--planner mppi"),
+    "mppi_max_std": (lambda c: c.planner == "mppi", "--planner mppi"),
+    "precision": (_imagines, "--planner denoise or mppi"),
+    **dict.fromkeys(
+        ("energy_clip", "energy_momentum", "energy_pairs", "negative_noise", "contrastive_weight"),
+        (lambda c: c.energy_weight > 0, "an --energy-weight above 0"),
+    ),
+    "td_levels": (lambda c: c.td_action == "search", "--td-action search"),
+    "score_training": (lambda c: c.trains_score, SCORE_USED),
+    "score_states": (lambda c: c.trains_score and c.score_training == "planner", SCORE_USED),
+    "score_proposals": (lambda c: c.trains_score, SCORE_USED),
+    "score_weight": (lambda c: c.trains_score, SCORE_USED),
+    "time_embedding": (lambda c: c.trains_score, SCORE_USED),
+    "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
+    "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
+    "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
+    "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+    "termination_weight": (lambda c: c.episodic != "off", "--episodic auto or on"),
+    "leak_task_gradient": (lambda c: False, "several tasks, which are given in Python"),
+    "task_embedding": (lambda c: False, "several tasks, which are given in Python"),
+}
+"""options that act only beside others: when, and in words"""
+
+
+DEFAULT = MBDPOConfig()
+PARITY = replace(
+    DEFAULT, rollouts="each", energy_pairs="released", td_action="prior", target_critics="first", episodic="off",
+    score_training="released", leak_task_gradient=True,
+)  # fmt: skip
+"""The released agent, to the fixtures' tolerance."""
+SMALL = replace(
+    DEFAULT, proposals=128, elites=24, policy_rollouts=12, steps=8, encoder_width=128, width=128, latent=128, batch_size=128,
+    score_states=8, score_proposals=32, td_levels=2,
+)  # fmt: skip
+"""For a laptop's CPU."""
+
+PRESETS: dict[str, MBDPOConfig] = {
+    "default": DEFAULT,
+    "parity": PARITY,
+    "small": SMALL,
+    "td-mpc2": replace(DEFAULT, planner="mppi", td_action="prior", energy_weight=0.0),
+    "size-1": replace(DEFAULT, width=384, latent=128, critics=2),
+    "size-5": DEFAULT,
+    "size-19": replace(DEFAULT, encoder_layers=3, encoder_width=1024, width=1024, latent=768),
+    "size-48": replace(DEFAULT, encoder_layers=4, encoder_width=1792, width=1792, latent=768),
+    "size-317": replace(DEFAULT, encoder_layers=5, encoder_width=4096, width=4096, latent=1376, critics=8),
+}
+"""sizes in millions of parameters are TD-MPC2's"""

@@ -1,0 +1,153 @@
+"""The agent's search: the planner of the config, on a world model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saddlepoint.diffusion.schedule import Schedule, linear_betas, vp_schedule
+from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.imagine import Constraint, Rolled, policy_rollouts, roll, sequence_values
+from saddlepoint.mbdpo.planner import denoise, mppi, plan_score, propose, score_of_mean, visited
+from saddlepoint.mbdpo.world_model import WorldModel
+from saddlepoint.nn.normed import linear
+
+
+class PlanNoise(NamedTuple):
+    """Every random draw of one plan. ``rounds`` are the visited levels from the noisiest on, or MPPI's iterations; normal where nothing else is said."""
+
+    proposals: Tensor  # (rounds, batch, proposals, horizon, action)
+    rollouts: Tensor  # (rounds, or 1 for once a plan, horizon, batch, rollouts, action)
+    terminal: Tensor  # (rounds, batch, proposals, action): the prior's noise at the end of each proposal
+    critics: Tensor  # (rounds, 2) int64: the two critics that are averaged
+    action: Tensor  # (batch, action): exploration
+    choice: Tensor  # (batch,) uniform on [0, 1): which elite MPPI executes
+
+    @classmethod
+    def draw(cls, config: MBDPOConfig, batch: int, action: int, like: Tensor, generator: torch.Generator) -> PlanNoise:
+        """Noise for ``batch`` plans, in the type and on the device of ``like``."""
+        c = config
+        rounds = {"denoise": c.steps - 1, "mppi": c.mppi_iterations}.get(c.planner, 0)
+        own = rounds if c.planner == "denoise" and c.rollouts == "each" else min(rounds, 1)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+        return cls(
+            normal(rounds, batch, c.proposals, c.horizon, action),
+            normal(own, c.horizon, batch, c.policy_rollouts, action),
+            normal(rounds, batch, c.proposals, action),
+            draw_critics(c.critics, rounds, generator),
+            normal(batch, action),
+            torch.rand(batch, generator=generator, dtype=like.dtype, device=like.device),
+        )
+
+
+def draw_critics(critics: int, rounds: int, generator: torch.Generator) -> Tensor:
+    """Two different critics for each of ``rounds``: (rounds, 2) int64."""
+    return torch.rand(rounds, critics, generator=generator, device=generator.device).argsort(-1)[:, :2]
+
+
+def _lower(model: WorldModel) -> WorldModel:
+    """The model with weights in bfloat16; its discounts and running statistics are shared, in full precision."""
+    low = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
+    low.gamma, low.energy_mean, low.energy_std = model.gamma, model.energy_mean, model.energy_std
+    return low
+
+
+class Search:
+    """Plans from latents, and the amortised plan of the score network. It reads the model and never writes to it."""
+
+    def __init__(self, config: MBDPOConfig, model: WorldModel, compile: bool) -> None:
+        self.config, self.model = config, model
+        self.schedule: Schedule = vp_schedule(linear_betas(config.steps, config.beta_first, config.beta_last))
+        self.alpha_bar: list[float] = self.schedule.alpha_bar.tolist()
+        self._low = _lower(model) if config.precision == "bfloat16" else None
+        # The one compile site: the imagined steps are nearly all of a plan's work.
+        self.roll: Callable[..., Rolled] = torch.compile(roll, dynamic=False) if compile else roll
+
+    def refresh(self) -> None:
+        """Take over the model's weights where planning works on a copy of lower precision."""
+        if self._low is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._low.parameters()), list(self.model.parameters()))
+
+    def values(
+        self, z: Tensor, plans: Tensor, noise: Tensor, critics: Tensor, task: Tensor | None, episodic: bool, constraint: Constraint | None,
+        exact: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """G of ``plans`` (batch, proposals, horizon, action) from ``z`` (batch, 1, latent): (batch, proposals), in the latents' precision.
+
+        ``exact`` imagines in the model's own precision even where planning is to use a lower one.
+        """
+        model = self.model if exact or self._low is None else self._low
+        kind = next(model.parameters()).dtype
+        rolled = self.roll(model, z.to(kind), plans.to(kind), task, episodic, constraint is not None)
+        horizon, chosen = plans.shape[-2], critics.tolist()
+        return sequence_values(model, rolled, horizon, noise.to(kind), chosen, task, constraint).to(z.dtype)
+
+    def plan(
+        self, z: Tensor, start: Tensor, noise: PlanNoise, task: Tensor | None, episodic: bool, constraint: Constraint | None, explore: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Plans (batch, horizon, action) from ``z`` (batch, latent), and the actions (batch, action) to execute. ``task`` is None or (batch,).
+
+        ``start`` is the last plan moved on by a step, zeros at the start of an episode.
+        """
+        c, model = self.config, self.model
+        start = model.masked(start, None if task is None else task[:, None])
+        if c.planner == "policy":
+            sample = model.policy(z, noise.action, task)
+            return start, sample.action if explore else sample.mean
+        if c.planner == "score":
+            return self._executed(self.amortised(z, start, task), noise, task, explore)
+        states, tasks = z.unsqueeze(1), None if task is None else task[:, None]
+        ours = policy_rollouts(model, states, noise.rollouts[0], tasks)
+
+        def complete(plans: Tensor, i: int) -> Tensor:
+            rollouts = ours if i == 0 or len(noise.rollouts) == 1 else policy_rollouts(model, states, noise.rollouts[i], tasks)
+            plans = model.masked(plans, None if task is None else task[:, None, None])
+            return torch.cat([rollouts, plans[:, rollouts.shape[1] :]], dim=1)
+
+        def value(plans: Tensor, i: int) -> Tensor:
+            return self.values(states, plans, noise.terminal[i], noise.critics[i], tasks, episodic, constraint)
+
+        if c.planner == "mppi":
+            choice = torch.cat([noise.choice[:, None], noise.action], dim=1) if explore else None
+            mean, action = mppi(start, noise.proposals, complete, value, c.temperature, c.elites, (c.mppi_min_std, c.mppi_max_std), choice)
+            return mean, model.masked(action, task)
+        levels = visited(c.steps)
+
+        def score(x: Tensor, tau: int) -> Tensor:
+            i = levels[0] - tau
+            plans = complete(propose(x, self.alpha_bar[tau], noise.proposals[i]), i)
+            return plan_score(x, plans, value(plans, i), self.alpha_bar[tau], c.temperature, c.elites)
+
+        return self._executed(denoise(start, self.schedule, levels, score), noise, task, explore)
+
+    def _executed(self, plan: Tensor, noise: PlanNoise, task: Tensor | None, explore: bool) -> tuple[Tensor, Tensor]:
+        action = plan[:, 0] + self.config.action_noise * noise.action if explore else plan[:, 0]
+        return plan, self.model.masked(action, task).clamp(-1, 1)
+
+    def amortised(self, z: Tensor, start: Tensor, task: Tensor | None, levels: int | None = None) -> Tensor:
+        """The plans (batch, horizon, action) that the score network denoises from ``z`` (batch, latent), over all levels or ``levels`` of them."""
+        model, net = self.model, self.model.score_head
+        parts = (z,) if task is None else (z, model.embedding(task))
+        # All that does not change from level to level: the state's and the levels' parts of the first layer.
+        layers = net.layers(frozen=True)[0]
+        fixed = sum((linear(part, weight) for part, weight in zip(parts, layers.first)), start=layers.biases[0])
+        times, of_plan = linear(model.times, layers.first[-1]), layers.first[-2].mT
+        mask = None if task is None else task[:, None]
+
+        def score(x: Tensor, tau: int) -> Tensor:
+            pre = torch.addmm(fixed + times[tau], x.flatten(1), of_plan)
+            return model.masked(self.score_from_output(x, net.after_first(layers, pre).view_as(x), self.alpha_bar[tau]), mask)
+
+        return denoise(model.masked(start, mask), self.schedule, visited(self.config.steps, levels), score)
+
+    def score_from_output(self, x: Tensor, output: Tensor, alpha_bar: float) -> Tensor:
+        """The score that the network's output means: itself (released), or that of the mean plan which it predicts."""
+        return output if self.config.score_training == "released" else score_of_mean(x, output, alpha_bar)

@@ -1,0 +1,90 @@
+"""A frozen CLIP: unit embeddings of pictures, which stay tensors, and of phrases, each of which is encoded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
+from saddlepoint.types import UserError
+
+BATCH = 64
+"""phrases encoded at once"""
+
+
+class CLIPEncoder:
+    """z(.) of pictures and phrases. Not trained; float32."""
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        """``source`` is a folder in transformers' layout or a hub id. Raises ``UserError`` when it holds no CLIP with safetensors weights."""
+        require_extra()
+        from transformers import AutoTokenizer, CLIPModel
+        from transformers.models.clip import CLIPImageProcessorPil
+
+        try:
+            model: Any = CLIPModel.from_pretrained(source, use_safetensors=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            processor = CLIPImageProcessorPil.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the CLIP {source} cannot be loaded ({_first_line(error)}): {NO_WEIGHTS}") from error
+        self._model = model.to(device).eval().requires_grad_(False)
+        self.device = device
+        self.scale = float(self._model.logit_scale.exp())
+        """the factor of cosines in CLIP's own logits"""
+        self._size = self._model.config.vision_config.image_size
+        self._mean = torch.tensor(processor.image_mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(processor.image_std, device=device).view(1, 3, 1, 1)
+        self._phrases: dict[str, Tensor] = {}
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def images(self, images: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [0, 1] -> (batch, dim), unit norm. The last batch is remembered: reward and cost look at the same pictures."""
+        if self._last is None or self._last[0] is not images:
+            pixels = images.to(self.device, torch.float32)
+            scale = self._size / min(pixels.shape[-2:])
+            if scale != 1:
+                size = [max(self._size, round(side * scale)) for side in pixels.shape[-2:]]
+                pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+            top, left = ((side - self._size) // 2 for side in pixels.shape[-2:])
+            pixels = pixels[..., top : top + self._size, left : left + self._size]
+            features = self._model.get_image_features(pixel_values=(pixels - self._mean) / self._std).pooler_output
+            self._last = (images, functional.normalize(features, dim=-1))
+        return self._last[1]
+
+    @torch.no_grad()
+    def phrases(self, phrases: Sequence[str]) -> Tensor:
+        """(batch,) -> (batch, dim), unit norm."""
+        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._phrases]
+        for first in range(0, len(new), BATCH):
+            part = new[first : first + BATCH]
+            limit = self._model.config.text_config.max_position_embeddings
+            tokens = self._tokenizer(part, padding="max_length", truncation=True, max_length=limit, return_tensors="pt").to(self.device)
+            features = self._model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+            self._phrases |= zip(part, functional.normalize(features, dim=-1), strict=True)
+        return torch.stack([self._phrases[phrase] for phrase in phrases])
+
+
+def check_clip(source: str) -> None:
+    """Raises ``UserError`` when ``source`` is a folder that holds no CLIP; a hub id is looked up when it is loaded."""
+    folder = Path(source)
+    if not folder.exists():
+        if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+            return
+        raise UserError(f"there is no CLIP folder {source}: give --clip a folder in transformers' layout, or a hub id.")
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{source} is not a CLIP in transformers' layout (it has no readable config.json): give --clip another folder.") from error
+    if kind != "clip":
+        raise UserError(f"{source} holds a model of type {kind!r}, not clip: give --clip another folder.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,255 @@
+"""What a post-training run of a text-to-image model is asked to do. ``PARITY`` is the released program's setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from saddlepoint.constrained.lagrangian import MultiplierRule
+from saddlepoint.types import UserError
+
+LogProbReduction = Literal["mean", "sum"]
+SteeringMode = Literal["translation", "projection"]
+
+CLIP_RANGES: dict[LogProbReduction, float] = {"mean": 1e-4, "sum": 0.2}
+"""PPO's clip range that belongs to each reduction: a mean over thousands of latent elements makes ratios that differ from 1 by as much less"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: where its parts come from and where they go. These do not change the algorithm."""
+
+    pipeline: str
+    """Stable-Diffusion pipeline: a folder in diffusers' layout, or a hub id"""
+    prompts: str
+    """training prompts: .txt (one a line), .csv (column prompt, and optionally unsafe with 0 or 1), or .jsonl with the same keys"""
+    held_out_prompts: str = ""
+    """prompts of the held-out measure, in the same formats; without them a share of the training prompts is set aside"""
+    seed: int = 0
+    """everything random is a function of it, of the epoch and of the image's place in the epoch"""
+    epochs: int = 100
+    """epochs of the whole run: each samples images and learns from them"""
+    eval_every: int = 10
+    """epochs between held-out measures; there is always one before the first epoch and one at the end"""
+    checkpoint_every: int = 5
+    """epochs between checkpoints, each of which holds what learns and AdamW's moments; there is always one at the start and one at the end"""
+    keep_checkpoints: int = 2
+    """newest checkpoints kept"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the models live; auto takes CUDA if there is one"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves its own choice"""
+    out: Path | None = None
+    """run folder, which must not hold a run yet; by default a new one under runs/"""
+    quiet: bool = False
+    """plain log lines instead of the live progress line"""
+
+    def validate(self) -> None:
+        """Raises ``UserError`` for a value that cannot work; files are looked at when they are read."""
+        for name in ("pipeline", "prompts"):
+            if not getattr(self, name):
+                raise UserError(f"training needs --{name}: a {'pipeline folder or hub id' if name == 'pipeline' else 'file of prompts'}.")
+        _require_at_least(self, {"seed": 0, "epochs": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "threads": 0})
+
+
+@dataclass(frozen=True)
+class SafeDiffusionConfig:
+    """SafeDiffusion-R1 (arXiv 2605.18719) and its constrained form. Numbers in brackets are deviations of the release (docs/deviations.md)."""
+
+    # --- the reward
+    reward: str = "auto"
+    """``steered``: CLIP alignment with the steered prompt; ``alignment``: with the prompt itself (the ablation); or ``module:name`` of your own; auto is
+    steered, and alignment where --unsafe-budget sees to the safety"""
+    clip: str = "openai/clip-vit-large-patch14"
+    """the frozen CLIP: a folder in transformers' layout, or a hub id"""
+    anchors: str = "compact"
+    """phrases of the safety direction: compact, scaled, unsafe-only, or a folder with unsafe.txt and optionally safe.txt"""
+    alpha: float = 0.5
+    """how far a prompt is steered"""
+    steering: SteeringMode = "translation"
+    """add the direction, or first take the prompt's own part along it away"""
+    steer: Literal["always", "unsafe"] = "always"
+    """steer every prompt, or only those on the unsafe side of the direction [1]"""
+
+    # --- the constraint
+    unsafe_budget: float | None = None
+    """at most this mean cost, such as 0.02 for 2 % unsafe images: the Lagrangian then weighs reward against cost; None optimises the reward alone"""
+    cost: str = "probability"
+    """unsafety of an image: ``probability`` (CLIP's zero-shot probability of the unsafe anchors), ``coordinate`` (1 minus its coordinate along the
+    safety direction), ``none``, or ``module:name`` of a detector; without a budget it is only logged"""
+    multiplier_rule: MultiplierRule = "dual_ascent"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
+    multiplier: float = 0.0
+    """lambda at the start, in standard deviations of the reward within a group for one unit of cost"""
+    multiplier_rate: float = 0.5
+    """step of lambda an epoch"""
+    rho: float = 5.0
+    """penalty weight of the augmented Lagrangian"""
+
+    # --- the held-out measure
+    utility: str = "alignment"
+    """what must not fall while the reward rises: ``alignment`` (CLIP, with the unsteered prompt), or ``module:name`` of your own"""
+    held_out: float = 0.1
+    """share of the training prompts that is set aside for it"""
+    held_out_images: int = 32
+    """images of one measure, at most one a prompt, always from the same noise"""
+
+    # --- sampling
+    group_size: int = 16
+    """images of one prompt, compared with one another"""
+    images: int = 64
+    """images an epoch, over all processes"""
+    sample_batch: int = 16
+    """images denoised at once in each process"""
+    steps: int = 50
+    """denoising steps"""
+    eta: float = 1.0
+    """noise of stochastic DDIM, above 0"""
+    guidance: float = 5.0
+    """classifier-free guidance; 1 is none"""
+    start: Literal["group", "image", "all"] = "group"
+    """which images share their first latent: those of a group (the paper), none, or all of an epoch (released) [9]"""
+
+    # --- the update
+    log_prob: LogProbReduction = "mean"
+    """reduction of log-probabilities over a latent's elements [4]"""
+    clip_range: float | None = None
+    """PPO's clip range; None takes the one that belongs to --log-prob: 1e-4 for mean, 0.2 for sum"""
+    advantage_clip: float = 2.5
+    """advantages are clipped to this size"""
+    kl: float = 0.0
+    """weight of KL(policy || start model) of each step; the paper has it, the release does not [7]"""
+    updates: int = 1
+    """optimiser steps an epoch; each takes the same share of every group"""
+    inner_epochs: int = 1
+    """times that an epoch's images are learnt from"""
+    step_share: float = 1.0
+    """share of the denoising steps learnt from, drawn anew for each image; the last step is never among them [6]"""
+    train_batch: int = 4
+    """denoising steps, of any images, in one forward and backward pass of each process: as many as memory allows; it does not change the update"""
+    tune: Literal["lora", "unet"] = "lora"
+    """what learns: low-rank adapters of the attention, or the whole UNet"""
+    rank: int = 16
+    """rank of the adapters"""
+    learning_rate: float = 1e-4
+    """AdamW's step"""
+    weight_decay: float = 1e-4
+    """AdamW's decay"""
+    max_grad_norm: float = 1.0
+    """gradients are clipped to this norm"""
+    ema: float = 0.0
+    """decay an optimiser step of the averaged weights that are measured and exported; 0 has none"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the UNet's products and of the stored latents; auto takes bfloat16 on a CUDA device that has it"""
+    gradient_checkpointing: bool = False
+    """compute activations twice to save memory"""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts (groups) an epoch."""
+        return self.images // self.group_size
+
+    @property
+    def resolved_reward(self) -> str:
+        if self.reward != "auto":
+            return self.reward
+        return "steered" if self.unsafe_budget is None else "alignment"
+
+    @property
+    def resolved_clip_range(self) -> float:
+        return CLIP_RANGES[self.log_prob] if self.clip_range is None else self.clip_range
+
+    @property
+    def trained_steps(self) -> int:
+        """Denoising steps learnt from, of each image."""
+        return max(1, round(self.step_share * (self.steps - 1)))
+
+    @property
+    def uses_clip(self) -> bool:
+        """Whether any score needs the frozen CLIP."""
+        return self.resolved_reward in ("steered", "alignment") or self.cost in ("probability", "coordinate") or self.utility == "alignment"
+
+    @property
+    def uses_anchors(self) -> bool:
+        return self.resolved_reward == "steered" or self.cost in ("probability", "coordinate")
+
+    def validate(self) -> None:
+        """Raise ``UserError`` for values or combinations that cannot work."""
+        ones = ("sample_batch", "updates", "inner_epochs", "train_batch", "rank", "held_out_images")
+        _require_at_least(self, dict.fromkeys(ones, 1) | {"group_size": 2, "images": 2, "steps": 2, "kl": 0, "multiplier": 0, "weight_decay": 0})
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
+        for name in ("eta", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho", "resolved_clip_range"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{_flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(self, name)}.")
+        if self.eta > 1:
+            raise UserError(f"--eta {self.eta} is above 1, the noise of the forward process: choose one in (0, 1].")
+        if self.images % self.group_size:
+            raise UserError(f"--group-size {self.group_size} does not divide --images {self.images}: every prompt needs a whole group.")
+        if self.group_size % self.updates:
+            raise UserError(f"--updates {self.updates} does not divide --group-size {self.group_size}: each takes the same share of every group.")
+        if not 0 <= self.ema < 1 or not 0 <= self.held_out < 1:
+            raise UserError("--ema and --held-out must lie in [0, 1).")
+        if not 0 < self.step_share <= 1:
+            raise UserError(f"--step-share must lie in (0, 1], not {self.step_share}.")
+        if self.unsafe_budget is not None and self.unsafe_budget < 0:
+            raise UserError(f"--unsafe-budget must not be negative, but it is {self.unsafe_budget}.")
+        if self.unsafe_budget is not None and self.cost == "none":
+            raise UserError("--unsafe-budget bounds a cost, and --cost none has none: choose a cost.")
+        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
+        for name, known in (("reward", ("auto", "steered", "alignment")), ("cost", ("probability", "coordinate", "none")), ("utility", ("alignment",))):
+            value = getattr(self, name)
+            if value not in known and ":" not in value:
+                raise UserError(f"{_flag(name)} must be {', '.join(known)} or the module:name of your own, not {value!r}.")
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
+        for name, (works, needs) in EFFECTIVE_WITH.items():
+            if name in given and not works(self):
+                raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+
+
+EFFECTIVE_WITH: dict[str, tuple[Callable[[SafeDiffusionConfig], bool], str]] = {
+    "clip": (lambda c: c.uses_clip, "a --reward, --cost or --utility that uses CLIP"),
+    "anchors": (lambda c: c.uses_anchors, "--reward steered or a --cost that uses CLIP"),
+    "alpha": (lambda c: c.resolved_reward == "steered", "--reward steered"),
+    "steering": (lambda c: c.resolved_reward == "steered", "--reward steered"),
+    "steer": (lambda c: c.resolved_reward == "steered", "--reward steered"),
+    "multiplier_rule": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
+    "multiplier": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
+    "multiplier_rate": (
+        lambda c: c.unsafe_budget is not None and c.multiplier_rule != "augmented", "--unsafe-budget and a --multiplier-rule other than augmented",
+    ),
+    "rho": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
+    "rank": (lambda c: c.tune == "lora", "--tune lora"),
+}  # fmt: skip
+"""options that act only beside others: when, and in words"""
+
+
+PARITY = SafeDiffusionConfig(
+    group_size=16, images=64, updates=16, train_batch=4, start="all", log_prob="mean", kl=0.0, tune="unet", learning_rate=1e-5,
+)  # fmt: skip
+"""The released training: whole UNet, 4 images an optimiser step, one first latent for all. What the release gets wrong without choosing it stays mended:
+log-probabilities are those of the latents as stored [3], and equal rewards give no advantage [8]. The 4 images are one of each prompt, not 4 of one."""
+
+PRESETS: dict[str, SafeDiffusionConfig] = {
+    "default": SafeDiffusionConfig(),
+    "parity": PARITY,
+    "constrained": SafeDiffusionConfig(unsafe_budget=0.02),
+}
+
+
+def _require_at_least(config: object, least: dict[str, int]) -> None:
+    for name, bound in least.items():
+        value = vars(config)[name]
+        if value < bound:
+            raise UserError(f"{_flag(name)} must be at least {bound}, not {value}.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,182 @@
+"""Rewards and costs of pictures. Steering: reward(x, p) = z(x) . z~(p), with z~(p) the prompt's embedding moved along one safety direction."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from saddlepoint.safediffusion.clip import CLIPEncoder
+from saddlepoint.safediffusion.config import SafeDiffusionConfig, SteeringMode
+from saddlepoint.types import NonFiniteError, UserError
+
+
+class Score(Protocol):
+    """A reward, a cost or a measure of pictures: anything that can be called like this, a network or an exact checker."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(batch, 3, height, width) float32 in [0, 1] and the prompts they were made for -> (batch,), finite."""
+        ...
+
+
+class Scores(NamedTuple):
+    """What a run asks of its pictures."""
+
+    reward: Score
+    cost: Score | None
+    """unsafety, >= 0; a detector that answers 0 or 1 makes its mean the share of unsafe pictures"""
+    utility: Score
+
+
+def safety_direction(safe: Tensor, unsafe: Tensor) -> Tensor:
+    """v_safe = normalise(mean z(safe) - mean z(unsafe)); (phrases, dim) each -> (dim,).  SafeDiffusion-R1.
+
+    Rows are brought to unit norm first. ``safe`` may have no rows (the unsafe-only anchors): then v_safe = normalise(-mean z(unsafe)).
+    """
+    away = -normalize(unsafe, dim=-1).mean(0)
+    return normalize(away + normalize(safe, dim=-1).mean(0) if len(safe) else away, dim=-1)
+
+
+def steer(text: Tensor, direction: Tensor, alpha: float, mode: SteeringMode = "translation") -> Tensor:
+    """z~ = normalise(z + alpha v) (translation), or normalise(z - (z.v) v + alpha v) (projection), with z = normalise(text).  SafeDiffusion-R1.
+
+    (..., dim) and a unit vector (dim,) -> (..., dim).
+    """
+    unit = normalize(text, dim=-1)
+    if mode == "translation":
+        return normalize(unit + alpha * direction, dim=-1)
+    if mode == "projection":
+        own = (unit * direction).sum(-1, keepdim=True)
+        return normalize(unit - own * direction + alpha * direction, dim=-1)
+    raise ValueError(f"mode must be translation or projection, not {mode!r}")
+
+
+def scored(score: Score, flag: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """``score(images, prompts)`` as float32 on the images' device, once it is what a score must be. Raises ``UserError`` naming ``flag``."""
+    values = torch.as_tensor(score(images, prompts)).to(images.device, torch.float32)
+    if values.shape != (len(images),):
+        raise UserError(f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for each.")
+    if not bool(values.isfinite().all()):
+        raise NonFiniteError(f"{flag} returned a number that is not finite.")
+    if flag == "--cost" and bool((values < 0).any()):
+        raise UserError("--cost returned a negative number: a cost is 0 or more.")
+    return values
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """z(x) . z(p): how well a picture fits its prompt."""
+
+    clip: CLIPEncoder
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return (self.clip.images(images) * self.clip.phrases(prompts)).sum(-1)
+
+
+@dataclass(frozen=True)
+class SteeredAlignment:
+    """z(x) . z~(p): how well a picture fits its prompt moved towards the safe side."""
+
+    clip: CLIPEncoder
+    direction: Tensor
+    alpha: float
+    mode: SteeringMode
+    when: Literal["always", "unsafe"]
+    """steer every prompt, or those with z(p) . v < 0"""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        text = self.clip.phrases(prompts)
+        wanted = steer(text, self.direction, self.alpha, self.mode)
+        if self.when == "unsafe":
+            wanted = torch.where((text @ self.direction < 0)[:, None], wanted, text)
+        return (self.clip.images(images) * wanted).sum(-1)
+
+
+@dataclass(frozen=True)
+class UnsafeCoordinate:
+    """1 - z(x) . v, between 0 and 2: large where a picture lies on the unsafe side."""
+
+    clip: CLIPEncoder
+    direction: Tensor
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return (1 - self.clip.images(images) @ self.direction).clamp(min=0)  # a rounding error must not make a cost negative
+
+
+@dataclass(frozen=True)
+class UnsafeProbability:
+    """CLIP's zero-shot probability of unsafe against safe, each class the mean of its anchors: sigmoid(scale * z(x) . (unsafe - safe)), the picture's
+    coordinate along v on CLIP's own scale. Between 0 and 1, so that a budget reads as a share."""
+
+    clip: CLIPEncoder
+    safe: Tensor
+    unsafe: Tensor
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.sigmoid(self.clip.scale * (self.clip.images(images) @ (self.unsafe.mean(0) - self.safe.mean(0))))
+
+
+def read_anchors(name: str) -> tuple[list[str], list[str]]:
+    """Safe and unsafe anchor phrases of a named set or a folder; there may be no safe ones. Raises ``UserError``."""
+    home = files("saddlepoint.safediffusion") / "anchors" / name if name in ("compact", "scaled", "unsafe-only") else Path(name)
+    found = []
+    for part in ("safe", "unsafe"):
+        file = home / f"{part}.txt"
+        found.append([line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else [])
+    if not found[1]:
+        raise UserError(f"--anchors {name} is no set of anchors: give compact, scaled, unsafe-only, or a folder with phrases in unsafe.txt.")
+    return found[0], found[1]
+
+
+def load_plugin(flag: str, name: str) -> Score:
+    """The callable ``module:name``; a class is built without arguments. Raises ``UserError`` when there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = vars(import_module(module))[attribute]
+    except ImportError as error:
+        raise UserError(f"{flag} {name}: the module cannot be imported ({error}): is it on the Python path?") from error
+    except KeyError as error:
+        raise UserError(f"{flag} {name}: {module} has no {attribute!r}.") from error
+    if inspect.isclass(found):
+        found = found()
+    if not callable(found):
+        raise UserError(f"{flag} {name} cannot be called: it must take (images, prompts) and return one number for each.")
+    return found
+
+
+def check_scores(config: SafeDiffusionConfig) -> None:
+    """Raises ``UserError`` for anchors or own scores that cannot be had; loads no model of ours."""
+    safe, _ = read_anchors(config.anchors) if config.uses_anchors else ([], [])
+    if config.cost == "probability" and not safe:
+        raise UserError(f"--cost probability weighs safe against unsafe anchors and --anchors {config.anchors} has no safe ones: use --cost coordinate.")
+    for flag, name in (("--reward", config.resolved_reward), ("--cost", config.cost), ("--utility", config.utility)):
+        if ":" in name:
+            load_plugin(flag, name)
+
+
+def build_scores(config: SafeDiffusionConfig, device: torch.device) -> Scores:
+    """The reward, cost and utility that ``config`` names; the CLIP is loaded once. Raises ``UserError``."""
+    own = {name: load_plugin("--reward", name) for name in (config.resolved_reward, config.cost, config.utility) if ":" in name}
+    if not config.uses_clip:
+        return Scores(own[config.resolved_reward], own.get(config.cost), own[config.utility])
+    clip = CLIPEncoder(config.clip, device)
+    known: dict[str, Score] = own | {"alignment": Alignment(clip)}
+    if config.uses_anchors:
+        phrases = read_anchors(config.anchors)
+        unsafe = clip.phrases(phrases[1])
+        safe = clip.phrases(phrases[0]) if phrases[0] else unsafe[:0]
+        direction = safety_direction(safe, unsafe)
+        known |= {
+            "steered": SteeredAlignment(clip, direction, config.alpha, config.steering, config.steer),
+            "coordinate": UnsafeCoordinate(clip, direction),
+            "probability": UnsafeProbability(clip, safe, unsafe),
+        }
+    return Scores(known[config.resolved_reward], known.get(config.cost), known[config.utility])

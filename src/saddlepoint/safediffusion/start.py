@@ -1,0 +1,164 @@
+"""From a configuration to a running trainer: everything that needs no model is checked first, and everything is built before the first file is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from saddlepoint.safediffusion.clip import check_clip
+from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
+from saddlepoint.safediffusion.extras import require_extra
+from saddlepoint.safediffusion.learner import Learner, prepare_unet
+from saddlepoint.safediffusion.log import EpochLog
+from saddlepoint.safediffusion.pipeline import DenoisingTable, denoising_table, load_pipeline, scheduler_config
+from saddlepoint.safediffusion.prompts import PromptSets, read_prompts, split
+from saddlepoint.safediffusion.reward import Scores, build_scores, check_scores
+from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
+from saddlepoint.safediffusion.trainer import Trainer
+from saddlepoint.train import run as run_folder
+from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.types import UserError
+
+C = TypeVar("C", RunConfig, SafeDiffusionConfig)
+
+SYSTEM = "safediffusion"
+OPERATIONAL = frozenset({"epochs", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads"})
+"""fields of ``RunConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
+
+
+def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = False) -> Path:
+    """Train until ``epochs`` and return the run folder: ``post_train(RunConfig(pipeline=..., prompts=...), SafeDiffusionConfig())``.
+
+    With ``resume`` the run in ``run.out`` goes on from its newest whole checkpoint: N + M epochs are N, a resume and M, to the bit on a CPU with the
+    same number of threads and processes. Under ``accelerate launch`` several processes share each epoch's prompts.
+
+    Raises ``UserError`` for a configuration that cannot work, before a model is loaded or a file written, and for a fault on the way, after which the
+    last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
+    """
+    run.validate()
+    config.validate()
+    require_extra()
+    folder = run.out or Path("runs") / f"{SYSTEM}-{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if resume and run.out is None:
+        raise UserError("resuming needs the run folder: give it as --resume RUN.")
+    run, config = _absolute(run, "pipeline", "prompts", "held_out_prompts"), _absolute(config, "clip", "anchors")
+    saved = run_folder.read(folder) if resume else None
+    prompts = read_sets(run, config)
+    check_scores(config)
+    if config.uses_clip:
+        check_clip(config.clip)
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
+    table = denoising_table(scheduler_config(run.pipeline), config.steps)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=run.device == "cpu" or not torch.cuda.is_available())
+    # After the accelerator, which sets them too; a resumed run keeps its own, because they decide the last bits.
+    if threads := run.threads or (saved["resolved"]["threads"] if saved else 0):
+        torch.set_num_threads(threads)
+    if config.prompts % accelerator.num_processes:
+        raise UserError(
+            f"{accelerator.num_processes} processes cannot share the {config.prompts} prompt(s) of an epoch (--images / --group-size) evenly: change --images."
+        )
+    if not resume and accelerator.is_main_process:
+        run_folder.require_new(folder)
+    accelerator.wait_for_everyone()
+    device = accelerator.device
+    low_precision = resolve_precision(config, device)
+    content = _describe(run, config, prompts, device, low_precision, accelerator.num_processes)
+    if saved:
+        _require_same(saved, content, folder)
+    learner, studio, scores = load_parts(run, config, table, device, low_precision)
+    main = accelerator.is_main_process
+    with (
+        stop_on_signal() as stop,
+        run_folder.only_writer(folder) if main else contextlib.nullcontext(),
+        EpochLog(folder if main else None, run.epochs, run.quiet) as log,
+    ):
+        trainer = Trainer(run, config, folder, prompts, studio, scores, learner, accelerator, log, stop)
+        learning = sum(p.numel() for p in learner.parameters.values())
+        log.say(f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from, {len(prompts.held_out)} held out")
+        if config.unsafe_budget is not None:
+            log.say(f"cost budget: a mean {config.cost} of at most {config.unsafe_budget:g} an image")
+        if saved:
+            for name in ("threads", "processes"):
+                before, after = saved["resolved"][name], content["resolved"][name]
+                if before != after:
+                    log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
+            trainer.resume()
+        if main:
+            run_folder.write(folder, content)
+        trainer.run()
+    return folder
+
+
+def load_parts(
+    run: RunConfig, config: SafeDiffusionConfig, table: DenoisingTable, device: torch.device, low_precision: torch.dtype | None
+) -> tuple[Learner, Studio, Scores]:
+    """The models of a run, on their device. Raises ``UserError``."""
+    pipeline = load_pipeline(run.pipeline)
+    prepare_unet(pipeline.unet, config, run.seed)
+    pipeline.to(device)
+    policy = DenoisingPolicy(pipeline.unet, table, config.guidance, config.eta, device, low_precision)
+    return Learner(config, policy), Studio(pipeline, policy), build_scores(config, device)
+
+
+def read_sets(run: RunConfig, config: SafeDiffusionConfig) -> PromptSets:
+    """The run's prompts, as training and held-out ones. Raises ``UserError``."""
+    prompts = read_prompts(run.prompts)
+    if run.held_out_prompts:
+        return PromptSets(prompts, read_prompts(run.held_out_prompts))
+    return split(prompts, config.held_out, run.seed)
+
+
+def resolve_precision(config: SafeDiffusionConfig, device: torch.device) -> torch.dtype | None:
+    """The dtype of the UNet's products and the stored latents, None for float32."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if config.precision == "bfloat16" else None
+
+
+def _absolute(config: C, *names: str) -> C:
+    """``config`` with paths that do not depend on where the command was given: a run may be resumed from elsewhere. Hub ids stay."""
+    found = {name: str(Path(vars(config)[name]).resolve()) for name in names if vars(config)[name] and Path(vars(config)[name]).exists()}
+    return replace(config, **found)  # type: ignore[arg-type]
+
+
+def _describe(
+    run: RunConfig, config: SafeDiffusionConfig, prompts: PromptSets, device: torch.device, low_precision: torch.dtype | None, processes: int
+) -> dict[str, Any]:
+    """The content of config.json, as it will be read back."""
+    resolved = {
+        "device": device.type,
+        "precision": "bfloat16" if low_precision else "float32",
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "prompts_sha256": prompts.digest(),
+    }
+    content = {"format": run_folder.FORMAT, "system": SYSTEM, "train": asdict(run), "learner": asdict(config), "resolved": resolved}
+    return json.loads(json.dumps(content, default=str))
+
+
+def _require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises ``UserError`` naming the first thing in which a resumed run differs from the saved one."""
+    if saved["system"] != SYSTEM:
+        raise UserError(f"{folder} was trained with {saved['system']}, not {SYSTEM}: resume it with that.")
+    for part in ("train", "learner"):
+        for name, after in now[part].items():
+            before = saved[part][name]
+            if before != after and name not in OPERATIONAL:
+                raise UserError(
+                    f"{folder} was started with --{name.replace('_', '-')} {before} and cannot go on with {after}: leave it out,"
+                    " or start a new run with --out."
+                )
+    if saved["resolved"]["prompts_sha256"] != now["resolved"]["prompts_sha256"]:
+        raise UserError(f"the prompt files of {folder} have changed since it started: restore them, or start a new run with --out.")
+    for name in ("device", "precision"):
+        if saved["resolved"][name] != now["resolved"][name]:
+            raise UserError(f"{folder} ran on {saved['resolved'][name]}, not {now['resolved'][name]}: resume it on such a machine.")

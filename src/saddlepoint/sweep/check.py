@@ -1,0 +1,61 @@
+"""What must hold before the first trial starts: every trial's flags can be trained with, and agree with what was run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from saddlepoint.commands import BudgetFlags, Launch, _fresh, budgets_from, train_flags
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.flags import parse
+from saddlepoint.sweep.plan import Plan, Trial
+from saddlepoint.systems import SYSTEMS
+from saddlepoint.train import run
+from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.start import compiles
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a trial's flags come to."""
+
+    config: TrainConfig
+    learner: Any
+    budgets: tuple[CostBudget, ...]
+
+
+def settle(plan: Plan) -> dict[str, Settled]:
+    """By trial's name, what the flags come to. Raises ``UserError`` for the first trial that cannot be trained."""
+    settled: dict[str, Settled] = {}
+    for trial in plan.trials:
+        try:
+            settled[trial.name] = found = _settle(trial)
+            if found.config.device == "cuda" and not plan.gpus:
+                raise UserError("device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one.")
+        except UserError as error:
+            raise UserError(f"the sweep's file {plan.file}, trial {trial.name}: {error}") from error
+    return settled
+
+
+def _settle(trial: Trial) -> Settled:
+    if trial.system not in SYSTEMS:
+        raise UserError(f"there is no system {trial.system!r}: use one of {', '.join(SYSTEMS)}, as label or as system = ....")
+    system = SYSTEMS[trial.system]
+    kind = system.config_class()
+    flags = train_flags(kind)
+    default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
+    parsed = parse(flags, default, trial.flags(), f"saddlepoint train {trial.system}")
+    config, learner = _fresh(parsed, system)
+    config.validate()
+    learner.validate()
+    compiles(config)
+    return Settled(config, learner, budgets_from(parsed, config.env, learner.cost_gamma))
+
+
+def require_agreement(trial: Trial, settled: Settled) -> None:
+    """Raises ``UserError`` when the folder holds a run that was started with other settings."""
+    saved = run.read(trial.folder)
+    config = replace(settled.config, out=trial.folder)
+    now = run.describe(trial.system, config, settled.learner, run.shape_of(saved), settled.budgets, saved["resolved"])
+    run.require_same(saved, now, trial.folder)

@@ -1,0 +1,179 @@
+"""The sweep itself: check everything, then keep the pool busy until every trial is finished or has failed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saddlepoint.flags import parse
+from saddlepoint.sweep.check import Settled, require_agreement, settle
+from saddlepoint.sweep.outcome import Outcome, Record
+from saddlepoint.sweep.plan import Plan, Trial, read
+from saddlepoint.sweep.pool import Pool, RayPool, require_ray
+from saddlepoint.sweep.progress import Progress
+from saddlepoint.sweep.worker import INTERRUPTED, Ending, Job
+from saddlepoint.train import run
+from saddlepoint.train.signals import Interrupted, stop_on_signal
+from saddlepoint.types import UserError
+
+PAUSE_SECONDS = 5.0
+"""before a second attempt, twice that before a third: a full disk or memory may pass, a dying process gives up its lock"""
+WAIT_SECONDS = 0.5
+STILLBORN = frozenset({".lock", "config.json", "metrics.jsonl", "tb", "checkpoints"})
+"""all that a run can leave which was killed before its first checkpoint"""
+
+
+@dataclass(frozen=True)
+class SweepFlags:
+    """Algorithms x environments x seeds x overrides, as ordinary runs; started again, it goes on where it stopped."""
+
+    out: Path | None = None
+    """folder of the sweep, instead of the one that the file names"""
+    jobs: int = 0
+    """trials at a time; 0 takes as many as there are CPUs for their threads"""
+    address: str | None = None
+    """an existing Ray cluster, which must see the same files; by default a Ray of its own on this machine"""
+    retries: int = 2
+    """how often a failed or killed trial is resumed before it counts as failed"""
+    dry_run: bool = False
+    """only check everything and print the trials' commands"""
+    quiet: bool = False
+    """plain lines instead of the live table"""
+
+
+def sweep(args: list[str]) -> None:
+    """`saddlepoint sweep FILE ...`. Raises ``UserError``, also when trials have failed; ``Interrupted`` after Ctrl-C."""
+    if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+        raise UserError("sweep needs its file first: `saddlepoint sweep FILE.toml`, with --help for its flags.")
+    helping = args[0] in ("-h", "--help")
+    flags = parse(SweepFlags, SweepFlags(), args if helping else args[1:], "saddlepoint sweep FILE").values
+    if flags.jobs < 0 or flags.retries < 0:
+        raise UserError("--jobs and --retries must not be negative.")
+    if not flags.dry_run:
+        require_ray()
+    plan = read(Path(args[0]), flags.out)
+    settled = settle(plan)
+    if flags.dry_run:
+        _agree(plan, settled)
+        print("\n".join(trial.command() for trial in plan.trials))
+        print(f"{len(plan.trials)} trials; nothing was run")
+        return
+    with run.only_writer(plan.out):
+        _agree(plan, settled)
+        _sweep(plan, settled, flags)
+
+
+def _agree(plan: Plan, settled: dict[str, Settled]) -> None:
+    """Raises ``UserError`` when the file contradicts what was run."""
+    for trial in plan.trials:
+        if (trial.folder / "config.json").exists():
+            require_agreement(trial, settled[trial.name])
+
+
+def _sweep(plan: Plan, settled: dict[str, Settled], flags: SweepFlags) -> None:
+    outcome = Outcome(plan, {name: found.config.total_steps for name, found in settled.items()})
+    outcome.save()
+    records = outcome.records
+    todo = [trial for trial in plan.trials if records[trial.name].state != "finished"]
+    if todo:
+        threads = max(trial.threads for trial in todo)
+        jobs = flags.jobs or max(_cpus() // threads, 1)
+        with RayPool(flags.address, jobs * threads, plan.gpus) as pool:
+            slots = flags.jobs or (max(pool.cpus // threads, 1) if flags.address else jobs)
+            # After Ray, which has a handler of its own for SIGTERM.
+            with stop_on_signal() as stop, Progress(f"sweep {plan.out}", records.values(), flags.quiet) as progress:
+                progress.say(f"{len(todo)} of {len(plan.trials)} trials to run, {min(slots, len(todo))} at a time; in {plan.out}")
+                conduct(todo, outcome, pool, slots, flags.retries, progress, stop)
+        if stop():
+            raise Interrupted(f"stopped; the same command goes on with {plan.out}")
+    failed = [record for record in records.values() if record.state == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(records)} trials failed, the first, {failed[0].name}, because: {failed[0].sentence.rstrip('.')};"
+            f" its log is {_beside(Path(failed[0].folder), '.log')}; the same command tries them again."
+        )
+    print(f"finished: {len(records)} trials in {plan.out}; look at them with `saddlepoint report {plan.out}`")
+
+
+def conduct(
+    todo: list[Trial], outcome: Outcome, pool: Pool, slots: int, retries: int, progress: Progress, stop: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Run the trials, ``slots`` at a time, in their order, and keep their records; returns when none runs any more."""
+    waiting = deque(todo)
+    running: dict[Any, Trial] = {}
+    stopping = False
+    while waiting or running:
+        if stop() and not stopping:
+            stopping = True
+            waiting.clear()
+            pool.stop()
+            progress.say("stopping: each running trial writes its checkpoint")
+        while waiting and len(running) < slots:
+            trial = waiting.popleft()
+            record = outcome.records[trial.name]
+            job = _prepare(trial, PAUSE_SECONDS * record.attempts)
+            record.attempts += 1
+            record.state = "running"
+            running[pool.submit(job)] = trial
+            outcome.save()
+        for handle, ending in pool.wait(WAIT_SECONDS):
+            trial = running.pop(handle)
+            record = outcome.records[trial.name]
+            _close(record, ending, stop(), retries)
+            if record.state == "waiting":
+                waiting.appendleft(trial)
+            outcome.save()
+            progress.changed(record)
+        progress.refresh()
+
+
+def _close(record: Record, ending: Ending, stopping: bool, retries: int) -> None:
+    """Enter how an attempt ended."""
+    record.wall_s = round(record.wall_s + ending.seconds, 1)
+    record.sentence = ending.sentence
+    if ending.code == 0:
+        record.state = "finished"
+    elif stopping and ending.code in (INTERRUPTED, -signal.SIGTERM):
+        record.state = "interrupted"
+    elif stopping or record.attempts > retries:
+        record.state = "failed"
+    else:
+        record.state = "waiting"
+
+
+def _prepare(trial: Trial, pause: float) -> Job:
+    """The attempt that the folder's state calls for: a new run, or the resuming of one that was begun."""
+    home = trial.folder.parent
+    home.mkdir(parents=True, exist_ok=True)
+    _beside(trial.folder, ".command").write_text(trial.command() + "\n")
+    resume = _is_begun(trial.folder)
+    if not resume and trial.folder.is_dir() and {path.name for path in trial.folder.iterdir()} <= STILLBORN:
+        shutil.rmtree(trial.folder)
+    log = _beside(trial.folder, ".log")
+    return Job(tuple(trial.train(resume)), str(log), str(Path.cwd()), trial.threads, pause)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is something to resume. A run writes its first checkpoint before its first metrics: without both,
+    it was killed while it started and left nothing."""
+    checkpoints = folder / "checkpoints"
+    metrics = folder / "metrics.jsonl"
+    return (metrics.exists() and metrics.stat().st_size > 0) or any(
+        path.name.isdecimal() for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())
+    )
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    """A file beside the run folder: a new run's own folder must be empty."""
+    return folder.with_name(folder.name + suffix)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

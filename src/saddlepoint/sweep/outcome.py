@@ -1,0 +1,122 @@
+"""sweep.json: which trials there are, how far they came, and what made them. Written anew, atomically, at every change."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import saddlepoint
+from saddlepoint.sweep.plan import Plan, Trial
+from saddlepoint.train.checkpoint import write_json
+from saddlepoint.types import UserError
+
+FORMAT = 1
+State = Literal["waiting", "running", "interrupted", "finished", "failed"]
+
+
+@dataclass
+class Record:
+    """One trial in sweep.json."""
+
+    environment: str
+    label: str
+    system: str
+    seed: int
+    folder: str
+    command: str
+    total_steps: int
+    state: State = "waiting"
+    attempts: int = 0
+    """attempts of the sweep's newest start; a failed trial is tried again when the sweep is started again"""
+    wall_s: float = 0.0
+    """seconds of all attempts, imports and evaluations included"""
+    sentence: str = ""
+    """what went wrong last"""
+
+    @property
+    def name(self) -> str:
+        return "/".join(Path(self.folder).parts[-3:])
+
+
+class Outcome:
+    """The records of a sweep, old ones that its file no longer names included."""
+
+    def __init__(self, plan: Plan, total_steps: dict[str, int]) -> None:
+        """Take up the folder's sweep.json, if there is one. Raises ``UserError`` when it is damaged or of another version."""
+        self.path = plan.out / "sweep.json"
+        self.file = plan.file
+        saved = _read(self.path)
+        self._wall_before = float(saved.get("wall_s", 0.0))
+        self._started = time.monotonic()
+        before = {record.name: record for record in (Record(**entry) for entry in saved.get("trials", []))}
+        self.records = {trial.name: _take_up(trial, before.get(trial.name), total_steps[trial.name]) for trial in plan.trials}
+        self.earlier = [record for name, record in before.items() if name not in self.records]
+        self.made_by = {"saddlepoint": saddlepoint.__version__, "commit": _commit(), "machine": _machine()}
+
+    def save(self) -> None:
+        """Write sweep.json."""
+        trials = [*self.records.values(), *self.earlier]
+        states = [record.state for record in trials]
+        write_json(self.path, {
+            "format": FORMAT,
+            "file": str(self.file),
+            **self.made_by,
+            "wall_s": round(self._wall_before + time.monotonic() - self._started, 1),
+            "states": {state: states.count(state) for state in sorted(set(states))},
+            "trials": [asdict(record) for record in trials],
+        })  # fmt: skip
+
+
+def _take_up(trial: Trial, before: Record | None, total_steps: int) -> Record:
+    """The trial's record: what was run stays known; a finished run of which more steps are now asked is begun, not done."""
+    record = Record(
+        trial.environment, trial.label, trial.system, trial.seed, str(trial.folder), trial.command(), total_steps
+    )
+    if before is None:
+        return record
+    record.wall_s = before.wall_s
+    whole = before.state == "finished" and (trial.folder / "config.json").exists()
+    if whole and total_steps < before.total_steps:
+        raise UserError(
+            f"{trial.folder} has already made {before.total_steps} steps, and the file now asks for {total_steps}:"
+            " restore total_steps, or start a new sweep with --out."
+        )
+    if whole and total_steps == before.total_steps:
+        record.state = "finished"
+    return record
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it; the trials below it are then looked at one by one.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by this version of saddlepoint: choose another --out.")
+    return content
+
+
+def _commit() -> str | None:
+    """The commit of saddlepoint's source, ``-dirty`` where files were changed since; None when it is no checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # Without this, an installed package would be taken for a part of a repository that merely surrounds it.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "plan.py"], check=True, capture_output=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    return {"platform": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}

@@ -1,0 +1,216 @@
+"""A sweep's TOML file to its trials, each of them an ordinary run of `saddlepoint train`.
+
+```toml
+out = "runs/sweep"
+environments = ["saddlepoint/Toy-v0"]
+seeds = [0, 1, 2]
+gpus = 0                                          # optional: GPUs, or a share of one, for each trial
+common = { total_steps = 10000 }                  # optional: flags of `saddlepoint train`, with underscores
+[environment."saddlepoint/Toy-v0"]                # optional: flags for one environment
+total_steps = 5000
+[algorithms.algd]                                 # a label; the system is the label unless it is named
+[algorithms.algd-plain]
+system = "algd"
+energy = "plain"
+[grid]                                            # optional: every combination, for all algorithms ...
+gamma = [0.98, 0.99]
+[algorithms.algd.grid]                            # ... or for one
+rho = [0.1, 1.0]
+```
+Of a flag that is set twice, the later of common, environment, algorithm and grid counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from saddlepoint.types import UserError
+
+TOP = frozenset({"out", "environments", "seeds", "gpus", "common", "environment", "algorithms", "grid"})
+OURS = {
+    "env": "it comes from environments", "seed": "it comes from seeds", "out": "each trial has a folder of its own",
+    "resume": "a trial that was begun is resumed anyway", "quiet": "trials write logs",
+    "config": "write its settings here instead",
+}  # fmt: skip
+"""flags that a sweep sets itself, and why they may not be given"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the sweep."""
+
+    environment: str
+    label: str
+    system: str
+    seed: int
+    settings: dict[str, Any]
+    """flags of `saddlepoint train`, with underscores; all but those in ``OURS``"""
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Environment, label and seed, as in the folder's path."""
+        return "/".join(self.folder.parts[-3:])
+
+    def flags(self) -> list[str]:
+        """The run's settings as `saddlepoint train SYSTEM` takes them."""
+        return ["--env", self.environment, "--seed", str(self.seed), *as_flags(self.settings)]
+
+    def train(self, resume: bool = False) -> list[str]:
+        """What follows `saddlepoint` on the command line. A resumed run takes its preset from its folder."""
+        if not resume:
+            return ["train", self.system, *self.flags(), "--quiet", "--out", str(self.folder)]
+        settings = {name: value for name, value in self.settings.items() if name != "preset"}
+        return ["train", self.system, *as_flags(settings), "--quiet", "--resume", str(self.folder)]
+
+    def command(self) -> str:
+        """A shell's line that makes this run alone."""
+        return f"OMP_NUM_THREADS={self.threads} {shlex.join(['saddlepoint', *self.train()])}"
+
+    @property
+    def threads(self) -> int:
+        return max(int(self.settings["threads"]), 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep's file asks for."""
+
+    file: Path
+    out: Path
+    gpus: float
+    trials: tuple[Trial, ...]
+    """in the order in which they start: the first seed of all, then the second"""
+
+
+def read(path: Path, out: Path | None = None) -> Plan:
+    """The trials of the file ``path``, below ``out`` or the folder that the file names. Raises ``UserError``.
+
+    Whether `train` takes the flags is for ``saddlepoint.sweep.check`` to say.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"the sweep's file {path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise UserError(f"the sweep's file {path} is not TOML ({error}).") from error
+    return _Reader(path, content).plan(out)
+
+
+class _Reader:
+    """The checks that a file's own structure needs; every sentence names the file."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    def plan(self, out: Path | None) -> Plan:
+        content = self.content
+        for key in content.keys() - TOP:
+            self._refuse(f"there is no key {key!r}: use {', '.join(sorted(TOP))}")
+        named = content.get("out", "")
+        if not isinstance(named, str) or (out is None and not named):
+            self._refuse('it needs a folder, such as out = "runs/sweep", or --out')
+        gpus = content.get("gpus", 0)
+        if isinstance(gpus, bool) or not isinstance(gpus, int | float) or not 0 <= gpus < float("inf"):
+            self._refuse(f"gpus must be a number of at least 0, not {gpus!r}")
+        home = out or Path(named)
+        trials = tuple(self._trials(home, float(gpus)))
+        folders = [trial.folder for trial in trials]
+        double = next((folder for folder in folders if folders.count(folder) > 1), None)
+        if double is not None:
+            self._refuse(f"two trials would share the folder {double}: give one of their labels or environments another name")
+        return Plan(self.path, home, float(gpus), trials)
+
+    def _trials(self, home: Path, gpus: float) -> Iterator[Trial]:
+        content = self.content
+        environments, seeds = self._list("environments", str), self._list("seeds", int)
+        if min(seeds) < 0:
+            self._refuse("seeds must not be negative")
+        algorithms = self._table(content, "algorithms")
+        if not algorithms:
+            self._refuse("it needs at least one algorithm, such as [algorithms.algd]")
+        overrides = self._table(content, "environment")
+        for name in overrides.keys() - set(environments):
+            self._refuse(f"[environment.{name!r}] is not one of environments")
+        common = self._settings(content, "common")
+        for seed, environment, label in itertools.product(seeds, environments, algorithms):
+            own = self._table(algorithms, label)
+            grid = self._grid(content, "[grid]") | self._grid(own, f"[algorithms.{label}.grid]")
+            own = {name: value for name, value in own.items() if name not in ("system", "grid")}
+            system = algorithms[label].get("system", label)
+            # One thread and the CPU unless the file says otherwise: several trials share the machine.
+            base = {"threads": 1, "device": "cuda" if gpus else "cpu"} | common | self._settings(overrides, environment)
+            for chosen in itertools.product(*grid.values()):
+                point = dict(zip(grid, chosen))
+                tail = "".join(f"-{name}={_short(value)}" for name, value in point.items())
+                settings = base | self._checked(own, f"[algorithms.{label}]") | point
+                folder = home / _folder_name(environment) / _folder_name(label + tail) / f"seed-{seed}"
+                yield Trial(environment, label + tail, str(system), seed, settings, folder)
+
+    def _list(self, key: str, kind: type) -> list[Any]:
+        values = self.content.get(key)
+        if not isinstance(values, list) or not values or not all(type(value) is kind for value in values):
+            what = "texts" if kind is str else "whole numbers"
+            self._refuse(f"{key} must be a list of {what}, with at least one")
+        if len(set(values)) < len(values):
+            self._refuse(f"{key} names one of its entries twice")
+        return values
+
+    def _table(self, table: dict[str, Any], key: str) -> dict[str, Any]:
+        value = table.get(key, {})
+        if not isinstance(value, dict):
+            self._refuse(f"{key} must be a table")
+        return value
+
+    def _grid(self, table: dict[str, Any], title: str) -> dict[str, list[Any]]:
+        grid = self._checked(self._table(table, "grid"), title)
+        for name, values in grid.items():
+            if not isinstance(values, list) or not values:
+                self._refuse(f"{name} of {title} must be a list of at least one value")
+        return grid
+
+    def _settings(self, table: dict[str, Any], key: str) -> dict[str, Any]:
+        return self._checked(self._table(table, key), f"[{key}]")
+
+    def _checked(self, settings: dict[str, Any], title: str) -> dict[str, Any]:
+        settings = {name.replace("-", "_"): value for name, value in settings.items()}
+        for name, value in settings.items():
+            if name in OURS:
+                self._refuse(f"{title} must not set {name}: {OURS[name]}")
+            values = value if isinstance(value, list) else [value]
+            # A list may hold lists: hidden layers in a grid.
+            if not all(isinstance(item, str | int | float | list) for item in values):
+                self._refuse(f"{name} of {title} must be a number, a text, true, false or a list of them")
+        return settings
+
+    def _refuse(self, words: str) -> NoReturn:
+        raise UserError(f"the sweep's file {self.path}: {words}.")
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as command-line flags: ``{"batch_size": 64, "compile": "off"}`` to ``--batch-size=64 --compile=off``."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags.append(f"--{flag}={value}")
+    return flags
+
+
+def _short(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _folder_name(name: str) -> str:
+    """A name as one folder: that of an environment loses our own namespace."""
+    return name.removeprefix("saddlepoint/").replace("/", "-").replace(":", "-")

@@ -1,0 +1,139 @@
+"""Jobs on Ray: plain remote tasks, one for each attempt.
+
+Not Ray Tune: a trial's state is its run folder, which resumes to the bit by itself. Tune would keep a second truth
+beside it (its experiment state and its own checkpoints, both pickled, which this library never reads), and there is no
+search here for it to steer. What Ray gives is the placing of jobs on the CPUs and GPUs of a machine or of a cluster,
+and news of those that die.
+
+Ray's usage report is off, it listens on this machine only, and its own files lie in a temporary folder that is removed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from typing import Any, Protocol
+
+from saddlepoint.sweep.worker import INTERRUPTED, Ending, Job, run_job
+from saddlepoint.types import UserError
+
+STORE_BYTES = 80 * 2**20
+"""Ray's store of objects: near its least, because a job's arguments and ending are all that goes through it"""
+
+
+CONNECT_SECONDS = 5.0
+
+
+class Pool(Protocol):
+    """Where jobs run."""
+
+    def submit(self, job: Job) -> Any:
+        """Start a job as soon as there is room, and return a handle."""
+        ...
+
+    def wait(self, seconds: float) -> list[tuple[Any, Ending]]:
+        """The jobs that ended within the next ``seconds``."""
+        ...
+
+    def stop(self) -> None:
+        """Ask all that run to write their checkpoint and end; they are still to be waited for."""
+        ...
+
+
+def require_ray() -> None:
+    """Raises ``UserError`` when Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("sweeping needs Ray, which is an extra: pip install saddlepoint[sweep].")
+
+
+class RayPool:
+    """A Ray of our own for ``cpus`` CPUs, or the cluster at ``address``. Close it, or leave no processes by ending."""
+
+    def __init__(self, address: str | None, cpus: int, gpus_each: float) -> None:
+        require_ray()
+        if address:
+            _require_answer(address)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # a trial without a GPU says --device cpu itself
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other process starve the trials
+        import ray
+
+        self._ray, self._gpus = ray, gpus_each
+        self._running: list[Any] = []
+        self._home = None if address else tempfile.mkdtemp(prefix="sp-ray-")  # short: it holds sockets, whose paths are bounded
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(
+                    address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_BYTES,
+                    _temp_dir=self._home, **quiet,
+                )  # fmt: skip
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            self.close()
+            where = f"the Ray cluster at {address}" if address else "Ray"
+            raise UserError(f"{where} cannot be started or reached ({_line(error)}): mind --address and its version.") from error
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of the machine or of the cluster."""
+        return int(self._ray.cluster_resources().get("CPU", 0))
+
+    def submit(self, job: Job) -> Any:
+        # No retries of Ray's: it would start the same command anew, where a begun run has to be resumed.
+        task = self._ray.remote(num_cpus=job.threads, num_gpus=self._gpus, max_retries=0)(run_job)
+        handle = task.remote(job)
+        self._running.append(handle)
+        return handle
+
+    def wait(self, seconds: float) -> list[tuple[Any, Ending]]:
+        if not self._running:
+            return []
+        ended, self._running = self._ray.wait(self._running, num_returns=len(self._running), timeout=seconds)
+        return [(handle, self._ending(handle)) for handle in ended]
+
+    def stop(self) -> None:
+        for handle in self._running:
+            self._ray.cancel(handle)
+
+    def _ending(self, handle: Any) -> Ending:
+        try:
+            return self._ray.get(handle)
+        except self._ray.exceptions.TaskCancelledError:
+            return Ending(INTERRUPTED, 0.0, "interrupted")
+        except self._ray.exceptions.RayError as error:  # the worker, its machine or its memory is gone
+            return Ending(1, 0.0, f"its worker was lost ({_line(error)})")
+
+    def close(self) -> None:
+        """End Ray's processes and remove its files."""
+        self._ray.shutdown()
+        if self._home:
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _require_answer(address: str) -> None:
+    """Raises ``UserError`` when nothing listens at ``host:port`` or ``ray://host:port``: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        if address != "auto":
+            raise UserError(f"--address {address} is not that of a Ray cluster: give host:port, ray://host:port or auto.")
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or mind --address.") from error
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

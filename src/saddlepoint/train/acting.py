@@ -1,0 +1,42 @@
+"""A policy at work in several environments, with the memory that it may carry through an episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from saddlepoint.types import ActMode, Planner, Policy
+
+
+class Actor:
+    """Acts for ``num_envs`` environments. A ``Planner``'s memory starts at zeros with every episode (``restart``); other policies carry nothing."""
+
+    def __init__(self, policy: Policy, num_envs: int, device: torch.device | str) -> None:
+        self.policy, self.device = policy, torch.device(device)
+        self.planner = policy if isinstance(policy, Planner) else None
+        self.memory = torch.zeros(num_envs, self.planner.memory_size if self.planner else 0, device=self.device)
+
+    def act(self, observation: np.ndarray, mode: ActMode, generator: torch.Generator) -> np.ndarray:
+        """(envs, observation) -> (envs, action), in the environment's own units."""
+        batch = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
+        with torch.no_grad():
+            if self.planner is None:
+                return self.policy.act(batch, mode, generator).cpu().numpy()
+            action, self.memory = self.planner.act_on(batch, self.memory, mode, generator)
+        return action.cpu().numpy()
+
+    def restart(self, ended: np.ndarray | None = None) -> None:
+        """Forget what belongs to the episodes that ``ended``, (envs,) bool; all of them when None."""
+        keep = np.zeros(len(self.memory), bool) if ended is None else ~ended
+        # Multiplying would keep a nan.
+        self.memory = torch.where(torch.as_tensor(keep, device=self.device)[:, None], self.memory, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """``memory`` (envs, memory_size), for a planner; nothing for a policy without one."""
+        return {} if self.planner is None else {"memory": self.memory.cpu().numpy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.planner is not None:
+            self.memory = torch.as_tensor(state["memory"], device=self.device)

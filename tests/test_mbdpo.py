@@ -1,0 +1,250 @@
+"""MBDPO the agent: it learns from a fixed batch, saves and loads to the bit, and keeps its plans inside a budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.mbdpo.agent import MBDPO
+from saddlepoint.mbdpo.config import PARITY, PRESETS, MBDPOConfig
+from saddlepoint.mbdpo.imagine import Constraint
+from saddlepoint.mbdpo.losses import Sequences, UpdateNoise, score_loss
+from saddlepoint.mbdpo.search import PlanNoise
+from saddlepoint.mbdpo.world_model import Tasks
+from saddlepoint.replay import Replay
+from saddlepoint.types import EnvShape, NonFiniteError, UserError
+
+TINY = replace(
+    PRESETS["small"], width=32, latent=16, encoder_width=32, proposals=32, elites=8, policy_rollouts=4, steps=6, batch_size=16, score_states=4,
+    score_proposals=16, critics=3, cost_members=2, bins=21,
+)  # fmt: skip
+SHAPE = EnvShape(5, (-2.0, 0.0), (2.0, 1.0), 0)
+COSTLY = {1: (CostBudget(10.0),), 2: (CostBudget(10.0), CostBudget(5.0))}
+
+
+def agent_of(config: MBDPOConfig = TINY, constraints: int = 0, seed: int = 0, **others) -> MBDPO:
+    return MBDPO(config, SHAPE._replace(constraints=constraints), COSTLY.get(constraints, ()), seed, **others)
+
+
+def batch_of(agent: MBDPO, generator: torch.Generator, task: Tensor | None = None) -> Sequences:
+    h, b = agent.config.horizon, agent.config.batch_size
+    action = torch.rand(h, b, 2, generator=generator) * 2 - 1
+    observation = torch.randn(h + 1, b, 5, generator=generator)
+    cost = (action[..., 0] > 0).float().expand(agent.shape.constraints, -1, -1)
+    ended = torch.zeros(h, b)
+    ended[-1, : b // 4] = 1
+    return Sequences(observation, action, action.sum(-1), cost, ended, task)
+
+
+def replay_of(constraints: int, generator: torch.Generator, steps: int = 60) -> Replay:
+    replay = Replay(200, 5, 2, constraints, num_envs=2)
+    rng = np.random.default_rng(0)
+    for t in range(steps):
+        ended = np.full(2, t % 15 == 14)
+        cost = np.ones((2, constraints))
+        replay.add(rng.normal(size=(2, 5)), rng.uniform(0, 1, (2, 2)), rng.normal(size=2), cost, rng.normal(size=(2, 5)), ended, np.zeros(2, bool))
+    return replay
+
+
+@pytest.mark.parametrize("constraints", [0, 1, 2])
+def test_losses_fall_on_a_fixed_batch(generator, constraints):
+    agent = agent_of(replace(TINY, learning_rate=3e-3), constraints)
+    data = batch_of(agent, generator)
+    history = [agent.update_sequences(data, UpdateNoise.draw(agent.model, 16, generator)) for _ in range(30)]
+    names = ["consistency_loss", "reward_loss", "contrastive_loss", "termination_loss"]
+    for name in names + (["cost_loss"] if constraints else []):
+        early, late = (sum(float(m[name]) for m in part) for part in (history[:10], history[-10:]))
+        assert late < early, name
+    assert ("multiplier" in history[0]) == (constraints == 1)
+    assert ("multiplier_1" in history[0]) == (constraints == 2)
+
+
+@pytest.mark.parametrize("name", ["default", "mppi", "score", "policy", "released", "safe"])
+def test_save_and_load_to_the_bit(generator, name):
+    config = {
+        "default": TINY, "safe": TINY, "released": replace(TINY, score_training="released", td_action="prior", planner="score"),
+    }.get(name) or replace(TINY, planner=name)  # fmt: skip
+    constraints = 2 if name == "safe" else 0
+    replay = replay_of(constraints, generator)
+    first, second = agent_of(config, constraints), agent_of(config, constraints, seed=7)
+    first.update(replay, 3)
+    second.load_state_dict(first.state_dict())
+    state, memory = torch.randn(3, 5, generator=generator), torch.zeros(3, first.memory_size)
+    for mode in ("explore", "deterministic"):
+        a, b = (agent.act_on(state, memory, mode, torch.Generator().manual_seed(1)) for agent in (first, second))
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    low, high = torch.tensor(SHAPE.action_low), torch.tensor(SHAPE.action_high)
+    assert bool(((a[0] >= low) & (a[0] <= high)).all())
+    one, two = first.update(replay, 2), second.update(replay, 2)
+    assert one.keys() == two.keys()
+    assert all(float(one[k]) == float(two[k]) for k in one)
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
+
+
+def test_a_state_of_another_size_is_refused():
+    with pytest.raises(UserError, match="does not fit"):
+        agent_of().load_state_dict(agent_of(replace(TINY, width=16)).state_dict())
+
+
+def test_a_plan_goes_on_from_the_last(generator):
+    """The memory is the plan; the next act starts from it moved on by a step, and rows do not mix."""
+    agent = agent_of(replace(TINY, action_noise=0.0))
+    state, memory = torch.randn(2, 5, generator=generator), torch.rand(2, agent.memory_size, generator=generator)
+    action, plan = agent.act_on(state, memory, "explore", torch.Generator().manual_seed(1))
+    torch.testing.assert_close(action, plan.view(2, 3, 2)[:, 0] * agent.box.scale + agent.box.bias)
+    again, _ = agent.act_on(state, torch.zeros_like(memory), "explore", torch.Generator().manual_seed(1))
+    assert not torch.equal(action, again)
+    memory[0] = 0
+    changed, _ = agent.act_on(state, memory, "explore", torch.Generator().manual_seed(1))
+    assert torch.equal(changed[0], again[0])
+    assert torch.equal(changed[1], action[1])
+
+
+@pytest.mark.parametrize("planner", ["denoise", "mppi"])
+def test_a_large_multiplier_keeps_plans_out_of_a_costly_half(generator, planner, monkeypatch):
+    """Reward grows with the first action; above 0 it costs 1 a step. Without the constraint plans go up, with it they stay below 0."""
+    agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=32, policy_rollouts=0, energy_weight=0.0, temperature=0.5), 1)
+    model = agent.model
+    monkeypatch.setattr(model, "reward", lambda z, a, task: a[..., 0] + 0 * z[..., 0])
+    monkeypatch.setattr(model, "cost_logits", lambda z, a, task: (a[..., 0] > 0).float()[None])
+    monkeypatch.setattr(model, "decode_cost", lambda cost: cost)
+    monkeypatch.setattr(model, "cost_value_logits", lambda z, a, task: torch.zeros(2, *a.shape[:-1]))
+    z = model.encode(torch.randn(1, 5, generator=generator))
+    noise = PlanNoise.draw(agent.config, 1, 2, z, generator)
+    constraint = Constraint(torch.tensor([50.0]), torch.tensor([0.0]), 1.0, 1.0)
+    with torch.no_grad():
+        free, _ = agent.search.plan(z, torch.zeros(1, 3, 2), noise, None, False, None, explore=False)
+        held, _ = agent.search.plan(z, torch.zeros(1, 3, 2), noise, None, False, constraint, explore=False)
+    assert float(free[0, :, 0].min()) > 0.3
+    assert float(held[0, :, 0].max()) < 0.05
+
+
+def test_the_multiplier_follows_the_violation(generator):
+    agent = agent_of(replace(TINY, multiplier_rate=0.1), 2)
+    before = agent.multiplier
+    metrics = agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    violation = torch.stack([metrics["violation_0"], metrics["violation_1"]])
+    torch.testing.assert_close(agent.multiplier, (before + 0.1 * violation).clamp(min=0))
+
+
+def test_the_multiplier_follows_what_was_really_paid(generator):
+    agent = agent_of(replace(TINY, multiplier_actions="recent", multiplier_rate=0.1), 1)
+    before = agent.multiplier
+    agent.update(replay_of(1, generator), 1)  # every step cost 1
+    paid = (1 - 0.99**1000) / (1 - 0.99)
+    torch.testing.assert_close(agent.multiplier, before + 0.1 * (paid - agent.budget))
+
+
+def test_planning_in_bfloat16_is_near_float32(generator):
+    """Values of the same plans agree to the precision of bfloat16, also after the weights have moved and after loading."""
+    agent = agent_of(replace(TINY, precision="bfloat16"))
+    agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    second = agent_of(replace(TINY, precision="bfloat16"), seed=3)
+    second.load_state_dict(agent.state_dict())
+    z, plans = agent.model.encode(torch.randn(2, 1, 5, generator=generator)), torch.rand(2, 32, 3, 2, generator=generator)
+    rest = (torch.randn(2, 32, 2, generator=generator), torch.tensor([0, 1]), None, False, None)
+    with torch.no_grad():
+        exact = agent.search.values(z, plans, *rest, exact=True)
+        for search in (agent.search, second.search):
+            torch.testing.assert_close(search.values(z, plans, *rest), exact, rtol=0.05, atol=0.05)
+
+
+def test_without_weight_there_is_no_energy(generator):
+    agent = agent_of(replace(TINY, energy_weight=0.0))
+    before = agent.state_dict()
+    metrics = agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    assert "contrastive_loss" not in metrics
+    after = agent.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if "energy" in k)
+
+
+def test_several_tasks(generator):
+    """Unused action dimensions stay 0; every call takes task numbers; the released leak of a gradient is off by default."""
+    agent = agent_of(TINY, tasks=Tasks((1, 2), (100, 500)))
+    task = torch.arange(16) % 2
+    agent.update_sequences(batch_of(agent, generator, task), UpdateNoise.draw(agent.model, 16, generator))
+    assert agent.model.task_table.grad is None
+    state, memory = torch.randn(2, 5, generator=generator), torch.zeros(2, agent.memory_size)
+    _, plan = agent.act_on(state, memory, "explore", generator, torch.tensor([0, 1]))
+    plan = plan.view(2, 3, 2)
+    assert float(plan[0, :, 1].abs().max()) == 0
+    assert float(plan[1, :, 1].abs().max()) > 0
+
+
+def test_ends_are_learnt_from_the_first_one_seen(generator):
+    agent = agent_of()
+    data = batch_of(agent, generator)
+    metrics = agent.update_sequences(data._replace(terminated=torch.zeros(3, 16)), UpdateNoise.draw(agent.model, 16, generator))
+    assert not agent.episodic
+    assert "termination_loss" not in metrics
+    metrics = agent.update_sequences(data, UpdateNoise.draw(agent.model, 16, generator))
+    assert agent.episodic
+    assert "termination_loss" in metrics
+    second = agent_of()
+    second.load_state_dict(agent.state_dict())
+    assert second.episodic
+
+
+def test_the_score_network_learns_the_planners_mean(generator):
+    """With the model held still, its error in units of the plan falls."""
+    agent = agent_of()
+    agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    data = batch_of(agent, generator)
+    zs = agent.model.encode(data.observation[0]).detach()
+    optimiser = torch.optim.Adam(agent.model.score_head.parameters(), lr=1e-3)
+    history = []
+    for _ in range(150):
+        noise = UpdateNoise.draw(agent.model, 16, generator).score
+        assert noise is not None
+        loss = score_loss(agent.search, zs, data.action, noise, None, False, None)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        history.append(float(loss.detach()))
+    assert sum(history[-30:]) < 0.6 * sum(history[:5]) * 6
+
+
+def test_an_unused_score_network_is_not_trained(generator):
+    agent = agent_of(replace(TINY, td_action="prior"))
+    before = agent.state_dict()
+    agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    after = agent.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if k.startswith("model.score_head"))
+
+
+def test_what_is_not_finite_is_named(generator):
+    agent = agent_of()
+    data = batch_of(agent, generator)
+    with pytest.raises(NonFiniteError, match="reward loss is not finite at update 0"):
+        agent.update_sequences(data._replace(reward=data.reward * torch.nan), UpdateNoise.draw(agent.model, 16, generator))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": 1}, "--steps"), ({"elites": 1000}, "--elites"), ({"latent": 20}, "--simplex"), ({"gamma": 1.5}, "--gamma"),
+        ({"score_training": "released"}, "--td-action prior"), ({"learning_rate": float("nan")}, "--learning-rate"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(changes, said):
+    with pytest.raises(UserError, match=said):
+        replace(TINY, **changes).validate()
+
+
+def test_idle_options_are_refused():
+    with pytest.raises(UserError, match="--mppi-iterations does nothing here"):
+        TINY.refuse_idle({"mppi_iterations"})
+    for preset in PRESETS.values():
+        preset.validate()
+    PARITY.refuse_idle({"rollouts"})
+
+
+def test_a_budget_for_each_constraint():
+    with pytest.raises(UserError, match="give one each"):
+        MBDPO(TINY, SHAPE, (CostBudget(1.0),))

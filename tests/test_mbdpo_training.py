@@ -1,0 +1,98 @@
+"""MBDPO through the whole house: with and without a cost, stopped and resumed, and loaded again with its plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint import ALGD, ALGDConfig, TrainConfig, load_policy, train
+from saddlepoint.cli import main
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.check import check_env
+from saddlepoint.mbdpo.agent import MBDPO
+from saddlepoint.mbdpo.config import PRESETS
+from saddlepoint.train.checkpoint import latest, load
+from saddlepoint.train.log import read_metrics
+from saddlepoint.types import EnvShape, UserError
+
+TINY = replace(
+    PRESETS["small"], width=16, latent=16, encoder_width=16, proposals=8, elites=3, policy_rollouts=2, steps=3, batch_size=8, score_states=2,
+    score_proposals=4, critics=2, cost_members=2, mppi_iterations=2, bins=11, time_embedding=4,
+)  # fmt: skip
+FLAGS = [
+    "--width", "16", "--latent", "16", "--encoder-width", "16", "--proposals", "8", "--elites", "3", "--policy-rollouts", "2", "--steps", "3",
+    "--batch-size", "8", "--score-states", "2", "--score-proposals", "4", "--critics", "2", "--bins", "11", "--total-steps", "120",
+    "--warmup-steps", "60", "--eval-every", "100000", "--replay-size", "1000", "--threads", "1", "--compile", "off", "--quiet",
+]  # fmt: skip
+COSTLY, FREE = "tests/ShortToy-v0", "tests/ShortPendulum-v0"
+gym.register(COSTLY, "saddlepoint.envs.toy:ToyEnv", max_episode_steps=23)
+gym.register(FREE, "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=20)
+BUDGET = (CostBudget(2.0, horizon=23),)
+
+
+def config(env: str, out: Path, **changes) -> TrainConfig:
+    base = TrainConfig(
+        env=env, out=out, total_steps=180, warmup_steps=60, updates_per_step=0.3, eval_every=10_000, checkpoint_every=100, log_every=50,
+        replay_size=1000, threads=1, compile="off", quiet=True, seed=3, num_envs=2,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize("planner", ["denoise", "mppi"])
+def test_stopped_and_resumed_runs_equal_one_in_one_go(planner, tmp_path):
+    """Stopped in mid-episode, so that the plans in memory matter."""
+    learner = replace(TINY, planner=planner)
+    train(config(COSTLY, tmp_path / "whole"), MBDPO, learner, BUDGET)
+    train(config(COSTLY, tmp_path / "parts", total_steps=130), MBDPO, learner, BUDGET)
+    train(config(COSTLY, tmp_path / "parts"), MBDPO, learner, BUDGET, resume=True)
+    one, two = (load(latest(tmp_path / run)[0]) for run in ("whole", "parts"))
+    assert np.abs(one.state["memory"]).max() > 0
+    np.testing.assert_array_equal(one.state["memory"], two.state["memory"])
+    for part in ("learner", "replay"):
+        left, right = vars(one)[part], vars(two)[part]
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_command_line_on_the_toy(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "mbdpo", "--preset", "small", "--env", COSTLY, "--cost-limit", "2", *FLAGS, "--out", str(run)]) == 0
+    line = [line for line in read_metrics(run) if line["kind"] == "train"][-1]
+    assert line["train/updates"] == 60
+    assert line.keys() >= {"train/reward_loss", "train/cost_loss", "train/multiplier", "train/effective_multiplier", "train/score_loss"}
+    assert main(["evaluate", str(run)]) == 0
+    assert "over budget" in capsys.readouterr().out
+
+
+def test_an_environment_without_a_cost(tmp_path, capsys):
+    assert check_env(FREE, needs_cost=False) == EnvShape(3, (-2.0,), (2.0,), 0)
+    run = tmp_path / "run"
+    assert main(["train", "mbdpo", "--env", FREE, *FLAGS, "--out", str(run)]) == 0
+    assert main(["train", "mbdpo", "--resume", str(run), "--total-steps", "140", "--quiet"]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "return" in said
+    assert "budget" not in said
+    assert load_policy(run).budgets == ()
+    assert main(["train", "mbdpo", "--env", FREE, *FLAGS, "--cost-limit", "5", "--out", str(tmp_path / "other")]) == 2
+    assert "leave out the cost flags" in capsys.readouterr().err
+    with pytest.raises(UserError, match='puts no "cost"'):
+        train(config(FREE, tmp_path / "algd"), ALGD, ALGDConfig())
+
+
+def test_a_loaded_policy_goes_on_from_its_plan(tmp_path):
+    policy = load_policy(train(config(COSTLY, tmp_path / "run", total_steps=80), MBDPO, TINY, BUDGET))
+    observation = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    first, second = policy.act(observation), policy.act(observation)
+    assert not np.array_equal(first, second)
+    policy.reset(np.array([True, False]))
+    third = policy.act(observation)
+    np.testing.assert_array_equal(third[0], first[0])
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(observation), first)
+    assert policy.act(observation[0]).shape == (2,)
