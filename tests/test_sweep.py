@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -151,8 +152,7 @@ def test_every_trial_is_checked_before_the_first_starts(
     assert main(["sweep", str(path), "--out", str(tmp_path / "sweep"), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    with pytest.raises(UserError, match=words):
-        settle(read(path, tmp_path / "sweep"))
+    assert re.search(words, err)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -344,9 +344,7 @@ def test_a_whole_sweep_on_ray_and_a_file_that_contradicts_it(tmp_path: Path, cap
     path, out = tmp_path / "file.toml", tmp_path / "sweep"
     path.write_text(REAL.replace("STEPS", "80"))
     command = ["sweep", str(path), "--out", str(out), "--jobs", "1", "--quiet", "--retries", "0"]
-    before = signal.getsignal(signal.SIGTERM)
     assert main(command) == 0, capsys.readouterr()
-    signal.signal(signal.SIGTERM, before)  # Ray leaves its own
     assert "finished: 1 trials" in capsys.readouterr().out
     written = json.loads((out / "sweep.json").read_text())
     assert written["states"] == {"finished": 1}
@@ -376,10 +374,8 @@ def test_a_sweep_survives_kill_9_and_ctrl_c_and_equals_an_unbroken_run(tmp_path:
     process = begin(0)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
-    while any("sweep.leash" in line for line in alive(str(tmp_path))) and time.monotonic() < deadline:
+    while any("sweep.leash" in line for line in alive(str(tmp_path))):  # else pytest-timeout ends the test
         time.sleep(0.2)
-    assert not any("sweep.leash" in line for line in alive(str(tmp_path)))
 
     process = begin(int(latest(trial.folder)[0].name))  # goes on; this time the training run itself is killed
     run = next(

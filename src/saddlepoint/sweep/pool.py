@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from typing import Any, Protocol
@@ -63,6 +64,7 @@ class RayPool:
         import ray
 
         self._ray, self._gpus = ray, gpus_each
+        self._sigterm = signal.getsignal(signal.SIGTERM)
         self._running: list[Any] = []
         self._home = None if address else tempfile.mkdtemp(prefix="sp-ray-")  # short: it holds sockets, whose paths are bounded
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -112,6 +114,7 @@ class RayPool:
     def close(self) -> None:
         """End Ray's processes and remove its files."""
         self._ray.shutdown()
+        signal.signal(signal.SIGTERM, self._sigterm)  # Ray has put its own in the place
         if self._home:
             shutil.rmtree(self._home, ignore_errors=True)
 
