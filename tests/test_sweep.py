@@ -150,9 +150,7 @@ def test_every_trial_is_checked_before_the_first_starts(
     path = tmp_path / "file.toml"
     path.write_text(FILE.replace(old, new))
     assert main(["sweep", str(path), "--out", str(tmp_path / "sweep"), "--quiet"]) == 2
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1
-    assert re.search(words, err)
+    assert re.fullmatch(f".*({words}).*\n", capsys.readouterr().err)  # one line
     assert not (tmp_path / "sweep").exists()
 
 
@@ -347,8 +345,7 @@ def test_a_whole_sweep_on_ray_and_a_file_that_contradicts_it(tmp_path: Path, cap
     assert main(command) == 0, capsys.readouterr()
     assert "finished: 1 trials" in capsys.readouterr().out
     written = json.loads((out / "sweep.json").read_text())
-    assert written["states"] == {"finished": 1}
-    assert written["trials"][0]["wall_s"] > 0
+    assert (written["states"], written["trials"][0]["wall_s"] > 0) == ({"finished": 1}, True)
     assert latest(out / "Toy-v0" / "algd" / "seed-0")[0].name == "80"
     assert not alive(str(tmp_path))
     path.write_text(REAL.replace("STEPS", "80").replace("[algorithms.algd]", "[algorithms.algd]\nrho = 9.0"))

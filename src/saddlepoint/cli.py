@@ -11,7 +11,8 @@ from saddlepoint import __version__
 USAGE = """\
 usage: saddlepoint VERB ...
 
-  train SYSTEM    train a system (algd) on an environment with a cost budget; --resume RUN goes on where a run stopped
+  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, or safediffusion on a text-to-image pipeline;
+                  --resume RUN goes on where a run stopped
   evaluate RUN    whole episodes of a trained policy, and a video
   report RUN...   one page that compares runs
   landscape RUN   the energy over the actions of chosen states, with the denoising paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, make_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video, render_headless
 from saddlepoint.types import UserError
+
+OWN_TRAINING: dict[str, tuple[str, str]] = {"safediffusion": ("saddlepoint.safediffusion.command", "train_command")}
+"""systems that do not learn from an environment, and so have a training loop of their own"""
 
 
 @dataclass(frozen=True)
@@ -55,41 +59,63 @@ def train_flags(system: type[Any]) -> type[Any]:
 
 def train_command(args: list[str]) -> None:
     """`saddlepoint train SYSTEM ...`"""
+    if args and args[0] in OWN_TRAINING:
+        module, function = OWN_TRAINING[args[0]]
+        vars(import_module(module))[function](args[1:])
+        return
     if not args or args[0] not in SYSTEMS:
         wrong = args and not args[0].startswith("-")
         named = f"there is no system {args[0]!r}" if wrong else "train needs a system"
-        raise UserError(f"{named}: use `saddlepoint train {' | '.join(SYSTEMS)} ...`, with --help for its flags.")
-    system, prog = SYSTEMS[args[0]], f"saddlepoint train {args[0]}"
-    kind = system.config_class()
-    flags = train_flags(kind)
-    default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
-    parsed = parse(flags, default, args[1:], prog)
-    if parsed.values.launch.config is not None:
-        from_file = file_args(parsed.values.launch.config, default, frozenset({"config", "resume"}))
-        parsed = parse(flags, default, [*from_file, *args[1:]], prog)
-    resuming = parsed.values.launch.resume is not None
-    config, learner_config = _resumed(parsed, system, args[0]) if resuming else _fresh(parsed, system)
-    config.validate()
-    learner_config.validate()
-    stated = parsed.given & vars(parsed.values.budget).keys()
-    # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
-    budgets = None if resuming and not stated else budgets_from(
-        parsed, config.env, learner_config.cost_gamma, system.learner_class().needs_cost
+        raise UserError(
+            f"{named}: use `saddlepoint train {' | '.join([*SYSTEMS, *OWN_TRAINING])} ...`, with --help for its flags."
+        )
+    system, parsed = SYSTEMS[args[0]], parse_training(args[0], args[1:])
+    budgets: tuple[CostBudget, ...] | None
+    if parsed.values.launch.resume is None:
+        config, learner_config, budgets = fresh_run(parsed, system)
+    else:
+        config, learner_config = _resumed(parsed, system, args[0])
+        config.validate()
+        learner_config.validate()
+        # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
+        stated = parsed.given & vars(parsed.values.budget).keys()
+        budgets = _budgets(parsed, config, learner_config, system) if stated else None
+    folder = train(
+        config, system.learner_class(), learner_config, budgets, resume=parsed.values.launch.resume is not None
     )
-    folder = train(config, system.learner_class(), learner_config, budgets, resume=resuming)
     print(f"finished: {folder}; look at it with `saddlepoint evaluate {folder}` or `tensorboard --logdir {folder}`")
 
 
-def _fresh(parsed: Parsed, system: System) -> tuple[TrainConfig, Any]:
+def parse_training(name: str, args: list[str]) -> Parsed:
+    """The flags of `saddlepoint train NAME`, with those of a --config file below them. Raises ``UserError``."""
+    kind = SYSTEMS[name].config_class()
+    flags, prog = train_flags(kind), f"saddlepoint train {name}"
+    default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
+    parsed = parse(flags, default, args, prog)
+    if parsed.values.launch.config is None:
+        return parsed
+    from_file = file_args(parsed.values.launch.config, default, frozenset({"config", "resume"}))
+    return parse(flags, default, [*from_file, *args], prog)
+
+
+def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:
+    """What the flags of a new run come to, all of it valid. Raises ``UserError``."""
     presets = system.presets()
     preset = parsed.values.launch.preset
     if preset not in presets:
         raise UserError(f"there is no preset {preset!r}: use one of {', '.join(presets)}.")
-    if not parsed.values.run.env:
+    config: TrainConfig = parsed.values.run
+    if not config.env:
         raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
     learner_config = parsed.over(parsed.values.system, presets[preset])
     learner_config.refuse_idle(parsed.given)
-    return parsed.values.run, learner_config
+    config.validate()
+    learner_config.validate()
+    return config, learner_config, _budgets(parsed, config, learner_config, system)
+
+
+def _budgets(parsed: Parsed, config: TrainConfig, learner_config: Any, system: System) -> tuple[CostBudget, ...]:
+    return budgets_from(parsed, config.env, learner_config.cost_gamma, system.learner_class().needs_cost)
 
 
 def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:

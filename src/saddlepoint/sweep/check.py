@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saddlepoint.commands import BudgetFlags, Launch, _fresh, budgets_from, train_flags
+from saddlepoint.commands import fresh_run, parse_training
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.flags import parse
 from saddlepoint.sweep.plan import Plan, Trial
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
@@ -41,16 +40,10 @@ def settle(plan: Plan) -> dict[str, Settled]:
 def _settle(trial: Trial) -> Settled:
     if trial.system not in SYSTEMS:
         raise UserError(f"there is no system {trial.system!r}: use one of {', '.join(SYSTEMS)}, as label or as system = ....")
-    system = SYSTEMS[trial.system]
-    kind = system.config_class()
-    flags = train_flags(kind)
-    default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
-    parsed = parse(flags, default, trial.flags(), f"saddlepoint train {trial.system}")
-    config, learner = _fresh(parsed, system)
-    config.validate()
-    learner.validate()
+    parsed = parse_training(trial.system, trial.flags())
+    config, learner, budgets = fresh_run(parsed, SYSTEMS[trial.system])
     compiles(config)
-    return Settled(config, learner, budgets_from(parsed, config.env, learner.cost_gamma))
+    return Settled(config, learner, budgets)
 
 
 def require_agreement(trial: Trial, settled: Settled) -> None:

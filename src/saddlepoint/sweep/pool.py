@@ -108,6 +108,8 @@ class RayPool:
             return self._ray.get(handle)
         except self._ray.exceptions.TaskCancelledError:
             return Ending(INTERRUPTED, 0.0, "interrupted")
+        except self._ray.exceptions.RayTaskError as error:  # the attempt could not be started: a full disk, no more processes
+            return Ending(1, 0.0, f"its worker failed ({type(error.cause).__name__}: {_line(error.cause)})")
         except self._ray.exceptions.RayError as error:  # the worker, its machine or its memory is gone
             return Ending(1, 0.0, f"its worker was lost ({_line(error)})")
 
