@@ -85,6 +85,20 @@ def test_tuned_temperature_reaches_its_target_entropy():
     assert float(torch.stack(entropies[-100:]).mean()) == pytest.approx(-2.5, abs=0.4)
 
 
+@pytest.mark.parametrize("nonnegative", [True, False])
+def test_cost_targets_below_zero_count_as_zero(nonnegative):
+    """With target critics at -5 the cost members are fitted to c, or to c - 5 gamma_c as released."""
+    agent, generator = bandit_agent(replace(SMALL, nonnegative_costs=nonnegative)), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        agent.cost_target.weights[-1].zero_()
+        agent.cost_target.biases[-1].fill_(-5.0)
+    batch = bandit_batch(64, generator)._replace(terminated=torch.zeros(64))
+    wanted = batch.cost[:, 0] - (0 if nonnegative else 5 * agent.config.cost_gamma)
+    loss = (agent.cost_critic(batch.observation, batch.action) - wanted).square().mean().detach()
+    metrics = agent.update_batch(batch, agent.draw(64))
+    assert float(metrics["cost_critic_loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
 def test_the_recent_cost_moves_lambda_by_its_discounted_excess():
     """Dual ascent: lambda + rate * (c sum_t gamma^t - h), whatever the critics believe."""
     config = replace(SMALL, multiplier_actions="recent", multiplier=1.0, multiplier_rate=0.01)

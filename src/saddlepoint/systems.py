@@ -64,9 +64,9 @@ SYSTEMS: dict[str, System] = {
 
 
 def restore_config(kind: type[Any], values: dict[str, Any], where: Path) -> Any:
-    """A frozen config from what config.json holds; options that are newer than the file keep their default, which is what was done before them.
+    """A frozen config from what config.json holds; options that are newer than the file take their default, which does for acting.
 
-    Raises ``UserError`` for fields that this version has not.
+    A run is only resumed with all of them (``run.require_same``). Raises ``UserError`` for fields that this version has not.
     """
     if unknown := set(values) - {field.name for field in fields(kind)}:
         odd = ", ".join(sorted(unknown))

@@ -132,6 +132,7 @@ class ALGD:
         target = trace(
             self.cost_target.layers(self.low_precision), batch.next_observation, next_action[None], "silu"
         ).values[:, 0]
+        target = target.clamp(min=0) if cfg.nonnegative_costs else target
         cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
         inputs = torch.cat([batch.observation, batch.action], dim=-1)

@@ -99,6 +99,8 @@ class ALGDConfig:
     """discount of rewards"""
     cost_gamma: float = 0.99
     """discount of costs"""
+    nonnegative_costs: bool = True
+    """bootstrap the cost critics with no less than 0, which no sum of costs is below: a policy that seeks low estimates finds those that are too low"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
@@ -220,6 +222,7 @@ PARITY = ALGDConfig(
     sigma_min=0.01, beta=1.0, critic_learning_rate=3e-4, cost_learning_rate=3e-4, target_every=2,
     step_noise="euler", prediction="score", score_space="action", entropy="none", score_loss_scale="one", score_pairing="after",
     detach_point=False, clip_proposals=False, multiplier_rule="log_adam", multiplier_actions="replay",
+    nonnegative_costs=False,
 )  # fmt: skip
 """The released VE-SDE agent, to the fixtures' tolerance."""
 

@@ -94,6 +94,8 @@ class ConstrainedConfig(SACConfig, ABC):
     """k in the risk R = mean + k * std of the cost critics"""
     cost_learning_rate: float = 1e-3
     """Adam's step for the cost critics"""
+    nonnegative_costs: bool = True
+    """bootstrap the cost critics with no less than 0, which no sum of costs is below"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task"""
     multiplier: float = 0.6931
@@ -193,7 +195,8 @@ class CALConfig(DualConfig):
 
 
 CAL_RELEASED = replace(
-    CALConfig(), beta=1.0, critic_learning_rate=3e-4, temperature_rate=3e-4, target_every=2, multiplier_actions="replay"
+    CALConfig(), beta=1.0, critic_learning_rate=3e-4, temperature_rate=3e-4, target_every=2, multiplier_actions="replay",
+    nonnegative_costs=False,
 )
 """Settings of the authors' released program; its update-to-data ratio of 10 to 20 is the loop's --updates-per-step."""
 

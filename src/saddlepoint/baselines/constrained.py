@@ -63,6 +63,7 @@ class Constrained(ActorCritic[K]):
         cfg = self.config
         following = self.policy.sample(batch.next_observation, noise)
         value = self.cost_critic.target_values(batch.next_observation, following.action)
+        value = value.clamp(min=0) if cfg.nonnegative_costs else value
         alive = 1.0 if cfg.cost_through_termination else 1 - batch.terminated
         wanted = batch.cost.T.repeat_interleave(cfg.cost_members, 0) + cfg.cost_gamma * alive * value
         scale = 1 / (len(batch.reward) * cfg.cost_members)
