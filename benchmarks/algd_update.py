@@ -13,11 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +23,10 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from interleave import Work, Worker, interleaved, provenance, serve  # noqa: E402
+
 RESULTS = HERE / "results"
 SIZES = {"observation": 60, "action": 2, "batch": 256, "steps": 5, "proposals": 4, "members": 4}
-Work = dict[str, Callable[[], Any]]
 
 
 def gigaflop(size: dict[str, int], hidden: int = 256, policy: int = 128, embedding: int = 16) -> float:
@@ -124,63 +121,12 @@ def official(path: str, size: dict[str, int]) -> Work:
     }
 
 
-def serve(variant: dict[str, Any], threads: int) -> None:
-    """Answer each line ``task count`` on stdin with the median milliseconds of that many calls."""
-    import torch
-
-    torch.set_num_threads(threads)
-    kind = variant.pop("kind")
-    work = ours(**variant) if kind == "ours" else official(**variant)
-    for task in work.values():
-        for _ in range(5):
-            task()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        task, count = line.split()
-        times = []
-        for _ in range(int(count)):
-            start = time.perf_counter()
-            work[task]()
-            times.append(time.perf_counter() - start)
-        print(1e3 * statistics.median(times), flush=True)
-
-
-class Worker:
-    def __init__(self, variant: dict[str, Any], threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", json.dumps(variant), "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        while (line := self.process.stdout.readline()) and line.strip() != "ready":
-            pass  # what the released program prints of itself
-        if not line:
-            sys.exit(f"the process of {variant} ended before it was ready")
-
-    def time(self, task: str, count: int) -> float:
-        assert self.process.stdin
-        assert self.process.stdout
-        print(task, count, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.kill()
-
-
 # ------------------------------------------------------------------------------------------------ the comparisons
 
 
-def interleaved(
-    variants: dict[str, dict[str, Any]], threads: int, rounds: int, tasks: dict[str, int]
-) -> dict[str, dict[str, float]]:
-    """Median over rounds of each variant and task, milliseconds; every round visits all variants in turn."""
-    workers = {name: Worker(variant, threads) for name, variant in variants.items()}
-    times: dict[str, dict[str, list[float]]] = {name: {task: [] for task in tasks} for name in workers}
-    for _ in range(rounds):
-        for task, count in tasks.items():
-            for name, worker in workers.items():
-                times[name][task].append(worker.time(task, count))
-    for worker in workers.values():
-        worker.close()
-    return {name: {task: statistics.median(values) for task, values in found.items()} for name, found in times.items()}
+def timed(variants: dict[str, dict[str, Any]], threads: int, rounds: int, tasks: dict[str, int]) -> dict[str, dict[str, float]]:
+    workers = {name: Worker(__file__, variant, threads) for name, variant in variants.items()}
+    return interleaved(workers, rounds, tasks)
 
 
 def our(
@@ -190,13 +136,6 @@ def our(
     limit = {"active": 0.0, "idle": 1e6}[penalty]
     return {"kind": "ours", "preset": preset, "precision": precision, "compiled": compiled, "limit": limit,
             "size": SIZES | changes}  # fmt: skip
-
-
-def provenance() -> dict[str, Any]:
-    from learning import commit, machine
-
-    load = Path("/proc/loadavg").read_text().split()[0]
-    return {"commit": commit(), "machine": machine(), "load_average_at_start": float(load)}
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -211,7 +150,7 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.official:
         variants = {"released": {"kind": "official", "path": arguments.official, "size": SIZES}} | variants
     result = {"command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(), "size": SIZES,
-              "gigaflop": gigaflop(SIZES), "ms": interleaved(variants, arguments.threads, arguments.rounds, {"update": 8, "act": 60})}  # fmt: skip
+              "gigaflop": gigaflop(SIZES), "ms": timed(variants, arguments.threads, arguments.rounds, {"update": 8, "act": 60})}  # fmt: skip
     base = result["ms"].get("released")
     print(f"{'':44s}{'update ms':>10s}{'ratio':>8s}{'GFLOP/s':>9s}{'act ms':>8s}{'ratio':>8s}")
     for name, ms in result["ms"].items():
@@ -251,7 +190,7 @@ def scaling(arguments: argparse.Namespace) -> None:
     }
     figure, axes = plt.subplots(1, 6, figsize=(21, 3.4), layout="constrained")
     for axis, (name, values) in zip(axes, SWEEPS.items()):
-        ms = interleaved(
+        ms = timed(
             {str(v): our("default", "bfloat16", **{name: v}) for v in values},
             arguments.threads,
             arguments.rounds,
@@ -293,7 +232,11 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(json.loads(arguments.serve), arguments.threads)
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+        variant = json.loads(arguments.serve)
+        serve(ours(**variant) if variant.pop("kind") == "ours" else official(**variant), warm_up=5)
     elif arguments.scaling:
         scaling(arguments)
     else:

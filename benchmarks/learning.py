@@ -44,11 +44,13 @@ class Experiment:
     """total steps of single runs (``label-seed``) where they differ from the rest"""
 
 
+FIRST = "--multiplier-actions policy --no-nonnegative-costs"
+"""what the defaults were when the runs that name it were made"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
 TOY = (
     "--env saddlepoint/Toy-v0 --total-steps 10000 --warmup-steps 1000 --eval-every 1000 --log-every 250 --checkpoint-every 10000"
     " --replay-size 20000 --critic-hidden 64 64 --policy-hidden 64 64 --rho 0.1 --multiplier 0.1 --target-entropy -0.6"
-    " --threads 1 --compile off --quiet"
+    f" --threads 1 --compile off --quiet {FIRST}"
 )
 EXPERIMENTS: dict[str, Experiment] = {
     "toy-energies": Experiment(
@@ -57,18 +59,18 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "halfcheetah-velocity": Experiment(
         "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
-        f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW}",
+        f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW} {FIRST}",
         {"algd": ""}, (0, 1, 2), anchors=(("SAC-Lag, 1M steps (published)", 2834), ("SAC-PID, 1M steps (published)", 2689)),
         steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000},
     ),
     "halfcheetah-speed": Experiment(
         "HalfCheetahSpeed-v0: discounted speed at most 151.989",
-        f"--env saddlepoint/HalfCheetahSpeed-v0 --total-steps 30000 --eval-every 5000 --checkpoint-every 15000 --replay-size 100000 {SLOW}",
+        f"--env saddlepoint/HalfCheetahSpeed-v0 --total-steps 30000 --eval-every 5000 --checkpoint-every 15000 --replay-size 100000 {SLOW} {FIRST}",
         {"algd": ""},
     ),
     "hopper-speed": Experiment(
         "HopperSpeed-v0: discounted speed at most 82.748",
-        f"--env saddlepoint/HopperSpeed-v0 --total-steps 50000 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW}",
+        f"--env saddlepoint/HopperSpeed-v0 --total-steps 50000 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW} {FIRST}",
         {"algd": ""},
     ),
     "point-goal": Experiment(
@@ -78,7 +80,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "point-button-fixed": Experiment(
         "PointButton1-fixed-v0, one layout: 10 an episode of 400 steps",
-        f"--env saddlepoint/PointButton1-fixed-v0 --total-steps 60000 --eval-every 5000 --checkpoint-every 20000 --replay-size 100000 {SLOW}",
+        f"--env saddlepoint/PointButton1-fixed-v0 --total-steps 60000 --eval-every 5000 --checkpoint-every 20000 --replay-size 100000 {SLOW} {FIRST}",
         {"algd": ""},
     ),
 }  # fmt: skip

@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +20,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from interleave import Work, Worker, interleaved, provenance, serve  # noqa: E402
+
 RESULTS = HERE / "results"
 OBSERVATION, ACTION = 24, 6  # as walker-walk
-Work = dict[str, Callable[[], Any]]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "parity": {"preset": "parity"},
@@ -115,63 +112,16 @@ def official(path: str, score: bool) -> Work:
     return {"update": lambda: agent._update(*batch), "act": lambda: agent.act(state)}
 
 
-def serve(variant: dict[str, Any], threads: int) -> None:
-    """Answer each line ``task count`` on stdin with the median milliseconds of that many calls."""
-    import torch
-
-    torch.set_num_threads(threads)
-    kind = variant.pop("kind")
-    work = ours(**variant) if kind == "ours" else official(**variant)
-    for task in work.values():
-        for _ in range(2):
-            task()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        task, count = line.split()
-        times = []
-        for _ in range(int(count)):
-            start = time.perf_counter()
-            work[task]()
-            times.append(time.perf_counter() - start)
-        print(1e3 * statistics.median(times), flush=True)
-
-
-class Worker:
-    def __init__(self, variant: dict[str, Any], threads: int, python: str) -> None:
-        command = [python, __file__, "--serve", json.dumps(variant), "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        while (line := self.process.stdout.readline()) and line.strip() != "ready":
-            pass  # what the released program prints of itself
-        if not line:
-            sys.exit(f"the process of {variant} ended before it was ready")
-
-    def time(self, task: str, count: int) -> float:
-        assert self.process.stdin
-        assert self.process.stdout
-        print(task, count, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-
 def compare(arguments: argparse.Namespace) -> None:
     """Every round visits all variants in turn; the median over rounds of each."""
-    from learning import commit, machine
-
     variants = {name: {"kind": "ours", "compiled": arguments.compiled, **own} for name, own in VARIANTS.items() if name in (arguments.only or VARIANTS)}
     pythons = dict.fromkeys(variants, sys.executable)
     if arguments.official:
         theirs = {"released": False, "released, score network": True}
         variants = {name: {"kind": "official", "path": arguments.official, "score": score} for name, score in theirs.items()} | variants
         pythons |= dict.fromkeys(theirs, arguments.official_python)
-    workers = {name: Worker(variant, arguments.threads, pythons[name]) for name, variant in variants.items()}
-    times: dict[str, dict[str, list[float]]] = {name: {"update": [], "act": []} for name in workers}
-    for _ in range(arguments.rounds):
-        for task in ("update", "act"):
-            for name, worker in workers.items():
-                times[name][task].append(worker.time(task, 3))
-    for worker in workers.values():
-        worker.process.kill()
-    ms = {name: {task: statistics.median(values) for task, values in found.items()} for name, found in times.items()}
+    workers = {name: Worker(__file__, variant, arguments.threads, pythons[name]) for name, variant in variants.items()}
+    ms = interleaved(workers, arguments.rounds, {"update": 3, "act": 3})
     base = {False: ms.get("released"), True: ms.get("released, score network")}
     print(f"{arguments.threads} threads; {gigaflop():.0f} GFLOP in the proposals of an action at the default size")
     print(f"{'':28s}{'update ms':>10s}{'ratio':>8s}{'act ms':>10s}{'ratio':>8s}")
@@ -182,9 +132,8 @@ def compare(arguments: argparse.Namespace) -> None:
     if not arguments.official:
         return  # the committed files hold comparisons only
     RESULTS.mkdir(exist_ok=True)
-    load = float(Path("/proc/loadavg").read_text().split()[0])
-    result = {"command": "python benchmarks/mbdpo.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, "commit": commit(), "machine": machine(),
-              "load_average_at_end": load, "gigaflop": gigaflop(), "ms": ms}  # fmt: skip
+    result = {"command": "python benchmarks/mbdpo.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(),
+              "gigaflop": gigaflop(), "ms": ms}  # fmt: skip
     (RESULTS / f"mbdpo_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
 
 
@@ -199,7 +148,11 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(json.loads(arguments.serve), arguments.threads)
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+        variant = json.loads(arguments.serve)
+        serve(ours(**variant) if variant.pop("kind") == "ours" else official(**variant), warm_up=2)
     else:
         compare(arguments)
 

@@ -222,7 +222,7 @@ class Worker:
 def compare(arguments: argparse.Namespace) -> None:
     from tests.tiny_pipeline import write_clip, write_pipeline
 
-    from algd_update import provenance
+    from interleave import provenance
 
     names = ["ours-unet", "ours-lora", *(["official"] if arguments.official else [])]
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}

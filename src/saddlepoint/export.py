@@ -45,6 +45,11 @@ def export_command(args: list[str]) -> None:
     helping = bool(args) and args[0] in ("-h", "--help")
     if not helping and (len(args) < 2 or any(arg.startswith("-") for arg in args[:2])):
         raise UserError("export needs the run folder and the file: `saddlepoint export RUN policy.onnx`, with --help for its flags.")
+    if not helping and run.read(Path(args[0]))["system"] == "safediffusion":  # a pipeline or adapters, not a policy
+        from saddlepoint.safediffusion.export import export_command as export_pipeline
+
+        export_pipeline(args)
+        return
     flags = parse(ExportFlags, ExportFlags(), args if helping else args[2:], "saddlepoint export RUN FILE").values
     folder, path = Path(args[0]), Path(args[1])
     policy = export(folder, path, flags.mode, flags.opset)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget, geometric_sum
+from saddlepoint.constrained.budget import CostBudget, geometric_sum, require_fitting
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
@@ -54,16 +54,7 @@ class ALGD:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        if len(budgets) != shape.constraints:
-            raise UserError(
-                f"the environment has {shape.constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each."
-            )
-        for budget in budgets:
-            if budget.gamma != config.cost_gamma:
-                raise UserError(
-                    f"the cost budget is discounted by {budget.gamma:g} and the cost critic by {config.cost_gamma:g}:"
-                    " give CostBudget(gamma=...) and --cost-gamma the same number."
-                )
+        require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         init = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saddlepoint.baselines.config import SACConfig
 from saddlepoint.baselines.critic import Critic, Fit
 from saddlepoint.baselines.policy import GaussianPolicy, Sample
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Activation
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
@@ -44,16 +44,7 @@ class ActorCritic(ABC, Generic[C]):
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        if len(budgets) != shape.constraints:
-            raise UserError(
-                f"the environment has {shape.constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each."
-            )
-        for budget in budgets:
-            if budget.gamma != config.cost_gamma:
-                raise UserError(
-                    f"the cost budget is discounted by {budget.gamma:g} and the costs by {config.cost_gamma:g}:"
-                    " give CostBudget(gamma=...) and --cost-gamma the same number."
-                )
+        require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype, self.compiled = torch.device(device), dtype, compile
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network

@@ -105,3 +105,17 @@ class CostBudget:
         if self.discounted:
             return discounted_cost > self.critic * (1 + 1e-9)
         return episode_cost > self.episode * (1 + 1e-9)
+
+
+def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamma: float) -> None:
+    """Raises ``UserError`` unless there is one budget for each constraint, all discounted as the cost critic is."""
+    if len(budgets) != constraints:
+        raise UserError(
+            f"the environment has {constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each."
+        )
+    for budget in budgets:
+        if budget.gamma != cost_gamma:
+            raise UserError(
+                f"the cost budget is discounted by {budget.gamma:g} and the cost critic by {cost_gamma:g}:"
+                " give CostBudget(gamma=...) and --cost-gamma the same number."
+            )

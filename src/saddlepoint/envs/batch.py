@@ -46,6 +46,8 @@ class EnvBatch:
         kwargs = env_kwargs or {}
         task = env_spec(id, kwargs.get("max_episode_steps"))
         vectorised = task.source == "saddlepoint" and gym.spec(id).vector_entry_point is not None
+        if processes and vectorised:
+            raise UserError(f"{id} is stepped as one already, so worker processes would do nothing: leave out --env-processes.")
         backend = VectorisedEnvs if vectorised else WorkerEnvs if processes else LocalEnvs
         self._envs: Backend = backend(id, num_envs, render_mode, kwargs)
         self.num_envs = num_envs

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.constrained.budget import CostBudget, geometric_sum
+from saddlepoint.constrained.budget import CostBudget, geometric_sum, require_fitting
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.mbdpo.imagine import Constraint
@@ -56,14 +56,7 @@ class MBDPO:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        if len(budgets) != shape.constraints:
-            raise UserError(f"the environment has {shape.constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each.")
-        for budget in budgets:
-            if budget.gamma != config.cost_gamma:
-                raise UserError(
-                    f"the cost budget is discounted by {budget.gamma:g} and the cost critic by {config.cost_gamma:g}:"
-                    " give CostBudget(gamma=...) and --cost-gamma the same number."
-                )
+        require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         init = torch.Generator().manual_seed(seed)

@@ -37,24 +37,31 @@ def record_video(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         observation, _ = game.reset(seed=seed)
+        first = _first_picture(game, env)
         steps, ended = 0, False
         fps = int(game.metadata.get("render_fps") or 30)
         film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
         with film:
-            film.append_data(game.render())
+            film.append_data(first)
             while not ended:
                 action = actor.act(observation[None], mode, generator)[0]
                 observation, _, terminated, truncated, _ = game.step(action)
                 film.append_data(game.render())
                 steps, ended = steps + 1, bool(terminated or truncated)
         temporary.replace(path)
-    except (ImportError, OSError, AttributeError, RuntimeError) as error:  # what a missing GL back-end raises
+    finally:
+        temporary.unlink(missing_ok=True)
+        game.close()
+    return steps
+
+
+def _first_picture(game: Any, env: str) -> Any:
+    """The picture of the start, which is what fails without a GL back-end. Raises ``UserError`` with what to install."""
+    try:
+        return game.render()
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"{env} cannot be drawn on this machine ({reason}): install EGL (apt-get install libegl1 libgl1),"
             " or set MUJOCO_GL=osmesa."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        game.close()
-    return steps
