@@ -58,8 +58,10 @@ def seeds(seed, count):
     return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
 
 
-@pytest.mark.parametrize("processes", [False, True])
-@pytest.mark.parametrize(("id", "limit"), [(HOPPER, 40), ("saddlepoint/ToyTwo-v0", 25), (SPOILT, 6)])
+@pytest.mark.parametrize(
+    ("id", "limit", "processes"),
+    [(HOPPER, 40, False), (HOPPER, 40, True), ("saddlepoint/ToyTwo-v0", 25, False), (SPOILT, 6, False), (SPOILT, 6, True)],
+)
 def test_a_batch_equals_its_environments_one_by_one(id, limit, processes):
     count = 3
     batch = EnvBatch(id, count, seed=8, processes=processes, env_kwargs={"max_episode_steps": limit})
@@ -110,6 +112,11 @@ def test_seeds_are_spaced_and_prefix_stable():
         EnvBatch("saddlepoint/Toy-v0", 1, seed=-1)
     with pytest.raises(UserError, match="at least one"):
         EnvBatch("saddlepoint/Toy-v0", 0, seed=0)
+
+
+def test_worker_processes_are_refused_where_they_would_do_nothing():
+    with pytest.raises(UserError, match="leave out --env-processes"):
+        EnvBatch("saddlepoint/Toy-v0", 2, seed=0, processes=True)
 
 
 def test_shape_and_task_are_known():

@@ -1,9 +1,9 @@
 """Exact capture of an environment in mid-episode, in types that JSON and npz can hold.
 
 Restorable are MuJoCo environments (whatever has a ``mujoco.MjData`` in ``data``, as Gymnasium's do) and environments
-with two methods of their own, ``snapshot() -> dict`` and ``restore(state)``, as the toy has. Of the wrappers around
-them the plain attributes are kept (counters, flags, numbers, arrays); a wrapper that holds anything else makes the
-stack not restorable, rather than almost restored.
+with two methods of their own, ``snapshot() -> dict`` and ``restore(state)``, as the toy has (``restore`` returns False
+where it cannot). Of the wrappers around them the plain attributes are kept (counters, flags, numbers, arrays); a
+wrapper that holds anything else makes the stack not restorable, rather than almost restored.
 """
 
 from __future__ import annotations
@@ -80,20 +80,20 @@ def _layers(env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:
     return layers
 
 
-def _base_state(base: gym.Env[Any, Any]) -> dict[str, Any]:
+def _base_state(base: Any) -> dict[str, Any]:
     if _has_own_pair(base):
-        state = base.snapshot()  # type: ignore[attr-defined]
+        state = base.snapshot()
         return {"own": _plain(state, f"what {type(base).__name__}.snapshot() returns")}
     if not _is_mujoco(base):
         raise _NotPlainError(f"{type(base).__name__} is no MuJoCo environment and has no snapshot() and restore(state)")
-    return {"mujoco": _mujoco_state(base), "attributes": _attributes(base), "rng": rng_state(base.np_random)}
+    physics = mujoco_state(base.model, base.data)
+    return {"mujoco": physics, "attributes": _attributes(base), "rng": rng_state(base.np_random)}
 
 
-def _restore_base(base: gym.Env[Any, Any], state: dict[str, Any]) -> bool:
+def _restore_base(base: Any, state: dict[str, Any]) -> bool:
     if "own" in state:
-        base.restore(state["own"])  # type: ignore[attr-defined]
-        return True
-    if not _is_mujoco(base) or not _restore_mujoco(base, state["mujoco"]):
+        return base.restore(state["own"]) is not False
+    if not _is_mujoco(base) or not load_mujoco(base.model, base.data, state["mujoco"]):
         return False
     _set_attributes(base, state["attributes"])
     base.np_random = load_rng(state["rng"])
@@ -109,7 +109,7 @@ def _is_mujoco(base: gym.Env[Any, Any]) -> bool:
     return mujoco is not None and isinstance(vars(base).get("data"), mujoco.MjData)
 
 
-def _mujoco_state(base: Any) -> dict[str, Any]:
+def mujoco_state(model: Any, data: Any) -> dict[str, Any]:
     """Full physics state and every array of ``MjData`` that has a fixed size.
 
     The arrays are needed as well: derived quantities such as ``xpos`` lag the state by one sub-step, Ant's reward uses
@@ -119,9 +119,9 @@ def _mujoco_state(base: Any) -> dict[str, Any]:
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    physics = np.empty(mujoco.mj_stateSize(base.model, kind))
-    mujoco.mj_getState(base.model, base.data, physics, kind)
-    arrays = {name: getattr(base.data, name).copy() for name in _fixed_arrays(mujoco.MjData(base.model))}
+    physics = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, physics, kind)
+    arrays = {name: getattr(data, name).copy() for name in _fixed_arrays(mujoco.MjData(model))}
     return {"version": mujoco.__version__, "physics": physics, "arrays": arrays}
 
 
@@ -131,16 +131,17 @@ def _fixed_arrays(data: Any) -> list[str]:
     return [name for name in names if isinstance(getattr(data, name), np.ndarray) and getattr(data, name).size]
 
 
-def _restore_mujoco(base: Any, state: dict[str, Any]) -> bool:
+def load_mujoco(model: Any, data: Any, state: dict[str, Any]) -> bool:
+    """Put ``data`` where ``mujoco_state`` was taken; False where the model or the version of MuJoCo is another."""
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    shapes = {name: getattr(base.data, name).shape for name in _fixed_arrays(mujoco.MjData(base.model))}
+    shapes = {name: getattr(data, name).shape for name in _fixed_arrays(mujoco.MjData(model))}
     if state["version"] != mujoco.__version__ or shapes != {k: np.shape(v) for k, v in state["arrays"].items()}:
         return False
-    mujoco.mj_setState(base.model, base.data, np.asarray(state["physics"], np.float64), kind)
+    mujoco.mj_setState(model, data, np.asarray(state["physics"], np.float64), kind)
     for name, value in state["arrays"].items():
-        getattr(base.data, name)[...] = value
+        getattr(data, name)[...] = value
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,25 +27,37 @@ class TaskSpec:
     horizon: int | None
     """steps until an episode is truncated; None without a time limit"""
     source: Literal["saddlepoint", "gymnasium"]
+    extra: str | None = None
+    """the extra that it needs, of ``EXTRAS``; None for none"""
+
+
+EXTRAS = {"control": "dm_control"}
+"""Extras of saddlepoint that bring tasks, and the module by which one sees that they are installed."""
 
 
 TASKS: dict[str, TaskSpec] = {}
 
 
 def register_task(
-    id: str, description: str, budgets: tuple[CostBudget, ...], horizon: int, **registration: Any
+    id: str,
+    description: str,
+    budgets: tuple[CostBudget, ...],
+    horizon: int,
+    extra: str | None = None,
+    **registration: Any,
 ) -> None:
     """Enter a task of our own into this registry and into Gymnasium's.
 
     ``registration`` goes to ``gymnasium.register`` (``entry_point``, ``vector_entry_point``, ``kwargs``).
     """
-    TASKS[id] = TaskSpec(id, description, budgets, len(budgets), horizon, "saddlepoint")
+    TASKS[id] = TaskSpec(id, description, budgets, len(budgets), horizon, "saddlepoint", extra)
     gym.register(id, max_episode_steps=horizon, **registration)
 
 
 def list_envs() -> list[TaskSpec]:
-    """The tasks registered by saddlepoint, by id."""
-    return [TASKS[id] for id in sorted(TASKS)]
+    """The tasks registered by saddlepoint, by id; those of an extra only where it is installed."""
+    here = {extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is not None}
+    return [TASKS[id] for id in sorted(TASKS) if TASKS[id].extra is None or TASKS[id].extra in here]
 
 
 def env_spec(id: str, max_episode_steps: int | None = None) -> TaskSpec:

@@ -91,7 +91,7 @@ def velocity_env(
     """Gymnasium's ``{robot}-v5`` under ``VelocityCost``; ``kwargs`` go to the robot. MuJoCo is imported here and not
     before.
     """
-    _pass_on_warnings()
+    pass_on_warnings()
     spec = gym.spec(f"{robot}-v5")
     assert spec.entry_point is not None
     creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
@@ -99,7 +99,7 @@ def velocity_env(
     return VelocityCost(env, planar=planar, threshold=threshold, observation_entries=observation_entries)
 
 
-def _pass_on_warnings() -> None:
+def pass_on_warnings() -> None:
     """MuJoCo's warnings as Python ones, but for the deprecation of ``settotalmass`` in Gymnasium's own HalfCheetah model.
 
     Left alone MuJoCo prints it for every environment made and writes MUJOCO_LOG.TXT into the user's folder.
