@@ -1,5 +1,6 @@
 """A batch against its environments stepped one by one, its guards, its workers, and its capture."""
 
+import itertools
 import os
 import signal
 import warnings
