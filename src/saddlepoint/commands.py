@@ -10,12 +10,12 @@ from typing import Any, Literal
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec, list_envs
 from saddlepoint.flags import Parsed, file_args, parse
-from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config
+from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config, start_from
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.evaluate import evaluate
-from saddlepoint.train.start import train
+from saddlepoint.train.start import LearnerFactory, train
 from saddlepoint.train.video import record_video, render_headless
 from saddlepoint.types import UserError
 
@@ -33,6 +33,10 @@ class Launch:
     """a JSON file of settings, named as the flags are, which flags given here override"""
     resume: Path | None = None
     """run folder to go on with; all is taken from it: only --total-steps flags that change no result may be given"""
+    start_from: Path | None = None
+    """run folder, of `saddlepoint pretrain` or of training, whose weights and settings a new run starts from; settings given here go before its own"""
+    start_task: str | None = None
+    """which of its tasks, where it has several"""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,13 @@ def train_command(args: list[str]) -> None:
         )
     system, parsed = SYSTEMS[args[0]], parse_training(args[0], args[1:])
     budgets: tuple[CostBudget, ...] | None
+    learner: LearnerFactory[Any] = system.learner_class()
     if parsed.values.launch.resume is None:
-        config, learner_config, budgets = fresh_run(parsed, system)
+        if parsed.values.launch.start_from is None:
+            config, learner_config, budgets = fresh_run(parsed, system)
+        else:
+            learner, base = _started(parsed, args[0])
+            config, learner_config, budgets = _new_run(parsed, system, base)
     else:
         config, learner_config = _resumed(parsed, system, args[0])
         config.validate()
@@ -80,9 +89,7 @@ def train_command(args: list[str]) -> None:
         # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
         stated = parsed.given & vars(parsed.values.budget).keys()
         budgets = _budgets(parsed, config, learner_config, system) if stated else None
-    folder = train(
-        config, system.learner_class(), learner_config, budgets, resume=parsed.values.launch.resume is not None
-    )
+    folder = train(config, learner, learner_config, budgets, resume=parsed.values.launch.resume is not None)
     print(f"finished: {folder}; look at it with `saddlepoint evaluate {folder}` or `tensorboard --logdir {folder}`")
 
 
@@ -104,10 +111,29 @@ def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[C
     preset = parsed.values.launch.preset
     if preset not in presets:
         raise UserError(f"there is no preset {preset!r}: use one of {', '.join(presets)}.")
+    for name in ("start_from", "start_task"):
+        if name in parsed.given:  # `train` itself asks before; a sweep cannot
+            raise UserError(f"--{name.replace('_', '-')} does nothing here: --start-from is for `saddlepoint train`, and --start-task for use with it.")
+    return _new_run(parsed, system, presets[preset])
+
+
+def _started(parsed: Parsed, name: str) -> tuple[LearnerFactory[Any], Any]:
+    """What makes the learner of a run that starts from another's weights, and that run's settings. Raises ``UserError``."""
+    launch = parsed.values.launch
+    if "preset" in parsed.given:
+        raise UserError(f"--start-from {launch.start_from} takes that run's settings: leave out --preset.")
+    trained = run.read(launch.start_from)["system"]
+    if trained != name:
+        raise UserError(f"{launch.start_from} was trained with {trained}, not {name}: use `saddlepoint train` with that.")
+    return start_from(launch.start_from, launch.start_task)
+
+
+def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:
+    """The settings of a new run: ``base`` with what was given."""
     config: TrainConfig = parsed.values.run
     if not config.env:
         raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
-    learner_config = parsed.over(parsed.values.system, presets[preset])
+    learner_config = parsed.over(parsed.values.system, base)
     learner_config.refuse_idle(parsed.given)
     config.validate()
     learner_config.validate()
@@ -120,12 +146,14 @@ def _budgets(parsed: Parsed, config: TrainConfig, learner_config: Any, system: S
 
 def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:
     folder: Path = parsed.values.launch.resume
-    for other in ("out", "preset", "config"):
+    for other in ("out", "preset", "config", "start_from", "start_task"):
         if other in parsed.given:
             raise UserError(f"--resume {folder} takes everything from that run: leave out --{other}.")
     saved = run.read(folder)
     if saved["system"] != name:
         raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train` with that.")
+    if "tasks" in saved:
+        raise UserError(f"{folder} is a run of `saddlepoint pretrain`: resume it there, or train on from it with --start-from {folder}.")
     where = folder / "config.json"
     config = replace(restore_config(TrainConfig, saved["train"], where), out=folder)
     learner_config = restore_config(system.config_class(), saved["learner"], where)
@@ -168,6 +196,8 @@ class EvaluateFlags:
 
     episodes: int = 10
     """whole episodes of each policy"""
+    task: str | None = None
+    """which task, where the run has several (`saddlepoint pretrain`), by its name or environment"""
     seed: int = 1_000_000
     """seed of the environments and of the stochastic policy"""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -195,7 +225,8 @@ def evaluate_command(args: list[str]) -> None:
     if flags.video:
         render_headless()
     folder = Path(args[0])
-    policy = load_policy(folder, flags.device)
+    policy = load_policy(folder, flags.device, flags.task)
+    name = str(policy.step) if flags.task is None else f"{policy.step}-{flags.task.replace('/', '-')}"
     if policy.note:
         print(f"warning: {policy.note}")
     metrics = evaluate(policy.learner, policy.env, policy.budgets, flags.episodes, flags.seed, flags.device)
@@ -207,9 +238,9 @@ def evaluate_command(args: list[str]) -> None:
         over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
         cost = f"; cost {_spread(metrics, f'{prefix}/cost')}; {over}" if policy.budgets else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}")
-    write_json(folder / f"evaluation-{policy.step}.json", {"step": policy.step, **asdict(flags), **metrics})
+    write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     if flags.video:
-        path = folder / "videos" / f"{policy.step}.mp4"
+        path = folder / "videos" / f"{name}.mp4"
         steps = record_video(policy.learner, policy.env, path, flags.seed, device=flags.device)
         print(f"video: {path} ({steps} steps)")
 

@@ -33,6 +33,8 @@ class System:
     """a dict of named configs, ``default`` among them"""
     export: str | None = None
     """its function from a learner and a mode to an ``Exportable``; None where there is none"""
+    pretrained: str | None = None
+    """its class of factories whose learners start from stored weights; None where there is none"""
 
     def learner_class(self) -> LearnerFactory[Any]:
         return _find(self.learner)
@@ -59,7 +61,7 @@ SYSTEMS: dict[str, System] = {
     "sac-lag": System("baselines.sac:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
     "sac-pid": System("baselines.sac:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
     "cal": System("baselines.cal:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
-    "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS"),
+    "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS", pretrained="mbdpo.transfer:Pretrained"),
 }
 
 
@@ -117,12 +119,52 @@ class TrainedPolicy:
             actor.restart(ended)
 
 
-def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> TrainedPolicy:
+def load_policy(folder: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> TrainedPolicy:
     """The policy of a run's newest checkpoint whose learner is whole. Raises ``UserError`` when there is none.
 
-    The replay is not read, so it may be damaged or missing; neither are the environments nor the training loop imported.
+    A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
+    neither are the environments nor the training loop imported.
     """
     folder = Path(folder)
+    learner, content, step, note = load_learner(folder, device)
+    train, budgets = content["train"], run.budgets_of(content)
+    if "tasks" not in content:
+        if task is not None:
+            raise UserError(f"{folder} was trained on {train['env']} alone: leave out --task.")
+        return TrainedPolicy(learner, train["env"], run.shape_of(content), budgets, step, train["seed"], torch.device(device), note)
+    from saddlepoint.mbdpo.tasks import chosen_task
+    from saddlepoint.mbdpo.transfer import specialise
+
+    number, chosen = chosen_task(content, task, folder)
+    learner = specialise(learner, number, chosen, device=device)
+    return TrainedPolicy(learner, chosen.env, chosen.shape, budgets, step, train["seed"], torch.device(device), note)
+
+
+def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any]:
+    """What makes learners that start from a run's weights, of its ``task`` where it has several, and the config that they have to begin with.
+
+    Raises ``UserError`` where the run's system has no such learners, or no such task.
+    """
+    learner, content, _, _ = load_learner(folder, "cpu")
+    place = SYSTEMS[content["system"]].pretrained
+    if place is None:
+        raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")
+    if "tasks" not in content:
+        if task is not None:
+            raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --start-task.")
+        return _find(place)(learner, None), learner.config
+    from saddlepoint.mbdpo.tasks import chosen_task
+    from saddlepoint.mbdpo.transfer import task_config
+
+    number, chosen = chosen_task(content, task, folder, "--start-task")
+    return _find(place)(learner, number), task_config(learner.config, chosen)
+
+
+def load_learner(folder: Path, device: str | torch.device) -> tuple[Any, dict[str, Any], int, str | None]:
+    """The learner of a run's newest checkpoint whose learner is whole, the run's config.json, its steps, and a sentence about newer, damaged ones.
+
+    That of a run of `saddlepoint pretrain` knows several tasks. Raises ``UserError`` when there is none.
+    """
     content = run.read(folder)
     if content["system"] not in SYSTEMS:
         raise UserError(f"{folder} was trained with {content['system']}, which this version of saddlepoint has not.")
@@ -130,7 +172,11 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Train
     config = restore_config(system.config_class(), content["learner"], folder / "config.json")
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     path, note = checkpoint.latest(folder, checkpoint.LEARNER)
-    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=False)
+    several: dict[str, Any] = {}
+    if "tasks" in content:
+        from saddlepoint.mbdpo.tasks import model_tasks, stored_tasks
+
+        several["tasks"] = model_tasks(stored_tasks(content))
+    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=False, **several)
     learner.load_state_dict(checkpoint.load_learner(path))
-    env, seed = content["train"]["env"], content["train"]["seed"]
-    return TrainedPolicy(learner, env, shape, budgets, int(path.name), seed, torch.device(device), note)
+    return learner, content, int(path.name), note

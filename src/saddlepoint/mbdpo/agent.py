@@ -23,6 +23,7 @@ from saddlepoint.mbdpo.losses import (
     score_loss,
     td_target,
 )  # fmt: skip
+from saddlepoint.mbdpo.peers import Alone, Peers
 from saddlepoint.mbdpo.search import PlanNoise, Search
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
@@ -81,6 +82,7 @@ class MBDPO:
         self.model_optimiser = torch.optim.Adam(groups, fused=True)
         self.policy_optimiser = torch.optim.Adam(ours, lr=config.learning_rate, eps=1e-5, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
+        self.peers: Peers = Alone()  # those that share an update: pretraining in several processes
         self.updates = 0
 
     # ------------------------------------------------------------------------------------------------ losses
@@ -140,7 +142,7 @@ class MBDPO:
         losses = {name: by_time(loss, c.temporal_decay) for name, loss in (("consistency", error), ("reward", reward), ("value", value))}
         if c.energy_weight:
             losses["contrastive"], energy_logits = contrastive_loss(model, before, data.action, noise, task)
-            mean, std = running_energy(model.energy_mean, model.energy_std, energy_logits, c.energy_momentum)
+            mean, std = running_energy(model.energy_mean, model.energy_std, self.peers.pool(energy_logits), c.energy_momentum)
             model.energy_mean.copy_(mean)
             model.energy_std.copy_(std)
         if self.episodic:
@@ -166,7 +168,7 @@ class MBDPO:
         penalty = None
         if constraint is not None:
             penalty, _ = constraint.penalty(model.decode_cost(model.cost_value_logits(zs, sample.action, task, frozen=True)))
-        model.value_scale.copy_(running_scale(model.value_scale, value[0].detach(), c.polyak))
+        model.value_scale.copy_(running_scale(model.value_scale, self.peers.pool(value[0].detach()), c.polyak))
         loss = policy_loss(model, zs, sample, value, model.value_scale, penalty)
         self.policy_optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -191,7 +193,7 @@ class MBDPO:
         """
         c, model, constraint = self.config, self.model, self.constraint()
         if c.episodic == "auto" and not self.episodic:
-            self.episodic = bool(data.terminated.any())
+            self.episodic = bool(self.peers.pool(data.terminated).any())
         targets = self._targets(data, noise, constraint)
         losses, zs = self._model_losses(data, targets, noise, constraint)
         weights = {
@@ -241,7 +243,8 @@ class MBDPO:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
 
     def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
-        """Clip the gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or the gradient that is not finite."""
+        """Clip the peers' mean gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or gradient that is not finite."""
+        self.peers.average(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         if bool(torch.isfinite(norm)):
             return norm

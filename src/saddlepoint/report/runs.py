@@ -152,6 +152,8 @@ def _read(folder: Path) -> Run:
     config = run_folder.read(folder)
     if "budgets" not in config:
         raise UserError(f"{folder} is a run of {config['system']}, which has no environment with a cost budget: leave it out.")
+    if "tasks" in config:
+        raise UserError(f"{folder} learnt several tasks from stored episodes, and a report compares runs on one environment: leave it out.")
     return Run(folder, config, read_metrics(folder))
 
 

@@ -40,6 +40,7 @@ class EpisodeSums:
         """One step: (envs,), (envs, constraints), (envs,) bool. Returns the episodes that it ended."""
         returns, costs, discounted, lengths = self._running
         returns += reward
+        cost = cost[:, : costs.shape[1]]  # without budgets nobody asks for costs
         costs += cost
         discounted += self._gamma ** lengths[:, None] * cost
         lengths += 1

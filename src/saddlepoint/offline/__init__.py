@@ -1,0 +1,1 @@
+"""Learning from stored episodes of several tasks: the data set, where it comes from, and pretraining on it."""

@@ -1,0 +1,70 @@
+"""What a pretraining run is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from saddlepoint.train.config import flag
+from saddlepoint.types import UserError
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Learning from a data set alone. A step is a gradient update."""
+
+    data: str = ""
+    """folder of the data set, from `saddlepoint collect` or `saddlepoint convert`"""
+    seed: int = 0
+    """seeds the learner, what it draws from the data, and the evaluation"""
+    total_updates: int = 100_000
+    """gradient updates of the whole run"""
+    eval_every: int = 25_000
+    """updates between evaluations, with one at the end; 0 leaves evaluation out"""
+    eval_episodes: int = 10
+    """whole episodes of each task and evaluation, at least 10"""
+    eval_tasks: tuple[str, ...] = ()
+    """tasks that are evaluated; without it all whose environments can be made here"""
+    checkpoint_every: int = 10_000
+    """updates between checkpoints; there is always one at the end"""
+    keep_checkpoints: int = 2
+    """newest checkpoints kept"""
+    log_every: int = 500
+    """updates between lines of training metrics"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the learner lives; auto takes CUDA if there is one"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves its own choice"""
+    out: Path | None = None
+    """run folder, which must not hold a run yet; by default a new one under runs/"""
+    quiet: bool = False
+    """plain log lines instead of the live progress line"""
+
+    def validate(self) -> None:
+        """Raises ``UserError`` for a value that cannot work."""
+        if not self.data:
+            raise UserError("pretraining needs a data set: give --data FOLDER, or --resume RUN.")
+        at_least = {
+            "seed": 0, "total_updates": 1, "eval_every": 0, "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+            "threads": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            value = vars(self)[name]
+            if value < least:
+                raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        if self.eval_tasks and not self.eval_every:
+            raise UserError("--eval-tasks does nothing with --eval-every 0: leave one of them out.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
+
+
+OPERATIONAL = frozenset({"total_updates", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "data"})
+"""fields that may differ on resume: they do not change what is learnt (threads: the last bits; data: it may have moved, and is held to its digest)"""
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether ``step`` is a multiple of ``every``, where 0 is none."""
+    return step > 0 and every > 0 and step % every == 0

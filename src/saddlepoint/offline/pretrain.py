@@ -1,0 +1,149 @@
+"""From settings to a running pretraining: everything is checked and built before the first file is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saddlepoint.mbdpo.agent import MBDPO
+from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.tasks import Task, find_task, model_tasks, padded_shape
+from saddlepoint.memory import keep_freed_memory
+from saddlepoint.offline.config import OPERATIONAL, PretrainConfig
+from saddlepoint.offline.dataset import Dataset
+from saddlepoint.offline.evaluate import playable
+from saddlepoint.offline.loop import Pretraining
+from saddlepoint.offline.processes import Processes
+from saddlepoint.train import run as run_folder
+from saddlepoint.train.log import RunLog
+from saddlepoint.train.loop import LEARNER, stream
+from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.types import EnvShape, UserError
+
+
+def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: bool = False) -> Path:
+    """Learn from the data set until ``total_updates`` and return the run folder: ``pretrain(PretrainConfig(data=...), MBDPOConfig())``.
+
+    With ``resume`` the run in ``config.out`` goes on from its newest whole checkpoint: N + M updates are N, a resume and M, to the bit on a CPU with the same
+    number of threads and processes. Under ``accelerate launch`` several processes share each batch.
+
+    Raises ``UserError`` for settings that cannot work, before anything is written, and for a fault on the way, after which the last checkpoint stands;
+    ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
+    """
+    config.validate()
+    learner_config.validate()
+    if resume and config.out is None:
+        raise UserError("resuming needs the run folder: give it as --resume RUN.")
+    config = replace(config, data=str(Path(config.data).resolve()))
+    folder = config.out or Path("runs") / f"pretrain-{Path(config.data).name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    saved = run_folder.read(folder) if resume else None
+    data = Dataset(Path(config.data))
+    data.windows(learner_config.horizon)
+    tasks, faults = playable(data, config)
+    keep_freed_memory()
+    processes = Processes(config.device)
+    # After the processes, which set them too; a resumed run keeps its own, because they decide the last bits.
+    if threads := config.threads or (saved["resolved"]["threads"] if saved else 0):
+        torch.set_num_threads(threads)
+    _require_even(learner_config, processes.count)
+    if not resume and processes.main:
+        run_folder.require_new(folder)
+    processes.wait()
+    shape = padded_shape(data.observation, data.action)
+    content = _describe(config, learner_config, shape, tasks, data, processes)
+    if saved:
+        require_same(saved, content, folder)
+        content["tasks"] = saved["tasks"]  # environments may be missing on this machine that were there
+    agent = MBDPO(learner_config, shape, (), stream(config.seed, LEARNER), processes.device, tasks=model_tasks(data.tasks))
+    agent.peers = processes
+    with stop_on_signal() as stop, contextlib.ExitStack() as files:
+        log: RunLog | None = None
+        if processes.main:
+            files.enter_context(run_folder.only_writer(folder))
+            log = files.enter_context(RunLog(folder, config.total_updates, (), config.quiet))
+        evaluated = _evaluated(tasks, faults, config, data)
+        loop = Pretraining(config, folder, data, agent, evaluated, processes, log, stop)
+        if log is not None:
+            _introduce(log, data, processes, agent, saved, content, faults, config)
+        if saved:
+            loop.resume()
+        if processes.main:
+            run_folder.write(folder, content)
+        loop.run()
+    return folder
+
+
+def _require_even(config: MBDPOConfig, processes: int) -> None:
+    """Raises ``UserError`` where several processes cannot share an update so that it is the same as of one."""
+    if processes == 1:
+        return
+    if config.batch_size % processes:
+        raise UserError(f"{processes} processes cannot share --batch-size {config.batch_size} evenly: change it.")
+    if config.trains_score and (config.score_training == "released" or min(config.score_states, config.batch_size) % processes):
+        raise UserError(f"{processes} processes cannot share the score's training evenly: give --score-training planner and --score-states a multiple of them.")
+    if config.leak_task_gradient:
+        raise UserError("--leak-task-gradient is for one process: leave it out, or run one.")
+
+
+def _evaluated(tasks: tuple[Task, ...], faults: dict[str, str], config: PretrainConfig, data: Dataset) -> list[tuple[int, Task]]:
+    if not config.eval_every:
+        return []
+    wanted = {find_task(data.tasks, name, data.folder, "--eval-tasks") for name in config.eval_tasks} or range(len(tasks))
+    return [(number, task) for number, task in enumerate(tasks) if number in wanted and task.name not in faults]
+
+
+def _introduce(
+    log: RunLog, data: Dataset, processes: Processes, agent: MBDPO, saved: dict[str, Any] | None, content: dict[str, Any], faults: dict[str, str],
+    config: PretrainConfig,
+) -> None:  # fmt: skip
+    parameters = sum(p.numel() for group in (agent.model_optimiser, agent.policy_optimiser) for g in group.param_groups for p in g["params"])
+    log.say(f"{data.folder}: {len(data):,} episodes and {data.steps:,} steps of {len(data.tasks)} tasks")
+    log.say(f"{parameters:,} learning parameters on {processes.device}")
+    if faults and not config.eval_tasks:
+        names = ", ".join(faults)
+        log.say(f"note: not evaluated: {names} (of the first: {next(iter(faults.values()))})")
+    for name in ("threads", "processes"):
+        before, after = (saved or content)["resolved"][name], content["resolved"][name]
+        if before != after:
+            log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
+
+
+def _describe(
+    config: PretrainConfig, learner_config: MBDPOConfig, shape: EnvShape, tasks: tuple[Task, ...], data: Dataset, processes: Processes
+) -> dict[str, Any]:
+    """The content of config.json, as it will be read back: that of a training run, with ``tasks``."""
+    resolved = {"device": processes.device.type, "threads": torch.get_num_threads(), "processes": processes.count, "data_sha256": data.digest()}
+    content = {
+        "format": run_folder.FORMAT, "system": MBDPO.system, "train": asdict(config), "learner": asdict(learner_config), "shape": shape._asdict(),
+        "budgets": [], "resolved": resolved, "tasks": [task.to_json() for task in tasks],
+    }  # fmt: skip
+    return json.loads(json.dumps(content, default=str))
+
+
+def require_pretraining(saved: dict[str, Any], folder: Path) -> None:
+    """Raises ``UserError`` unless the config.json is of a pretraining run."""
+    if saved["system"] != MBDPO.system or "tasks" not in saved:
+        raise UserError(f"{folder} is not a run of `saddlepoint pretrain`: resume it with `saddlepoint train {saved['system']} --resume {folder}`.")
+
+
+def require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raises ``UserError`` naming the first thing in which a resumed run differs from the saved one."""
+    require_pretraining(saved, folder)
+    for part in ("train", "learner"):
+        for name, after in now[part].items():
+            before = saved[part].get(name)
+            if before != after and not (part == "train" and name in OPERATIONAL):
+                raise UserError(
+                    f"{folder} was started with --{name.replace('_', '-')} {before} and cannot go on with {after}: leave it out, or start a new run with --out."
+                )
+    if saved["resolved"]["data_sha256"] != now["resolved"]["data_sha256"]:
+        raise UserError(f"{now['train']['data']} is not the data set that {folder} learns from, or was made anew: restore it, or start a new run with --out.")
+    if saved["resolved"]["device"] != now["resolved"]["device"]:
+        before, after = saved["resolved"]["device"], now["resolved"]["device"]
+        raise UserError(f"{folder} was trained on {before}, not {after}: resume it on a machine with {before}.")

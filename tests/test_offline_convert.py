@@ -1,0 +1,161 @@
+"""TD-MPC2's chunks: imitations of the layout that tensordict pickles, read without tensordict; and files that are to be refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint.cli import main
+from saddlepoint.mbdpo.tasks import Task
+from saddlepoint.offline.chunk import read_chunk
+from saddlepoint.offline.convert import EPISODES_AT_ONCE, convert
+from saddlepoint.offline.dataset import Dataset
+from saddlepoint.offline.task_sets import SETS
+from saddlepoint.types import UserError
+
+ROWS, OBSERVATION, ACTION = 7, 5, 3
+DIMS = {0: (3, 2), 1: (5, 3)}
+"""observation and action entries that each task uses"""
+
+
+class Saving:
+    """Classes under the names that tensordict has, while a chunk is written: the pickle refers to them by name, as a real one does."""
+
+    def __init__(self, module: str, dict_class: bool) -> None:
+        self.modules = {"tensordict": ModuleType("tensordict"), module: ModuleType(module), "tensordict.utils": ModuleType("tensordict.utils")}
+        self.tensor_dict = type("TensorDict", (), {"__module__": module, "__getstate__": lambda d: d.state})
+        vars(self.modules[module])["TensorDict"] = self.tensor_dict
+        self.entries = type("_StringOnlyDict", (dict,), {"__module__": "tensordict.utils"}) if dict_class else dict
+        vars(self.modules["tensordict.utils"])["_StringOnlyDict"] = self.entries
+
+    def write(self, path: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+        saved = self.tensor_dict()
+        saved.state = {
+            "_tensordict": self.entries(entries), "_batch_size": torch.Size([len(entries["reward"]), ROWS]), "_is_shared": False, "_is_memmap": False,
+            "_device": torch.device("cpu"), "_is_locked": False, "_td_dim_names": None, "_lock_id": set(), "_locked_tensordicts": [],
+        }  # fmt: skip
+        with monkeypatch.context() as patch:
+            for name, module in self.modules.items():
+                patch.setitem(sys.modules, name, module)
+            torch.save(saved, path)
+        return path
+
+
+OLD, NEW = Saving("tensordict.tensordict", True), Saving("tensordict._td", False)
+
+
+def entries(tasks: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """What TD-MPC2 stores: the first action and reward of each episode are nan, what a task does not use is 0."""
+    rng = np.random.default_rng(seed)
+    obs, action = rng.normal(size=(len(tasks), ROWS, OBSERVATION)), rng.uniform(-1, 1, (len(tasks), ROWS, ACTION))
+    for i, task in enumerate(tasks):
+        obs[i, :, DIMS[task][0] :], action[i, :, DIMS[task][1] :] = 0, 0
+    reward = rng.normal(size=(len(tasks), ROWS))
+    action[:, 0], reward[:, 0] = np.nan, np.nan
+    made = {name: torch.tensor(part, dtype=torch.float32) for name, part in (("obs", obs), ("action", action), ("reward", reward))}
+    return made | {"task": torch.tensor(tasks)[:, None].expand(-1, ROWS).clone()}
+
+
+@pytest.mark.parametrize("saving", [OLD, NEW])
+def test_episodes_of_chunks(saving, tmp_path, monkeypatch):
+    parts = [entries([0, 1, 1]), entries([1, 0], seed=1)]
+    paths = [saving.write(tmp_path / f"chunk_{i}.pt", part, monkeypatch) for i, part in enumerate(parts)]
+    assert "tensordict" not in sys.modules
+    data = convert(paths, tmp_path / "data", ("slow", "fast"))
+    assert data.tasks == (
+        Task("slow", "slow", 3, (-1.0,) * 2, (1.0,) * 2, ROWS - 1), Task("fast", "fast", 5, (-1.0,) * 3, (1.0,) * 3, ROWS - 1)
+    )  # fmt: skip
+    whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    for number in range(5):
+        stored = data.episode(number)
+        np.testing.assert_array_equal(stored["observation"], whole["obs"][number])
+        np.testing.assert_array_equal(stored["action"], whole["action"][number, 1:])
+        np.testing.assert_array_equal(stored["reward"], whole["reward"][number, 1:])
+        assert not stored["terminated"].any()
+        assert stored["task"] == whole["task"][number, 0]
+
+
+def test_the_command_line_in_several_portions(tmp_path, monkeypatch, capsys):
+    """More episodes than are held at once; named after a set of TD-MPC2's."""
+    path = OLD.write(tmp_path / "chunk.pt", entries([0, 1] * EPISODES_AT_ONCE), monkeypatch)
+    assert main(["convert", str(path), "--out", str(tmp_path / "data"), "--tasks", "mt30"]) == 0
+    assert "512 episodes and 3,072 steps of 30 tasks" in capsys.readouterr().out
+    assert [len(names) for names in SETS.values()] == [30, 80]
+    data = convert([path], tmp_path / "other")
+    assert [task.name for task in data.tasks] == ["task-0", "task-1"]
+    walker = Dataset(tmp_path / "data").tasks[0]
+    assert (walker.name, walker.env, walker.episode_length) == ("walker-stand", "dmc/walker-stand", 500)
+    assert main(["convert", "--out", "x"]) == 2
+    assert main(["convert", str(path)]) == 2
+    assert "give --out" in capsys.readouterr().err
+
+
+class Payload:
+    """A pickle that would write a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+class Evaluated(Payload):
+    def __reduce__(self) -> Any:
+        return eval, (f"open({str(self.path)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("kind", [Payload, Evaluated])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_malicious_chunk_is_not_run(kind, inside, tmp_path, monkeypatch):
+    target, path = tmp_path / "touched", tmp_path / "chunk.pt"
+    if inside:
+        OLD.write(path, entries([0]) | {"extra": kind(target)}, monkeypatch)
+    else:
+        torch.save(kind(target), path)
+    with pytest.raises(UserError, match=r"names .*(Path|eval).*nothing of it was run"):
+        convert([path], tmp_path / "data")
+    assert not target.exists()
+    assert not (tmp_path / "data").exists()
+    if not inside:
+        torch.load(path, weights_only=False)
+        assert target.exists()  # the payload works where it is let
+
+
+def test_other_files_are_refused(tmp_path, monkeypatch):
+    good = OLD.write(tmp_path / "good.pt", entries([0, 1]), monkeypatch)
+    assert read_chunk(good).obs.shape == (2, ROWS, OBSERVATION)
+
+    def refused(said: str, *paths: Path, names: tuple[str, ...] = ()) -> None:
+        with pytest.raises(UserError, match=said):
+            convert(list(paths), tmp_path / "data", names)
+        assert not (tmp_path / "data").exists()
+
+    half = tmp_path / "half.pt"
+    half.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    refused("no whole file", half)
+    refused("there is no chunk", tmp_path / "nowhere.pt")
+    legacy = tmp_path / "legacy.pt"
+    torch.save(entries([0]), legacy, _use_new_zipfile_serialization=False)
+    refused("no whole file", legacy)
+
+    def changed(name: str, value: Any) -> Path:
+        return OLD.write(tmp_path / f"{name}.pt", entries([0, 1]) | {name: value}, monkeypatch)
+
+    whole = entries([0, 1])
+    refused("no tensor reward", OLD.write(tmp_path / "a.pt", entries([0]) | {"reward": [1.0]}, monkeypatch))
+    refused("has 4 observations", good, changed("obs", whole["obs"][..., :4].clone()))
+    refused("does not fit obs", changed("action", whole["action"][:, :-1].clone()))
+    refused("task holds torch.float32", changed("task", whole["task"].float()))
+    refused("more than one task", changed("task", torch.arange(2 * ROWS).view(2, ROWS)))
+    broken = whole["reward"].clone()
+    broken[1, 3] = torch.inf
+    refused("reward holds values that are not finite", changed("reward", broken))
+    refused("outside of", changed("action", whole["action"] * 2))
+    refused("hold a task 1 and --tasks names 1", good, names=("one",))

@@ -1,0 +1,162 @@
+"""The memory-mapped data set: what goes in comes out, windows stay within episodes and are drawn uniformly, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint.mbdpo.tasks import Task, find_task
+from saddlepoint.offline.dataset import ARRAYS, Dataset, Writer
+from saddlepoint.types import UserError
+
+TASKS = (Task("small", "tests/Small-v0", 2, (-1.0,), (1.0,), 6), Task("large", "tests/Large-v0", 4, (-2.0,) * 3, (2.0,) * 3, 9))
+LENGTHS = ((0, 6), (1, 9), (1, 2), (0, 1), (0, 6))
+"""task and steps of each episode"""
+
+
+def episodes() -> list[tuple[int, list[np.ndarray]]]:
+    rng = np.random.default_rng(0)
+    made = []
+    for task, steps in LENGTHS:
+        observation, action = TASKS[task].observation, len(TASKS[task].action_low)
+        parts = [rng.normal(size=(steps + 1, observation)), rng.uniform(-1, 1, (steps, action)), rng.normal(size=steps), np.eye(steps)[-1]]
+        made.append((task, [part.astype(np.float32) for part in parts]))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with Writer(tmp_path / "data", 4, 3) as writer:
+        for task, parts in episodes():
+            writer.add(np.array([task]), *(part[None] for part in parts))
+        writer.tasks = TASKS
+    return tmp_path / "data"
+
+
+def test_episodes_come_back_padded_with_zeros(folder):
+    data = Dataset(folder)
+    assert (len(data), data.steps, data.tasks) == (5, 24, TASKS)
+    for number, (task, parts) in enumerate(episodes()):
+        stored = data.episode(number)
+        assert stored["task"] == task
+        for name, part in zip(ARRAYS, parts, strict=True):
+            width = part.shape[1:]
+            np.testing.assert_array_equal(stored[name][..., : width[0]] if width else stored[name], part)
+            assert not width or not stored[name][..., width[0] :].any()
+    assert isinstance(data._arrays["observation"], np.memmap)
+    counts = [(task["episodes"], task["steps"]) for task in json.loads((folder / "dataset.json").read_text())["tasks"]]
+    assert counts == [(3, 13), (2, 11)]
+    assert [path.name for path in folder.parent.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3])
+def test_windows_are_those_of_a_plain_list(folder, horizon, generator):
+    """Every draw is an index into the list of all windows, in the order of the episodes."""
+    data = Dataset(folder)
+    every = [(number, start) for number, (_, steps) in enumerate(LENGTHS) for start in range(steps - horizon + 1)]
+    state = generator.get_state()
+    assert data.windows(horizon) == len(every)
+    drawn = data.sample(50, horizon, generator)
+    wanted = torch.randint(len(every), (50,), generator=generator.set_state(state)).tolist()
+    for column, index in enumerate(wanted):
+        number, start = every[index]
+        stored = data.episode(number)
+        np.testing.assert_array_equal(drawn.observation[:, column], stored["observation"][start : start + horizon + 1])
+        for name in ARRAYS[1:]:
+            np.testing.assert_array_equal(getattr(drawn, name)[:, column], stored[name][start : start + horizon])
+        assert drawn.task[column] == stored["task"]
+    assert len(set(wanted)) > len(every) / 2
+
+
+def test_processes_share_one_draw_and_a_saved_generator_goes_on(folder, generator):
+    data = Dataset(folder)
+    state = generator.get_state()
+    whole = data.sample(12, 2, generator)
+    after = data.sample(12, 2, generator)
+    for rank in range(3):
+        part = data.sample(12, 2, torch.Generator().set_state(state), rank, 3)
+        for ours, all_of_it in zip(part[:-1], whole[:-1], strict=True):
+            np.testing.assert_array_equal(ours, all_of_it[:, rank::3])
+        np.testing.assert_array_equal(part.task, whole.task[rank::3])
+    again = torch.Generator().set_state(state)
+    Dataset(folder).sample(12, 2, again)
+    for ours, theirs in zip(Dataset(folder).sample(12, 2, again), after, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_episodes_shorter_than_the_horizon(folder, generator):
+    assert set(Dataset(folder).sample(60, 9, generator).task) == {1}
+    with pytest.raises(UserError, match="no episode of 10 steps"):
+        Dataset(folder).sample(1, 10, generator)
+
+
+def test_a_block_of_episodes_is_as_one_by_one(tmp_path):
+    rng = np.random.default_rng(1)
+    task, parts = np.array([1, 0, 1]), [rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 2), (3, 4, 3), (3, 4), (3, 4))]
+    for name, rows in (("block", [slice(0, 3)]), ("single", [slice(i, i + 1) for i in range(3)])):
+        with Writer(tmp_path / name, 2, 3) as writer:
+            for row in rows:
+                writer.add(task[row], *(part[row] for part in parts))
+            writer.tasks = TASKS
+    for file in (tmp_path / "block").iterdir():
+        assert file.read_bytes() == (tmp_path / "single" / file.name).read_bytes()
+    assert Dataset(tmp_path / "block").digest() == Dataset(tmp_path / "single").digest()
+
+
+def test_what_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError), Writer(tmp_path / "data", 2, 1) as writer:
+        writer.add(np.array([0]), np.zeros((1, 3, 5)), np.zeros((1, 2, 1)), np.zeros((1, 2)), np.zeros((1, 2)))
+    with pytest.raises(UserError, match="no episodes"), Writer(tmp_path / "data", 2, 1):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_is_named(folder, tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        Writer(folder, 4, 3)
+    with pytest.raises(UserError, match=r"no dataset\.json"):
+        Dataset(tmp_path)
+
+    def broken(name: str, content: bytes | None) -> Path:
+        copy = tmp_path / f"broken-{name}"
+        shutil.copytree(folder, copy)
+        if content is None:
+            (copy / name).unlink()
+        else:
+            (copy / name).write_bytes(content)
+        return copy
+
+    reward = (folder / "reward.f32").read_bytes()
+    for name, content, said in (
+        ("reward.f32", reward[:-4], "should hold 116 bytes and holds 112 bytes"),
+        ("action.f32", None, "holds nothing"),
+        ("episodes.npy", b"\x93NUMPY", "cannot be read"),
+        ("dataset.json", b"{", "is damaged"),
+        ("dataset.json", b'{"format": 7}', "not written by this version"),
+        ("dataset.json", b'{"format": 1, "rows": 29}', "is damaged"),
+        ("dataset.json", (folder / "dataset.json").read_bytes().replace(b'"rows": 29', b'"rows": 0'), "holds no episodes"),
+    ):
+        copy = broken(name, content)
+        with pytest.raises(UserError, match=said):
+            Dataset(copy)
+        shutil.rmtree(copy)
+    table = np.load(folder / "episodes.npy")
+    for row, column, value, said in ((1, 0, 2, "does not fit"), (2, 1, 16, "does not fit"), (4, 2, 7, "does not fit")):
+        odd = table.copy()
+        odd[row, column] = value
+        np.save(folder / "episodes.npy", odd)
+        with pytest.raises(UserError, match=said):
+            Dataset(folder)
+
+
+def test_tasks_are_found_by_name_and_by_environment(tmp_path):
+    assert [find_task(TASKS, name, tmp_path) for name in ("small", "tests/Large-v0")] == [0, 1]
+    with pytest.raises(UserError, match="has no task 'other': name one with --task: small, large"):
+        find_task(TASKS, "other", tmp_path)
+    with pytest.raises(UserError, match="has 2 tasks: name one"):
+        find_task(TASKS, None, tmp_path)
