@@ -1,0 +1,38 @@
+"""What the sweeps of ``benchmarks/sweeps/`` have found so far, as one file of numbers.
+
+    saddlepoint sweep benchmarks/sweeps/toy.toml          # and tasks.toml; each goes on where it stopped
+    python benchmarks/comparison.py runs/sweep/toy runs/sweep/tasks
+
+Writes benchmarks/results/comparison.json: of every finished trial its command, seed, seconds and evaluations, beside the sweep's commit and machine.
+The page is `saddlepoint report runs/sweep/toy --out page.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from saddlepoint.train.log import read_metrics
+
+RESULT = Path(__file__).resolve().parent / "results" / "comparison.json"
+KEPT = ("step", "wall_s", "eval/return_mean", "eval/cost_mean", "eval/violation_rate", "eval/stochastic/return_mean", "eval/stochastic/cost_mean")
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    sweep = json.loads((folder / "sweep.json").read_text())
+    finished = [trial for trial in sweep["trials"] if trial["state"] == "finished"]
+    for trial in finished:
+        lines = read_metrics(folder / Path(*Path(trial["folder"]).parts[-3:]))
+        trial["eval"] = [{name: line[name] for name in KEPT} for line in lines if line["kind"] == "eval"]
+        last = trial["eval"][-1]
+        print(f"{trial['environment']} {trial['label']} seed {trial['seed']}: return {last['eval/return_mean']:.1f}, cost {last['eval/cost_mean']:.1f};"
+              f" sampling {last['eval/stochastic/return_mean']:.1f}, {last['eval/stochastic/cost_mean']:.1f}")  # fmt: skip
+    return {"file": sweep["file"], "commit": sweep["commit"], "machine": sweep["machine"], "states": sweep["states"], "finished": finished}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    RESULT.write_text(json.dumps({Path(name).name: collect(Path(name)) for name in sys.argv[1:]}, indent=1))
