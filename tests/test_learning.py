@@ -12,7 +12,7 @@ from saddlepoint.train.log import read_metrics
 
 def last_evaluation(out: Path, energy: str) -> dict[str, float]:
     config = TrainConfig(
-        env="saddlepoint/Toy-v0", total_steps=8000, warmup_steps=1000, eval_every=8000, checkpoint_every=8000,
+        env="saddlepoint/Toy-v0", total_steps=10_000, warmup_steps=1000, eval_every=10_000, checkpoint_every=10_000,
         replay_size=20_000, threads=1, compile="off", out=out, quiet=True,
     )  # fmt: skip
     learner = ALGDConfig(
