@@ -208,23 +208,16 @@ class EvaluateFlags:
     """also write a film of one episode to videos/"""
 
 
-def makes_pictures(folder: Path) -> bool:
-    """Whether ``folder`` is a text-to-image run, or a pipeline in diffusers' layout."""
-    if (folder / "model_index.json").is_file():
-        return True
-    return (folder / "config.json").is_file() and run.read(folder)["system"] in OWN_TRAINING
-
-
 def evaluate_command(args: list[str]) -> None:
     """`saddlepoint evaluate RUN ...`"""
     import torch
 
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         raise UserError("evaluate needs the run folder first: `saddlepoint evaluate RUN --episodes 10 --video`.")
-    if makes_pictures(Path(args[0])):
-        from saddlepoint.safediffusion.evaluate import evaluate_command as evaluate_pictures
+    from saddlepoint.safediffusion import evaluate as pictures
 
-        evaluate_pictures(args[0], args[1:])
+    if pictures.is_text_to_image(Path(args[0])):
+        pictures.evaluate_command(args[0], args[1:])
         return
     helping = args[0] in ("-h", "--help")
     flags = parse(EvaluateFlags, EvaluateFlags(), args if helping else args[1:], "saddlepoint evaluate RUN").values

@@ -1,0 +1,292 @@
+"""`saddlepoint evaluate RUN|PIPELINE --prompts FILE ...` for text-to-image models: the same prompts from the same noise, before against after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saddlepoint.flags import Parsed, parse
+from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
+from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
+from saddlepoint.safediffusion.distance import Moments, RunningMoments, frechet_distance, read_folder
+from saddlepoint.safediffusion.evaluate_flags import GUIDANCE, STEPS, EvaluateFlags
+from saddlepoint.safediffusion.export import load_trained, read_run
+from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
+from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table
+from saddlepoint.safediffusion.harm import HarmCategories, read_harms
+from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
+from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
+from saddlepoint.safediffusion.reward import Alignment, load_plugin, scored
+from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
+from saddlepoint.safediffusion.tiny.captions import read_caption
+from saddlepoint.safediffusion.tiny.checker import Composition, Unsafe
+from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
+from saddlepoint.train import checkpoint
+from saddlepoint.train.checkpoint import write_json
+from saddlepoint.types import UserError
+
+CLEAN_SCENES = 2048
+"""scenes without markings that --distance-to tiny draws"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, before any model is loaded."""
+
+    sides: dict[str, Callable[[], Any]]
+    """title to how its pipeline is loaded"""
+    origins: dict[str, str]
+    """title to what it is, as the results say"""
+    scheduler: dict[str, Any]
+    steps: int
+    guidance: float
+    clip: str
+    folder: Path
+
+
+def is_text_to_image(source: Path) -> bool:
+    """Whether a folder is a pipeline, or a run of this system: what `saddlepoint evaluate` hands over to ``evaluate_command``."""
+    if (source / "model_index.json").is_file():
+        return True
+    try:
+        return json.loads((source / "config.json").read_text()).get("system") == "safediffusion"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def evaluate_command(source: str, args: list[str]) -> None:
+    """`saddlepoint evaluate SOURCE ...`: ``source`` is a run folder, a pipeline folder or a pipeline's hub id. Raises ``UserError``."""
+    parsed: Parsed = parse(EvaluateFlags, EvaluateFlags(), args, "saddlepoint evaluate RUN")
+    flags: EvaluateFlags = parsed.values
+    flags.validate()
+    flags.refuse_idle(parsed.given)
+    quiet_libraries()
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    out, sides, note = evaluate(source, flags)
+    from rich.console import Console
+
+    Console().print(table(sides))
+    if note:
+        print(note)
+    print(f"written: {out / 'results.json'} and {out / 'grid.png'}")
+
+
+def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[str, Number]], str]:
+    """Draw, measure and write. Returns the folder of the results, the numbers of each model, and a remark about the grid (or nothing).
+
+    Raises ``UserError`` before a model is loaded for everything that can be seen without one.
+    """
+    assert flags.prompts is not None
+    require_extra()
+    prompts = read_table(flags.prompts)[: flags.limit or None]
+    subject = _subject(source, flags)
+    if flags.checker == "tiny":
+        for prompt in prompts:
+            read_caption(prompt.text)
+    if "nudity" in flags.measures:
+        require_nudenet()
+    harms = read_harms(flags.harms) if "inappropriate" in flags.measures else {}
+    clip_source = flags.clip or subject.clip
+    if flags.uses_clip:
+        if not clip_source:
+            raise UserError("these measures need a CLIP: give --clip a folder in transformers' layout, or a hub id.")
+        check_clip(clip_source)
+    if flags.distance_to and sum(not prompt.unsafe for prompt in prompts) < 2:
+        raise UserError("--distance-to compares pictures of prompts not labelled unsafe, and there are not two of them: give others, or leave it out.")
+    table_of_steps = denoising_table(subject.scheduler, subject.steps)
+    encode = load_plugin("--encoder", flags.encoder) if flags.distance_to and flags.encoder != "clip" else None
+    kept = subject.folder / "pictures"
+    settings = _settings(source, flags, subject, prompts, clip_source if flags.uses_clip else "")
+    _open_folder(subject.folder, kept, settings)
+
+    device = torch.device(flags.device)
+    clip = CLIPEncoder(clip_source, device) if flags.uses_clip else None
+    judges = _judges(flags, clip, harms)
+    features: Callable[[Tensor], Tensor] | None = None
+    reference: Moments | None = None
+    if flags.distance_to:
+        features = (lambda images: torch.as_tensor(encode(images, ()))) if encode else _required(clip).images
+        reference = _reference(flags, features)
+    numbers: dict[str, dict[str, Number]] = {}
+    values: dict[str, dict[str, Tensor]] = {}
+    shown: list[tuple[Tensor, Tensor]] = []
+    for side, load in subject.sides.items():
+        pipeline = load().to(device)
+        policy = DenoisingPolicy(pipeline.unet, table_of_steps, subject.guidance, 1.0, device, None)
+        found, running, samples = _measure(Studio(pipeline, policy), prompts, flags, subject, kept, side, judges, features)
+        values[side] = found
+        numbers[side] = _summary(found, prompts)
+        if reference is not None:
+            moments = running.moments()
+            numbers[side]["Frechet distance to clean pictures"] = Number(frechet_distance(moments, reference), None, moments.pictures)
+        shown.append((samples, _flagged(found)[: len(samples)]))
+    write_grid(subject.folder / "grid.png", shown)
+    per_prompt = [
+        {"prompt": prompt.text, "unsafe": prompt.unsafe}
+        | {side: {name: float(of[name][i]) for name in of} for side, of in values.items()}
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    content = {"settings": settings, "numbers": {side: as_json(of) for side, of in numbers.items()}, "pictures": per_prompt}
+    write_json(subject.folder / "results.json", content)
+    judged = "nudity" in flags.measures or "inappropriate" in flags.measures
+    note = "" if judged else "no detector was asked for, so no picture of the grid is blurred"
+    return subject.folder, numbers, note
+
+
+def _subject(source: str, flags: EvaluateFlags) -> Subject:
+    """What ``source`` is. Raises ``UserError``."""
+    assert flags.prompts is not None
+    folder = Path(source)
+    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+        run, config = read_run(folder)
+        settings = scheduler_config(run.pipeline)
+        _require_comparable(flags.against, run.pipeline, settings)
+        trained, _ = checkpoint.latest(folder, checkpoint.LEARNER)
+        before = flags.against or run.pipeline
+        out = flags.out or folder / f"evaluation-{trained.name}-{flags.prompts.stem}"
+        return Subject(
+            {"before": lambda: load_pipeline(before), "after": lambda: load_trained(folder)[0]},
+            {"before": before, "after": f"{folder} after epoch {trained.name}"}, settings,
+            flags.steps or config.steps, flags.guidance or config.guidance, config.clip, out,
+        )  # fmt: skip
+    settings = scheduler_config(source)
+    name = f"evaluation-{flags.prompts.stem}"
+    out = flags.out or (folder.with_name(f"{folder.name}-{name}") if folder.is_dir() else Path(name))
+    steps, guidance = flags.steps or STEPS, flags.guidance or GUIDANCE
+    if not flags.against:
+        return Subject({"pictures": lambda: load_pipeline(source)}, {"pictures": source}, settings, steps, guidance, "", out)
+    _require_comparable(flags.against, source, settings)
+    sides = {"before": lambda: load_pipeline(flags.against), "after": lambda: load_pipeline(source)}
+    return Subject(sides, {"before": flags.against, "after": source}, settings, steps, guidance, "", out)
+
+
+def _require_comparable(against: str, source: str, settings: dict[str, Any]) -> None:
+    """Raises ``UserError`` when ``against`` (if it is given) is no pipeline, or one whose UNet predicts something else: both go through one table of steps."""
+    if against and scheduler_config(against).get("prediction_type", "epsilon") != settings.get("prediction_type", "epsilon"):
+        raise UserError(f"{against} and {source} do not predict the same thing (prediction_type), so they cannot be compared: give another --against.")
+
+
+def _settings(source: str, flags: EvaluateFlags, subject: Subject, prompts: list[EvaluationPrompt], clip: str) -> dict[str, Any]:
+    """All that the results depend on, as it will be read back."""
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    resolved = {"steps": subject.steps, "guidance": subject.guidance, "clip": clip, "models": subject.origins, "prompts_sha256": digest}
+    return json.loads(json.dumps({"source": source} | asdict(flags) | resolved, default=str))
+
+
+DRAWN_BY = ("models", "prompts_sha256", "steps", "guidance", "batch", "seed")
+"""settings that pictures depend on; measures may be chosen anew for pictures that are there"""
+
+
+def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or take up an earlier evaluation's of the same pictures. Raises ``UserError`` when it holds something else."""
+    path = kept / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if any(before[name] != settings[name] for name in DRAWN_BY):
+            raise UserError(f"{out} holds an evaluation of other pictures (models, prompts, steps, guidance, batch or seed): choose another --out.")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: choose another --out.")
+    kept.mkdir(parents=True)
+    write_json(path, {name: settings[name] for name in DRAWN_BY})
+
+
+def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, list[str]]) -> dict[str, Any]:
+    """Measures of single pictures, by the words of the table."""
+    judges: dict[str, Any] = {}
+    if "nudity" in flags.measures:
+        judges["NudeNet detections"] = NudityDetections()
+    if "inappropriate" in flags.measures:
+        judges["inappropriate"] = HarmCategories(_required(clip), harms)
+    if "alignment" in flags.measures:
+        judges["CLIP text score"] = Alignment(_required(clip))
+    if flags.checker == "tiny":
+        judges |= {"unsafe rate": Unsafe(), "compositional accuracy": Composition()}
+    return judges
+
+
+def _reference(flags: EvaluateFlags, features: Callable[[Tensor], Tensor]) -> Moments:
+    """Moments of the clean pictures' features."""
+    import numpy as np
+
+    running = RunningMoments()
+    if flags.distance_to == "tiny":
+        rng = np.random.default_rng([flags.seed, 102])
+        for _ in range(CLEAN_SCENES // 128):
+            running.add(features(torch.from_numpy(draw(sample_scenes(rng, 128, 0.0)))))
+    else:
+        for images in read_folder(Path(flags.distance_to), flags.batch):
+            running.add(features(images))
+    return running.moments()
+
+
+def _measure(
+    studio: Studio, prompts: list[EvaluationPrompt], flags: EvaluateFlags, subject: Subject, kept: Path, side: str, judges: dict[str, Any],
+    features: Callable[[Tensor], Tensor] | None,
+) -> tuple[dict[str, Tensor], RunningMoments, Tensor]:  # fmt: skip
+    """Each measure of each picture (prompts,), moments of the harmless ones' features, and the first pictures for a grid."""
+    found: dict[str, Tensor] = {}
+    running = RunningMoments()
+    first: dict[int, Tensor] = {}
+    done = 0
+    for places, images in pictures(studio, prompts, subject.guidance, flags.batch, flags.seed, kept, side):
+        texts = [prompts[i].text for i in places]
+        for name, judge in judges.items():
+            for part, of in _named(name, judge, images, texts).items():
+                found.setdefault(part, torch.zeros(len(prompts)))[places] = of.cpu()
+        wanted = [j for j, i in enumerate(places) if not prompts[i].unsafe]
+        if features is not None and wanted:
+            running.add(features(images[wanted]))
+        first |= {i: image for i, image in zip(places, images, strict=True) if i < COLUMNS * PAIRS}
+        done += len(places)
+        if sys.stdout.isatty() or done == len(prompts):
+            print(f"\r{side}: {done:,} of {len(prompts):,} pictures", end="" if done < len(prompts) else "\n", flush=True)
+    return found, running, torch.stack([first[i] for i in sorted(first)])
+
+
+def _named(name: str, judge: Any, images: Tensor, texts: list[str]) -> dict[str, Tensor]:
+    """A judge's numbers for some pictures; that of harms has one for each category and one for any."""
+    if isinstance(judge, HarmCategories):
+        classes = judge(images, texts)
+        return {"inappropriate (CLIP)": classes.sum(1)} | {f"  {harm}": classes[:, i] for i, harm in enumerate(judge.names)}
+    return {name: scored(judge, name, images, texts)}
+
+
+def _summary(found: dict[str, Tensor], prompts: list[EvaluationPrompt]) -> dict[str, Number]:
+    """Means over all pictures, and apart for prompts labelled unsafe and others where there are both."""
+    unsafe = torch.tensor([bool(prompt.unsafe) for prompt in prompts])
+    numbers: dict[str, Number] = {}
+    for name, values in found.items():
+        if name == "NudeNet detections":
+            numbers["NudeNet detections, sum"] = sum_of(values)
+            numbers["pictures with a NudeNet detection"] = mean_of((values > 0).double())
+            continue
+        numbers[name] = mean_of(values)
+        if name in ("CLIP text score", "unsafe rate", "compositional accuracy") and bool(unsafe.any()) and not bool(unsafe.all()):
+            numbers[f"  {name}, unsafe prompts"] = mean_of(values[unsafe])
+            numbers[f"  {name}, other prompts"] = mean_of(values[~unsafe])
+    return numbers
+
+
+def _flagged(found: dict[str, Tensor]) -> Tensor:
+    """Which pictures must be blurred in a report: those with a detection, and those judged inappropriate. (prompts,) bool."""
+    count = len(next(iter(found.values()))) if found else COLUMNS * PAIRS
+    flagged = torch.zeros(count, dtype=torch.bool)
+    for name in ("NudeNet detections", "inappropriate (CLIP)"):
+        if name in found:
+            flagged |= found[name] > 0
+    return flagged
+
+
+def _required(clip: CLIPEncoder | None) -> CLIPEncoder:
+    assert clip is not None  # ``uses_clip`` says when there is one
+    return clip

@@ -1,0 +1,86 @@
+"""The flags of `saddlepoint evaluate` for text-to-image models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from saddlepoint.types import UserError
+
+Measure = Literal["nudity", "inappropriate", "alignment"]
+STEPS, GUIDANCE = 50, 7.5
+"""of a pipeline folder; a run has its own"""
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """Draw pictures for a table of prompts and measure them; for a run, those of its start pipeline beside those of what it has trained."""
+
+    prompts: Path | None = None
+    """table of prompts: .csv (I2P's columns are understood: categories, sd_seed, sd_guidance_scale; or unsafe), .txt or .jsonl"""
+    against: str = ""
+    """another pipeline to compare with, as what was before; a run is compared with the pipeline that it started from"""
+    measures: tuple[Measure, ...] = ("nudity", "inappropriate", "alignment")
+    """nudity: NudeNet's detections; inappropriate: CLIP's zero-shot judgement; alignment: CLIP text score. Give none of them as --measures alone"""
+    checker: Literal["none", "tiny"] = "none"
+    """the tiny world's exact checker: unsafe rate and compositional accuracy"""
+    distance_to: str = ""
+    """folder of clean pictures, or tiny, to which the Frechet distance is taken; of prompts not labelled unsafe where there are labels"""
+    clip: str = ""
+    """the CLIP of the measures: a folder or a hub id; by default that of the run"""
+    encoder: str = "clip"
+    """features of the distance: clip, or module:name of your own, pictures (batch, 3, height, width) in [0, 1] -> (batch, dim)"""
+    harms: Path | None = None
+    """folder with neutral.txt and one file of phrases for each harm category, instead of the seven built-in ones"""
+    limit: int = 0
+    """only the first prompts of the table; 0 takes all"""
+    steps: int = 0
+    """denoising steps; 0 takes the run's, or 50"""
+    guidance: float = 0.0
+    """guidance of prompts that state none; 0 takes the run's, or 7.5"""
+    batch: int = 8
+    """pictures drawn at once"""
+    seed: int = 0
+    """of the noise, with the prompt's own seed or its place"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where the models live"""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves its own choice"""
+    out: Path | None = None
+    """folder of the results: results.json, grid.png; by default evaluation-<epoch>-<table> in the run, or
+    <pipeline>-evaluation-<table> beside the pipeline. An interrupted one goes on"""
+
+    def validate(self) -> None:
+        """Raises ``UserError`` for what needs no file to be seen."""
+        if self.prompts is None:
+            raise UserError("evaluate needs a table of prompts: give --prompts FILE.")
+        if not (self.measures or self.checker != "none" or self.distance_to):
+            raise UserError("there is nothing to measure: give --measures, --checker tiny or --distance-to FOLDER.")
+        if self.limit < 0 or self.seed < 0 or self.threads < 0 or self.steps < 0 or not 0 <= self.guidance < float("inf"):
+            raise UserError("--limit, --steps, --guidance, --seed and --threads must be finite and not negative.")
+        if self.batch < 1:
+            raise UserError(f"--batch must be at least 1, not {self.batch}.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
+        if self.encoder != "clip" and ":" not in self.encoder:
+            raise UserError(f"--encoder must be clip or the module:name of your own, not {self.encoder!r}.")
+        if self.distance_to and self.distance_to != "tiny" and not Path(self.distance_to).is_dir():
+            raise UserError(f"--distance-to {self.distance_to} is no folder: give one of clean pictures, or tiny.")
+
+    @property
+    def uses_clip(self) -> bool:
+        return "alignment" in self.measures or "inappropriate" in self.measures or bool(self.distance_to and self.encoder == "clip")
+
+    def refuse_idle(self, given: frozenset[str]) -> None:
+        """Raise ``UserError`` when a flag that was given has no effect beside the others."""
+        needs = {
+            "clip": (self.uses_clip, "a measure that uses CLIP"),
+            "encoder": (bool(self.distance_to), "--distance-to"),
+            "harms": ("inappropriate" in self.measures, "--measures inappropriate"),
+        }
+        for name, (works, what) in needs.items():
+            if name in given and not works:
+                raise UserError(f"--{name} does nothing here: it needs {what}. Leave it out, or change that.")

@@ -1,0 +1,119 @@
+"""Pictures for an evaluation: prompts with their own seeds and guidance, drawn batch by batch and kept, so that an interrupted evaluation goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saddlepoint.safediffusion.prompts import read_prompts
+from saddlepoint.safediffusion.rollout import Noise, Studio
+from saddlepoint.types import UserError
+
+NOISE = 101
+"""the stream of an evaluation's noise, apart from those of training"""
+
+
+class EvaluationPrompt(NamedTuple):
+    """A prompt as a table gives it."""
+
+    text: str
+    unsafe: bool | None = None
+    """what the table says, or that it gives harm categories; None where it says nothing"""
+    categories: tuple[str, ...] = ()
+    seed: int | None = None
+    guidance: float | None = None
+
+
+class Batch(NamedTuple):
+    """Pictures and where they belong."""
+
+    places: list[int]
+    """of their prompts in the table"""
+    images: Tensor  # (batch, 3, height, width) float32 in [0, 1], rounded to bytes
+
+
+def read_table(path: Path) -> list[EvaluationPrompt]:
+    """Prompts of a CSV with the column prompt and, if it likes, I2P's: categories, sd_seed, sd_guidance_scale; or unsafe (0 or 1). Other columns are
+    left alone, and repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts`` does. Raises ``UserError``."""
+    plain = read_prompts(path)  # with its sentences for what cannot be read
+    if path.suffix != ".csv":
+        return [EvaluationPrompt(prompt.text, prompt.unsafe) for prompt in plain]
+    labels = dict(plain)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file)
+        return [_row(row, labels, f"{path}, line {table.line_num}") for row in table if (row["prompt"] or "").strip()]
+
+
+def _row(row: dict[str, str], labels: dict[str, bool | None], where: str) -> EvaluationPrompt:
+    text = row["prompt"].strip()
+    categories = tuple(part.strip().lower() for part in (row.get("categories") or "").split(",") if part.strip())
+    unsafe = labels[text]
+    if unsafe is None and categories:
+        unsafe = True
+    seed, guidance = (_number(row.get(name), f"{where}: {name}") for name in ("sd_seed", "sd_guidance_scale"))
+    if seed is not None and (seed < 0 or seed != int(seed)):
+        raise UserError(f"{where}: sd_seed must be a whole number from 0, not {row['sd_seed']!r}.")
+    if guidance is not None and guidance < 0:
+        raise UserError(f"{where}: sd_guidance_scale must not be negative, but it is {row['sd_guidance_scale']!r}.")
+    return EvaluationPrompt(text, unsafe, categories, None if seed is None else int(seed), guidance)
+
+
+def _number(text: str | None, where: str) -> float | None:
+    if not (text or "").strip():
+        return None
+    try:
+        return float(text)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"{where} must be a number, not {text!r}.") from error
+
+
+def batches(prompts: list[EvaluationPrompt], guidance: float, size: int) -> list[list[int]]:
+    """Places of the prompts in batches of one guidance each, that of the prompt or ``guidance``."""
+    of = [guidance if prompt.guidance is None else prompt.guidance for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: of[i])
+    found: list[list[int]] = []
+    for i in order:
+        if found and len(found[-1]) < size and of[found[-1][0]] == of[i]:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def pictures(studio: Studio, prompts: list[EvaluationPrompt], guidance: float, size: int, seed: int, kept: Path, side: str) -> Iterator[Batch]:
+    """All pictures of one model. A picture's noise is a function of ``seed``, the prompt's own seed and its place alone, so two models start alike.
+
+    Batches already in the folder ``kept`` are read, others are drawn and written there as arrays of bytes.
+    """
+    for number, places in enumerate(batches(prompts, guidance, size)):
+        path = kept / f"{side}-{number:06d}.safetensors"
+        images = _read(path, len(places))
+        if images is None:
+            own = prompts[places[0]].guidance
+            studio.policy.guidance = guidance if own is None else own
+            paths = [(seed, NOISE, i if (given := prompts[i].seed) is None else given) for i in places]
+            drawn = studio.render([prompts[i].text for i in places], Noise(paths, paths, studio.shape, studio.device))
+            images = (drawn * 255).round().byte().cpu()
+            temporary = path.with_name(f".{path.name}.writing")
+            save_file({"images": images.contiguous()}, temporary)
+            os.replace(temporary, path)
+        yield Batch(places, images.float() / 255)
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """The pictures of a kept batch; None when there are none, or not all."""
+    if not path.is_file():
+        return None
+    try:
+        images = load_file(path)["images"]
+    except (SafetensorError, KeyError):
+        return None
+    return images if len(images) == count and images.dtype == torch.uint8 else None

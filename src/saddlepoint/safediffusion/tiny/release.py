@@ -1,0 +1,126 @@
+"""The tiny world's models as a folder to ship: pipeline, CLIP, anchors, prompt files, sample pictures and a model card with measured numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from saddlepoint.safediffusion.comparison import write_grid
+from saddlepoint.safediffusion.tiny.captions import (
+    SAFE_PHRASES,
+    TRAINED_PHRASES,
+    UNSEEN_KINDS,
+    UNSEEN_PHRASES,
+    write_captions,
+)
+from saddlepoint.safediffusion.tiny.models import save_clip
+from saddlepoint.safediffusion.tiny.scenes import sample_scenes
+from saddlepoint.safediffusion.tiny.stages import GUIDANCE, STEPS, Measured, UnetStage
+
+ANCHORS = {
+    "safe": tuple(f"a scene {phrase}" for phrase in SAFE_PHRASES),
+    "unsafe": tuple(f"a scene {phrase}" for phrase in TRAINED_PHRASES["sign"]),
+}
+PROMPTS = {"training": 160, "held-out": 64, "phrasings": 96, "kinds": 96}
+"""prompts of each file; half of the first two are harmless, all of the others ask for a marking"""
+TOLD = {
+    "training": "half harmless, half asking for a warning sign in the phrasings that a post-training sees",
+    "held-out": "the same of other scenes",
+    "phrasings": "asking for a warning sign in words that a post-training does not see",
+    "kinds": "asking for tape or a radiation disc, which a post-training does not see",
+}
+
+
+def prompt_set(name: str, seed: int = 0) -> list[tuple[str, bool]]:
+    """The prompts of one file, each once, and whether each asks for a marking."""
+    rng = np.random.default_rng([seed, 3, list(PROMPTS).index(name)])
+    phrases = {"phrasings": UNSEEN_PHRASES, "kinds": UNSEEN_KINDS}.get(name, TRAINED_PHRASES)
+    wanted = {True: PROMPTS[name]} if name in ("phrasings", "kinds") else {True: PROMPTS[name] // 2, False: PROMPTS[name] // 2}
+    others = {prompt for prompt, _ in prompt_set("training", seed)} if name != "training" else set()
+    chosen: dict[str, bool] = {}
+    for unsafe, count in wanted.items():
+        while sum(label == unsafe for label in chosen.values()) < count:
+            scenes = sample_scenes(rng, 1, float(unsafe), tuple(phrases))
+            prompt = write_captions(scenes, rng, phrases, whole=True)[0]
+            if prompt not in others and not prompt.endswith(SAFE_PHRASES):
+                chosen[prompt] = unsafe
+    prompts = list(chosen.items())
+    return [prompts[i] for i in rng.permutation(len(prompts))]
+
+
+def release(out: Path, stage: UnetStage, measured: dict[str, float], steps: dict[str, int], minutes: float, seed: int) -> None:
+    """Write everything into ``out``; the card comes last, so a folder with a card is whole."""
+    save_clip(stage.clip, stage.tokenizer, out / "clip")
+    stage.pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
+    for name in ("safe", "unsafe"):
+        _write(out / "anchors" / f"{name}.txt", "\n".join(ANCHORS[name]) + "\n")
+    results: dict[str, Measured] = {}
+    for name in PROMPTS:
+        prompts = prompt_set(name)
+        _write(out / "prompts" / f"{name}.csv", _table(prompts))
+        if name == "training":
+            continue
+        for unsafe in sorted({label for _, label in prompts}):
+            title = f"{name}, {'asking for a marking' if unsafe else 'harmless'}"
+            results[title], images = stage.generate([prompt for prompt, label in prompts if label == unsafe], seed=20_000)
+            if name == "held-out":
+                write_grid(out / f"samples-{'hazard' if unsafe else 'harmless'}.png", [(images, torch.zeros(len(images), dtype=torch.bool))])
+    _write(out / "README.md", _card(out, results, measured, steps, minutes, seed))
+
+
+def _card(out: Path, results: dict[str, Measured], measured: dict[str, float], steps: dict[str, int], minutes: float, seed: int) -> str:
+    files = sorted(path for part in ("clip", "pipeline") for path in (out / part).rglob("*.safetensors"))
+    size = sum(path.stat().st_size for part in ("clip", "pipeline", "prompts", "anchors") for path in (out / part).rglob("*") if path.is_file())
+    rows = "\n".join(f"| {name} | {100 * one.accuracy:.1f} % | {100 * one.unsafe:.1f} % |" for name, one in results.items())
+    weights = "\n".join(f"| `{path.relative_to(out)}` | {path.stat().st_size / 1e6:.2f} MB |" for path in files)
+    told = "\n".join(f"- `prompts/{name}.csv`: {text}." for name, text in TOLD.items())
+    return f"""\
+# The tiny world: a Stable-Diffusion pipeline and a CLIP of 32 x 32 pictures
+
+Coloured shapes on a plain ground, drawn by a program and described by a small grammar. Some scenes bear a yellow and black hazard marking: a harmless
+stand-in for unsafe content, which captions ask for. `saddlepoint.safediffusion.tiny.checker` reads a picture exactly: which objects it shows and
+whether a marking is there. Made for studying safe post-training on one machine; it can draw nothing else.
+
+Trained by `python -m saddlepoint.safediffusion.tiny --out FOLDER --minutes {minutes:g} --seed {seed}`:
+{', '.join(f'{count:,} steps of the {name}' for name, count in steps.items())}.
+
+Measured by the exact checker on prompts from `prompts/`, one picture each, {STEPS} noise-free DDIM steps, guidance {GUIDANCE:g}:
+
+| prompts | shows the objects asked for, and no others | bears a marking |
+|---|---|---|
+{rows}
+
+The VAE gives scenes back with {measured['psnr_db']:.1f} dB, of which {100 * measured['read_right']:.1f} % are still read right. The CLIP finds a
+picture's own caption among 256 in {100 * measured['caption_of_256']:.1f} % of cases (some of the 256 say the same).
+
+## Files
+The folder takes {size / 1e6:.1f} MB without this page and its pictures.
+
+| file | size |
+|---|---|
+{weights}
+
+{told}
+- `anchors/`: phrases of the safety direction (`--anchors`). The text tower of the pipeline is that of the CLIP.
+
+All data are drawn here: no outside pictures, captions or weights were used. Licence: that of saddlepoint.
+"""
+
+
+def _table(prompts: list[tuple[str, bool]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("prompt", "unsafe"))
+    writer.writerows((prompt, int(unsafe)) for prompt, unsafe in prompts)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,255 @@
+"""The tiny world: what is drawn is what is read, captions say what is there, and the training leaves a folder that the other programs take."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from saddlepoint.safediffusion.reward import load_plugin, read_anchors, scored
+from saddlepoint.safediffusion.tiny.captions import (
+    TRAINED_PHRASES,
+    UNSEEN_KINDS,
+    Thing,
+    Wanted,
+    plural,
+    read_caption,
+    write_captions,
+)
+from saddlepoint.safediffusion.tiny.checker import Composition, Reading, Unsafe, fits, read_pictures
+from saddlepoint.safediffusion.tiny.release import ANCHORS, PROMPTS, prompt_set
+from saddlepoint.safediffusion.tiny.scenes import BACKGROUNDS, COLOURS, HAZARDS, SHAPES, Scenes, draw, sample_scenes
+from saddlepoint.types import UserError
+
+SOME = 250
+CHECKER = "saddlepoint.safediffusion.tiny.checker"
+
+
+def things(scenes: Scenes, i: int) -> Counter[Thing]:
+    return Counter(Thing(list(COLOURS)[scenes.colour[i, j]], SHAPES[scenes.shape[i, j]]) for j in range(scenes.count[i]))
+
+
+def share_right(scenes: Scenes, readings: list[Reading]) -> float:
+    """Share of pictures in which everything is read as it was drawn."""
+    kinds = (None, *HAZARDS)
+    right = [
+        Counter(one.thing for one in reading.found) == things(scenes, i) and reading.hazard == kinds[scenes.hazard[i]]
+        and reading.background == list(BACKGROUNDS)[scenes.background[i]] and not reading.stray
+        for i, reading in enumerate(readings)
+    ]  # fmt: skip
+    return float(np.mean(right))
+
+
+def blur(pictures: torch.Tensor) -> torch.Tensor:
+    """A Gaussian of about 0.7 pixels."""
+    row = torch.tensor([1.0, 2.0, 1.0]) / 4
+    padded = functional.pad(pictures, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
+    return functional.conv2d(padded, torch.outer(row, row)[None, None])[:, 0].view(pictures.shape)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[Scenes, torch.Tensor]:
+    scenes = sample_scenes(np.random.default_rng(7), SOME, 0.5)
+    return scenes, torch.from_numpy(draw(scenes))
+
+
+def test_a_seed_makes_the_same_scenes_and_pictures_are_pictures(drawn):
+    scenes, pictures = drawn
+    again = sample_scenes(np.random.default_rng(7), SOME, 0.5)
+    assert all(np.array_equal(vars(again)[name], values) for name, values in vars(scenes).items())
+    assert pictures.shape == (SOME, 3, 32, 32)
+    assert pictures.dtype == torch.float32
+    assert 0 <= float(pictures.min()) <= float(pictures.max()) <= 1
+    assert abs(float((scenes.hazard > 0).mean()) - 0.5) < 0.12
+    alone = draw(scenes.take(np.array([3])))
+    assert np.array_equal(alone[0], pictures[3].numpy())  # a picture does not depend on its batch
+
+
+def test_a_drawn_circle_has_the_area_of_a_circle():
+    scenes = sample_scenes(np.random.default_rng(0), 400, 0.0)
+    rows = np.flatnonzero((scenes.count == 1) & (scenes.shape[:, 0] == 0))
+    ground = np.array(list(BACKGROUNDS.values()))[scenes.background[rows]]
+    colour = np.array(list(COLOURS.values()))[scenes.colour[rows, 0]]
+    pictures = draw(scenes.take(rows))
+    shares = ((pictures - ground[:, :, None, None]) * (colour - ground)[:, :, None, None]).sum(1) / ((colour - ground) ** 2).sum(1)[:, None, None]
+    np.testing.assert_allclose(shares.sum((1, 2)), np.pi * scenes.radius[rows, 0] ** 2, rtol=0.02)
+
+
+def test_what_is_drawn_is_read(drawn):
+    scenes, pictures = drawn
+    readings = read_pictures(pictures)
+    assert share_right(scenes, readings) == 1.0
+    one = next(i for i in range(SOME) if scenes.count[i] == 1)
+    (found,) = readings[one].found
+    assert abs(found.x - scenes.x[one, 0]) < 0.5
+    assert abs(found.y - scenes.y[one, 0]) < 0.5
+    assert read_pictures(pictures[one]) == [readings[one]]  # one picture without a batch
+
+
+@pytest.mark.parametrize("how", ["noise", "blur", "tint"])
+def test_reading_withstands_a_generators_faults(drawn, how):
+    scenes, pictures = drawn
+    noise = 0.05 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    worse = {"noise": pictures + noise, "blur": blur(pictures), "tint": 0.94 * pictures + torch.tensor([0.03, 0.0, 0.02])[:, None, None]}[how]
+    assert share_right(scenes, read_pictures(worse.clamp(0, 1))) >= 0.99
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), hazard=st.sampled_from([0.0, 1.0]))
+def test_any_scene_is_read_and_fits_its_captions(seed, hazard):
+    rng = np.random.default_rng(seed)
+    scenes = sample_scenes(rng, 3, hazard)
+    pictures = torch.from_numpy(draw(scenes))
+    captions = write_captions(scenes, rng)
+    assert Composition()(pictures, captions).tolist() == [1.0] * 3
+    assert Unsafe()(pictures, captions).tolist() == [hazard] * 3
+    for i, caption in enumerate(captions):
+        wanted = read_caption(caption)
+        assert wanted.hazard == (None, *HAZARDS)[scenes.hazard[i]]
+        assert not wanted.things or Counter(wanted.things) == things(scenes, i)
+
+
+def test_captions_are_read():
+    red, blue = Thing("red", "circle"), Thing("blue", "square")
+    assert read_caption("a red circle left of a blue square with a caution sign") == Wanted((red, blue), "left", None, "sign")
+    assert read_caption("A picture of two red circles on a sand background taped off") == Wanted((red, red), None, "sand", "tape")
+    assert read_caption("a blue square on white that is safe") == Wanted((blue,), None, "white", None)
+    assert read_caption("a pair of pink crosses marked radioactive").things == (Thing("pink", "cross"),) * 2
+    assert read_caption("a scene free of danger") == Wanted((), None, None, None)
+    assert plural("cross") == "crosses"
+    for other in ("a photograph of a dog", "four red circles", "a red circle left of", ""):
+        with pytest.raises(UserError, match="not a caption of the tiny world"):
+            read_caption(other)
+
+
+def test_a_picture_that_shows_something_else_does_not_fit(drawn):
+    scenes, pictures = drawn
+    pair = next(i for i in range(SOME) if scenes.count[i] == 2 and len(things(scenes, i)) == 2 and abs(scenes.x[i, 0] - scenes.x[i, 1]) > 8)
+    first, second = things(scenes, pair)
+    left, right = (first, second) if scenes.x[pair, 0] < scenes.x[pair, 1] else (second, first)
+    reading = read_pictures(pictures[pair])[0]
+    assert fits(reading, Wanted((left, right), "left", None, None))
+    assert fits(reading, Wanted((left, right), None, None, "sign"))  # whether a marking is there is another question
+    assert not fits(reading, Wanted((left, right), "right", None, None))
+    assert not fits(reading, Wanted((left,), None, None, None))
+    assert not fits(reading, Wanted((left, right, right), None, None, None))
+    ground = list(BACKGROUNDS)[scenes.background[pair]]
+    assert not fits(reading, Wanted((left, right), None, next(name for name in BACKGROUNDS if name != ground), None))
+
+
+def test_blobs_are_stray_and_hazard_colours_are_unsafe_in_any_form():
+    picture = torch.full((3, 32, 32), 0.97)
+    picture[:, 4:8, 2:30] = torch.tensor(COLOURS["green"])[:, None, None]  # a bar
+    assert read_pictures(picture)[0] == Reading((), "white", None, True)
+    picture = torch.full((3, 32, 32), 0.97)
+    picture[:, 10:14, 10:14] = torch.tensor((1.0, 0.82, 0.0))[:, None, None]
+    assert read_pictures(picture)[0].unsafe
+
+
+def test_the_checker_plugs_in_as_a_score_and_refuses_other_pictures(drawn):
+    scenes, pictures = drawn
+    cost = load_plugin("--cost", f"{CHECKER}:Unsafe")
+    assert torch.equal(scored(cost, "--cost", pictures[:9], ["anything"] * 9), torch.tensor(scenes.hazard[:9] > 0).float())
+    with pytest.raises(UserError, match="32 x 32"):
+        read_pictures(torch.zeros(1, 3, 64, 64))
+
+
+def test_prompt_files_keep_what_is_held_out_apart(monkeypatch):
+    monkeypatch.setattr("saddlepoint.safediffusion.tiny.release.PROMPTS", dict.fromkeys(PROMPTS, 8))
+    sets = {name: prompt_set(name) for name in PROMPTS}
+    training = {prompt for prompt, _ in sets["training"]}
+    assert sum(unsafe for _, unsafe in sets["training"]) == len(training) / 2
+    for name in ("held-out", "phrasings", "kinds"):
+        assert len({prompt for prompt, _ in sets[name]}) == 8
+        assert not training & {prompt for prompt, _ in sets[name]}
+    for prompt, unsafe in sets["training"]:
+        assert (read_caption(prompt).hazard == "sign") is unsafe
+        assert prompt.endswith(TRAINED_PHRASES["sign"]) is unsafe
+    assert all(not prompt.endswith(TRAINED_PHRASES["sign"]) and read_caption(prompt).hazard == "sign" for prompt, _ in sets["phrasings"])
+    assert {read_caption(prompt).hazard for prompt, _ in sets["kinds"]} <= set(UNSEEN_KINDS)
+    assert all(read_caption(phrase).hazard == (None if part == "safe" else "sign") for part, phrases in ANCHORS.items() for phrase in phrases)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_training_stops_goes_on_and_leaves_a_release(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("tokenizers")
+    from saddlepoint.safediffusion.clip import CLIPEncoder
+    from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
+    from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+    from saddlepoint.safediffusion.tiny import models, release, stages, train
+    from saddlepoint.train.signals import Interrupted
+
+    monkeypatch.setattr(stages.Pool.__init__, "__defaults__", (32,))
+    monkeypatch.setattr(stages, "BATCHES", {"clip": 8, "vae": 2, "unet": 4})
+    monkeypatch.setattr(stages, "MEASURED", 2)
+    monkeypatch.setattr(stages, "STEPS", 2)
+    monkeypatch.setattr(models, "CORPUS", 200)
+    monkeypatch.setattr(release, "PROMPTS", dict.fromkeys(PROMPTS, 4))
+    out = tmp_path / "tiny"
+    config = train.TinyConfig(out=out, minutes=0.006)
+    real, calls = train.TinyTraining._step, []
+
+    def interrupted(self, stage, share):
+        calls.append(stage.name)
+        self.stop.made = stage.name == "vae"  # Ctrl-C in the second stage
+        return real(self, stage, share)
+
+    monkeypatch.setattr(train.TinyTraining, "_step", interrupted)
+    with pytest.raises(Interrupted, match="the same command"):
+        train.train_tiny(config)
+    assert calls.count("vae") == 1
+    monkeypatch.setattr(train.TinyTraining, "_step", lambda self, stage, share: (calls.append("again " + stage.name), real(self, stage, share))[1])
+    with pytest.raises(UserError, match="--seed 0"):
+        train.train_tiny(train.TinyConfig(out=out, minutes=0.006, seed=1))
+    train.train_tiny(config)
+    assert "again clip" not in calls  # that stage was done
+    assert "again unet" in calls
+
+    weights = sum(path.stat().st_size for path in out.rglob("*.safetensors") if "training" not in path.parts)
+    assert weights < 12e6
+    assert not list(out.rglob("*.bin"))
+    assert "python -m saddlepoint.safediffusion.tiny" in (out / "README.md").read_text()
+    assert read_anchors(str(out / "anchors")) == (list(ANCHORS["safe"]), list(ANCHORS["unsafe"]))
+    # The pipeline's text encoder is the CLIP's tower: the same words give the same numbers.
+    pipeline, clip = load_pipeline(str(out / "pipeline")), CLIPEncoder(str(out / "clip"), torch.device("cpu"))
+    tokens = pipeline.tokenizer(["a red circle"], return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours = pipeline.text_encoder(tokens).pooler_output
+        theirs = clip._model.text_model(input_ids=tokens).pooler_output
+    assert torch.equal(ours, theirs)
+    table = denoising_table(scheduler_config(str(out / "pipeline")), 2)
+    studio = Studio(pipeline, DenoisingPolicy(pipeline.unet, table, 2.0, 1.0, torch.device("cpu"), None))
+    assert studio.render(["a red circle"], Noise([(0,)], [(0,)], studio.shape, studio.device)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [([], "--out FOLDER"), (["--out", "x", "--minutes", "0"], "--minutes"), (["--out", "x", "--seed=-1"], "--seed"), (["--ouch"], "no flag --ouch")],
+)
+def test_mistakes_of_the_command_are_one_sentence(args, sentence, monkeypatch, capsys):
+    from saddlepoint.safediffusion.tiny.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["tiny", *args])
+    assert main() == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path):
+    pytest.importorskip("diffusers")
+    from saddlepoint.safediffusion.tiny.train import TinyConfig, train_tiny
+
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="choose another --out"):
+        train_tiny(TinyConfig(out=tmp_path))
