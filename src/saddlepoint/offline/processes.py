@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from saddlepoint.train.processes import join_processes
 from saddlepoint.types import Metrics, UserError
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             if find_spec("accelerate") is None:
                 raise UserError("pretraining in several processes needs accelerate: pip install saddlepoint[pretrain]")
-            from accelerate import Accelerator
-
-            self._accelerator = Accelerator(cpu=cpu)
+            self._accelerator = join_processes(device)
             self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
             self.device = self._accelerator.device
 

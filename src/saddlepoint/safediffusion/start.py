@@ -22,6 +22,7 @@ from saddlepoint.safediffusion.reward import Scores, build_scores, check_scores
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
 from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.processes import join_processes
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.types import UserError
 
@@ -56,9 +57,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
     table = denoising_table(scheduler_config(run.pipeline), config.steps)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=run.device == "cpu" or not torch.cuda.is_available())
+    accelerator = join_processes(run.device)
     # After the accelerator, which sets them too; a resumed run keeps its own, because they decide the last bits.
     if threads := run.threads or (saved["resolved"]["threads"] if saved else 0):
         torch.set_num_threads(threads)
