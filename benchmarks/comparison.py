@@ -3,7 +3,8 @@
     saddlepoint sweep benchmarks/sweeps/toy.toml          # and tasks.toml; each goes on where it stopped
     python benchmarks/comparison.py runs/sweep/toy runs/sweep/tasks
 
-Writes benchmarks/results/comparison.json: of every finished trial its command, seed, seconds and evaluations, beside the sweep's commit and machine.
+Writes benchmarks/results/comparison.json: of every finished trial its command, seed, commits, seconds and evaluations, beside the commit and
+machine of the sweep's newest start.
 The page is `saddlepoint report runs/sweep/toy --out page.html`.
 """
 

@@ -3,6 +3,7 @@
     python benchmarks/learning.py list
     python benchmarks/learning.py run halfcheetah-velocity [--only LABEL-SEED]   # resumes what was interrupted, skips what is done
     python benchmarks/learning.py collect halfcheetah-velocity                   # results/<name>.json and results/<name>.png
+    python benchmarks/learning.py look RUN --only LABEL                          # one run beside these, by its folder: into results/looks.json
 
 Every run is an ordinary ``saddlepoint train`` whose command stands in the JSON with commit, seed, machine and wall time.
 """
@@ -179,6 +180,24 @@ def collect(name: str) -> None:
     draw(path)
 
 
+def look(folder: Path, label: str) -> None:
+    """Keep a single run's settings and evaluations under ``label``: the trials, stopped ones too, that a default was chosen by."""
+    path = RESULTS / "looks.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    config = json.loads((folder / "config.json").read_text())
+    lines = read_metrics(folder)
+    keys = ("step", "train/multiplier", "train/effective_multiplier", "train/risk", "train/beta", "train/cost_mean", "train/cost_max")
+    kept[label] = {
+        "system": config["system"], "train": config["train"], "learner": config["learner"], "machine": machine(), "wall_s": lines[-1]["wall_s"],
+        "eval": [{key: value for key, value in line.items() if key != "kind"} for line in lines if line["kind"] == "eval"],
+        "train_lines": [{key: line[key] for key in keys if key in line} for line in lines if line["kind"] == "train" and line["step"] % 1000 == 0],
+    }  # fmt: skip
+    path.write_text(json.dumps(kept, indent=1))
+    for line in kept[label]["eval"]:
+        print(f"{label} {line['step']}: return {line['eval/return_mean']:.1f}, cost {line['eval/cost_mean']:.1f}; sampling"
+              f" {line['eval/stochastic/return_mean']:.1f}, {line['eval/stochastic/cost_mean']:.1f}")  # fmt: skip
+
+
 def draw(path: Path) -> None:
     """Return, cost against its budget, and the multiplier: thin lines are seeds, thick ones their mean."""
     content = json.loads(path.read_text())
@@ -227,14 +246,16 @@ def draw(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["list", "run", "collect"])
-    parser.add_argument("name", nargs="?", choices=list(EXPERIMENTS))
-    parser.add_argument("--only", help="one run, such as algd-0")
+    parser.add_argument("verb", choices=["list", "run", "collect", "look"])
+    parser.add_argument("name", nargs="?", help="an experiment, or the folder to look at")
+    parser.add_argument("--only", help="one run, such as algd-0; for look, the label")
     arguments = parser.parse_args()
     if arguments.verb == "list":
         for name in EXPERIMENTS:
             print(name, *(folder.name for _, _, _, folder in planned(name)))
-    elif arguments.name is None:
+    elif arguments.verb == "look" and arguments.name and arguments.only:
+        look(Path(arguments.name), arguments.only)
+    elif arguments.verb == "look" or arguments.name not in EXPERIMENTS:
         parser.error("name an experiment: " + ", ".join(EXPERIMENTS))
     elif arguments.verb == "run":
         run(arguments.name, arguments.only)

@@ -99,15 +99,57 @@ def test_cost_targets_below_zero_count_as_zero(nonnegative):
     assert float(metrics["cost_critic_loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_the_recent_cost_moves_lambda_by_its_discounted_excess():
-    """Dual ascent: lambda + rate * (c sum_t gamma^t - h), whatever the critics believe."""
-    config = replace(SMALL, multiplier_actions="recent", multiplier=1.0, multiplier_rate=0.01)
+def test_a_cost_member_bootstraps_with_its_own_target_or_with_the_largest():
+    """Two members whose targets are 1 and 3 everywhere are fitted to c + gamma_c (1, 3), or both to c + 3 gamma_c."""
+    for bootstrap, following in (("own", (1.0, 3.0)), ("largest", (3.0, 3.0))):
+        config = replace(SMALL, cost_members=2, cost_bootstrap=bootstrap)
+        agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            agent.cost_target.weights[-1].zero_()
+            agent.cost_target.biases[-1].copy_(torch.tensor([1.0, 3.0]).view(2, 1, 1))
+        batch = bandit_batch(64, generator)._replace(terminated=torch.zeros(64))
+        wanted = batch.cost[:, 0] + config.cost_gamma * torch.tensor(following)[:, None]
+        loss = (agent.cost_critic(batch.observation, batch.action) - wanted).square().mean().detach()
+        metrics = agent.update_batch(batch, agent.draw(64))
+        assert float(metrics["cost_critic_loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_violation_moves_lambda_as_if_at_most_so_many_budgets():
+    for cap, step in ((2.0, 2.0), (100.0, 30.0), (None, 30.0)):
+        agent = bandit_agent(replace(SMALL, multiplier_actions="recent", largest_violation=cap))
+        before, budget = agent.multiplier.item(), agent.budget.item()
+        cost = torch.tensor([31 * budget], dtype=torch.float64)
+        agent.update_batch(bandit_batch(64, torch.Generator().manual_seed(3)), agent.draw(64), cost)
+        assert agent.multiplier.item() - before == pytest.approx(agent.config.multiplier_rate * step * budget, rel=1e-4)
+
+
+def test_a_budget_of_nothing_does_not_hold_lambda_down():
+    config = replace(SMALL, multiplier_actions="recent", multiplier=0.0)
+    agent = ALGD(config, EnvShape(2, (-1.0,), (1.0,), 1), (CostBudget(0.0),))
+    agent.update_batch(bandit_batch(64, torch.Generator().manual_seed(3)), agent.draw(64), torch.tensor([5.0], dtype=torch.float64))
+    assert agent.multiplier.item() == pytest.approx(5 * config.multiplier_rate)
+
+
+def test_what_an_episode_cost_moves_lambda_by_its_excess():
+    """Dual ascent: lambda + rate * (spent - h), whatever the critics believe."""
+    config = replace(SMALL, multiplier_actions="recent", multiplier=1.0, multiplier_rate=0.01, largest_violation=None)
     agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
-    metrics = agent.update_batch(bandit_batch(64, generator), agent.draw(64), torch.tensor([0.7]))
-    budget = agent.budgets[0]
-    excess = 0.7 * sum(budget.gamma**t for t in range(budget.horizon)) - budget.critic
+    metrics = agent.update_batch(bandit_batch(64, generator), agent.draw(64), torch.tensor([0.7], dtype=torch.float64))
+    excess = 0.7 - agent.budgets[0].critic
     assert float(metrics["violation"]) == pytest.approx(excess, rel=1e-6)
     assert agent.multiplier.tolist() == pytest.approx([max(1.0 + 0.01 * excess, 0.0)])
+
+
+@pytest.mark.parametrize("energy", ["augmented", "plain", "none"])
+def test_the_logged_effective_multiplier_is_the_slope_that_the_policy_paid(energy):
+    agent, generator = bandit_agent(replace(SMALL, energy=energy, multiplier=0.7, rho=2.0)), torch.Generator().manual_seed(3)
+    metrics = agent.update_batch(bandit_batch(64, generator), agent.draw(64))
+    if energy == "augmented":
+        # Budgets are far from the untrained critics' risk or near it: within the clamp's two sides its mean lies between them.
+        excess = float(metrics["risk"]) - agent.budget.item()
+        assert float(metrics["effective_multiplier"]) == pytest.approx(max(0.7 + 2.0 * excess, 0.0), abs=0.05)
+    else:
+        assert float(metrics["effective_multiplier"]) == pytest.approx(0.7 if energy == "plain" else 0.0)
 
 
 def test_two_constraints_have_a_multiplier_each():
@@ -207,6 +249,11 @@ def test_options_that_would_do_nothing_are_refused():
         ("clip_proposals", {}),
         ("target_entropy", {"entropy": "fixed"}),
         ("sigma_max", {"schedule": "vp"}),
+        ("multiplier", {"energy": "none"}),
+        ("largest_violation", {"energy": "none"}),
+        ("score_form", {"score_weight": 0.0}),
+        ("derivative", {}),
+        ("cost_bootstrap", {"cost_members": 1}),
     ):
         with pytest.raises(UserError, match="does nothing"):
             replace(ALGDConfig(), **change).refuse_idle({name})

@@ -84,6 +84,12 @@ def nonsense(folder: Path) -> None:
     (folder / "manifest.json").write_text("[1, 2")
 
 
+def empty_entries(folder: Path) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"files": {name: {} for name in content["files"]}}))
+
+
 def renamed(folder: Path) -> None:
     shutil.rmtree(folder.with_name("30"), ignore_errors=True)
     folder.rename(folder.with_name("30"))
@@ -97,7 +103,7 @@ def no_arrays(folder: Path) -> None:
     ("damage", "words"),
     [(truncate, "bytes instead of"), (flip, "has changed"), (foreign, "no manifest.json"),
      (other_format, "another program"), (nonsense, "damaged"),
-     (renamed, "does not describe"), (no_arrays, "is missing")],
+     (empty_entries, "says nothing whole of learner.safetensors"), (renamed, "does not describe"), (no_arrays, "is missing")],
 )  # fmt: skip
 def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, damage: Any, words: str) -> None:
     good = save(tmp_path, sample(10), keep=5)

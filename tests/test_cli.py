@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.tasks import register_task
 from saddlepoint.flags import Parsed, file_args, parse
-from saddlepoint.systems import load_policy
+from saddlepoint.systems import SYSTEMS, load_policy, restore_config
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
@@ -33,6 +35,7 @@ SMALL = [
     "--quiet", "--critic-hidden", "16", "16", "--policy-hidden", "16", "--threads", "1", "--compile", "off",
 ]  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
+register_task("tests/Costless-v0", "a task without a cost", (), 10, entry_point="gymnasium.envs.classic_control:PendulumEnv")
 
 
 @pytest.fixture
@@ -74,6 +77,26 @@ def test_help_is_quick_because_it_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("args", [["envs"], ["--help"], ["train", "algd", "--help"]], ids=lambda args: args[0])
+def test_output_that_nobody_reads_ends_quietly(args: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nowhere:
+        done = subprocess.run([sys.executable, "-m", "saddlepoint.cli", *args], stdout=nowhere, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_another_broken_pipe_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(args: list[str]) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("saddlepoint.commands.envs_command", broken)
+    with (tmp_path / "out").open("w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert main(["envs"]) == 2
+    assert "(Broken pipe)" in capsys.readouterr().err
+
+
 def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["train", "algd", "--help"])
@@ -105,6 +128,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--env", "CartPole-v1", "--cost-limit", "1"], "Discrete"),
     (["train", "algd", "--env", "Pendulum-v1"], "declares no cost budget of its own: give one with --cost-limit"),
     (["train", "algd", "--env", "Pendulum-v1", "--cost-limit", "1"], 'no "cost"'),
+    (["train", "algd", "--env", "tests/Costless-v0"], "Costless-v0 reports no cost, which this system needs: train "),
+    (["train", "algd", "--env", "tests/Costless-v0", "--cost-limit", "1"], "reports no cost"),
     (["train", "algd", "--resume", "nowhere"], "not a run folder"),
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
@@ -149,6 +174,7 @@ def test_a_used_folder_is_refused_with_both_choices(command: Run, trained: Path)
     [
         (["--rho", "3"], "--rho 1.0 and cannot go on with 3.0"),
         (["--seed", "3"], "--seed 0 and cannot go on with 3"),
+        (["--env", "saddlepoint/ToyTwo-v0"], f"--env {TOY} and cannot go on with saddlepoint/ToyTwo-v0"),
         (["--cost-limit", "77"], "another cost budget"),
         (["--out", "x"], "leave out --out"),
         (["--preset", "parity"], "leave out --preset"),
@@ -159,6 +185,16 @@ def test_resume_refuses_what_would_change_the_run(command: Run, trained: Path, a
     code, _, err = command("train", "algd", "--resume", trained, "--quiet", *args)
     assert code == 2
     assert words in err
+
+
+@pytest.mark.parametrize(("part", "flag"), [("learner", "--nonnegative-costs"), ("train", "--env-processes")])
+def test_resuming_a_run_that_is_older_than_an_option_says_so(command: Run, trained: Path, tmp_path: Path, part: str, flag: str) -> None:
+    content = json.loads((trained / "config.json").read_text())
+    del content[part][flag[2:].replace("-", "_")]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    code, _, err = command("train", "algd", "--resume", tmp_path, "--quiet", "--total-steps", "200")
+    assert code == 2
+    assert f"was written by a version of saddlepoint without {flag}: finish it with that version, or start a new run with --out." in err
 
 
 def test_resume_goes_on_as_one_run(command: Run, trained: Path, tmp_path: Path) -> None:
@@ -209,6 +245,9 @@ def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
     assert (sampled[0] != sampled[2]).any()
     with pytest.raises(UserError, match="generator"):
         policy.act(observations, "stochastic")
+    for wrong in (observations[:, 1:], observations[2, 1:], observations[None], np.float32(1.0)):
+        with pytest.raises(UserError, match=rf"takes an observation of shape \({policy.shape.observation},\)"):
+            policy.act(wrong)
 
 
 def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
@@ -217,13 +256,31 @@ def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
         ({"system": "ppo"}, "trained with ppo"),
         ({"format": 9}, "not written by this version"),
         ({"learner": {"eta": 1.0}}, "another version"),
+        ({"learner": {**content["learner"], "rho": "two"}}, "damaged .--rho cannot be 'two'"),
+        ({"learner": {**content["learner"], "batch_size": 16.5}}, "damaged .--batch-size cannot be 16.5"),
+        ({"learner": {**content["learner"], "critic_hidden": [16, True]}}, "damaged .--critic-hidden cannot be"),
+        ({"learner": {**content["learner"], "energy": "dark"}}, "damaged .--energy cannot be 'dark'"),
+        ({"learner": None}, "damaged .it has no whole 'learner'"),
+        ({"learner": ...}, "damaged .it has no whole 'learner'"),
+        ({"train": ...}, "damaged .it has no whole 'train'"),
+        ({"shape": ...}, "damaged .it has no whole 'shape'"),
+        ({"budgets": [{"bound": 1.0}]}, "damaged .it has no whole 'budgets'"),
     ):
-        (tmp_path / "config.json").write_text(json.dumps(content | change))
+        changed = {name: value for name, value in (content | change).items() if value is not ...}  # ... takes a part away
+        (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=words):
             load_policy(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_preset_is_read_back_as_it_was_written(name: str) -> None:
+    system = SYSTEMS[name]
+    for preset in system.presets().values():
+        written = json.loads(json.dumps(asdict(preset)))
+        assert restore_config(system.config_class(), written, Path("config.json")) == preset
 
 
 def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saddlepoint.constrained.budget import CostBudget, discounted_budget, geometric_sum
+from saddlepoint.constrained.budget import CostBudget, discounted_budget, geometric_sum, spent
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, augmented_penalty, effective_multiplier, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
 from saddlepoint.types import UserError
@@ -189,3 +189,31 @@ def test_the_interval_of_the_augmented_rule():
         state = update.step(state, tensor(0.5))
         values.append(float(update.value(state)))
     assert values == [1, 1, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("discounted", [False, True])
+def test_spent_is_an_episodes_cost_as_the_budget_states_it(discounted):
+    """Whole episodes of lengths 3, 5 and 4, written in one stream: the mean of their sums, in the units of h."""
+    rng, lengths, gamma = np.random.default_rng(0), (3, 5, 4), 0.9
+    episodes = [rng.random(length) for length in lengths]
+    budget = CostBudget(2.0, discounted=discounted, horizon=5, gamma=gamma)
+    sums = [float((gamma ** np.arange(len(c)) * c).sum() if discounted else c.sum()) for c in episodes]
+    cost = torch.tensor(np.concatenate(episodes)).view(-1, 1, 1)
+    age = torch.cat([torch.arange(length) for length in lengths]).view(-1, 1)
+    wanted = np.mean(sums) * (1 if discounted else budget.critic / 2.0)
+    assert spent((budget,), cost, age).tolist() == pytest.approx([wanted])
+
+
+def test_spent_of_episodes_that_end_early_is_less_than_an_even_rate_says():
+    """A cost of 1 a step in episodes of 10 steps under a budget of 25 in 1,000: ten an episode, well within it."""
+    budget = CostBudget(25.0)
+    age = torch.arange(2000).view(-1, 1) % 10
+    assert spent((budget,), torch.ones(2000, 1, 1), age).item() == pytest.approx(10 / 25 * budget.critic)
+
+
+def test_spent_in_unfinished_episodes_takes_the_mean_step_for_the_rest():
+    """Sixteen environments, 300 steps of their first episodes of 1,000: 0.05 a step is 50 an episode; and each constraint by itself."""
+    budgets = (CostBudget(25.0), CostBudget(5.0))
+    cost = torch.tensor([0.05, 0.01]).expand(300, 16, 2)
+    found = spent(budgets, cost, torch.arange(300).view(-1, 1).expand(300, 16))
+    assert found.tolist() == pytest.approx([2 * budgets[0].critic, 2 * budgets[1].critic])

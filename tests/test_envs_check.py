@@ -9,6 +9,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from saddlepoint.envs import SafetyGymnasiumAdapter, check_env, env_spec, make_env
+from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.make import flatten
 from saddlepoint.types import EnvShape, UserError
 
@@ -97,6 +98,40 @@ def test_step_of_another_api_is_named():
         check_env(Six())
 
 
+class SixTuple(Sound):
+    """As Safety-Gymnasium's are: the cost has a place of its own."""
+
+    metadata, render_mode = {"render_modes": []}, None
+
+    def step(self, action):
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, 0.25, terminated, truncated, {}
+
+
+def test_six_values_are_named_under_gymnasiums_time_limit_and_adapted():
+    gym.register("tests/Six-v0", SixTuple, max_episode_steps=7)
+    with pytest.raises(UserError, match=r"returns six values .* saddlepoint\.envs\.adapters\.SafetyGymnasiumAdapter"):
+        EnvBatch("tests/Six-v0", 1, seed=0)
+    gym.register("tests/Adapted-v0", lambda **kwargs: SafetyGymnasiumAdapter(SixTuple(**kwargs)), max_episode_steps=7)
+    envs = EnvBatch("tests/Adapted-v0", 1, seed=0)
+    envs.reset()
+    steps = [envs.step(np.zeros((1, 2), np.float32)) for _ in range(7)]
+    assert [step.cost.item() for step in steps] == [0.25] * 7
+    assert [bool(step.truncated) for step in steps] == [False] * 6 + [True]
+
+
+def test_an_error_of_the_environments_own_is_not_taken_for_six_values():
+    class Picky(Sound):
+        def step(self, action):
+            if self.t == 2:
+                self.t = 5
+                raise ValueError("the gripper is open")
+            return super().step(action)
+
+    with pytest.raises(ValueError, match="the gripper is open"):
+        check_env(Picky())
+
+
 def test_reset_without_info_is_named():
     class Old(Sound):
         def reset(self, *, seed=None, options=None):
@@ -146,6 +181,13 @@ def test_unknown_ids_without_close_ones_and_unknown_modules():
     for id, words in (("zzzzqqqqxxxx", "no environment"), ("no_such_module_anywhere:Env-v0", "cannot be imported")):
         with pytest.raises(UserError, match=words):
             env_spec(id)
+
+
+def test_a_module_that_python_cannot_read_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "hasty_module.py").write_text("import gymnasium\ndef make(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"'hasty_module' .* cannot be read by Python \(.*hasty_module.py, line 2\)"):
+        env_spec("hasty_module:Env-v0")
 
 
 def test_arguments_that_an_environment_does_not_take():

@@ -136,8 +136,8 @@ def test_the_multiplier_follows_the_violation(generator):
 def test_the_multiplier_follows_what_was_really_paid(generator):
     agent = agent_of(replace(TINY, multiplier_actions="recent", multiplier_rate=0.1), 1)
     before = agent.multiplier
-    agent.update(replay_of(1, generator), 1)  # every step cost 1
-    paid = (1 - 0.99**1000) / (1 - 0.99)
+    agent.update(replay_of(1, generator), 1)  # episodes of 15 steps that cost 1 each, under a budget for 1,000 steps
+    paid = 15 / 1000 * (1 - 0.99**1000) / (1 - 0.99)
     torch.testing.assert_close(agent.multiplier, before + 0.1 * (paid - agent.budget))
 
 

@@ -107,14 +107,31 @@ def test_a_saved_replay_goes_on_as_the_original(rows: int, num_envs: int, count:
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 12, 25])
-@pytest.mark.parametrize("window", [1, 6, 1000])
-def test_recent_cost_is_the_mean_of_the_last_steps(count: int, window: int) -> None:
+@pytest.mark.parametrize(("window", "horizon"), [(1, 1), (6, 1), (1000, 1), (2, 5)])
+def test_recent_gives_the_last_steps_in_their_order(count: int, window: int, horizon: int) -> None:
+    """Costs and ages of the last rows, also across the ring's seam; the second environment's episodes last three steps."""
     replay, costs = Replay(16, 3, 1, 2, num_envs=2), np.random.default_rng(count).random((count, 2, 2)).astype("f")
+    nothing = np.zeros((2, 3), "f")
+    for step, cost in enumerate(costs):
+        ended = np.array([False, step % 3 == 2])
+        replay.add(nothing, np.zeros((2, 1), "f"), np.zeros(2, "f"), cost, nothing, np.zeros(2, bool), ended)
+    rows = min(max(window // 2, horizon), 8, count)
+    cost, age = replay.recent(window, horizon)
+    np.testing.assert_array_equal(cost, costs[-rows:])
+    np.testing.assert_array_equal(age, np.stack([np.arange(count), np.arange(count) % 3], 1)[-rows:])
+
+
+def test_reward_size_is_the_mean_magnitude_of_what_is_stored() -> None:
+    replay, rewards = Replay(16, 3, 1, 2, num_envs=2), np.random.default_rng(0).normal(size=(11, 2)).astype("f")
+    with pytest.raises(UserError, match="replay is empty"):
+        replay.reward_size()
     nothing, ended = np.zeros((2, 3), "f"), np.zeros(2, bool)
-    for cost in costs:
-        replay.add(nothing, np.zeros((2, 1), "f"), np.zeros(2, "f"), cost, nothing, ended, ended)
-    rows = min(max(window // 2, 1), 8, count)
-    np.testing.assert_allclose(replay.recent_cost(window), costs[-rows:].mean((0, 1)), rtol=1e-5)
+    for reward in rewards:
+        replay.add(nothing, np.zeros((2, 1), "f"), reward, np.zeros((2, 2), "f"), nothing, ended, ended)
+    assert replay.reward_size() == pytest.approx(np.abs(rewards[-8:]).mean(), rel=1e-6)
+    silent = Replay(4, 3, 1, 2, num_envs=2)
+    silent.add(nothing, np.zeros((2, 1), "f"), np.zeros(2, "f"), np.zeros((2, 2), "f"), nothing, ended, ended)
+    assert silent.reward_size() == 1.0
 
 
 def test_memory_is_what_the_tensors_take() -> None:

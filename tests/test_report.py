@@ -16,7 +16,7 @@ from saddlepoint.report.curves import group_curves
 from saddlepoint.report.media import MOST_BYTES
 from saddlepoint.report.page import build_page, notes
 from saddlepoint.report.runs import Group, find_runs, group_runs
-from saddlepoint.report.tables import final_evaluations
+from saddlepoint.report.tables import final_evaluations, settings_tables
 from saddlepoint.types import UserError
 from tests.report_runs import BUDGET, constant, write_run
 
@@ -82,6 +82,21 @@ def test_seeds_are_grouped_and_labels_say_what_differs(tmp_path: Path) -> None:
     # The same method has the same name where nothing but it was run; longer runs are the same method.
     assert labels[1] == [("algd energy=augmented", [0, 1]), ("sac", [0, 1])]
     assert environments[0].differing == ["total_steps", "energy"]
+
+
+def test_a_setting_that_older_runs_have_not_makes_groups_and_is_shown(tmp_path: Path) -> None:
+    write_run(tmp_path / "new")
+    write_run(tmp_path / "sac", system="sac")
+    path = write_run(tmp_path / "old", seed=1) / "config.json"
+    content = json.loads(path.read_text())
+    del content["learner"]["nonnegative_costs"], content["train"]["env_processes"]
+    path.write_text(json.dumps(content))
+    (env,) = group_runs(find_runs([tmp_path]))
+    assert env.differing == ["env_processes", "nonnegative_costs"]
+    # Processes do not change what is learnt, and what another system has makes no difference within this one.
+    assert [group.label for group in env.groups] == ["algd nonnegative-costs=True", "algd nonnegative-costs=–", "sac"]
+    (old,) = env.groups[1].runs
+    assert f"<th scope=\"row\">{old.folder}</th><td>algd</td><td>1</td><td>–</td><td>–</td>" in settings_tables(env)
 
 
 def test_other_budgets_are_other_groups_and_are_said(tmp_path: Path) -> None:
@@ -213,7 +228,7 @@ def test_each_mistake_is_one_sentence(tmp_path: Path, args: list[str], sentence:
     (tmp_path / "file").write_text("")
     (write_run(tmp_path / "damaged") / "config.json").write_text("{")
     pictures = write_run(tmp_path / "pictures") / "config.json"
-    pictures.write_text(json.dumps({"format": 1, "system": "safediffusion", "train": {}, "learner": {}}))
+    pictures.write_text(json.dumps({"format": 1, "system": "safediffusion", "train": {}, "learner": {}, "resolved": {}}))
     with pytest.raises(UserError, match=sentence) as error:
         report_command([arg.replace("{tmp}", str(tmp_path)) for arg in args])
     assert "\n" not in str(error.value)

@@ -252,6 +252,30 @@ def test_a_killed_trial_resumes_and_a_failing_one_does_not_stop_the_others(tmp_p
     assert [Path(job.args[-1]).name for job in again.jobs] == ["seed-1"]
 
 
+def test_each_trial_keeps_the_commits_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = plan(tmp_path, ONE)
+
+    def commits(source: str, pool: Scripted) -> tuple[str, dict[int, list[str]]]:
+        monkeypatch.setattr("saddlepoint.sweep.outcome.commit", lambda: source)
+        run_scripted(found, pool, retries=0)
+        written = json.loads((found.out / "sweep.json").read_text())
+        return written["commit"], {entry["seed"]: entry["commits"] for entry in written["trials"]}
+
+    def first(folder: Path, attempt: int) -> tuple[Ending, bool]:  # one is finished, one is killed after a checkpoint, one before
+        return (DONE, True) if folder.name == "seed-0" else (Ending(-9, 1.0, "killed"), folder.name == "seed-1")
+
+    done = Scripted(lambda folder, attempt: (DONE, True))
+    assert commits("one", Scripted(first)) == ("one", {0: ["one"], 1: ["one"], 2: ["one"]})
+    assert commits("two-dirty", done) == ("two-dirty", {0: ["one"], 1: ["one", "two-dirty"], 2: ["two-dirty"]})
+
+    path = found.out / "sweep.json"  # as it was written before there were commits
+    old = json.loads(path.read_text())
+    old["trials"] = [{name: value for name, value in entry.items() if name != "commits"} for entry in old["trials"]]
+    old["trials"][1]["state"] = "failed"
+    path.write_text(json.dumps(old))
+    assert commits("three", done) == ("three", {0: [], 1: ["unknown", "three"], 2: []})
+
+
 def test_what_a_run_left_that_was_killed_while_it_started_is_cleared(tmp_path: Path) -> None:
     found = plan(tmp_path, ONE)
     stillborn, foreign, begun = (trial.folder for trial in found.trials)

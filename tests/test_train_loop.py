@@ -16,10 +16,16 @@ import numpy as np
 import pytest
 import torch
 
+from saddlepoint.algd.agent import ALGD
+from saddlepoint.algd.config import ALGDConfig
+from saddlepoint.baselines.config import SACConfig
+from saddlepoint.baselines.sac import SAC
+from saddlepoint.mbdpo.agent import MBDPO
+from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.signals import Interrupted
-from saddlepoint.train.start import train
+from saddlepoint.train.start import COMPILE_PAYS_AFTER, compiles, train
 from saddlepoint.types import NonFiniteError, UserError
 from tests.toys import BUDGET, ENV, Tiny, TinyConfig
 
@@ -76,6 +82,21 @@ def test_the_run_folder_has_what_it_should(whole: Path) -> None:
     assert lines[-2]["train/updates"] == int(0.7 * (420 - 40))
     assert list((whole / "tb").iterdir())
     assert {path.name for path in (whole / "checkpoints").iterdir()} == {"402", "420"}
+
+
+def test_auto_compiles_only_where_it_was_measured_to_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saddlepoint.train.start.shutil.which", lambda name: name)
+    cpu, cuda, auto = torch.device("cpu"), torch.device("cuda"), replace(CONFIG, compile="auto", updates_per_step=1.0)
+    long = replace(auto, total_steps=CONFIG.warmup_steps + COMPILE_PAYS_AFTER)
+    short = replace(long, total_steps=long.total_steps - 1)
+    for config, learner, learner_config, device, wanted in (
+        (long, ALGD, ALGDConfig(precision="bfloat16"), cpu, True), (short, ALGD, ALGDConfig(precision="bfloat16"), cpu, False),
+        (long, ALGD, ALGDConfig(), cpu, False), (long, SAC, SACConfig(), cpu, False), (long, MBDPO, MBDPOConfig(precision="bfloat16"), cpu, False),
+        (long, ALGD, ALGDConfig(), cuda, True), (long, SAC, SACConfig(), cuda, True), (short, SAC, SACConfig(), cuda, False),
+        (replace(short, compile="on"), SAC, SACConfig(), cpu, True), (replace(long, compile="off"), ALGD, ALGDConfig(precision="bfloat16"), cpu, False),
+    ):  # fmt: skip
+        chosen: Any = learner
+        assert compiles(config, chosen, learner_config, device) is wanted, (config.total_steps, learner.system, device)
 
 
 @pytest.mark.parametrize("stop", [39, 200, 390])

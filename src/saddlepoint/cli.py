@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,8 +31,23 @@ usage: saddlepoint VERB ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 141 when what reads its output has ended."""
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # while an error can still be told
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE  # what a shell makes of a program that ends by this signal
+        where = f" {error.filename}" if error.filename else ""
+        return _complain(f"a file{where} cannot be read or written ({error.strerror or error}): check the disk and the folder's permissions.")
+    except KeyboardInterrupt as interrupt:
+        print(f"\nsaddlepoint: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if args else 2
@@ -45,12 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         vars(import_module(module))[function](args[1:])
     except UserError as error:
         return _complain(str(error))
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        return _complain(f"a file{where} cannot be read or written ({error.strerror or error}): check the disk and the folder's permissions.")
-    except KeyboardInterrupt as interrupt:
-        print(f"\nsaddlepoint: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -67,6 +79,16 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("saddlepoint.offline.command", "pretrain_command"),
 }
 """where each verb's function is; it takes the arguments after the verb"""
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output leads nowhere, as in ``saddlepoint envs | head -1``; it is then closed for good, so that Python's end is quiet too."""
+    poll, out = select.poll(), sys.stdout.fileno()
+    poll.register(out, 0)  # errors are always told
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 def _complain(sentence: str) -> int:

@@ -166,9 +166,12 @@ def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, An
 def budgets_from(parsed: Parsed, env: str, cost_gamma: float, needs_cost: bool = True) -> tuple[CostBudget, ...]:
     """The task's budgets, changed by what was given; none where there are none and the system ``needs_cost`` not.
 
-    Raises ``UserError`` when there is no limit, or two meanings.
+    Raises ``UserError`` when there is no limit, or two meanings, or no cost that there could be a limit for.
     """
     task, flags = env_spec(env), parsed.values.budget
+    if task.constraints == 0 and needs_cost:
+        free = [name for name, system in SYSTEMS.items() if not system.learner_class().needs_cost]
+        raise UserError(f"{env} reports no cost, which this system needs: train {' or '.join(free)}, which can do without, or take another environment.")
     given = {name.removeprefix("cost_"): vars(flags)[name] for name in parsed.given if name in vars(flags)}
     limits = given.pop("limit", None)
     if limits is not None and task.horizon is None and "horizon" not in given:

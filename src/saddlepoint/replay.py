@@ -37,12 +37,12 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 class Replay:
-    """The last ``capacity`` transitions of ``num_envs`` streams, float32 on ``device``.
+    """The last ``capacity`` transitions of ``num_envs`` streams on ``device``, float32 but for observations of ``dtype``.
 
     A row holds one step of every environment, so rows are written in one piece and a stream never moves between
-    environments; ``capacity`` is rounded down to whole rows. Both ends of a transition are stored: 4 * observation
-    bytes more a transition than sharing them would need, and no special case at the end of an episode. Memory is
-    touched only as the ring fills.
+    environments; ``capacity`` is rounded down to whole rows. Both ends of a transition are stored: one observation
+    more a transition than sharing them would need, and no special case at the end of an episode. Memory is touched
+    only as the ring fills. Samples are of the ring's own types: pictures stay bytes until a learner reads them.
 
     ``age`` counts the steps of the same unbroken episode before a transition. A sub-sequence of ``length`` steps may
     end at a transition exactly when its age is at least ``length - 1`` and its first step has not been overwritten.
@@ -52,7 +52,7 @@ class Replay:
 
     def __init__(
         self, capacity: int, observation: int, action: int, constraints: int, num_envs: int = 1,
-        device: torch.device | str = "cpu", memory_limit: int | None = None,
+        device: torch.device | str = "cpu", memory_limit: int | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         self.device = torch.device(device)
         self.num_envs = num_envs
@@ -61,7 +61,7 @@ class Replay:
             raise UserError(
                 f"a replay of {capacity} is less than one step of {num_envs} environments: raise --replay-size."
             )
-        needed = self.bytes_needed(capacity, observation, action, constraints)
+        needed = self.bytes_needed(capacity, observation, action, constraints, dtype)
         limit = available_bytes(self.device) if memory_limit is None else memory_limit
         if limit is not None and needed > limit:
             raise UserError(
@@ -73,16 +73,21 @@ class Replay:
         def ring(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(slots, *shape, dtype=dtype, device=self.device)
 
-        self._fields = Batch(ring(observation), ring(action), ring(), ring(constraints), ring(observation), ring())
+        before, after = (ring(observation, dtype=dtype) for _ in range(2))
+        self._fields = Batch(before, ring(action), ring(), ring(constraints), after, ring())
         self._age = ring(dtype=torch.int32)
         self._next_age = torch.zeros(num_envs, dtype=torch.int32, device=self.device)
         self._head = 0  # the row that is written next
         self._filled = 0  # rows that hold data
 
     @staticmethod
-    def bytes_needed(capacity: int, observation: int, action: int, constraints: int) -> int:
-        """Bytes of a full ring: both observations, action, costs, and reward, terminated and age, four bytes each."""
-        return capacity * FLOAT_BYTES * (2 * observation + action + constraints + 3)
+    def bytes_needed(
+        capacity: int, observation: int, action: int, constraints: int, dtype: torch.dtype = torch.float32
+    ) -> int:
+        """Bytes of a full ring: both observations, of ``dtype``, and action, costs, reward, terminated and age, four
+        bytes each.
+        """
+        return capacity * (2 * observation * dtype.itemsize + FLOAT_BYTES * (action + constraints + 3))
 
     def __len__(self) -> int:
         """Transitions in the ring."""
@@ -115,24 +120,29 @@ class Replay:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """``batch_size`` transitions, uniformly with replacement. Raises ``UserError`` when the replay is empty."""
-        if not len(self):
-            raise UserError("the replay is empty: add transitions (--warmup-steps) before the first update.")
+        self._require_filled()
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
         return Batch(*(ring.index_select(0, index) for ring in self._fields))
 
-    def recent_cost(self, steps: int) -> Tensor:
-        """Mean cost of a step over the last ``steps`` transitions, (constraints,): what the behaviour of late really cost.
+    def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
+        """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the behaviour of late cost.
 
-        Raises ``UserError`` when the replay is empty.
+        They are at least ``horizon`` of each environment, and all there are where that is less. Raises ``UserError`` when the replay is empty.
         """
+        self._require_filled()
+        rows = min(max(steps // self.num_envs, horizon), self._filled)
+        row = (torch.arange(self._head - rows, self._head, device=self.device) % self.rows).view(-1, 1) * self.num_envs
+        index = row + torch.arange(self.num_envs, device=self.device)
+        return self._fields.cost[index], self._age[index]
+
+    def _require_filled(self) -> None:
         if not len(self):
             raise UserError("the replay is empty: add transitions (--warmup-steps) before the first update.")
-        rows = min(max(steps // self.num_envs, 1), self._filled)
-        costs = self._fields.cost[: len(self)]
-        end, start = self._head * self.num_envs, (self._head - rows) * self.num_envs
-        if start >= 0:
-            return costs[start:end].mean(0)
-        return torch.cat([costs[start:], costs[:end]]).mean(0)
+
+    def reward_size(self) -> float:
+        """Mean |reward| of a step over everything stored; 1 where all rewards are 0. Raises ``UserError`` when the replay is empty."""
+        self._require_filled()
+        return float(self._fields.reward[: len(self)].abs().mean(dtype=torch.float64)) or 1.0
 
     def sample_sequences(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
         """``batch_size`` sub-sequences of ``length`` steps, (batch, time, ...), uniformly with replacement.
@@ -188,8 +198,8 @@ class Replay:
                 " resume with the same --replay-size and --num-envs."
             )
         for name, ring in rings.items():
-            if state[name].shape != (filled * num_envs, *ring.shape[1:]):
-                raise UserError(f"the saved replay's {name} has another shape: it belongs to another environment.")
+            if state[name].shape != (filled * num_envs, *ring.shape[1:]) or state[name].dtype != ring.dtype:
+                raise UserError(f"the saved replay's {name} has another shape or type: it belongs to another environment.")
             ring[: filled * num_envs].copy_(state[name])
         self._next_age = state["next_age"].to(self.device, copy=True)
         self._head, self._filled = head, filled

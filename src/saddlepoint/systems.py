@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
+from saddlepoint.train.config import flag
 from saddlepoint.types import ActMode, EnvShape, Learner, UserError
 
 if TYPE_CHECKING:  # a policy acts without the training loop and the environments
@@ -68,12 +70,29 @@ SYSTEMS: dict[str, System] = {
 def restore_config(kind: type[Any], values: dict[str, Any], where: Path) -> Any:
     """A frozen config from what config.json holds; options that are newer than the file take their default, which does for acting.
 
-    A run is only resumed with all of them (``run.require_same``). Raises ``UserError`` for fields that this version has not.
+    A run is only resumed with all of them (``run.require_same``). Raises ``UserError`` for fields that this version has not, and for values of another type.
     """
     if unknown := set(values) - {field.name for field in fields(kind)}:
         odd = ", ".join(sorted(unknown))
         raise UserError(f"{where} was written by another version of saddlepoint (fields {odd}): use that version.")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise UserError(f"{where} is damaged ({flag(name)} cannot be {value!r}): restore it, or use the version of saddlepoint that wrote it.")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON, where a tuple is a list and a path a string, is of a config's type ``hint``."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in inner)
+    if origin is tuple:  # of any length, as in all configs
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    kinds = {float: (float, int), Path: (str,), NoneType: (NoneType,)}.get(hint, (hint,))
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -100,8 +119,13 @@ class TrainedPolicy:
         """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units.
 
         A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
-        Only ``stochastic`` and ``explore`` draw from ``generator``, which they need: ``UserError`` without one.
+        Only ``stochastic`` and ``explore`` draw from ``generator``, which they need: ``UserError`` without one, and for an observation of another size.
         """
+        if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
+            raise UserError(
+                f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
+                f" not {np.shape(observation)}: give it those of that environment."
+            )
         if generator is None:
             if mode != "deterministic":
                 raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")

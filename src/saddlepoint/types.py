@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ class NonFiniteError(UserError):
 class Batch(NamedTuple):
     """Transitions as the learner sees them. Leading axis ``batch``; sub-sequences have ``(batch, time, ...)``."""
 
-    observation: Tensor  # (batch, observation)
+    observation: Tensor  # (batch, observation), float32, or uint8 where these are pictures
     action: Tensor  # (batch, action), in the environment's own units
     reward: Tensor  # (batch,)
     cost: Tensor  # (batch, constraints); constraints may be 0
@@ -46,10 +47,17 @@ class EnvShape(NamedTuple):
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     constraints: int
+    image: tuple[int, int, int] | None = None
+    """(channels, height, width) of the pictures whose entries an observation is, one after the other; None for other observations"""
 
     @property
     def action(self) -> int:
         return len(self.action_low)
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """What observations are made of: bytes in pictures, else float32."""
+        return np.float32 if self.image is None else np.uint8
 
 
 class Policy(Protocol):

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget, geometric_sum, require_fitting
-from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
+from saddlepoint.constrained.budget import CostBudget, require_fitting, spent
+from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
 from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
+from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
-from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
+from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
 
 
 class UpdateNoise(NamedTuple):
@@ -71,12 +72,14 @@ class ALGD:
         )
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.cost_target = copy.deepcopy(self.cost_critic).requires_grad_(False)
-        self.log_beta = nn.Parameter(torch.tensor(float(np.log(config.beta)), dtype=torch.float64))
+        self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        self.discounted_steps = torch.tensor([geometric_sum(b.gamma, b.horizon) for b in budgets], dtype=torch.float64)
+        largest = math.inf if config.largest_violation is None else config.largest_violation
+        self.ceiling = torch.tensor([largest * b.critic or math.inf for b in budgets], dtype=torch.float64)
         self.multiplier_update = MultiplierUpdate(
-            config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval
-        )
+            config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional,
+            config.derivative, config.smoothing,
+        )  # fmt: skip
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         groups: list[dict[str, Any]] = [
             {"params": list(self.critic.parameters()), "lr": config.critic_learning_rate},
@@ -88,8 +91,14 @@ class ALGD:
         self._named = {owner: list(module.named_parameters()) for owner, module in self._modules().items()}
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
+        self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
         self.low_precision = torch.bfloat16 if config.precision == "bfloat16" else None
         self._compile(compile)
+
+    @staticmethod
+    def gains_by_compiling(config: ALGDConfig) -> bool:
+        """Whether the compiled update was measured to be faster on a CPU (benchmarks/results/algd_update_2threads.json): with bfloat16 products only."""
+        return config.precision == "bfloat16"
 
     def _compile(self, enabled: bool) -> None:
         """The one compile site: the heavy pure pieces of an update. Compiled, the chain's backward is autograd's, fused; else it is the ``Tape``'s."""
@@ -123,6 +132,9 @@ class ALGD:
         target = trace(
             self.cost_target.layers(self.low_precision), batch.next_observation, next_action[None], "silu"
         ).values[:, 0]
+        if cfg.cost_bootstrap == "largest":
+            members = target.unflatten(0, (len(self.budgets), -1))
+            target = members.amax(1, keepdim=True).expand_as(members).flatten(0, 1)
         target = target.clamp(min=0) if cfg.nonnegative_costs else target
         cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
@@ -195,7 +207,7 @@ class ALGD:
 
     # ------------------------------------------------------------------------------------------------ one update
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise, recent_cost: Tensor | None = None) -> Metrics:
+    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """Critics, then the policy, then the multiplier, then the targets, in the order of the release.
 
         1. reward critics to r + gamma (1 - terminated) min_j Q'_j(s', a'), each cost member to c + gamma_c (1 - terminated) Qc'_m(s', a')
@@ -203,7 +215,7 @@ class ALGD:
         3. beta to the target entropy, lambda by its rule
         4. targets by Polyak averaging, every ``target_every`` updates
 
-        ``recent_cost`` (constraints,), the mean cost of a step of late, is what moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         cfg = self.config
         with torch.no_grad():
@@ -251,23 +263,21 @@ class ALGD:
             excess = entropy_mean.detach() - cfg.target_entropy * self.shape.action
             self.log_beta.grad = excess.to("cpu", torch.float64)
             self.beta_optimiser.step()
-        risk, violation = self._constraint(batch, energy, recent_cost)
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation)
+        risk, violation = self._constraint(batch, energy, episode_cost)
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling))
 
         if self.updates % cfg.target_every == 0:
             self._polyak()
         self.updates += 1
         return self._metrics(critics, energy, score_loss, entropy_mean, risk, violation, multiplier)
 
-    def _constraint(self, batch: Batch, energy: Lagrangian, recent_cost: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean risk, and by how much the discounted cost exceeds h: (constraints,) each. A cost of c a step is one of c * sum_t gamma_c^t discounted."""
+    def _constraint(self, batch: Batch, energy: Lagrangian, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
         replayed = self.config.multiplier_actions == "replay"
         risk = self.risk(batch.observation, batch.action) if replayed else energy.risk[:, 0]
         mean = risk.mean(-1).to("cpu", torch.float64)
-        assert (recent_cost is not None) == (self.config.multiplier_actions == "recent")
-        if recent_cost is None:
-            return mean, mean - self.budget
-        return mean, recent_cost.to("cpu", torch.float64) * self.discounted_steps - self.budget
+        assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
+        return mean, (mean if episode_cost is None else episode_cost) - self.budget
 
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
@@ -291,8 +301,8 @@ class ALGD:
         multiplier: Tensor,
     ) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
-        rows = energy.risk[:, 0].to("cpu", torch.float64) - self.budget.view(-1, 1)
-        effective = effective_multiplier(rows, multiplier.view(-1, 1), self.config.rho).mean(-1)
+        # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid for a unit of risk.
+        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1)
         metrics: Metrics = {
             "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": energy.value[0].mean(),
             "score_loss": score_loss.detach(), "entropy": entropy.detach() / self.shape.action, "beta": self.beta,
@@ -304,18 +314,8 @@ class ALGD:
         return metrics
 
     def _require_finite(self, owners: tuple[str, ...], **losses: Tensor) -> None:
-        """Stop before a step with a loss or a gradient that is not finite: one look at their sum, and at each only when that is odd."""
-        grads = [p.grad for owner in owners for _, p in self._named[owner] if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(grads)).sum()
-        if bool(torch.isfinite(norms + sum(losses.values()))):
-            return
-        found = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
-        found += [f"the gradient of {owner}.{name}" for owner in owners for name, p in self._named[owner]
-                  if p.grad is not None and not bool(torch.isfinite(p.grad).all())]  # fmt: skip
-        if found:
-            raise NonFiniteError(
-                f"{found[0]} is not finite at update {self.updates}: lower the learning rates, or look at the environment's rewards and costs."
-            )
+        gradients = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in self._named[owner])
+        require_finite(self.updates, losses, gradients)
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
 
@@ -331,11 +331,15 @@ class ALGD:
     def update(self, replay: Replay, updates: int) -> Metrics:
         """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
         metrics: Metrics = {}
-        recent = replay.recent_cost(self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
+        if self.updates == 0 and self.config.reward_unit == "random":
+            self.reward_unit = replay.reward_size()
+        late = self.config.multiplier_actions == "recent"
+        cost = spent(self.budgets, *replay.recent(self.config.recent_steps, self.budgets[0].horizon)) if late else None
         for _ in range(updates):
             batch = replay.sample(self.config.batch_size, self.generator)
-            metrics = self.update_batch(batch, self.draw(self.config.batch_size), recent)
-        return metrics
+            batch = batch._replace(reward=batch.reward / self.reward_unit)
+            metrics = self.update_batch(batch, self.draw(self.config.batch_size), cost)
+        return metrics | {"reward_unit": self.reward_unit}
 
     def observe(self, observation: Tensor) -> None:
         """ALGD keeps no running statistics of observations."""
@@ -371,6 +375,7 @@ class ALGD:
         state |= {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
         state["log_beta"] = self.log_beta
         state["updates"] = torch.tensor(self.updates)
+        state["reward_unit"] = torch.tensor(self.reward_unit, dtype=torch.float64)
         state["generator"] = self.generator.get_state()
         return {name: value.detach().clone() for name, value in state.items()}
 
@@ -381,7 +386,7 @@ class ALGD:
             self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
             with torch.no_grad():
                 self.log_beta.copy_(state["log_beta"])
-            self.updates = int(state["updates"])
+            self.updates, self.reward_unit = int(state["updates"]), float(state.get("reward_unit", 1.0))
             self.generator.set_state(state["generator"].cpu())
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(

@@ -78,13 +78,23 @@ class ALGDConfig:
     multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_rate: float = 3e-4
-    """step size of lambda's update"""
+    """step size of lambda's update, and the integral gain of ``pid``"""
+    proportional: float = 0.05
+    """gain of ``pid`` on the smoothed violation"""
+    derivative: float = 0.05
+    """gain of ``pid`` on the rise of the smoothed violation"""
+    smoothing: float = 0.99
+    """share of the old violation in the moving average of ``pid``"""
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what the last steps really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode of late really cost"""
     recent_steps: int = 2000
-    """environment steps whose mean cost moves lambda with ``recent``"""
+    """environment steps that ``recent`` looks back; no less than an episode of each environment"""
+
+    largest_violation: float | None = 2.0
+    """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is): what is left unspent is at most one
+    budget, so that lambda, driven up by the first clumsy episodes, would else stay up long after them"""
 
     # --- critics and learning
     cost_members: int = 4
@@ -95,12 +105,18 @@ class ALGDConfig:
     """hidden layers of the score network"""
     time_embedding: int = 16
     """width of the learned embedding of the step"""
+    reward_unit: Literal["random", "one"] = "random"
+    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions, or one (released). beta, lambda
+    and rho weigh rewards, whose raw size differs a hundredfold between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
     gamma: float = 0.99
     """discount of rewards"""
     cost_gamma: float = 0.99
     """discount of costs"""
     nonnegative_costs: bool = True
     """bootstrap the cost critics with no less than 0, which no sum of costs is below: a policy that seeks low estimates finds those that are too low"""
+    cost_bootstrap: Literal["own", "largest"] = "largest"
+    """what a cost critic bootstraps with at the next state: its own target, or the largest of its constraint's members, the mirror of the rewards'
+    smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
@@ -131,10 +147,10 @@ class ALGDConfig:
         positive = (
             "rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
             "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
-            "multiplier_interval", "recent_steps", "target_every", "evaluation_samples",
+            "multiplier_interval", "recent_steps", "largest_violation", "target_every", "evaluation_samples",
         )  # fmt: skip
         for name in positive:
-            if not getattr(self, name) > 0:
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
         numbers = [name for name, value in vars(self).items() if isinstance(value, float) and not math.isfinite(value)]
         if numbers:
@@ -153,8 +169,11 @@ class ALGDConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
                 )
-        if self.multiplier < 0 or self.score_weight < 0 or self.risk_std < 0:
-            raise UserError("--multiplier, --score-weight and --risk-std must not be negative.")
+        for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name.replace('_', '-')} must not be negative: it is {getattr(self, name)}.")
+        if self.smoothing >= 1:
+            raise UserError(f"--smoothing must be below 1, not {self.smoothing}: at 1 the violation is never seen.")
         if self.multiplier_rule == "log_adam" and self.multiplier == 0:
             raise UserError(
                 "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
@@ -197,7 +216,13 @@ class ALGDConfig:
                 )
 
 
-EFFECTIVE_WITH: dict[str, tuple[Callable[[ALGDConfig], bool], str]] = {
+Effect = tuple[Callable[[ALGDConfig], bool], str]
+
+SCORE: Effect = (lambda c: c.score_weight > 0, "a --score-weight above 0")
+PENALTY: Effect = (lambda c: c.energy != "none", "an --energy other than none")
+PID: Effect = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
+
+EFFECTIVE_WITH: dict[str, Effect] = {
     "rho": (lambda c: c.energy == "augmented" or c.multiplier_rule == "augmented", "--energy augmented"),
     "guidance": (lambda c: c.prediction == "guided", "--prediction guided"),
     "step_noise": (lambda c: c.prediction != "guided", "a --prediction other than guided"),
@@ -208,12 +233,25 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[ALGDConfig], bool], str]] = {
     "beta_last": (lambda c: c.schedule == "vp" and c.vp_betas == "released", "--schedule vp --vp-betas released"),
     "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
     "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
+    "proposals": SCORE,
+    "score_form": SCORE,
+    "score_loss_scale": SCORE,
+    "score_pairing": SCORE,
+    "detach_point": SCORE,
     "clip_proposals": (lambda c: c.score_space == "action", "--score-space action"),
+    "multiplier": PENALTY,
+    "multiplier_rule": PENALTY,
+    "multiplier_actions": PENALTY,
+    "largest_violation": PENALTY,
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
+    "proportional": PID,
+    "derivative": PID,
+    "smoothing": PID,
     "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
     "evaluation_samples": (lambda c: c.evaluation == "best_of_n", "--evaluation best_of_n"),
     "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+    "cost_bootstrap": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
 }
 """options that act only beside others: when, and in words"""
 
@@ -222,7 +260,7 @@ PARITY = ALGDConfig(
     sigma_min=0.01, beta=1.0, critic_learning_rate=3e-4, cost_learning_rate=3e-4, target_every=2,
     step_noise="euler", prediction="score", score_space="action", entropy="none", score_loss_scale="one", score_pairing="after",
     detach_point=False, clip_proposals=False, multiplier_rule="log_adam", multiplier_actions="replay",
-    nonnegative_costs=False,
+    nonnegative_costs=False, cost_bootstrap="own", largest_violation=None, reward_unit="one",
 )  # fmt: skip
 """The released VE-SDE agent, to the fixtures' tolerance."""
 

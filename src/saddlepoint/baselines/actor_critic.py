@@ -15,10 +15,11 @@ from saddlepoint.baselines.critic import Critic, Fit
 from saddlepoint.baselines.policy import GaussianPolicy, Sample
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Activation
+from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
-from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
+from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
 
 C = TypeVar("C", bound=SACConfig)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,6 +60,7 @@ class ActorCritic(ABC, Generic[C]):
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
+        self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
 
     def _make_critic(self, members: int, activation: Activation, rate: float) -> Critic:
         sizes = (self.shape.observation, self.shape.action, self.config.critic_hidden)
@@ -70,7 +72,7 @@ class ActorCritic(ABC, Generic[C]):
         return compiled
 
     @abstractmethod
-    def update_batch(self, batch: Batch, noise: UpdateNoise) -> Metrics:
+    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """One update of everything from a batch and given noise."""
 
     # ------------------------------------------------------------------------------------------------ parts of an update
@@ -96,13 +98,8 @@ class ActorCritic(ABC, Generic[C]):
         """One Adam step on each fit. Raises ``NonFiniteError``, before any step, naming the first loss or gradient that is not finite."""
         modules = self._modules()
         for owner, (loss, gradients) in fits.items():
-            norms = torch.stack([loss, *torch._foreach_norm(gradients)])
-            if not bool(norms.isfinite().all()):
-                names = [f"{owner}_loss", *(f"the gradient of {owner}.{n}" for n, _ in modules[owner].named_parameters())]
-                wrong = names[int((~norms.isfinite()).nonzero()[0, 0])]
-                raise NonFiniteError(
-                    f"{wrong} is not finite at update {self.updates}: lower the learning rates, or look at the environment's rewards and costs."
-                )
+            names = (f"{owner}.{name}" for name, _ in modules[owner].named_parameters())
+            require_finite(self.updates, {f"{owner}_loss": loss}, zip(names, gradients))
         for owner, (_, gradients) in fits.items():
             for parameter, gradient in zip(modules[owner].parameters(), gradients):
                 parameter.grad = gradient
@@ -132,10 +129,18 @@ class ActorCritic(ABC, Generic[C]):
     def update(self, replay: Replay, updates: int) -> Metrics:
         """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
         metrics: Metrics = {}
+        if self.updates == 0 and self.config.reward_unit == "random":
+            self.reward_unit = replay.reward_size()
+        episode_cost = self.episode_cost(replay)
         for _ in range(updates):
             batch = replay.sample(self.config.batch_size, self.generator)
-            metrics = self.update_batch(batch, self.draw(self.config.batch_size))
-        return metrics
+            batch = batch._replace(reward=batch.reward / self.reward_unit)
+            metrics = self.update_batch(batch, self.draw(self.config.batch_size), episode_cost)
+        return metrics | {"reward_unit": self.reward_unit}
+
+    def episode_cost(self, replay: Replay) -> Tensor | None:
+        """What an episode of late cost, (constraints,) in the units of h, where it moves a multiplier."""
+        return None
 
     def observe(self, observation: Tensor) -> None:
         """The baselines keep no running statistics of observations."""
@@ -161,6 +166,7 @@ class ActorCritic(ABC, Generic[C]):
         """Weights, targets, Adam moments, temperature, counter and generator, as flat named tensors."""
         state = gather(self._modules(), self._optimisers()) | {"log_beta": self.log_beta}
         state |= {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
+        state["reward_unit"] = torch.tensor(self.reward_unit, dtype=torch.float64)
         return {name: value.detach().clone() for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -169,7 +175,7 @@ class ActorCritic(ABC, Generic[C]):
             restore(state, self._modules(), self._optimisers())
             with torch.no_grad():
                 self.log_beta.copy_(state["log_beta"])
-            self.updates = int(state["updates"])
+            self.updates, self.reward_unit = int(state["updates"]), float(state.get("reward_unit", 1.0))
             self.generator.set_state(state["generator"].cpu())
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(

@@ -29,6 +29,8 @@ class SACConfig:
     """hidden layers of the critics"""
     policy_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the policy"""
+    reward_unit: Literal["random", "one"] = "random"
+    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions, or one"""
     gamma: float = 0.99
     """discount of rewards"""
     cost_gamma: float = 0.99
@@ -101,9 +103,9 @@ class ConstrainedConfig(SACConfig, ABC):
     multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what the last steps really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode of late really cost"""
     recent_steps: int = 2000
-    """environment steps whose mean cost moves lambda with ``recent``"""
+    """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 
     POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps")
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier")
@@ -185,7 +187,7 @@ class CALConfig(DualConfig):
     risk_std: float = 0.5
     """conservatism k of the upper confidence bound mean + k * std"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "policy"
-    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what the last steps really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what an episode of late really cost"""
     rho: float = 10.0
     """convexity c: how strongly the violation rectifies the multiplier that the policy pays"""
     multiplier_rule: Literal["dual_ascent", "log_adam"] = "log_adam"
@@ -196,7 +198,7 @@ class CALConfig(DualConfig):
 
 CAL_RELEASED = replace(
     CALConfig(), beta=1.0, critic_learning_rate=3e-4, temperature_rate=3e-4, target_every=2, multiplier_actions="replay",
-    nonnegative_costs=False,
+    nonnegative_costs=False, reward_unit="one",
 )
 """Settings of the authors' released program; its update-to-data ratio of 10 to 20 is the loop's --updates-per-step."""
 

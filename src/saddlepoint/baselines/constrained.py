@@ -12,7 +12,7 @@ from saddlepoint.baselines.actor_critic import ActorCritic, UpdateNoise
 from saddlepoint.baselines.config import ConstrainedConfig
 from saddlepoint.baselines.critic import Fit
 from saddlepoint.baselines.policy import Sample
-from saddlepoint.constrained.budget import CostBudget, geometric_sum
+from saddlepoint.constrained.budget import CostBudget, spent
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
 from saddlepoint.replay import Replay
 from saddlepoint.types import Batch, EnvShape, Metrics, UserError
@@ -41,8 +41,6 @@ class Constrained(ActorCritic[K]):
         self.cost_critic = self._make_critic(shape.constraints * config.cost_members, "silu", config.cost_learning_rate)
         self.critics["cost_critic"] = self.cost_critic
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
-        steps = [geometric_sum(b.gamma, b.horizon) for b in budgets]
-        self.discounted_steps = torch.tensor(steps, dtype=dtype, device=self.device)
         self.multiplier_update = config.multiplier_update()
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         self.critic_step = self._compile(self._critic_step)
@@ -72,7 +70,7 @@ class Constrained(ActorCritic[K]):
 
     @torch.no_grad()
     def _policy_step(
-        self, batch: Batch, noise: Tensor, beta: Tensor, multiplier: Tensor, recent_cost: Tensor | None = None
+        self, batch: Batch, noise: Tensor, beta: Tensor, multiplier: Tensor, episode_cost: Tensor | None = None
     ) -> PolicyStep:
         """Loss  mean[ beta log pi(a|s) - min_j Q_j(s, a) ] + sum_c weight_c (mean R_c(s, a) - h_c)  and its gradients, a ~ pi(s)."""
         cfg = self.config
@@ -83,9 +81,7 @@ class Constrained(ActorCritic[K]):
         own = risk.mean(-1) - self.budget
         replayed = cfg.multiplier_actions == "replay"
         mean = self.risk(batch.observation, batch.action).mean(-1) if replayed else risk.mean(-1)
-        # A cost of c a step is one of c * sum_t gamma_c^t discounted.
-        cost = mean if recent_cost is None else recent_cost * self.discounted_steps
-        violation = cost - self.budget
+        violation = (mean if episode_cost is None else episode_cost) - self.budget
         weight = self.weight(multiplier, violation)
         upstream = (risk_slope * weight.unsqueeze(-1)).transpose(0, 1).flatten(0, 1)
         gradients = self.policy.gradients(
@@ -95,16 +91,16 @@ class Constrained(ActorCritic[K]):
         loss = (weight * own).sum() - beta * entropy - least.mean()
         return PolicyStep(Fit(loss, gradients), entropy, mean, violation, weight)
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise, recent_cost: Tensor | None = None) -> Metrics:
+    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """Critics, then the policy with the new critics as constants, then the temperature, then lambda, then the targets.
 
-        ``recent_cost`` (constraints,), the mean cost of a step of late, moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``spent``), moves lambda with ``multiplier_actions`` "recent".
         """
-        assert (recent_cost is not None) == (self.config.multiplier_actions == "recent")
+        assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         optimisers, beta, multiplier = self._optimisers(), self.beta, self.multiplier
         fits = self.critic_step(batch, noise.next, beta)
         self.descend(optimisers, fits)
-        step = self.policy_step(batch, noise.policy, beta, multiplier.to(self.device, self.dtype), recent_cost)
+        step = self.policy_step(batch, noise.policy, beta, multiplier.to(self.device, self.dtype), episode_cost)
         self.descend(optimisers, {"policy": step.fit})
         self.tune_temperature(step.entropy)
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, step.violation.cpu())
@@ -119,14 +115,10 @@ class Constrained(ActorCritic[K]):
                         f"risk{end}": step.risk[c], f"violation{end}": step.violation[c]}  # fmt: skip
         return metrics
 
-    def update(self, replay: Replay, updates: int) -> Metrics:
-        """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
-        metrics: Metrics = {}
-        recent = replay.recent_cost(self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
-        for _ in range(updates):
-            batch = replay.sample(self.config.batch_size, self.generator)
-            metrics = self.update_batch(batch, self.draw(self.config.batch_size), recent)
-        return metrics
+    def episode_cost(self, replay: Replay) -> Tensor | None:
+        if self.config.multiplier_actions != "recent":
+            return None
+        return spent(self.budgets, *replay.recent(self.config.recent_steps, self.budgets[0].horizon)).to(self.budget)
 
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:

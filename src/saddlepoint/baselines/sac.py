@@ -39,7 +39,7 @@ class SAC(ActorCritic[SACConfig]):
         gradients = self.policy.gradients(batch.observation, sample, -slope, beta)
         return Fit(-beta * entropy - least.mean(), gradients), entropy
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise) -> Metrics:
+    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """Critics, then the policy with the new critics as constants, then the temperature, then the targets."""
         optimisers, beta = self._optimisers(), self.beta
         critic = self.critic_step(batch, noise.next, beta)
@@ -68,7 +68,7 @@ class SACLag(Constrained[SACLagConfig]):
 class SACPID(Constrained[SACPIDConfig]):
     """SAC-Lag whose lambda answers the violation as a PID controller does (Stooke, Achiam, Abbeel, arXiv 2007.03964).
 
-    The violation is the cost critic's estimate at the policy's actions, made at every update; the paper, on-policy, takes the last episodes' cost.
+    The violation is what an episode of late cost, as in the paper, or the cost critic's estimate (``multiplier_actions``), at every update.
     """
 
     system = "sac-pid"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from saddlepoint.types import UserError
 
@@ -105,6 +107,24 @@ class CostBudget:
         if self.discounted:
             return discounted_cost > self.critic * (1 + 1e-9)
         return episode_cost > self.episode * (1 + 1e-9)
+
+
+def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
+    """What an episode of late cost, in the units of each budget's h = ``CostBudget.critic``: (constraints,) float64.
+
+    ``cost`` (rows, envs, constraints) and ``age`` (rows, envs), the steps of its episode before each, of the last steps. As the budget states it: sum_t
+    gamma^t c_t, or the plain sum times h / limit, over the number of episodes that began in these steps. Those still running lack their end and
+    those begun earlier lend theirs, which cancels on average. Where none has ended yet, the mean step stands for what is to come of a plain sum.
+    """
+    began, ended = max(int((age == 0).sum()), 1), bool((age[1:] == 0).any())
+    sums = []
+    for budget, of_one in zip(budgets, cost.to(torch.float64).unbind(-1), strict=True):
+        if budget.discounted:
+            sums.append((budget.gamma**age * of_one).sum() / began)
+        else:
+            episode = of_one.sum() / began if ended else of_one.mean() * budget.horizon
+            sums.append(episode * geometric_sum(budget.gamma, budget.horizon) / budget.horizon)
+    return torch.stack(sums).cpu()
 
 
 def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamma: float) -> None:

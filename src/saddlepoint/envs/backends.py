@@ -21,8 +21,8 @@ from saddlepoint.types import EnvShape, UserError
 class EnvStep(NamedTuple):
     """One step of every environment."""
 
-    observation: np.ndarray  # (envs, observation) float32: what to act on next, of the new episode where one ended
-    next_observation: np.ndarray  # (envs, observation) float32: the real successor, also at an episode's end
+    observation: np.ndarray  # (envs, observation), of ``EnvShape.dtype``: what to act on next, of the new episode where one ended
+    next_observation: np.ndarray  # (envs, observation), of the same type: the real successor, also at an episode's end
     reward: np.ndarray  # (envs,) float32
     cost: np.ndarray  # (envs, constraints) float32
     terminated: np.ndarray  # (envs,) bool: the task itself ended
@@ -45,22 +45,22 @@ class LocalEnvs:
     def __init__(self, id: str, num_envs: int, render_mode: str | None, env_kwargs: dict[str, Any]) -> None:
         self._id = id
         self._envs = [make_env(id, render_mode=render_mode if i == 0 else None, **env_kwargs) for i in range(num_envs)]
-        self._constraints = 1  # until ``shape`` has looked
+        self._constraints, self._dtype = 1, EnvShape(0, (), (), 1).dtype  # until ``shape`` has looked
 
     def shape(self, needs_cost: bool) -> EnvShape:
         shape = check_env(self._envs[0], needs_cost=needs_cost)
-        self._constraints = shape.constraints
+        self._constraints, self._dtype = shape.constraints, shape.dtype
         return shape
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         own = seeds if seeds is not None else [None] * len(self._envs)
-        return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self._envs, own)]).astype(np.float32)
+        return np.stack([env.reset(seed=seed)[0] for env, seed in zip(self._envs, own)]).astype(self._dtype)
 
     def step(self, action: np.ndarray) -> EnvStep:
         envs = len(self._envs)
         size = self._envs[0].observation_space.shape
         assert size is not None
-        observation, successor = np.empty((envs, *size), np.float32), np.empty((envs, *size), np.float32)
+        observation, successor = np.empty((envs, *size), self._dtype), np.empty((envs, *size), self._dtype)
         reward, cost = np.empty(envs, np.float32), np.empty((envs, self._constraints), np.float32)
         terminated, truncated = np.empty(envs, bool), np.empty(envs, bool)
         for i, env in enumerate(self._envs):
@@ -95,7 +95,7 @@ class LocalEnvs:
         fresh = {}
         for i, env in enumerate(self._envs):
             if not restore(env, state[str(i)]):
-                fresh[i] = env.reset(seed=seeds[i])[0].astype(np.float32)
+                fresh[i] = env.reset(seed=seeds[i])[0].astype(self._dtype)
         return fresh
 
     def render(self) -> np.ndarray:

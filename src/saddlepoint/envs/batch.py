@@ -45,7 +45,8 @@ class EnvBatch:
             raise UserError(f"a seed must be an integer >= 0, not {seed}: correct --seed.")
         kwargs = env_kwargs or {}
         task = env_spec(id, kwargs.get("max_episode_steps"))
-        vectorised = task.source == "saddlepoint" and gym.spec(id).vector_entry_point is not None
+        ours = task.source == "saddlepoint" and not task.pixels  # each environment draws its own pictures
+        vectorised = ours and gym.spec(id).vector_entry_point is not None
         if processes and vectorised:
             raise UserError(f"{id} is stepped as one already, so worker processes would do nothing: leave out --env-processes.")
         backend = VectorisedEnvs if vectorised else WorkerEnvs if processes else LocalEnvs
@@ -60,11 +61,11 @@ class EnvBatch:
         self._seed: int = seed
         self._started = False
         self._steps = 0
-        self.observation = np.zeros((num_envs, self.shape.observation), np.float32)
-        """(envs, observation) float32: what to act on next"""
+        self.observation = np.zeros((num_envs, self.shape.observation), self.shape.dtype)
+        """(envs, observation), of the shape's ``dtype``: what to act on next"""
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        """New episodes everywhere; (envs, observation) float32.
+        """New episodes everywhere; (envs, observation), of the shape's ``dtype``.
 
         With None, the first reset takes the seed given at creation and later ones go on with each environment's own
         generator.
@@ -121,7 +122,7 @@ class EnvBatch:
                 "resume with the run's own --env and --num-envs."
             )
         self._steps, self._started = int(state["steps"]), True
-        self.observation = np.array(state["observation"], np.float32)
+        self.observation = np.array(state["observation"], self.shape.dtype)
         fresh = self._envs.restore(state["envs"], self._seeds([self._seed, self._steps]))
         for i, observation in fresh.items():
             self.observation[i] = observation

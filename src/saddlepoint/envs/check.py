@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from saddlepoint.envs.make import FlatObservation, open_env, require_spaces
+from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.types import EnvShape, UserError
 
 _REPEATED = 20  # steps that are made twice to see whether a seed fixes the episode
@@ -55,7 +56,8 @@ def check_env(
     else:
         env.reset(seed=seed)
     size = int(np.prod(env.observation_space.shape or ()))
-    return EnvShape(size, tuple(low.tolist()), tuple(high.tolist()), len(first[0].cost))
+    image = env.image if isinstance(env, PixelObservation) else None
+    return EnvShape(size, tuple(low.tolist()), tuple(high.tolist()), len(first[0].cost), image)
 
 
 def _rollout(
@@ -85,9 +87,14 @@ def _reset(env: gym.Env[Any, Any], name: str, seed: int | None) -> tuple[Any, di
 
 
 def _step(env: gym.Env[Any, Any], name: str, action: np.ndarray, when: str, needs_cost: bool) -> _Seen:
-    result = env.step(action)
+    try:
+        result = env.step(action)
+    except ValueError:
+        result = env.unwrapped.step(action)  # Gymnasium's time limit unpacks five values before they can be counted
+        if len(result) == 5:
+            raise
     if len(result) == 6:
-        raise UserError(f"{name} returns six values from step(): wrap it in saddlepoint.envs.SafetyGymnasiumAdapter.")
+        raise UserError(f"{name} returns six values from step(): wrap it in saddlepoint.envs.adapters.SafetyGymnasiumAdapter.")
     if len(result) != 5:
         raise UserError(
             f"{name} returns {len(result)} values from step(): return observation, reward, terminated, truncated, info."

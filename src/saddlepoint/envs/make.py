@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from saddlepoint.envs.tasks import env_spec
+from saddlepoint.envs.pixels import PixelObservation
+from saddlepoint.envs.tasks import PIXELS, env_spec, split_id
 from saddlepoint.types import UserError
 
 
@@ -18,7 +19,7 @@ def make_env(
     id: str, *, render_mode: str | None = None, max_episode_steps: int | None = None, **kwargs: Any
 ) -> gym.Env[np.ndarray, np.ndarray]:
     """An environment of ours or any registered with Gymnasium, with observations (observation,) and actions (action,)
-    of floats.
+    of floats; with ``PIXELS`` at the end of ``id`` observations are bytes, those of pictures (``PixelObservation``).
 
     ``max_episode_steps`` replaces the task's own time limit; ``kwargs`` go to the environment. Raises ``UserError`` for
     an unknown id (naming close matches), for arguments the environment does not take, and for spaces that cannot be
@@ -30,18 +31,33 @@ def make_env(
 def open_env(
     id: str, *, render_mode: str | None = None, max_episode_steps: int | None = None, **kwargs: Any
 ) -> gym.Env[Any, Any]:
-    """``gymnasium.make`` with our errors: the environment as its author shaped it."""
+    """``gymnasium.make`` with our errors: the environment as its author shaped it, or as pictures of it show it."""
     env_spec(id)
+    name, pixels = split_id(id)
     _choose_renderer()
+    if pixels and render_mode not in (None, "rgb_array"):
+        raise UserError(f"{id} draws its observations, so it cannot be made with render mode {render_mode!r}: leave out {PIXELS}.")
+    render_mode = "rgb_array" if pixels else render_mode
     if max_episode_steps is not None and max_episode_steps < 1:
         raise UserError(f"an episode of {id} needs at least one step, not {max_episode_steps}.")
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     try:
-        return gym.make(id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
+        env = gym.make(name, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
     except (TypeError, gym.error.Error, ImportError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        if pixels and "render_mode" in reason:
+            raise UserError(_no_pictures(name)) from error
         raise UserError(f"{id} could not be made: {reason}.") from error
+    if not pixels:
+        return env
+    if "rgb_array" not in env.metadata.get("render_modes", ()):
+        raise UserError(_no_pictures(name))
+    return PixelObservation(env, id)
+
+
+def _no_pictures(name: str) -> str:
+    return f"{name} has no render mode rgb_array, so there are no pictures to observe it through: leave out {PIXELS}."
 
 
 def _choose_renderer() -> None:
@@ -51,13 +67,13 @@ def _choose_renderer() -> None:
 
 
 def flatten(env: gym.Env[Any, Any], name: str) -> gym.Env[np.ndarray, np.ndarray]:
-    """``env`` with its observation as a vector of floats; ``env`` itself where it already is one. Raises as
-    ``require_spaces``.
+    """``env`` with its observation as a vector of floats; ``env`` itself where it already is one, or one of bytes on
+    purpose. Raises as ``require_spaces``.
     """
     require_spaces(env, name)
     space = env.observation_space
     already = len(space.shape or ()) == 1 and np.issubdtype(space.dtype, np.floating)
-    return env if already else FlatObservation(env)
+    return env if already or isinstance(env, PixelObservation) else FlatObservation(env)
 
 
 class FlatObservation(gym.ObservationWrapper[np.ndarray, Any, Any]):

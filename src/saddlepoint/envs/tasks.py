@@ -29,7 +29,12 @@ class TaskSpec:
     source: Literal["saddlepoint", "gymnasium"]
     extra: str | None = None
     """the extra that it needs, of ``EXTRAS``; None for none"""
+    pixels: bool = False
+    """whether its observations are pictures (``pixels.py``)"""
 
+
+PIXELS = "@pixels"
+"""what an id ends with when the task is to be observed through pictures of it; Gymnasium allows no @ in its own ids"""
 
 EXTRAS = {"control": "dm_control"}
 """Extras of saddlepoint that bring tasks, and the module by which one sees that they are installed."""
@@ -61,16 +66,27 @@ def list_envs() -> list[TaskSpec]:
 
 
 def env_spec(id: str, max_episode_steps: int | None = None) -> TaskSpec:
-    """The task of ``id``, ours or any registered with Gymnasium; ``max_episode_steps`` replaces its horizon and its
-    budgets'.
+    """The task of ``id``, ours or any registered with Gymnasium, or either with ``PIXELS`` at its end;
+    ``max_episode_steps`` replaces its horizon and its budgets'.
 
     Raises ``UserError`` naming close matches when nothing of that name is registered.
     """
-    spec = TASKS.get(id) or _gymnasium_task(id)
+    name, pixels = split_id(id)
+    spec = TASKS.get(name) or _gymnasium_task(name)
+    if pixels:
+        spec = replace(spec, id=id, description=f"{spec.description}; observed as pixels", pixels=True)
     if max_episode_steps is None:
         return spec
     budgets = tuple(replace(budget, horizon=max_episode_steps) for budget in spec.budgets)
     return replace(spec, budgets=budgets, horizon=max_episode_steps)
+
+
+def split_id(id: str) -> tuple[str, bool]:
+    """The id that is registered, and whether ``PIXELS`` follows it. Raises ``UserError`` where something else does."""
+    name, at, view = id.partition("@")
+    if at and at + view != PIXELS:
+        raise UserError(f"{id!r} cannot be observed as {view!r}: write {name}{PIXELS}, or {name} alone for its own observations.")
+    return name, bool(at)
 
 
 def _gymnasium_task(id: str) -> TaskSpec:
@@ -81,6 +97,8 @@ def _gymnasium_task(id: str) -> TaskSpec:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(f"the module {module!r} of {id!r} cannot be imported ({error}): install it, or mind PYTHONPATH.") from error
+        except SyntaxError as error:
+            raise UserError(f"the module {module!r} of {id!r} cannot be read by Python ({error}): correct that line.") from error
         return replace(_gymnasium_task(name), id=id)
     try:
         registered = gym.spec(id)

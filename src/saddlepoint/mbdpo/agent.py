@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.constrained.budget import CostBudget, geometric_sum, require_fitting
+from saddlepoint.constrained.budget import CostBudget, require_fitting, spent
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.encoder import random_shift
 from saddlepoint.mbdpo.imagine import Constraint
 from saddlepoint.mbdpo.losses import (
     Sequences,
@@ -50,6 +51,7 @@ class MBDPO:
 
     system = "mbdpo"
     needs_cost = False
+    sees_pixels = True
 
     def __init__(
         self, config: MBDPOConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int = 0,
@@ -57,17 +59,18 @@ class MBDPO:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
+        if shape.image is None:
+            config.refuse_pixel_options()
         require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         init = torch.Generator().manual_seed(seed)
         bounds = (torch.tensor(edge, dtype=dtype, device=self.device) for edge in (shape.action_low, shape.action_high))
         self.box = ActionBox.from_bounds(*bounds)
-        self.model = WorldModel(config, shape.observation, shape.action, shape.constraints, tasks, init).to(self.device, dtype)
+        self.model = WorldModel(config, shape, tasks, init).to(self.device, dtype)
         self.search = Search(config, self.model, compile)
         self.episodic = config.episodic == "on"
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        self.discounted_steps = torch.tensor([geometric_sum(b.gamma, b.horizon) for b in budgets], dtype=torch.float64)
         self.multiplier_update = MultiplierUpdate(config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval)
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         ours = list(self.model.policy_head.parameters())
@@ -181,19 +184,22 @@ class MBDPO:
 
     # ------------------------------------------------------------------------------------------------ one update
 
-    def update_sequences(self, data: Sequences, noise: UpdateNoise, recent_cost: Tensor | None = None) -> Metrics:
+    def update_sequences(self, data: Sequences, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """Model and heads in one step, then the policy prior, then the multiplier, then the targets, in the order of the release.
 
+        0. each picture, where observations are pictures, is moved at random by a few pixels
         1. the weighted sum of the losses of prediction, reward, value, energy, and where they exist termination, score, cost and cost value
         2. the prior on  -(Q - penalty)/scale - entropy  at the latents of 1, with the critics of 1
         3. lambda by its rule
         4. target critics by Polyak averaging
 
-        ``recent_cost`` (constraints,), the mean cost of a step of late, is what moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         c, model, constraint = self.config, self.model, self.constraint()
         if c.episodic == "auto" and not self.episodic:
             self.episodic = bool(self.peers.pool(data.terminated).any())
+        if noise.shift is not None and model.image is not None:
+            data = data._replace(observation=random_shift(data.observation, noise.shift, model.image))
         targets = self._targets(data, noise, constraint)
         losses, zs = self._model_losses(data, targets, noise, constraint)
         weights = {
@@ -206,7 +212,7 @@ class MBDPO:
         self.model_optimiser.step()
         self.model_optimiser.zero_grad(set_to_none=True)
         policy = self._policy_step(zs, noise, constraint, data.task)
-        multiplier, violation = self.multiplier, self._violation(targets.risk, recent_cost)
+        multiplier, violation = self.multiplier, self._violation(targets.risk, episode_cost)
         if constraint is not None:
             self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation)
         self._polyak()
@@ -217,12 +223,12 @@ class MBDPO:
         metrics |= {"energy_mean": model.energy_mean.clone(), "energy_std": model.energy_std.clone()}
         return metrics | self._cost_metrics(targets.risk, violation, multiplier)
 
-    def _violation(self, risk: Tensor, recent_cost: Tensor | None) -> Tensor:
-        """By how much the discounted cost exceeds h, (constraints,). A cost of c a step is one of c * sum_t gamma_c^t discounted."""
+    def _violation(self, risk: Tensor, episode_cost: Tensor | None) -> Tensor:
+        """By how much the discounted cost exceeds h, (constraints,)."""
         if self.config.multiplier_actions == "policy" or not self.budgets:
             return risk - self.budget
-        assert recent_cost is not None, "multiplier_actions 'recent' needs the recent cost"
-        return recent_cost.to("cpu", torch.float64) * self.discounted_steps - self.budget
+        assert episode_cost is not None, "multiplier_actions 'recent' needs the recent cost"
+        return episode_cost - self.budget
 
     def _cost_metrics(self, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
         """The multiplier that this update used and the risk it found; one suffix per constraint where there are several."""
@@ -258,7 +264,7 @@ class MBDPO:
     def sequences(self, batch: Batch) -> Sequences:
         """Sub-sequences of the replay, (batch, time, ...), as the losses take them."""
         last = batch.next_observation[:, -1:]
-        observation = torch.cat([batch.observation, last], dim=1).transpose(0, 1).to(self.dtype)
+        observation = torch.cat([batch.observation, last], dim=1).transpose(0, 1)  # in the replay's own type: pictures are four times larger as floats
         action = (batch.action.transpose(0, 1).to(self.dtype) - self.box.bias) / self.box.scale
         cost = batch.cost.permute(2, 1, 0).to(self.dtype)
         return Sequences(observation, action.clamp(-1, 1), batch.reward.T.to(self.dtype), cost, batch.terminated.T.to(self.dtype), None)
@@ -267,7 +273,8 @@ class MBDPO:
         """``updates`` updates on sub-sequences of ``replay``; the metrics are those of the last."""
         c = self.config
         metrics: Metrics = {}
-        recent = replay.recent_cost(c.recent_steps) if self.budgets and c.multiplier_actions == "recent" else None
+        late = bool(self.budgets) and c.multiplier_actions == "recent"
+        recent = spent(self.budgets, *replay.recent(c.recent_steps, self.budgets[0].horizon)) if late else None
         for _ in range(updates):
             data = self.sequences(replay.sample_sequences(c.batch_size, c.horizon, self.generator))
             metrics = self.update_sequences(data, UpdateNoise.draw(self.model, c.batch_size, self.generator), recent)

@@ -95,9 +95,9 @@ class MBDPOConfig:
     multiplier_rule: MultiplierRule = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_actions: Literal["policy", "recent"] = "policy"
-    """what moves lambda: the risk of the TD target's actions at replayed states, or what the last steps really cost"""
+    """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode of late really cost"""
     recent_steps: int = 2000
-    """environment steps whose mean cost moves lambda with ``recent``"""
+    """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_rate: float = 3e-4
@@ -132,6 +132,8 @@ class MBDPOConfig:
     """weight of the prior's scaled entropy"""
     polyak: float = 0.01
     """share of the online critics that enters the targets, and rate of the running value scale"""
+    random_shift: int = 3
+    """pixels by which the pictures of an update are moved at most, each way (with --env ...@pixels); 0 leaves them"""
     leak_task_gradient: bool = False
     """let the prior's loss add to the next update of the task embedding (released) [9]"""
 
@@ -140,6 +142,8 @@ class MBDPOConfig:
     """layers of the encoder, the last included"""
     encoder_width: int = 256
     """its hidden units"""
+    encoder_channels: int = 32
+    """channels of each of the four convolutions before it (with --env ...@pixels)"""
     width: int = 512
     """hidden units of all other networks, two layers each"""
     latent: int = 512
@@ -169,12 +173,14 @@ class MBDPOConfig:
         positive = (
             "horizon", "steps", "temperature", "mppi_iterations", "mppi_min_std", "energy_clip", "td_levels", "score_states",
             "score_proposals", "rho", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
-            "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "width", "latent", "simplex", "bin_limit",
-            "time_embedding", "task_embedding",
+            "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex",
+            "bin_limit", "time_embedding", "task_embedding",
         )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"{_flag(name)} must be greater than 0, not {getattr(self, name)}.")
+        if not 0 <= self.random_shift <= MOST_SHIFT:
+            raise UserError(f"--random-shift {self.random_shift} must lie between 0 and {MOST_SHIFT} pixels.")
         for name, value in vars(self).items():
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{_flag(name)} must be a finite number that is not negative, not {value}.")
@@ -209,6 +215,16 @@ class MBDPOConfig:
         for name, (works, needs) in EFFECTIVE_WITH.items():
             if name in given and not works(self):
                 raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+
+    def refuse_pixel_options(self) -> None:
+        """Raise ``UserError`` where an option of pictures was changed; for environments that show none."""
+        for name in ("random_shift", "encoder_channels"):
+            if getattr(self, name) != getattr(DEFAULT, name):
+                raise UserError(f"{_flag(name)} does nothing here: it needs an environment observed as pixels (--env ...@pixels). Leave it out.")
+
+
+MOST_SHIFT = 16
+"""a quarter of the pictures' side: beyond that a shift moves what matters out of them"""
 
 
 def heuristic_discount(episode_length: float) -> float:

@@ -21,7 +21,7 @@ from saddlepoint.mbdpo.world_model import PolicySample, WorldModel
 class Sequences(NamedTuple):
     """Sub-sequences of episodes, time-major."""
 
-    observation: Tensor  # (horizon + 1, batch, observation)
+    observation: Tensor  # (horizon + 1, batch, observation), of any number type
     action: Tensor  # (horizon, batch, action), in [-1, 1]
     reward: Tensor  # (horizon, batch)
     cost: Tensor  # (constraints, horizon, batch)
@@ -53,6 +53,7 @@ class UpdateNoise(NamedTuple):
     policy_critics: Tensor  # (2,) int64
     drop: Tensor | None  # the critics' ``NormedMLP.drop_mask`` for horizon * batch rows
     score: ScoreNoise | None  # None where the score network is not trained
+    shift: Tensor | None = None  # (horizon + 1, batch, 2) int64: pixels by which pictures are moved; None where there are none
 
     @classmethod
     def draw(cls, model: WorldModel, batch: int, generator: torch.Generator) -> UpdateNoise:
@@ -75,12 +76,15 @@ class UpdateNoise(NamedTuple):
                 level, normal(states, c.horizon, action), begin, normal(states, c.score_proposals, c.horizon, action),
                 normal(c.horizon, states, rollouts, action), normal(states, c.score_proposals, action), draw_critics(c.critics, 1, generator)[0],
             )  # fmt: skip
+        shift = None
+        if model.image is not None and c.random_shift:
+            shift = torch.randint(-c.random_shift, c.random_shift + 1, (c.horizon + 1, batch, 2), generator=generator, device=like.device)
         shape = (c.horizon, batch, action)
         first = torch.arange(2, device=like.device)
         return cls(
             normal(*shape), first if c.target_critics == "first" else draw_critics(c.critics, 1, generator)[0],
             normal(*shape), normal(*shape), uniform(*shape), normal(c.horizon + 1, batch, action), draw_critics(c.critics, 1, generator)[0],
-            model.critics.drop_mask(c.horizon * batch, generator), score,
+            model.critics.drop_mask(c.horizon * batch, generator), score, shift,
         )  # fmt: skip
 
 

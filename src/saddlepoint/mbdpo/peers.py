@@ -41,11 +41,13 @@ def share_noise(noise: UpdateNoise, rank: int, processes: int) -> UpdateNoise:
     if processes == 1:
         return noise
     horizon = len(noise.target)
-    score, drop = noise.score, noise.drop
+    score, drop, shift = noise.score, noise.drop, noise.shift
     if score is not None:
         ours = {name: getattr(score, name)[rank::processes] for name in ("level", "point", "begin", "proposals", "terminal")}
         score = score._replace(**ours, rollouts=score.rollouts[:, rank::processes])
     if drop is not None:  # its rows count time first, then the batch
         drop = drop.unflatten(1, (horizon, -1))[:, :, rank::processes].flatten(1, 2)
+    if shift is not None:
+        shift = shift[:, rank::processes]
     rows = ("target", "negative_policy", "negative_noise", "negative_uniform", "policy")
-    return noise._replace(**{name: getattr(noise, name)[:, rank::processes] for name in rows}, score=score, drop=drop)
+    return noise._replace(**{name: getattr(noise, name)[:, rank::processes] for name in rows}, score=score, drop=drop, shift=shift)

@@ -21,7 +21,7 @@ from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.nn.normed import NormedMLP
 from saddlepoint.types import EnvShape, UserError
 
-SIZES = ("horizon", "encoder_layers", "encoder_width", "width", "latent", "simplex", "critics", "bins", "bin_limit", "time_embedding")
+SIZES = ("horizon", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex", "critics", "bins", "bin_limit", "time_embedding")
 """options that the stored weights are bound to"""
 EMBEDDING_EPS = 1e-7  # torch's, where it rescales an embedding that is too long
 
@@ -47,11 +47,13 @@ class Pretrained:
     """number of the task that is gone on with; None where ``source`` knows a single one"""
     system: ClassVar[str] = MBDPO.system
     needs_cost: ClassVar[bool] = MBDPO.needs_cost
+    sees_pixels: ClassVar[bool] = MBDPO.sees_pixels
 
     def __call__(
         self, config: MBDPOConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int, device: torch.device, *, compile: bool
     ) -> MBDPO:
         """A fresh learner, its optimisers over all its parameters, with the stored weights. Raises ``UserError`` where they do not fit."""
+        _require_kind(self.source.shape, shape)  # first, for options of pictures would be refused without any
         agent = MBDPO(config, shape, budgets, seed, device, compile=compile)
         adopt(agent, self.source, self.number)
         return agent
@@ -63,16 +65,19 @@ def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
 
     Networks of costs, which ``source`` has not, are left as they are. Raises ``UserError`` where sizes do not fit.
     """
+    _require_kind(source.shape, target.shape)
     _require_fit(target, source, number)
     ours, theirs = target.model, source.model
     embedding = None if number is None else _embedding(theirs.task_table[number])
     horizon, few, many = target.config.horizon, ours.action, theirs.action
     action = torch.arange(few)
     plan = (torch.arange(horizon)[:, None] * many + action).flatten()  # of (horizon, action), flattened
-    observation = torch.arange(target.shape.observation)
     step = (None, action)
+    if isinstance(ours.encoder, NormedMLP) and isinstance(theirs.encoder, NormedMLP):
+        _copy(ours.encoder, theirs.encoder, (torch.arange(target.shape.observation),), None, embedding)
+    else:  # pictures are of one size, and of one task
+        ours.encoder.load_state_dict(theirs.encoder.state_dict())
     for ends, pairs in (
-        ((observation,), [(ours.encoder, theirs.encoder)]),
         ((None,), [(ours.termination_head, theirs.termination_head)]),
         (step, [(ours.dynamics, theirs.dynamics), (ours.reward_head, theirs.reward_head), (ours.energy_head, theirs.energy_head)]),
         (step, [(ours.critics, theirs.critics), (ours.target_critics, theirs.target_critics)]),
@@ -106,6 +111,12 @@ def _embedding(row: Tensor) -> Tensor:
     """A row of the table, as the model reads it: rescaled to length 1 where it is longer. The table itself is left alone."""
     length = row.norm()
     return row / (length + EMBEDDING_EPS) if length > 1 else row
+
+
+def _require_kind(source: EnvShape, target: EnvShape) -> None:
+    if source.image != target.image:
+        read, given = ("vectors" if shape.image is None else "pictures" for shape in (source, target))
+        raise UserError(f"the stored weights read {read} and this environment's observations are {given}: start from a run that fits it.")
 
 
 def _require_fit(target: MBDPO, source: MBDPO, number: int | None) -> None:

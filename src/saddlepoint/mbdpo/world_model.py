@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.mbdpo.config import MBDPOConfig, heuristic_discount
+from saddlepoint.mbdpo.encoder import make_encoder
 from saddlepoint.nn.normed import NormedMLP
 from saddlepoint.nn.twohot import two_hot_inverse, two_hot_loss
+from saddlepoint.types import EnvShape
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 HALF_LOG_2PI = 0.9189385175704956  # rounded to float32, as the release has it; only a reported entropy depends on it
@@ -51,18 +53,18 @@ class WorldModel(nn.Module):
     value_scale: Tensor
     times: Tensor
 
-    def __init__(self, config: MBDPOConfig, observation: int, action: int, constraints: int, tasks: Tasks | None, generator: torch.Generator) -> None:
+    def __init__(self, config: MBDPOConfig, shape: EnvShape, tasks: Tasks | None, generator: torch.Generator) -> None:
         super().__init__()
         c = self.config = config
-        self.action, self.constraints = action, constraints
+        action, constraints = self.action, self.constraints = shape.action, shape.constraints
+        self.image = shape.image
         state = (c.latent,) if tasks is None else (c.latent, c.task_embedding)
-        sensed = (observation, *state[1:])
         hidden = (c.width, c.width)
 
         def head(inputs: Sequence[int], outputs: int, members: int = 0, zero_last: bool = True, dropout: float = 0.0) -> NormedMLP:
             return NormedMLP(inputs, hidden, outputs, generator, members=members, zero_last=zero_last, dropout=dropout)
 
-        self.encoder = NormedMLP(sensed, (c.encoder_width,) * max(c.encoder_layers - 1, 1), c.latent, generator, simplex=c.simplex)
+        self.encoder = make_encoder(c, shape.observation, shape.image, state[1:], generator)
         self.dynamics = NormedMLP((*state, action), hidden, c.latent, generator, simplex=c.simplex)
         self.reward_head = head((*state, action), c.bins)
         self.termination_head = head(state, 1, zero_last=False)
@@ -104,8 +106,8 @@ class WorldModel(nn.Module):
         return action if task is None else action * self.mask[task]
 
     def encode(self, observation: Tensor, task: Tensor | None = None) -> Tensor:
-        """(..., observation) -> (..., latent)."""
-        return self.encoder(*self._state(observation, task))
+        """(..., observation), of any number type -> (..., latent)."""
+        return self.encoder(*self._state(observation.to(self.energy_mean.dtype), task))
 
     def next(self, z: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
         """z' = d(z, a): (..., latent)."""

@@ -81,6 +81,8 @@ def collect(
         if "env" not in content["train"] or "shape" not in content:
             raise UserError(f"{folder} is not a run on one environment: collect from runs of `saddlepoint train`.")
         env, shape = content["train"]["env"], run.shape_of(content)._replace(constraints=0)
+        if shape.image is not None:
+            raise UserError(f"{folder} was trained on pictures ({env}), and a data set holds vectors of observations: leave that run out.")
         if shapes.setdefault(env, shape) != shape:
             raise UserError(f"{folder} has other spaces than another run on {env}: leave one of them out.")
         sources.append((folder, env))

@@ -135,13 +135,7 @@ def require_pretraining(saved: dict[str, Any], folder: Path) -> None:
 def require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raises ``UserError`` naming the first thing in which a resumed run differs from the saved one."""
     require_pretraining(saved, folder)
-    for part in ("train", "learner"):
-        for name, after in now[part].items():
-            before = saved[part].get(name)
-            if before != after and not (part == "train" and name in OPERATIONAL):
-                raise UserError(
-                    f"{folder} was started with --{name.replace('_', '-')} {before} and cannot go on with {after}: leave it out, or start a new run with --out."
-                )
+    run_folder.require_same_settings(saved, now, folder, OPERATIONAL)
     if saved["resolved"]["data_sha256"] != now["resolved"]["data_sha256"]:
         raise UserError(f"{now['train']['data']} is not the data set that {folder} learns from, or was made anew: restore it, or start a new run with --out.")
     if saved["resolved"]["device"] != now["resolved"]["device"]:

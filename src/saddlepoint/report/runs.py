@@ -22,6 +22,8 @@ SAME_METHOD = run_folder.OPERATIONAL | {
 OWN = frozenset({"seed", "out", "quiet"})
 """settings that every run has for itself"""
 BUDGET = "budget"
+ABSENT = "–"
+"""stands for a setting that a run has not, such as an option that is newer than the run"""
 CLIPS = {".mp4": "video/mp4", ".webp": "image/webp", ".gif": "image/gif"}
 
 
@@ -127,7 +129,7 @@ def group_runs(runs: Sequence[Run]) -> list[Environment]:
         several_budgets = len({run.settings[BUDGET] for run in own}) > 1
         groups: dict[str, list[Run]] = {}
         for run in sorted(own, key=lambda run: run.seed):
-            shown = sorted(named[run.system] & run.settings.keys()) + [BUDGET] * several_budgets
+            shown = sorted(named[run.system]) + [BUDGET] * several_budgets
             groups.setdefault(_label(run, shown), []).append(run)
         listed = [Group(label, groups[label]) for label in sorted(groups)]
         environments.append(Environment(env, listed, differing(own)))
@@ -135,17 +137,21 @@ def group_runs(runs: Sequence[Run]) -> list[Environment]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings, but for those of ``OWN``, that are not the same in all runs which have them."""
+    """Settings, but for those of ``OWN``, that are not the same in all runs of the systems which have them.
+
+    In a system that has a setting, a run without it, such as one made before the option existed, differs from the others.
+    """
     values: dict[str, set[str]] = {}
-    for run in runs:
-        for name, value in run.settings.items():
-            values.setdefault(name, set()).add(value)
+    for system in dict.fromkeys(run.system for run in runs):
+        own = [run.settings for run in runs if run.system == system]
+        for name in dict.fromkeys(name for settings in own for name in settings):
+            values.setdefault(name, set()).update(settings.get(name, ABSENT) for settings in own)
     return [name for name, seen in values.items() if len(seen) > 1 and name not in OWN]
 
 
 def _label(run: Run, shown: list[str]) -> str:
     values = run.settings | {BUDGET: ", ".join(f"{budget.limit:g}" for budget in run.budgets)}
-    return " ".join([run.system, *(f"{name.replace('_', '-')}={values[name]}" for name in shown)])
+    return " ".join([run.system, *(f"{name.replace('_', '-')}={values.get(name, ABSENT)}" for name in shown)])
 
 
 def _read(folder: Path) -> Run:

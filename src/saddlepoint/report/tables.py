@@ -11,7 +11,7 @@ import numpy as np
 
 from saddlepoint.report import stats
 from saddlepoint.report.plots import interval_bar, number
-from saddlepoint.report.runs import OWN, Environment, Run
+from saddlepoint.report.runs import ABSENT, OWN, Environment, Run
 
 Finals = dict[str, list[tuple[Run, dict[str, Any]]]]
 """label -> its runs that were evaluated, each with the line of the evaluation that is compared"""
@@ -108,12 +108,12 @@ def settings_tables(env: Environment) -> str:
     runs = env.runs
     heads = ["run", "system", "seed", *env.differing]
     differ = table("Settings that differ", heads, [
-        [escape(str(run.folder)), escape(run.system), str(run.seed), *(escape(run.settings.get(name, "–")) for name in env.differing)]
+        [escape(str(run.folder)), escape(run.system), str(run.seed), *(escape(run.settings.get(name, ABSENT)) for name in env.differing)]
         for run in runs
     ])  # fmt: skip
     first = {run.system: run.settings for run in reversed(runs)}
     names = dict.fromkeys(name for settings in first.values() for name in settings if name not in (*env.differing, *OWN))
-    rows = [[escape(name), *(escape(settings.get(name, "–")) for settings in first.values())] for name in names]
+    rows = [[escape(name), *(escape(settings.get(name, ABSENT)) for settings in first.values())] for name in names]
     folded = table("Settings in common", ["setting", *first], rows, wrap=True)
     return f"{differ}<details><summary>{len(rows)} settings in which runs of a system do not differ</summary>{folded}</details>"
 

@@ -146,16 +146,7 @@ def _describe(
 
 def _require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raises ``UserError`` naming the first thing in which a resumed run differs from the saved one."""
-    if saved["system"] != SYSTEM:
-        raise UserError(f"{folder} was trained with {saved['system']}, not {SYSTEM}: resume it with that.")
-    for part in ("train", "learner"):
-        for name, after in now[part].items():
-            before = saved[part][name]
-            if before != after and name not in OPERATIONAL:
-                raise UserError(
-                    f"{folder} was started with --{name.replace('_', '-')} {before} and cannot go on with {after}: leave it out,"
-                    " or start a new run with --out."
-                )
+    run_folder.require_same_settings(saved, now, folder, OPERATIONAL)
     if saved["resolved"]["prompts_sha256"] != now["resolved"]["prompts_sha256"]:
         raise UserError(f"the prompt files of {folder} have changed since it started: restore them, or start a new run with --out.")
     for name in ("device", "precision"):

@@ -41,8 +41,9 @@ def _settle(trial: Trial) -> Settled:
     if trial.system not in SYSTEMS:
         raise UserError(f"there is no system {trial.system!r}: use one of {', '.join(SYSTEMS)}, as label or as system = ....")
     parsed = parse_training(trial.system, trial.flags())
-    config, learner, budgets = fresh_run(parsed, SYSTEMS[trial.system])
-    compiles(config)
+    system = SYSTEMS[trial.system]
+    config, learner, budgets = fresh_run(parsed, system)
+    compiles(config, system.learner_class(), learner, config.resolve_device())
     return Settled(config, learner, budgets)
 
 

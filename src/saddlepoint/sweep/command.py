@@ -116,10 +116,9 @@ def conduct(
             progress.say("stopping: each running trial writes its checkpoint")
         while waiting and len(running) < slots:
             trial = waiting.popleft()
-            record = outcome.records[trial.name]
-            job = _prepare(trial, PAUSE_SECONDS * record.attempts)
-            record.attempts += 1
-            record.state = "running"
+            resuming = _is_begun(trial.folder)
+            job = _prepare(trial, resuming, PAUSE_SECONDS * outcome.records[trial.name].attempts)
+            outcome.begin(trial.name, resuming)
             running[pool.submit(job)] = trial
             outcome.save()
         for handle, ending in pool.wait(WAIT_SECONDS):
@@ -147,12 +146,11 @@ def _close(record: Record, ending: Ending, stopping: bool, retries: int) -> None
         record.state = "waiting"
 
 
-def _prepare(trial: Trial, pause: float) -> Job:
-    """The attempt that the folder's state calls for: a new run, or the resuming of one that was begun."""
+def _prepare(trial: Trial, resume: bool, pause: float) -> Job:
+    """A new run, for which what a stillborn one has left is removed, or the resuming of one that was begun."""
     home = trial.folder.parent
     home.mkdir(parents=True, exist_ok=True)
     _beside(trial.folder, ".command").write_text(trial.command() + "\n")
-    resume = _is_begun(trial.folder)
     if not resume and trial.folder.is_dir() and {path.name for path in trial.folder.iterdir()} <= STILLBORN:
         shutil.rmtree(trial.folder)
     log = _beside(trial.folder, ".log")

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from saddlepoint.train.checkpoint import write_json
 from saddlepoint.types import UserError
 
 FORMAT = 1
+UNKNOWN = "unknown"
+"""a source that nothing says more of: an installed package, or that of a record which was older than ``Record.commits``"""
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]
 
 
@@ -40,6 +42,8 @@ class Record:
     """seconds of all attempts, imports and evaluations included"""
     sentence: str = ""
     """what went wrong last"""
+    commits: list[str] = field(default_factory=list)
+    """the sources that made what is in its folder, as ``commit`` names them and the newest last; empty in records that are older than this field"""
 
     @property
     def name(self) -> str:
@@ -59,7 +63,16 @@ class Outcome:
         before = {record.name: record for record in (Record(**entry) for entry in saved.get("trials", []))}
         self.records = {trial.name: _take_up(trial, before.get(trial.name), total_steps[trial.name]) for trial in plan.trials}
         self.earlier = [record for name, record in before.items() if name not in self.records]
-        self.made_by = {"saddlepoint": saddlepoint.__version__, "commit": _commit(), "machine": _machine()}
+        self.made_by = {"saddlepoint": saddlepoint.__version__, "commit": commit(), "machine": _machine()}
+        """of the sweep's newest start; each trial's record has its own commits"""
+
+    def begin(self, name: str, resuming: bool) -> None:
+        """Enter a trial's next attempt, with the source that it is about to be made by."""
+        record = self.records[name]
+        record.attempts += 1
+        record.state = "running"
+        source, before = commit() or UNKNOWN, (record.commits or [UNKNOWN]) if resuming else []
+        record.commits = before if source in before[-1:] else [*before, source]
 
     def save(self) -> None:
         """Write sweep.json."""
@@ -82,7 +95,7 @@ def _take_up(trial: Trial, before: Record | None, total_steps: int) -> Record:
     )
     if before is None:
         return record
-    record.wall_s = before.wall_s
+    record.wall_s, record.commits = before.wall_s, before.commits
     whole = before.state == "finished" and (trial.folder / "config.json").exists()
     if whole and total_steps < before.total_steps:
         raise UserError(
@@ -106,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of saddlepoint's source, ``-dirty`` where files were changed since; None when it is no checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -179,6 +179,8 @@ def _fault(folder: Path, wanted: tuple[str, ...]) -> str | None:
         return f"its {MANIFEST} does not describe it"
     for name in wanted:
         path, entry = folder / name, files[name]
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            return f"its {MANIFEST} says nothing whole of {name}"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:

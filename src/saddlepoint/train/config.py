@@ -16,7 +16,7 @@ class TrainConfig:
     """One training run. Steps are steps of single environments, summed over all of them."""
 
     env: str
-    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them)"""
+    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them); with @pixels after it, observed through pictures of it"""
     seed: int = 0
     """seeds the learner, the environments and the evaluation, each with a stream of its own"""
     total_steps: int = 100_000
@@ -46,7 +46,7 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile the update; auto does so when the run is long enough to win by it"""
+    """compile the update; auto does so where it was measured to win: in long runs of algd with --precision bfloat16, and in all long ones on CUDA"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False

@@ -51,7 +51,7 @@ class Loop:
         self.metrics: dict[str, Any] = {}  # of the last update
         self.sums = EpisodeSums(config.num_envs, budgets)
         self.finished = Episodes.none(len(budgets))  # since the last line of training metrics
-        self.observation = np.zeros((config.num_envs, envs.shape.observation), np.float32)
+        self.observation = np.zeros((config.num_envs, envs.shape.observation), envs.shape.dtype)
         self.low = np.array(envs.shape.action_low, np.float32)
         self.high = np.array(envs.shape.action_high, np.float32)
         self.warmup_generator = torch.Generator().manual_seed(stream(config.seed, WARMUP))

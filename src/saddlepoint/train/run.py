@@ -18,6 +18,8 @@ from saddlepoint.types import EnvShape, UserError
 FORMAT = 1
 OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads"})
 """fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
+PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolved": dict}
+"""what every config.json holds, whatever the system"""
 
 
 def describe(
@@ -25,14 +27,20 @@ def describe(
     resolved: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to."""
+    return describe_settings(system, config, learner_config) | _plain({
+        "shape": shape._asdict(),
+        "budgets": [dataclasses.asdict(budget) for budget in budgets],
+        "resolved": resolved,
+    })
+
+
+def describe_settings(system: str, config: TrainConfig, learner_config: Any) -> dict[str, Any]:
+    """The part of config.json that is known before the environment is made."""
     return _plain({
         "format": FORMAT,
         "system": system,
         "train": dataclasses.asdict(config),
         "learner": dataclasses.asdict(learner_config),
-        "shape": shape._asdict(),
-        "budgets": [dataclasses.asdict(budget) for budget in budgets],
-        "resolved": resolved,
     })
 
 
@@ -47,38 +55,60 @@ def read(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: use the one that made the run.")
+    for name, kind in PARTS.items():
+        if not isinstance(content.get(name), kind):
+            raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
     return content
 
 
 def budgets_of(content: dict[str, Any]) -> tuple[CostBudget, ...]:
-    """The cost budgets that a run was trained with."""
-    return tuple(CostBudget(**budget) for budget in content["budgets"])
+    """The cost budgets that a run was trained with. Raises ``UserError`` when they are damaged."""
+    try:
+        return tuple(CostBudget(**budget) for budget in content["budgets"])
+    except (KeyError, TypeError) as error:
+        raise UserError("the run's config.json is damaged (it has no whole 'budgets'): restore it, or start a new run.") from error
 
 
 def shape_of(content: dict[str, Any]) -> EnvShape:
-    """The shape of a run's environment."""
-    shape = content["shape"]
-    return EnvShape(shape["observation"], tuple(shape["action_low"]), tuple(shape["action_high"]), shape["constraints"])
+    """The shape of a run's environment; runs that are older than pictures say nothing of them. Raises ``UserError`` when it is damaged."""
+    try:
+        shape, image = content["shape"], content["shape"].get("image")
+        bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
+        return EnvShape(shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError("the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run.") from error
 
 
-def require_same(saved: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """Raises ``UserError`` naming the first field in which a resumed run differs from the saved one."""
+def require_same_settings(saved: dict[str, Any], now: dict[str, Any], run: Path, operational: frozenset[str]) -> None:
+    """Raises ``UserError`` naming the first setting, but for those of ``operational``, in which a resumed run differs from the saved one."""
     if saved["system"] != now["system"]:
         raise UserError(f"{run} was trained with {saved['system']}, not {now['system']}: resume it with that.")
     for part in ("train", "learner"):
-        for name in saved[part].keys() | now[part].keys():
-            before, after = saved[part].get(name), now[part].get(name)
-            if before != after and not (part == "train" and name in OPERATIONAL):
+        before, after = saved[part], now[part]
+        for name in dict.fromkeys([*before, *after]):
+            if part == "train" and name in operational:
+                continue
+            if (name in before) != (name in after):
+                which = "with" if name in before else "without"
                 raise UserError(
-                    f"{run} was started with {flag(name)} {before} and cannot go on with {after}: leave it out,"
+                    f"{run} was written by a version of saddlepoint {which} {flag(name)}: finish it with that version, or start a new run with --out."
+                )
+            if before[name] != after[name]:
+                raise UserError(
+                    f"{run} was started with {flag(name)} {before[name]} and cannot go on with {after[name]}: leave it out,"
                     " or start a new run with --out."
                 )
+
+
+def require_same(saved: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """Raises ``UserError`` naming the first thing in which a resumed run differs from the saved one."""
+    require_same_settings(saved, now, run, OPERATIONAL)
     if saved["resolved"]["device"] != now["resolved"]["device"]:
         before, after = saved["resolved"]["device"], now["resolved"]["device"]
         raise UserError(f"{run} was trained on {before}, not {after}: resume it on a machine with {before}.")
     if saved["budgets"] != now["budgets"]:
         raise UserError(f"{run} was started with another cost budget: leave out the cost flags, or choose a new --out.")
-    if saved["shape"] != now["shape"]:
+    if shape_of(saved) != shape_of(now):
         raise UserError(f"the environment of {run} has other spaces than when the run started: restore it.")
 
 

@@ -6,12 +6,13 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.envs.tasks import PIXELS, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
@@ -24,7 +25,8 @@ from saddlepoint.types import EnvShape, Learner, UserError
 C = TypeVar("C", contravariant=True)
 
 COMPILE_PAYS_AFTER = 80_000
-"""updates from which ``--compile auto`` compiles: on two cores it takes 70 s once and saves 0.9 ms an update in float32, 2.4 in bfloat16"""
+"""updates from which ``--compile auto`` compiles: on two cores that takes 70 s once, and saves bfloat16 ALGD 2.3 ms an update while its penalty is
+active and costs it 0.3 while it is idle (benchmarks/results/algd_update_2threads.json), so that it pays if the penalty is active half the time"""
 
 
 class LearnerFactory(Protocol[C]):
@@ -46,6 +48,21 @@ class LearnerFactory(Protocol[C]):
     ) -> Learner: ...  # fmt: skip
 
 
+@runtime_checkable
+class SeesPixels(Protocol):
+    """A ``LearnerFactory`` whose learners take pictures for observations as well (``EnvShape.image``)."""
+
+    @property
+    def sees_pixels(self) -> bool: ...
+
+
+@runtime_checkable
+class GainsByCompiling(Protocol):
+    """A ``LearnerFactory`` whose learners' updates were measured to be faster compiled, on a CPU, with some of its configs."""
+
+    def gains_by_compiling(self, config: Any) -> bool: ...
+
+
 def train(
     config: TrainConfig, learner: LearnerFactory[C], learner_config: C, budgets: tuple[CostBudget, ...] | None = None,
     *, resume: bool = False,
@@ -62,15 +79,19 @@ def train(
     config.validate()
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
+    if env_spec(config.env).pixels and not isinstance(learner, SeesPixels):
+        raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = config.out or default_folder(config)
     saved = run.read(folder) if resume else None
     if saved is None:
         run.require_new(folder)
+    else:  # before the environment is looked at, which may be another one
+        run.require_same_settings(saved, run.describe_settings(learner.system, config, learner_config), folder, run.OPERATIONAL)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     device = config.resolve_device()
-    compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config)
+    compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
         envs = EnvBatch(
@@ -85,7 +106,8 @@ def train(
             if saved:
                 run.require_same(saved, content, folder)
             sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
-            replay = Replay(*sizes, num_envs=config.num_envs, device=device)
+            stored = torch.from_numpy(envs.observation).dtype  # bytes stay bytes
+            replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored)
             agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
             first = None if saved else envs.reset()
             with run.only_writer(folder), RunLog(folder, config.total_steps, budgets, config.quiet) as log:
@@ -93,7 +115,7 @@ def train(
                 if saved and saved["resolved"]["threads"] != resolved["threads"]:
                     before = saved["resolved"]["threads"]
                     log.say(f"note: {resolved['threads']} threads instead of {before}, so the last bits may differ")
-                gigabytes = Replay.bytes_needed(*sizes) / 1e9
+                gigabytes = Replay.bytes_needed(*sizes, stored) / 1e9
                 log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
@@ -125,11 +147,16 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     return budgets
 
 
-def compiles(config: TrainConfig) -> bool:
-    """What ``--compile`` comes to: decided when a run starts and kept in config.json for when it is resumed."""
+def compiles(config: TrainConfig, learner: LearnerFactory[C], learner_config: C, device: torch.device) -> bool:
+    """What ``--compile`` comes to: decided when a run starts and kept in config.json for when it is resumed.
+
+    On a CPU auto compiles only where that was measured to win. Raises ``UserError`` for ``on`` without a compiler.
+    """
     compiler = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
     if config.compile == "on" and not compiler:
         raise UserError("--compile on needs a C++ compiler at run time and finds none: install one (apt-get install g++), or use off.")
     if config.compile != "auto" or not compiler:
         return config.compile == "on"
+    if device.type == "cpu" and not (isinstance(learner, GainsByCompiling) and learner.gains_by_compiling(learner_config)):
+        return False
     return config.updates_per_step * (config.total_steps - config.warmup_steps) >= COMPILE_PAYS_AFTER

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saddlepoint.train.acting import Actor
-from saddlepoint.types import ActMode, Policy, UserError
+from saddlepoint.types import ActMode, Policy
 
 
 def render_headless() -> None:
@@ -29,6 +29,7 @@ def record_video(
     import imageio.v2 as imageio
 
     from saddlepoint.envs.make import make_env
+    from saddlepoint.envs.pixels import first_picture
 
     generator = torch.Generator(device=device).manual_seed(seed)
     actor = Actor(policy, 1, device)
@@ -37,7 +38,7 @@ def record_video(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         observation, _ = game.reset(seed=seed)
-        first = _first_picture(game, env)
+        first = first_picture(game.render, env)
         steps, ended = 0, False
         fps = int(game.metadata.get("render_fps") or 30)
         film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
@@ -53,15 +54,3 @@ def record_video(
         temporary.unlink(missing_ok=True)
         game.close()
     return steps
-
-
-def _first_picture(game: Any, env: str) -> Any:
-    """The picture of the start, which is what fails without a GL back-end. Raises ``UserError`` with what to install."""
-    try:
-        return game.render()
-    except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(
-            f"{env} cannot be drawn on this machine ({reason}): install EGL (apt-get install libegl1 libgl1),"
-            " or set MUJOCO_GL=osmesa."
-        ) from error

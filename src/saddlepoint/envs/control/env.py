@@ -81,7 +81,11 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray]):
         return _flat(seen.observation), reward, False, False, {} if self._violated is None else {"cost": cost}
 
     def render(self) -> np.ndarray:
-        return self.physics.render(*self._size, camera_id=self._camera)
+        return self.picture(*self._size)
+
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """(height, width, 3) uint8: the scene as it is now, drawn at that size."""
+        return self.physics.render(height, width, camera_id=self._camera)
 
     def snapshot(self) -> dict[str, Any]:
         model, data = self.physics.model.ptr, self.physics.data.ptr
