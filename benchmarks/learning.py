@@ -77,7 +77,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "point-goal": Experiment(
         "PointGoal1-v0, a random layout at every reset: 25 an episode of 1,000 steps",
         f"--env saddlepoint/PointGoal1-v0 --total-steps 60000 --eval-every 5000 --checkpoint-every 20000 --replay-size 100000 {SLOW}",
-        {"algd": "", "algd-slow-lambda": "--rho 0.1 --multiplier 0.1 --multiplier-rate 3e-6 --recent-steps 5000"},
+        {"algd": ""},
     ),
     "point-button-fixed": Experiment(
         "PointButton1-fixed-v0, one layout: 10 an episode of 400 steps",
