@@ -7,15 +7,20 @@ BIN := .venv/bin
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-venv: .venv/.ready  ## make .venv with CPU PyTorch and this package in it
+venv: .venv/.ready  ## make .venv with CPU PyTorch, this package and all that its tests need
 
-.venv/.ready: pyproject.toml
+.venv/.core: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+# Order-only: what .core has done is kept, and a newer .core alone is no reason to install again.
+.venv/.ready: pyproject.toml | .venv/.core
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
-demo: venv  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
+demo: .venv/.core  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
 	$(BIN)/python examples/demo.py
 
 test: venv lint  ## lint, types, import arrows and the fast tests (what CI runs)

@@ -1,7 +1,7 @@
 """Time of one ALGD update and of acting, against the released program and against size.
 
     python benchmarks/algd_update.py [--official PATH] [--threads 2] [--rounds 15] [--compiled]
-    python benchmarks/algd_update.py --scaling
+    python benchmarks/algd_update.py --scaling            (--redraw draws its figure again, from the numbers that it left)
 
 ``--official`` is a clone of the authors' repository (Wenxuan52/ALGD on GitHub); none of it is in ours. Every variant lives in a process of its own and they
 take turns, so that a noisy machine hits them alike; medians and ratios of medians are printed and kept in benchmarks/results/.
@@ -175,21 +175,15 @@ SWEEPS = {
 
 def scaling(arguments: argparse.Namespace) -> None:
     """How the cost grows, beside the arithmetic it must do; and the replay's memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from saddlepoint.replay import Replay
 
     result: dict[str, Any] = {
-        "command": "python benchmarks/algd_update.py --scaling",
+        "command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]),
         "threads": arguments.threads,
         **provenance(),
         "sweeps": {},
     }
-    figure, axes = plt.subplots(1, 6, figsize=(21, 3.4), layout="constrained")
-    for axis, (name, values) in zip(axes, SWEEPS.items()):
+    for name, values in SWEEPS.items():
         ms = timed(
             {str(v): our("default", "bfloat16", **{name: v}) for v in values},
             arguments.threads,
@@ -199,6 +193,24 @@ def scaling(arguments: argparse.Namespace) -> None:
         times, work = [ms[str(v)]["update"] for v in values], [gigaflop(SIZES | {name: v}) for v in values]
         result["sweeps"][name] = {"values": values, "ms": times, "gigaflop": work}
         print(name, [f"{v}: {t:.1f} ms, {w:.2f} GFLOP" for v, t, w in zip(values, times, work)], flush=True)
+    sizes = (10_000, 100_000, 1_000_000)
+    result["replay_bytes"] = {str(n): Replay.bytes_needed(n, SIZES["observation"], SIZES["action"], 1) for n in sizes}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "algd_scaling.json").write_text(json.dumps(result, indent=1))
+    draw_scaling(result)
+
+
+def draw_scaling(result: dict[str, Any]) -> None:
+    """The figure of what ``scaling`` found, with a tick at each size that was measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
+
+    figure, axes = plt.subplots(1, 6, figsize=(21, 3.4), layout="constrained")
+    for axis, (name, sweep) in zip(axes, result["sweeps"].items()):
+        values, times, work = sweep["values"], sweep["ms"], sweep["gigaflop"]
         axis.plot(values, times, "o-", color="#0072B2", label="measured, ms")
         anchor = values.index(SIZES[name])
         axis.plot(
@@ -209,14 +221,15 @@ def scaling(arguments: argparse.Namespace) -> None:
             label="in proportion to GFLOP",
         )
         axis.set(xlabel=name, xscale="log", yscale="log", title=f"update against {name}")
+        axis.set_xticks(values, [str(value) for value in values])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter(LogFormatter())  # 28, not 2.8 x 10^1
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.legend(fontsize=7)
-    sizes = (10_000, 100_000, 1_000_000)
-    result["replay_bytes"] = {str(n): Replay.bytes_needed(n, SIZES["observation"], SIZES["action"], 1) for n in sizes}
-    axes[-1].plot(sizes, [v / 1e9 for v in result["replay_bytes"].values()], "o-", color="#0072B2")
+    memory = {int(transitions): size / 1e9 for transitions, size in result["replay_bytes"].items()}
+    axes[-1].plot(memory.keys(), memory.values(), "o-", color="#0072B2")
     axes[-1].set(xlabel="transitions", ylabel="GB", xscale="log", yscale="log", title="replay memory (observation 60)")
-    RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "algd_scaling.png", dpi=100)
-    (RESULTS / "algd_scaling.json").write_text(json.dumps(result, indent=1))
 
 
 def main() -> None:
@@ -229,6 +242,7 @@ def main() -> None:
         "--preset", action="append", choices=["parity", "default"], help="only this preset (may be repeated)"
     )
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--redraw", action="store_true", help="only draw the figure of the last --scaling again")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -237,6 +251,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
         variant = json.loads(arguments.serve)
         serve(ours(**variant) if variant.pop("kind") == "ours" else official(**variant), warm_up=5)
+    elif arguments.redraw:
+        draw_scaling(json.loads((RESULTS / "algd_scaling.json").read_text()))
     elif arguments.scaling:
         scaling(arguments)
     else:

@@ -137,6 +137,13 @@ def measure(task: str, rounds: int, oracle: Oracle | None) -> dict[str, float]:
     return {name: round(value, 3) for name, value in result.items()}
 
 
+def provenance() -> dict[str, object]:
+    """What was run, by which source, and where."""
+    from learning import commit  # here, because the oracle's interpreter, which reads this file too, need not have what it imports
+
+    return {"command": "python benchmarks/navigation.py " + " ".join(sys.argv[1:]), "commit": commit(), "machine": machine()}
+
+
 def machine() -> dict[str, object]:
     import mujoco
 
@@ -157,7 +164,7 @@ def main() -> None:
     if arguments.serve_oracle:
         return serve_oracle()
     oracle = Oracle(arguments.oracle) if arguments.oracle else None
-    results: dict[str, object] = {"machine": machine(), "envs": ENVS, "rounds": arguments.rounds, "tasks": {}}
+    results: dict[str, object] = {**provenance(), "envs": ENVS, "rounds": arguments.rounds, "tasks": {}}
     for task in TASKS:
         results["tasks"][task] = figures = measure(task, arguments.rounds, oracle)  # type: ignore[index]
         print(task, figures, flush=True)
