@@ -139,7 +139,8 @@ def measure(task: str, rounds: int, oracle: Oracle | None) -> dict[str, float]:
 
 def provenance() -> dict[str, object]:
     """What was run, by which source, and where."""
-    from learning import commit  # here, because the oracle's interpreter, which reads this file too, need not have what it imports
+    # Here, because the oracle's interpreter, which reads this file too, need not have what it imports.
+    from learning import commit
 
     return {"command": "python benchmarks/navigation.py " + " ".join(sys.argv[1:]), "commit": commit(), "machine": machine()}
 

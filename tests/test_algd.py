@@ -10,8 +10,9 @@ import torch
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
+from saddlepoint.algd.energy import Penalty, lagrangian
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, cost_units
 from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
@@ -25,6 +26,8 @@ SMALL = ALGDConfig(
     critic_learning_rate=3e-3,
     cost_learning_rate=3e-3,
     polyak=0.05,
+    rho=0.09,
+    multiplier=0.21,
 )
 STEP_BUDGET = CostBudget(0.3, per="step", horizon=1)
 
@@ -49,14 +52,14 @@ def train_bandit(config: ALGDConfig, updates: int = 500) -> float:
     return float(agent.act(torch.zeros(500, 2), "stochastic", generator).mean())
 
 
-QUICK = {"beta": 0.02, "entropy": "fixed", "multiplier_rate": 0.03}
+QUICK = {"beta": 0.02, "entropy": "fixed", "multiplier_rate": 0.0027}
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {}, {"schedule": "vp"}, {"prediction": "clean"}, {"prediction": "score"}, {"score_space": "action", "entropy": "none"}, {"score_form": "mean"},
-        {"energy": "plain"}, {"multiplier_rule": "pid"}, {"precision": "bfloat16"},
+        {"energy": "plain"}, {"multiplier_rule": "pid", "proportional": 0.0045, "derivative": 0.0045}, {"precision": "bfloat16"},
     ],
     ids=str,
 )  # fmt: skip
@@ -120,7 +123,7 @@ def test_a_violation_moves_lambda_as_if_at_most_so_many_budgets():
         before, budget = agent.multiplier.item(), agent.budget.item()
         cost = torch.tensor([31 * budget], dtype=torch.float64)
         agent.update_batch(bandit_batch(64, torch.Generator().manual_seed(3)), agent.draw(64), cost)
-        assert agent.multiplier.item() - before == pytest.approx(agent.config.multiplier_rate * step * budget, rel=1e-4)
+        assert agent.multiplier.item() - before == pytest.approx(agent.config.multiplier_rate * step, rel=1e-4)
 
 
 def test_a_budget_of_nothing_does_not_hold_lambda_down():
@@ -131,13 +134,13 @@ def test_a_budget_of_nothing_does_not_hold_lambda_down():
 
 
 def test_what_an_episode_cost_moves_lambda_by_its_excess():
-    """Dual ascent: lambda + rate * (spent - h), whatever the critics believe."""
+    """Dual ascent: lambda + rate * (spent - h)/h, whatever the critics believe."""
     config = replace(SMALL, multiplier_actions="recent", multiplier=1.0, multiplier_rate=0.01, largest_violation=None)
     agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
     metrics = agent.update_batch(bandit_batch(64, generator), agent.draw(64), torch.tensor([0.7], dtype=torch.float64))
     excess = 0.7 - agent.budgets[0].critic
     assert float(metrics["violation"]) == pytest.approx(excess, rel=1e-6)
-    assert agent.multiplier.tolist() == pytest.approx([max(1.0 + 0.01 * excess, 0.0)])
+    assert agent.multiplier.tolist() == pytest.approx([max(1.0 + 0.01 * excess / agent.budgets[0].critic, 0.0)])
 
 
 @pytest.mark.parametrize("energy", ["augmented", "plain", "none"])
@@ -147,16 +150,32 @@ def test_the_logged_effective_multiplier_is_the_slope_that_the_policy_paid(energ
     if energy == "augmented":
         # Budgets are far from the untrained critics' risk or near it: within the clamp's two sides its mean lies between them.
         excess = float(metrics["risk"]) - agent.budget.item()
-        assert float(metrics["effective_multiplier"]) == pytest.approx(max(0.7 + 2.0 * excess, 0.0), abs=0.05)
+        assert float(metrics["effective_multiplier"]) == pytest.approx(max(0.7 + 2.0 * excess / agent.budget.item(), 0.0), abs=0.05)
     else:
         assert float(metrics["effective_multiplier"]) == pytest.approx(0.7 if energy == "plain" else 0.0)
+
+
+def test_lambda_is_the_price_of_a_whole_budget_or_of_one():
+    """L at lambda and rho a budget is L at lambda/h and rho/h^2 a unit of cost, slopes included; a budget of nothing is counted in ones."""
+    generator = torch.Generator().manual_seed(0)
+    reward, cost = torch.randn(2, 7, generator=generator), torch.rand(8, 7, generator=generator) * 6
+    budget, lam, one = torch.tensor([2.5, 0.5]), torch.tensor([3.0, 0.2]), torch.ones(2)
+    for c in (0, 1):
+        of_one = slice(c, c + 1)
+        h, members = budget[of_one], cost[4 * c : 4 * c + 4]
+        whole = lagrangian(reward, members, Penalty("augmented", lam[of_one], h, h, 6.0, 1.0))
+        plain = lagrangian(reward, members, Penalty("augmented", lam[of_one] / h, h, one[of_one], 6.0 / float(h) ** 2, 1.0))
+        torch.testing.assert_close(whole.value, plain.value)
+        torch.testing.assert_close(whole.cost_slope, plain.cost_slope)
+    assert cost_units((CostBudget(25.0), CostBudget(0.0)), "budget").tolist() == [CostBudget(25.0).critic, 1.0]
+    assert cost_units((CostBudget(25.0), CostBudget(0.0)), "one").tolist() == [1.0, 1.0]
 
 
 def test_two_constraints_have_a_multiplier_each():
     agent, generator = bandit_agent(replace(SMALL, **QUICK), 2), torch.Generator().manual_seed(3)
     for _ in range(400):
         metrics = agent.update_batch(bandit_batch(64, generator, 2), agent.draw(64))
-    tight, slack = agent.multiplier.tolist()
+    tight, slack = (agent.multiplier / agent.unit).tolist()
     assert tight > 0.5
     assert slack < 0.1
     assert {"multiplier_0", "multiplier_1", "risk_0", "effective_multiplier_1"} <= metrics.keys()

@@ -156,11 +156,11 @@ def test_policy_gradient_is_autograds(name, actions):
 
         violation = risk(action).mean(-1) - 0.3
         seen = (risk(batch.action).mean(-1) - 0.3 if actions == "replay" else violation).detach()
-        # CAL's rectified multiplier in the paper's form: lambda - min(lambda, c E[h - Qc_UCB]).
-        price = multiplier - torch.minimum(multiplier, -10.0 * seen) if name == "cal" else multiplier
+        # CAL's rectified multiplier in the paper's form, with costs in budgets of 0.3: lambda - min(lambda, c E[h - Qc_UCB]).
+        price = multiplier - torch.minimum(multiplier, -10.0 * seen / 0.3) if name == "cal" else multiplier
         torch.testing.assert_close(step.violation, seen)
         torch.testing.assert_close(step.weight, price)
-        loss = loss + (price * violation).sum()
+        loss = loss + (price * violation / 0.3).sum()
     torch.testing.assert_close(fit.loss, loss.detach())
     torch.testing.assert_close(entropy, -log_density.mean().detach())
     for got, right in zip(fit.gradients, torch.autograd.grad(loss, list(agent.policy.parameters())), strict=True):

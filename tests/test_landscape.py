@@ -54,7 +54,7 @@ def energy_by_hand(agent: ALGD, state: np.ndarray, action: np.ndarray, kind: str
     total = -reward.min(0)
     for c, (lam, budget) in enumerate(zip(agent.multiplier.numpy(), BUDGETS, strict=True)):
         members = cost[4 * c : 4 * c + 4]
-        violation = members.mean(0) + members.std(0, ddof=1) - budget.critic
+        violation = (members.mean(0) + members.std(0, ddof=1)) / budget.critic - 1  # in budgets, as lambda and rho count
         augmented = (np.maximum(lam + 0.7 * violation, 0) ** 2 - lam**2) / (2 * 0.7)
         total = total + (lam * violation if kind == "plain" else augmented)
     return total

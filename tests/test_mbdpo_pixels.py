@@ -298,7 +298,7 @@ def filled(generator: torch.Generator) -> Replay:
 
 def test_updates_move_the_encoder_and_losses_fall(generator):
     replay = filled(generator)
-    agent = MBDPO(replace(TINY, learning_rate=1e-3), SHAPE, (), 1)
+    agent = MBDPO(replace(TINY, learning_rate=3e-3), SHAPE, (), 1)
     before = {name: parameter.detach().clone() for name, parameter in agent.model.encoder.named_parameters()}
     history = [agent.update(replay, 1) for _ in range(50)]
     for name in ("consistency_loss", "reward_loss"):
@@ -312,10 +312,10 @@ def test_the_model_learns_what_only_the_pictures_show(generator):
     replay = filled(generator)
     alone = replace(
         TINY, learning_rate=3e-3, encoder_rate=1.0, batch_size=16, bins=41, latent=32, width=32, encoder_width=32, reward_weight=1.0, consistency_weight=0.0,
-        value_weight=0.0, energy_weight=0.0, td_action="prior",
+        value_weight=0.0, energy_weight=0.0, td_action="prior", horizon=1,
     )  # fmt: skip
     agent = MBDPO(alone, SHAPE, (), 1)
-    agent.update(replay, 60)
+    agent.update(replay, 160)
     batch = replay.sample(200, generator)
     with torch.no_grad():
         guess = agent.model.reward(agent.model.encode(batch.observation), batch.action).numpy()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD, UpdateNoise
 from saddlepoint.algd.config import PARITY, PARITY_VP
-from saddlepoint.algd.energy import energy_and_gradient
+from saddlepoint.algd.energy import Penalty, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise
 from saddlepoint.constrained.budget import CostBudget, discounted_budget
 from saddlepoint.constrained.lagrangian import augmented_penalty, effective_multiplier
@@ -139,18 +139,8 @@ def test_augmented_lagrangian_and_its_action_gradient(recording):
     for i, lam in enumerate(lams):
         for j, rho in enumerate(rhos):
             for k in range(budgets.shape[2]):
-                energy, gradient = energy_and_gradient(
-                    agent.critic,
-                    agent.cost_critic,
-                    layers,
-                    state,
-                    action[None],
-                    lam[None],
-                    budgets[i, j, k][None],
-                    float(rho),
-                    1.0,
-                    "augmented",
-                )
+                terms = Penalty("augmented", lam[None], budgets[i, j, k][None], torch.ones(1), float(rho), 1.0)
+                energy, gradient = energy_and_gradient(agent.critic, agent.cost_critic, layers, state, action[None], terms)
                 violation = energy.risk[0, 0] - budgets[i, j, k]
                 penalty = augmented_penalty(violation, lam, rho)
                 torch.testing.assert_close(
@@ -219,9 +209,8 @@ def test_monte_carlo_score(recording, name):
 
     proposals = propose(point, 1.0, sigma, noise)
     recording.close(proposals.transpose(0, 1), f"{name}.a0")
-    lagrangian, gradient = energy_and_gradient(
-        agent.critic, agent.cost_critic, layers, state, proposals, lam, h, rho, 1.0, "augmented"
-    )
+    terms = Penalty("augmented", lam, h, torch.ones_like(h), rho, 1.0)
+    lagrangian, gradient = energy_and_gradient(agent.critic, agent.cost_critic, layers, state, proposals, terms)
     recording.close(lagrangian.value.T, f"{name}.la")
     recording.close(gradient.transpose(0, 1), f"{name}.grad")
     recording.close(energy_weights(lagrangian.value, beta).T, f"{name}.weights")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
-from saddlepoint.algd.energy import Lagrangian, energy_and_gradient
+from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget, require_fitting, spent
+from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, spent
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
@@ -74,6 +74,7 @@ class ALGD:
         self.cost_target = copy.deepcopy(self.cost_critic).requires_grad_(False)
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
+        self.unit = cost_units(budgets, config.cost_unit)
         largest = math.inf if config.largest_violation is None else config.largest_violation
         self.ceiling = torch.tensor([largest * b.critic or math.inf for b in budgets], dtype=torch.float64)
         self.multiplier_update = MultiplierUpdate(
@@ -118,8 +119,13 @@ class ALGD:
 
     @property
     def multiplier(self) -> Tensor:
-        """lambda, (constraints,) float64."""
+        """lambda, (constraints,) float64: the price of a budget, or of one (``cost_unit``), in units of reward."""
         return self.multiplier_update.value(self.multiplier_state)
+
+    def penalty(self, multiplier: Tensor | None = None) -> Penalty:
+        """What the constraints add to the energy at the present multiplier, or at another."""
+        cfg, multiplier = self.config, self.multiplier if multiplier is None else multiplier
+        return Penalty(cfg.energy, multiplier, self.budget, self.unit, cfg.rho, cfg.risk_std)
 
     def _critic_step(self, batch: Batch, next_action: Tensor) -> CriticStep:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
@@ -190,8 +196,7 @@ class ALGD:
             candidates = proposals = proposals.clamp(box.low, box.high)
         reward_layers, cost_layers = (c.layers(self.low_precision, apart=True) for c in (self.critic, self.cost_critic))
         energy, gradient = energy_and_gradient(
-            self.critic, self.cost_critic, (reward_layers, cost_layers), state, torch.cat([action[None], proposals]),
-            multiplier, self.budget, cfg.rho, cfg.risk_std, cfg.energy,
+            self.critic, self.cost_critic, (reward_layers, cost_layers), state, torch.cat([action[None], proposals]), self.penalty(multiplier)
         )  # fmt: skip
         values, slope = energy.value[1:], gradient[1:]
         if latent:  # the density of the latent is that of the action times |da/dx|
@@ -264,7 +269,7 @@ class ALGD:
             self.log_beta.grad = excess.to("cpu", torch.float64)
             self.beta_optimiser.step()
         risk, violation = self._constraint(batch, energy, episode_cost)
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling))
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
 
         if self.updates % cfg.target_every == 0:
             self._polyak()
@@ -301,8 +306,8 @@ class ALGD:
         multiplier: Tensor,
     ) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
-        # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid for a unit of risk.
-        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1)
+        # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
+        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1) * self.unit.to(self.device, self.dtype)
         metrics: Metrics = {
             "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": energy.value[0].mean(),
             "score_loss": score_loss.detach(), "entropy": entropy.detach() / self.shape.action, "beta": self.beta,
@@ -356,10 +361,7 @@ class ALGD:
         rows = state.repeat(n, 1)
         actions = self.policy.sample(rows, self.policy.draw(len(rows), generator)).view(n, len(state), -1)
         layers = (self.critic.layers(), self.cost_critic.layers())
-        energy, _ = energy_and_gradient(
-            self.critic, self.cost_critic, layers, state, actions, self.multiplier, self.budget,
-            self.config.rho, self.config.risk_std, self.config.energy,
-        )  # fmt: skip
+        energy, _ = energy_and_gradient(self.critic, self.cost_critic, layers, state, actions, self.penalty())
         return actions[energy.value.argmin(0), torch.arange(len(state), device=self.device)]
 
     def _modules(self) -> dict[str, nn.Module]:

@@ -23,43 +23,51 @@ class Lagrangian(NamedTuple):
     risk: Tensor  # R, (constraints, ...)
 
 
-def lagrangian(
-    reward: Tensor, cost: Tensor, multiplier: Tensor, budget: Tensor, rho: float, risk_std: float, kind: EnergyKind
-) -> Lagrangian:
-    """L = -min_j Q_j + sum_c penalty(R_c - h_c), R_c = mean_m Qc + k std_m Qc.  ALGD, Eq. for L_A (``augmented``) or the plain Lagrangian.
+class Penalty(NamedTuple):
+    """What the constraints add to the energy; tensors are (constraints,)."""
 
-    ``reward`` (heads, ...), ``cost`` (constraints * members, ...), ``multiplier`` and ``budget`` (constraints,). ``none`` leaves the penalty out.
+    kind: EnergyKind
+    multiplier: Tensor  # lambda, the price of one ``unit``
+    budget: Tensor  # h
+    unit: Tensor  # what costs are counted in, in the units of h
+    rho: float
+    risk_std: float
+
+
+def lagrangian(reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
+    """L = -min_j Q_j + sum_c penalty((R_c - h_c)/u_c), R_c = mean_m Qc + k std_m Qc.  ALGD, Eq. for L_A (``augmented``) or the plain Lagrangian.
+
+    ``reward`` (heads, ...), ``cost`` (constraints * members, ...). The kind ``none`` leaves the penalty out.
     """
-    constraints = len(budget)
+    constraints, rho = len(penalty.budget), penalty.rho
     best = reward.argmin(0, keepdim=True)
     reward_slope = torch.zeros_like(reward).scatter_(0, best, -1.0)
     value = -reward.gather(0, best)[0]
     members = cost.unflatten(0, (constraints, -1)).transpose(0, 1)  # (members, constraints, ...)
-    risk, risk_slope = ensemble_risk_gradient(members, risk_std)
+    risk, risk_slope = ensemble_risk_gradient(members, penalty.risk_std)
     column = (constraints,) + (1,) * (risk.ndim - 1)
-    multiplier = multiplier.to(risk).view(column)
-    violation = risk - budget.to(risk).view(column)
-    if kind == "augmented":
+    multiplier, budget, unit = (each.to(risk).view(column) for each in (penalty.multiplier, penalty.budget, penalty.unit))
+    violation = (risk - budget) / unit
+    if penalty.kind == "augmented":
         value = value + augmented_penalty(violation, multiplier, rho).sum(0)
         slope = effective_multiplier(violation, multiplier, rho)
-    elif kind == "plain":
+    elif penalty.kind == "plain":
         value = value + plain_penalty(violation, multiplier).sum(0)
         slope = multiplier.expand_as(violation)
     else:
         slope = torch.zeros_like(violation)
-    return Lagrangian(value, reward_slope, (risk_slope * slope).transpose(0, 1).flatten(0, 1), risk)
+    return Lagrangian(value, reward_slope, (risk_slope * slope / unit).transpose(0, 1).flatten(0, 1), risk)
 
 
 def energy_and_gradient(
-    critic: Ensemble, cost_critic: Ensemble, layers: tuple[list[Layers], list[Layers]], state: Tensor, action: Tensor,
-    multiplier: Tensor, budget: Tensor, rho: float, risk_std: float, kind: EnergyKind,
+    critic: Ensemble, cost_critic: Ensemble, layers: tuple[list[Layers], list[Layers]], state: Tensor, action: Tensor, penalty: Penalty
 ) -> tuple[Lagrangian, Tensor]:  # fmt: skip
     """L and dL/da at (batch, state), (proposals, batch, action): one pass forward, one back to the action only. Gradient as ``action``."""
     reward = trace(layers[0], state, action, critic.activation)
     cost = trace(layers[1], state, action, cost_critic.activation)
-    energy = lagrangian(reward.values, cost.values, multiplier, budget, rho, risk_std, kind)
+    energy = lagrangian(reward.values, cost.values, penalty)
     gradient = action_gradient(layers[0], reward, energy.reward_slope, critic.activation, state.shape[-1])
-    if kind != "none":
+    if penalty.kind != "none":
         gradient = gradient + action_gradient(
             layers[1], cost, energy.cost_slope, cost_critic.activation, state.shape[-1]
         )

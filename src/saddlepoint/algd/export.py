@@ -50,14 +50,14 @@ class BestOfN(nn.Module):
     def __init__(self, agent: ALGD) -> None:
         super().__init__()
         self.chain, self.critic, self.cost_critic = StochasticChain(agent.policy), agent.critic, agent.cost_critic
-        self.multiplier, self.budget, self.config = agent.multiplier, agent.budget, agent.config
+        self.penalty, self.samples = agent.penalty(), agent.config.evaluation_samples
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        cfg, n = self.config, self.config.evaluation_samples
+        n = self.samples
         rows = observation.unsqueeze(1).expand(-1, n, -1).flatten(0, 1)  # (batch * N, observation)
         actions = self.chain(rows, noise.flatten(0, 1))
         reward, cost = self.critic(rows, actions), self.cost_critic(rows, actions)
-        energy = lagrangian(reward, cost, self.multiplier, self.budget, cfg.rho, cfg.risk_std, cfg.energy).value
+        energy = lagrangian(reward, cost, self.penalty).value
         best = energy.unflatten(0, (-1, n)).argmin(1)
         actions = actions.unflatten(0, (-1, n))
         return actions.gather(1, best.view(-1, 1, 1).expand(-1, 1, actions.shape[-1]))[:, 0]

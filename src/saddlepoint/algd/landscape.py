@@ -16,10 +16,7 @@ def energy(agent: ALGD, state: Tensor, actions: Tensor, kind: EnergyKind) -> Ten
     """L(s, a) with the agent's own multiplier, rho and budget: (batch, observation), (points, batch, action) -> (points, batch)."""
     reward = trace(agent.critic.layers(), state, actions, agent.critic.activation)
     cost = trace(agent.cost_critic.layers(), state, actions, agent.cost_critic.activation)
-    found = lagrangian(
-        reward.values, cost.values, agent.multiplier, agent.budget, agent.config.rho, agent.config.risk_std, kind
-    )
-    return found.value
+    return lagrangian(reward.values, cost.values, agent.penalty()._replace(kind=kind)).value
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from saddlepoint.baselines.actor_critic import ActorCritic, UpdateNoise
 from saddlepoint.baselines.config import ConstrainedConfig
 from saddlepoint.baselines.critic import Fit
 from saddlepoint.baselines.policy import Sample
-from saddlepoint.constrained.budget import CostBudget, spent
+from saddlepoint.constrained.budget import CostBudget, cost_units, spent
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
 from saddlepoint.replay import Replay
 from saddlepoint.types import Batch, EnvShape, Metrics, UserError
@@ -27,7 +27,7 @@ class PolicyStep(NamedTuple):
     entropy: Tensor  # 0-d, of the actions scaled to [-1, 1]
     risk: Tensor  # (constraints,) mean risk
     violation: Tensor  # (constraints,) discounted cost - h, which moves the multiplier
-    weight: Tensor  # (constraints,) the price of a unit of risk that the policy paid
+    weight: Tensor  # (constraints,) the price of a unit of cost (``cost_unit``) that the policy paid
 
 
 class Constrained(ActorCritic[K]):
@@ -41,6 +41,7 @@ class Constrained(ActorCritic[K]):
         self.cost_critic = self._make_critic(shape.constraints * config.cost_members, "silu", config.cost_learning_rate)
         self.critics["cost_critic"] = self.cost_critic
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
+        self.unit = cost_units(budgets, config.cost_unit).to(self.budget)
         self.multiplier_update = config.multiplier_update()
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         self.critic_step = self._compile(self._critic_step)
@@ -48,7 +49,7 @@ class Constrained(ActorCritic[K]):
 
     @abstractmethod
     def weight(self, multiplier: Tensor, violation: Tensor) -> Tensor:
-        """What the policy pays for a unit of risk, from lambda and the mean violation: (constraints,) each. A constant to its gradient."""
+        """What the policy pays for a unit of cost, from lambda and the mean violation in such units: (constraints,) each. A constant to its gradient."""
 
     @property
     def multiplier(self) -> Tensor:
@@ -82,13 +83,13 @@ class Constrained(ActorCritic[K]):
         replayed = cfg.multiplier_actions == "replay"
         mean = self.risk(batch.observation, batch.action).mean(-1) if replayed else risk.mean(-1)
         violation = (mean if episode_cost is None else episode_cost) - self.budget
-        weight = self.weight(multiplier, violation)
-        upstream = (risk_slope * weight.unsqueeze(-1)).transpose(0, 1).flatten(0, 1)
+        weight = self.weight(multiplier, violation / self.unit)
+        upstream = (risk_slope * (weight / self.unit).unsqueeze(-1)).transpose(0, 1).flatten(0, 1)
         gradients = self.policy.gradients(
             batch.observation, sample, self.cost_critic.slope(saved, upstream) - slope, beta
         )
         entropy = -sample.log_prob.mean()
-        loss = (weight * own).sum() - beta * entropy - least.mean()
+        loss = (weight * own / self.unit).sum() - beta * entropy - least.mean()
         return PolicyStep(Fit(loss, gradients), entropy, mean, violation, weight)
 
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
@@ -103,7 +104,7 @@ class Constrained(ActorCritic[K]):
         step = self.policy_step(batch, noise.policy, beta, multiplier.to(self.device, self.dtype), episode_cost)
         self.descend(optimisers, {"policy": step.fit})
         self.tune_temperature(step.entropy)
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, step.violation.cpu())
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, (step.violation / self.unit).cpu())
         self.follow()
         metrics: Metrics = {
             "reward_critic_loss": fits["reward_critic"].loss, "cost_critic_loss": fits["cost_critic"].loss,

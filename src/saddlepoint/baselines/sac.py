@@ -17,6 +17,7 @@ class SAC(ActorCritic[SACConfig]):
     """Soft actor-critic (arXiv 1801.01290) with a tuned temperature (arXiv 1812.05905). It sees no cost: what safety is measured against."""
 
     system = "sac"
+    needs_cost = False
 
     def __init__(
         self, config: SACConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int = 0,

@@ -127,6 +127,11 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     return torch.stack(sums).cpu()
 
 
+def cost_units(budgets: tuple[CostBudget, ...], unit: Literal["budget", "one"]) -> Tensor:
+    """What multipliers count costs in, (constraints,) float64: each h, or one; a budget of nothing has no unit but one."""
+    return torch.tensor([b.critic or 1.0 if unit == "budget" else 1.0 for b in budgets], dtype=torch.float64)
+
+
 def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamma: float) -> None:
     """Raises ``UserError`` unless there is one budget for each constraint, all discounted as the cost critic is."""
     if len(budgets) != constraints:

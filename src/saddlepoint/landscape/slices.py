@@ -48,13 +48,15 @@ class Landscape:
     budget: tuple[float, ...]
     """h, as the cost critic is held to it"""
     rho: float
+    cost_unit: str
+    """what lambda and rho count costs in"""
     slices: list[Slice]
 
     def describe(self) -> str:
         """One line for a caption."""
         multiplier = ", ".join(f"{value:.3g}" for value in self.multiplier)
         budget = ", ".join(f"{value:.4g}" for value in self.budget)
-        return f"{self.env} after {self.step:,} steps: λ = {multiplier}, ρ = {self.rho:g}, h = {budget}"
+        return f"{self.env} after {self.step:,} steps: λ = {multiplier}, ρ = {self.rho:g} a {self.cost_unit}, h = {budget}"
 
 
 def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = None) -> Landscape:
@@ -83,7 +85,7 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
         for state, (row, chains, centre) in zip(chosen, found, strict=True)
     ]  # fmt: skip
     budget, multiplier = tuple(agent.budget.tolist()), tuple(agent.multiplier.tolist())
-    return Landscape(policy.env, policy.step, multiplier, budget, agent.config.rho, slices)
+    return Landscape(policy.env, policy.step, multiplier, budget, agent.config.rho, agent.config.cost_unit, slices)
 
 
 def bounds(agent: ALGD, dims: tuple[int, int], points: int) -> tuple[np.ndarray, np.ndarray]:

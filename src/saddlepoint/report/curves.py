@@ -117,7 +117,7 @@ def _rows(env: Environment) -> list[Row]:
         which = f" of constraint {i}" if constraints > 1 else ""
         panels = [
             Panel(f"Multiplier λ{which}", _same(f"train/multiplier{end}")),
-            Panel(f"Effective multiplier [λ + ρ(R − h)]₊{which}", _same(f"train/effective_multiplier{end}")),
+            Panel(f"Effective multiplier, the slope of the penalty{which}", _same(f"train/effective_multiplier{end}")),
         ]
         rows.append(Row(panels, floor=0.0))
     return rows
