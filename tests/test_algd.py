@@ -26,6 +26,7 @@ SMALL = ALGDConfig(
     critic_learning_rate=3e-3,
     cost_learning_rate=3e-3,
     polyak=0.05,
+    cost_unit="budget",  # of 0.3
     rho=0.09,
     multiplier=0.21,
 )

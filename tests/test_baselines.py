@@ -137,7 +137,7 @@ def test_critic_gradients_are_autograds(name, through):
 
 @pytest.mark.parametrize(("name", "actions"), [*((name, "policy") for name in BASELINES), *((name, "replay") for name in CONSTRAINED)])
 def test_policy_gradient_is_autograds(name, actions):
-    options = {"multiplier_actions": actions} if name != "sac" else {}
+    options = {"multiplier_actions": actions, "cost_unit": "budget"} if name != "sac" else {}
     agent, batch, beta = learner(name, 2, dtype=F64, **options), random_batch(10, 2), torch.tensor(0.3, dtype=F64)
     noise = torch.randn(10, 2, dtype=F64, generator=torch.Generator().manual_seed(6))
     action, log_density = by_autograd(agent.policy, batch.observation, noise)

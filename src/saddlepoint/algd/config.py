@@ -18,8 +18,8 @@ class ALGDConfig:
     # --- the energy
     energy: Literal["augmented", "plain", "none"] = "augmented"
     """what guides the denoising: the augmented Lagrangian, the plain one (the paper's unstable case), or reward alone"""
-    rho: float = 6.25
-    """penalty weight of the augmented Lagrangian (released: 1, in the units of cost and not of budgets)"""
+    rho: float = 1.0
+    """penalty weight of the augmented Lagrangian"""
     risk_std: float = 1.0
     """k in the risk R = mean + k * std of the cost critics"""
 
@@ -75,11 +75,12 @@ class ALGDConfig:
     # --- the multiplier
     multiplier_rule: MultiplierRule = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
-    cost_unit: Literal["budget", "one"] = "budget"
-    """what lambda and rho count costs in: budgets, so that lambda is the price of a whole one, or one (released)"""
-    multiplier: float = 1.75
-    """lambda at the start (released: 0.6931)"""
-    multiplier_rate: float = 1.875e-3
+    cost_unit: Literal["budget", "one"] = "one"
+    """what lambda and rho count costs in: one, or budgets, so that lambda is the price of a whole one; then the same lambda, rho and rate mean the same
+    for limits of any size, while costs that are large all the time beside a large budget (speed) want a larger lambda"""
+    multiplier: float = 0.6931
+    """lambda at the start"""
+    multiplier_rate: float = 3e-4
     """step size of lambda's update, and the integral gain of ``pid``"""
     proportional: float = 0.05
     """gain of ``pid`` on the smoothed violation"""
@@ -264,7 +265,6 @@ PARITY = ALGDConfig(
     step_noise="euler", prediction="score", score_space="action", entropy="none", score_loss_scale="one", score_pairing="after",
     detach_point=False, clip_proposals=False, multiplier_rule="log_adam", multiplier_actions="replay",
     nonnegative_costs=False, cost_bootstrap="own", largest_violation=None, reward_unit="one",
-    cost_unit="one", rho=1.0, multiplier=0.6931, multiplier_rate=3e-4,
 )  # fmt: skip
 """The released VE-SDE agent, to the fixtures' tolerance."""
 

@@ -100,9 +100,9 @@ class ConstrainedConfig(SACConfig, ABC):
     """bootstrap the cost critics with no less than 0, which no sum of costs is below"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task"""
-    cost_unit: Literal["budget", "one"] = "budget"
-    """what lambda and rho count costs in: budgets, so that lambda is the price of a whole one, or one"""
-    multiplier: float = 1.75
+    cost_unit: Literal["budget", "one"] = "one"
+    """what lambda counts costs in: one, or budgets, so that lambda is the price of a whole one"""
+    multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
     """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode of late really cost"""
@@ -127,7 +127,7 @@ class DualConfig(ConstrainedConfig):
 
     multiplier_rule: Literal["dual_ascent", "log_adam"] = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
-    multiplier_rate: float = 1.875e-3
+    multiplier_rate: float = 3e-4
     """step size of lambda's update"""
 
     POSITIVE: ClassVar[tuple[str, ...]] = (*ConstrainedConfig.POSITIVE, "multiplier_rate")
@@ -154,11 +154,11 @@ class SACPIDConfig(ConstrainedConfig):
 
     multiplier: float = 0.0
     """lambda, and the controller's integral, at the start"""
-    proportional: float = 0.3
+    proportional: float = 0.05
     """gain Kp on the smoothed violation"""
-    integral: float = 1.875e-3
+    integral: float = 3e-4
     """gain Ki: what each update adds to the integral for one unit of violation"""
-    derivative: float = 0.3
+    derivative: float = 0.05
     """gain Kd on the rise of the smoothed violation"""
     smoothing: float = 0.99
     """share of the old violation in its moving average"""
@@ -200,7 +200,7 @@ class CALConfig(DualConfig):
 
 CAL_RELEASED = replace(
     CALConfig(), beta=1.0, critic_learning_rate=3e-4, temperature_rate=3e-4, target_every=2, multiplier_actions="replay",
-    nonnegative_costs=False, reward_unit="one", cost_unit="one", multiplier=0.6931, multiplier_rate=3e-4,
+    nonnegative_costs=False, reward_unit="one",
 )
 """Settings of the authors' released program; its update-to-data ratio of 10 to 20 is the loop's --updates-per-step."""
 
