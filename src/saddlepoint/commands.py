@@ -268,3 +268,4 @@ def envs_command(args: list[str]) -> None:
         for budget in task.budgets:
             print(f"    budget: {budget.describe()}")
     print('Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]; give it a --cost-limit.')
+    print("mbdpo learns from pictures of an environment too: put @pixels after its name.")
