@@ -3,8 +3,8 @@
     saddlepoint sweep benchmarks/sweeps/toy.toml          # and tasks.toml; each goes on where it stopped
     python benchmarks/comparison.py runs/sweep/toy runs/sweep/tasks
 
-Writes benchmarks/results/comparison.json: of every finished trial its command, seed, commits, seconds and evaluations, beside the commit and
-machine of the sweep's newest start.
+Writes benchmarks/results/comparison.json: of every finished trial its command, seed, commits, seconds, evaluations and the multiplier's swing,
+beside the commit and machine of the sweep's newest start.
 The page is `saddlepoint report runs/sweep/toy --out page.html`.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ def collect(folder: Path) -> dict[str, Any]:
         lines = read_metrics(folder / Path(*Path(trial["folder"]).parts[-3:]))
         trial["eval"] = [{name: line[name] for name in KEPT} for line in lines if line["kind"] == "eval"]
         last = trial["eval"][-1]
+        lambdas = [line["train/multiplier"] for line in lines if "train/multiplier" in line and line["step"] > last["step"] / 2]
+        # How far lambda went to and fro: a steady fall, with the budget kept, is none.
+        swing = sum(abs(b - a) for a, b in pairwise(lambdas)) - abs(lambdas[-1] - lambdas[0]) if lambdas else 0.0
+        trial["multiplier_swing_second_half"] = swing
         print(f"{trial['environment']} {trial['label']} seed {trial['seed']}: return {last['eval/return_mean']:.1f}, cost {last['eval/cost_mean']:.1f};"
-              f" sampling {last['eval/stochastic/return_mean']:.1f}, {last['eval/stochastic/cost_mean']:.1f}")  # fmt: skip
+              f" sampling {last['eval/stochastic/return_mean']:.1f}, {last['eval/stochastic/cost_mean']:.1f};"
+              f" swing of lambda in the second half {swing:.2f}")  # fmt: skip
     return {"file": sweep["file"], "commit": sweep["commit"], "machine": sweep["machine"], "states": sweep["states"], "finished": finished}
 
 
