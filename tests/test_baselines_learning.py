@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from saddlepoint import TrainConfig, train
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train.log import read_metrics
+
+DUAL = {"cost_unit": "budget", "multiplier": 1.75, "multiplier_rate": 1.875e-3}
+PID = {"cost_unit": "budget", "proportional": 0.3, "integral": 1.875e-3, "derivative": 0.3}
+SETTINGS: dict[str, dict[str, Any]] = {"sac": {}, "sac-lag": DUAL, "sac-pid": PID, "cal": DUAL}
+"""as in benchmarks/sweeps/toy.toml: the toy's budget is small, and counted in ones lambda would take most of the run to move"""
 
 
 def last_evaluation(name: str, out: Path) -> dict[str, float]:
@@ -18,7 +24,9 @@ def last_evaluation(name: str, out: Path) -> dict[str, float]:
         replay_size=20_000, threads=1, compile="off", out=out, quiet=True,
     )  # fmt: skip
     system = SYSTEMS[name]
-    learner = system.config_class()(critic_hidden=(64, 64), policy_hidden=(64, 64))
+    learner = system.config_class()(
+        critic_hidden=(64, 64), policy_hidden=(64, 64), target_entropy=-0.6, **SETTINGS[name]
+    )
     train(config, system.learner_class(), learner)
     return [line for line in read_metrics(out) if line["kind"] == "eval"][-1]
 
