@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saddlepoint.constrained.budget import CostBudget, spent
 from saddlepoint.types import Batch, UserError
 
 Array: TypeAlias = np.ndarray | Tensor
@@ -134,6 +135,12 @@ class Replay:
         row = (torch.arange(self._head - rows, self._head, device=self.device) % self.rows).view(-1, 1) * self.num_envs
         index = row + torch.arange(self.num_envs, device=self.device)
         return self._fields.cost[index], self._age[index]
+
+    def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
+        """What an episode of late cost, (constraints,) float64 in the units of each h (``budget.spent``), from the last ``steps`` or a whole episode of each
+        environment. Raises ``UserError`` when the replay is empty.
+        """
+        return spent(budgets, *self.recent(steps, max(budget.horizon for budget in budgets)))
 
     def _require_filled(self) -> None:
         if not len(self):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, spent
+from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
@@ -220,7 +220,7 @@ class ALGD:
         3. beta to the target entropy, lambda by its rule
         4. targets by Polyak averaging, every ``target_every`` updates
 
-        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``spent``), moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         cfg = self.config
         with torch.no_grad():
@@ -338,8 +338,7 @@ class ALGD:
         metrics: Metrics = {}
         if self.updates == 0 and self.config.reward_unit == "random":
             self.reward_unit = replay.reward_size()
-        late = self.config.multiplier_actions == "recent"
-        cost = spent(self.budgets, *replay.recent(self.config.recent_steps, self.budgets[0].horizon)) if late else None
+        cost = replay.spent(self.budgets, self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
         for _ in range(updates):
             batch = replay.sample(self.config.batch_size, self.generator)
             batch = batch._replace(reward=batch.reward / self.reward_unit)

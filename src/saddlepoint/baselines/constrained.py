@@ -12,7 +12,7 @@ from saddlepoint.baselines.actor_critic import ActorCritic, UpdateNoise
 from saddlepoint.baselines.config import ConstrainedConfig
 from saddlepoint.baselines.critic import Fit
 from saddlepoint.baselines.policy import Sample
-from saddlepoint.constrained.budget import CostBudget, cost_units, spent
+from saddlepoint.constrained.budget import CostBudget, cost_units
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
 from saddlepoint.replay import Replay
 from saddlepoint.types import Batch, EnvShape, Metrics, UserError
@@ -95,7 +95,7 @@ class Constrained(ActorCritic[K]):
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """Critics, then the policy with the new critics as constants, then the temperature, then lambda, then the targets.
 
-        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``spent``), moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         optimisers, beta, multiplier = self._optimisers(), self.beta, self.multiplier
@@ -119,7 +119,7 @@ class Constrained(ActorCritic[K]):
     def episode_cost(self, replay: Replay) -> Tensor | None:
         if self.config.multiplier_actions != "recent":
             return None
-        return spent(self.budgets, *replay.recent(self.config.recent_steps, self.budgets[0].horizon)).to(self.budget)
+        return replay.spent(self.budgets, self.config.recent_steps).to(self.budget)
 
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.constrained.budget import CostBudget, require_fitting, spent
+from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.mbdpo.encoder import random_shift
@@ -193,7 +193,7 @@ class MBDPO:
         3. lambda by its rule
         4. target critics by Polyak averaging
 
-        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``spent``), moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         c, model, constraint = self.config, self.model, self.constraint()
         if c.episodic == "auto" and not self.episodic:
@@ -274,7 +274,7 @@ class MBDPO:
         c = self.config
         metrics: Metrics = {}
         late = bool(self.budgets) and c.multiplier_actions == "recent"
-        recent = spent(self.budgets, *replay.recent(c.recent_steps, self.budgets[0].horizon)) if late else None
+        recent = replay.spent(self.budgets, c.recent_steps) if late else None
         for _ in range(updates):
             data = self.sequences(replay.sample_sequences(c.batch_size, c.horizon, self.generator))
             metrics = self.update_sequences(data, UpdateNoise.draw(self.model, c.batch_size, self.generator), recent)

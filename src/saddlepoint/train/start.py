@@ -25,8 +25,8 @@ from saddlepoint.types import EnvShape, Learner, UserError
 C = TypeVar("C", contravariant=True)
 
 COMPILE_PAYS_AFTER = 80_000
-"""updates from which ``--compile auto`` compiles: on two cores that takes 70 s once, and saves bfloat16 ALGD 2.3 ms an update while its penalty is
-active and costs it 0.3 while it is idle (benchmarks/results/algd_update_2threads.json), so that it pays if the penalty is active half the time"""
+"""updates from which ``--compile auto`` compiles: on two cores that takes 70 s once, and saves bfloat16 ALGD 1.5 to 2.4 ms an update
+(benchmarks/results/algd_update_2threads.json); the margin is for machines where it saves less"""
 
 
 class LearnerFactory(Protocol[C]):
