@@ -35,14 +35,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 
 @dataclass(frozen=True)
 class Experiment:
+    """``anchors`` are published returns to draw beside ours, ``steps_of`` the total steps of single runs (``label-seed``) and ``seeds_of`` the seeds of
+    single variants, where they differ from the rest."""
+
     title: str
     common: str
     variants: dict[str, str]
     seeds: tuple[int, ...] = (0,)
     anchors: tuple[tuple[str, float], ...] = ()
-    """published returns to draw beside ours"""
     steps_of: dict[str, int] | None = None
-    """total steps of single runs (``label-seed``) where they differ from the rest"""
+    seeds_of: dict[str, tuple[int, ...]] | None = None
+    system: str = "algd"
 
 
 FIRST = (
@@ -51,7 +54,22 @@ FIRST = (
 )
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
+PLANNERS = {"denoise": "", "mppi": "--planner mppi --td-action prior --energy-weight 0", "score": "--planner score"}
+
+
+def control(task: str, anchors: tuple[tuple[str, float], ...]) -> Experiment:
+    """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (three seeds), MPPI and the score network alone."""
+    return Experiment(
+        f"dmc/{task}, 50,000 environment steps: MBDPO's small preset",
+        f"--preset small --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every 5000 --checkpoint-every 12500 --replay-size 25000"
+        " --threads 1 --quiet",
+        PLANNERS, (0,), anchors, seeds_of={"denoise": (0, 1, 2)}, system="mbdpo",
+    )  # fmt: skip
+
+
 EXPERIMENTS: dict[str, Experiment] = {
+    "cartpole-swingup": control("cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881))),
+    "pendulum-swingup": control("pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997))),
     "halfcheetah-velocity": Experiment(
         "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
         f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {SLOW} {FIRST}",
@@ -86,10 +104,10 @@ def planned(name: str) -> list[tuple[str, int, list[str], Path]]:
     experiment = EXPERIMENTS[name]
     runs = []
     for label, flags in experiment.variants.items():
-        for seed in experiment.seeds:
+        for seed in (experiment.seeds_of or {}).get(label, experiment.seeds):
             key = f"{label}-{seed}"
             steps = ["--total-steps", str(experiment.steps_of[key])] if experiment.steps_of else []
-            command = ["train", "algd", *experiment.common.split(), *flags.split(), *steps, "--seed", str(seed)]
+            command = ["train", experiment.system, *experiment.common.split(), *flags.split(), *steps, "--seed", str(seed)]
             runs.append((label, seed, command, RUNS / name / key))
     return runs
 
@@ -124,7 +142,7 @@ def run(name: str, only: str | None) -> None:
         if only and only != f"{label}-{seed}":
             continue
         fresh = not (folder / "config.json").exists()
-        arguments = [*command, "--out", str(folder)] if fresh else ["train", "algd", "--resume", str(folder), "--quiet"]
+        arguments = [*command, "--out", str(folder)] if fresh else ["train", EXPERIMENTS[name].system, "--resume", str(folder), "--quiet"]
         print("saddlepoint", *arguments, flush=True)
         load = float(Path("/proc/loadavg").read_text().split()[0])
         stamp = {
@@ -140,7 +158,7 @@ def run(name: str, only: str | None) -> None:
 
 def collect(name: str) -> None:
     """Evaluations and multipliers of all runs that exist, with where they came from."""
-    experiment, runs = EXPERIMENTS[name], []
+    experiment, runs, budgets = EXPERIMENTS[name], [], []
     for label, seed, _, folder in planned(name):
         if not (folder / "started.json").exists():
             print(f"left out: {label}-{seed} (not finished)")
@@ -152,24 +170,25 @@ def collect(name: str) -> None:
         trains = [{k: line[k] for k in keys if k in line} for line in lines if line["kind"] == "train"]
         runs.append({"label": label, "seed": seed, **json.loads((folder / "started.json").read_text()),
                      "wall_s": lines[-1]["wall_s"], "eval": evals, "train": trains})  # fmt: skip
+        budgets = json.loads((folder / "config.json").read_text())["budgets"]
         last = evals[-1]
         half = [
             line["train/multiplier"]
             for line in trains
             if line["step"] > last["step"] / 2 and "train/multiplier" in line
         ]
-        runs[-1]["multiplier_std_second_half"] = float(np.std(half))
-        print(f"{label}-{seed} step {last['step']}: return {last['eval/return_mean']:.0f}, cost {last['eval/cost_mean']:.1f},"
-              f" discounted {last['eval/discounted_cost_mean']:.1f}; stochastic {last['eval/stochastic/return_mean']:.0f},"
-              f" {last['eval/stochastic/cost_mean']:.1f}; std of lambda in the second half {np.std(half):.3f};"
-              f" {lines[-1]['wall_s'] / 60:.0f} min")  # fmt: skip
+        said = f"{label}-{seed} step {last['step']}: return {last['eval/return_mean']:.0f} (best of ten {last['eval/return_max']:.0f})"
+        if half:
+            runs[-1]["multiplier_std_second_half"] = spread = float(np.std(half))
+            said += f", cost {last['eval/cost_mean']:.1f}, discounted {last['eval/discounted_cost_mean']:.1f}; stochastic"
+            said += f" {last['eval/stochastic/return_mean']:.0f}, {last['eval/stochastic/cost_mean']:.1f}; std of lambda in the second half {spread:.3f}"
+        print(f"{said}; {lines[-1]['wall_s'] / 60:.0f} min")
     if not runs:
         sys.exit(f"no finished run of {name}: start them with `python benchmarks/learning.py run {name}`")
-    budget = json.loads((planned(name)[0][3] / "config.json").read_text())["budgets"][0]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(
-        json.dumps({"title": experiment.title, "anchors": experiment.anchors, "budget": budget, "runs": runs}, indent=1)
+        json.dumps({"title": experiment.title, "anchors": experiment.anchors, "budget": budgets[0] if budgets else None, "runs": runs}, indent=1)
     )
     draw(path)
 
@@ -193,13 +212,15 @@ def look(folder: Path, label: str) -> None:
 
 
 def draw(path: Path) -> None:
-    """Return, cost against its budget, and the multiplier: thin lines are seeds, thick ones their mean."""
+    """Return, and cost against its budget and the multiplier where there is one: thin lines are seeds, thick ones their mean."""
     content = json.loads(path.read_text())
     runs, budget = content["runs"], content["budget"]
-    cost_key = "eval/stochastic/discounted_cost_mean" if budget["discounted"] else "eval/stochastic/cost_mean"
-    panels = [("eval", "eval/return_mean", "return (deterministic)"), ("eval", "eval/stochastic/return_mean", "return (stochastic)"),
-              ("eval", cost_key, "discounted cost (stochastic)" if budget["discounted"] else "episode cost (stochastic)"),
-              ("train", "train/multiplier", "multiplier")]  # fmt: skip
+    panels = [("eval", "eval/return_mean", "return (deterministic)"), ("eval", "eval/stochastic/return_mean", "return (stochastic)")]
+    if budget is None:
+        panels.append(("eval", "eval/return_max", "best of ten episodes (deterministic)"))
+    else:
+        kind, key = ("discounted", "discounted_cost_mean") if budget["discounted"] else ("episode", "cost_mean")
+        panels += [("eval", f"eval/stochastic/{key}", f"{kind} cost (stochastic)"), ("train", "train/multiplier", "multiplier")]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
     labels = list(dict.fromkeys(run["label"] for run in runs))
     for axis, (kind, key, title) in zip(axes, panels):
@@ -230,7 +251,7 @@ def draw(path: Path) -> None:
         if "cost" in key:
             axis.axhline(budget["limit"], color="k", ls="--", lw=1, label="budget")
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("environment steps")
+        axis.set_xlabel("steps of the agent")
         axis.grid(alpha=0.25)
     axes[2].legend(fontsize=8)
     figure.suptitle(content["title"], fontsize=11)

@@ -287,10 +287,10 @@ PARITY = replace(
 )  # fmt: skip
 """The released agent, to the fixtures' tolerance."""
 SMALL = replace(
-    DEFAULT, proposals=128, elites=24, policy_rollouts=12, steps=8, encoder_width=128, width=128, latent=128, batch_size=128,
+    DEFAULT, proposals=128, elites=24, policy_rollouts=12, steps=8, beta_last=2.5e-2, encoder_width=128, width=128, latent=128, batch_size=128,
     score_states=8, score_proposals=32, td_levels=2,
 )  # fmt: skip
-"""For a laptop's CPU."""
+"""For a laptop's CPU. Its eight levels reach the noise that the default's twenty do: with their betas proposals would spread 0.20 about a plan, not 0.33."""
 
 PRESETS: dict[str, MBDPOConfig] = {
     "default": DEFAULT,
