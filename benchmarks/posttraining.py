@@ -1,0 +1,149 @@
+"""Post-training of the tiny world's pipeline: the runs behind the README's table and pictures.
+
+    python -m saddlepoint.safediffusion.tiny --out WORLD --minutes 60 --threads 2     # or the world that is shipped
+    python benchmarks/posttraining.py run WORLD [--only r1-0]                         # resumes what was interrupted, skips what is done
+    python benchmarks/posttraining.py collect WORLD                                   # results/posttraining.json and .png
+
+Each run is an ordinary ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of three files from the same noise
+(``saddlepoint evaluate``) and the world's exact checker reads the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from learning import COLOURS, RESULTS, RUNS, commit, machine  # noqa: E402
+
+SEEDS = (0, 1, 2)
+CHECKER = "saddlepoint.safediffusion.tiny.checker"
+COMMON = (
+    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --steps 20 --guidance 4 --epochs 60 --eval-every 10"
+    " --checkpoint-every 10 --log-prob sum --train-batch 32 --sample-batch 64 --threads 1 --quiet"
+)
+VARIANTS = {
+    "steered": "--reward steered",
+    "projection": "--reward steered --steering projection",
+    "plain": "--reward alignment",
+    "constrained": "--unsafe-budget 0.02",
+}
+"""SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), and alignment under a budget of unsafe pictures"""
+TABLES = ("held-out", "phrasings", "kinds")
+"""other scenes in the trained words, words and kinds of marking that no post-training saw"""
+MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
+
+
+def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
+    """(variant, seed, command, run folder) of every run."""
+    files = {"--pipeline": "pipeline", "--clip": "clip", "--prompts": "prompts/training.csv", "--held-out-prompts": "prompts/held-out.csv"}
+    planned = []
+    for seed in SEEDS:
+        for name, flags in VARIANTS.items():
+            own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
+            sources = [word for flag, place in own.items() for word in (flag, str(world / place))]
+            command = ["train", "safediffusion", *sources, *COMMON.split(), *flags.split(), "--seed", str(seed)]
+            planned.append((name, seed, command, RUNS / "posttraining" / f"{name}-{seed}"))
+    return planned
+
+
+def evaluation(folder: Path, table: str) -> Path:
+    return folder / f"evaluation-{table}"
+
+
+def run(world: Path, only: str | None) -> None:
+    for name, seed, command, folder in runs(world):
+        if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
+            continue
+        fresh = not (folder / "config.json").exists()
+        stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "resumed": not fresh}
+        _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
+        for table in TABLES:
+            distance = ["--distance-to", "tiny"] if table == "held-out" else []  # the others have no harmless prompts to compare with clean pictures
+            prompts = str(world / "prompts" / f"{table}.csv")
+            _saddlepoint("evaluate", str(folder), "--prompts", prompts, "--measures", "alignment", "--checker", "tiny", *distance, "--batch", "64",
+                         "--threads", "1", "--out", str(evaluation(folder, table)))  # fmt: skip
+        (folder / "finished.json").write_text(json.dumps(stamp, indent=1))
+
+
+def _saddlepoint(*words: str) -> None:
+    print("saddlepoint", *words, flush=True)
+    if code := subprocess.run([sys.executable, "-m", "saddlepoint.cli", *words], check=False).returncode:
+        sys.exit(code)
+
+
+def collect(world: Path) -> None:
+    found: list[dict[str, Any]] = []
+    for name, seed, _, folder in runs(world):
+        if not (folder / "finished.json").exists():
+            print(f"left out: {name}-{seed} (not finished)")
+            continue
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        tables = {table: json.loads((evaluation(folder, table) / "results.json").read_text())["numbers"] for table in TABLES}
+        stamp = json.loads((folder / "finished.json").read_text())
+        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "lines": lines, "tables": tables})
+    if not found:
+        sys.exit(f"no finished run: start them with `python benchmarks/posttraining.py run {world}`")
+    for name in VARIANTS:
+        of = [each for each in found if each["variant"] == name]
+        for table in TABLES if of else ():
+            said = []
+            for measure in MEASURES:
+                sides = [each["tables"][table] for each in of if measure in each["tables"][table]["after"]]
+                pairs = [[numbers[side][measure]["value"] for side in ("before", "after")] for numbers in sides]
+                if pairs:
+                    before, after = np.mean(pairs, 0)
+                    said.append(f"{measure} {before:.3g} -> {after:.3g}" + (f" ({100 * (after / before - 1):+.0f} %)" if before else ""))
+            print(f"{name}, {len(of)} seeds, {table}: " + "; ".join(said))
+    RESULTS.mkdir(exist_ok=True)
+    card = (world / "README.md").read_text()
+    (RESULTS / "posttraining.json").write_text(json.dumps({"world": card, "runs": found}, indent=1))
+    draw(found)
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """Held-out utility and unsafe rate, and the training's, over the epochs; thin lines are seeds."""
+    panels = {"train/cost_mean": "unsafe rate (training)", "eval/cost_mean": "unsafe rate (held out)",
+              "eval/utility_mean": "compositional accuracy (held out)", "train/multiplier": "multiplier"}  # fmt: skip
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axis, (key, title) in zip(axes, panels.items()):
+        for colour, name in zip(COLOURS, VARIANTS):
+            for i, each in enumerate(each for each in found if each["variant"] == name):
+                curve = np.array([(line["step"], line[key]) for line in each["lines"] if key in line])
+                if len(curve):
+                    axis.plot(*curve.T, color=colour, lw=1.2, alpha=0.7, label=name if i == 0 else None)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epochs of 64 pictures")
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=8)
+    figure.savefig(RESULTS / "posttraining.png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=["run", "collect"])
+    parser.add_argument("world", type=Path, help="folder of the tiny world's models")
+    parser.add_argument("--only", help="one run, such as steered-0")
+    arguments = parser.parse_args()
+    if not (arguments.world / "README.md").is_file():
+        parser.error(f"{arguments.world} holds no finished tiny world: train one with `python -m saddlepoint.safediffusion.tiny`.")
+    if arguments.verb == "run":
+        run(arguments.world, arguments.only)
+    else:
+        collect(arguments.world)
+
+
+if __name__ == "__main__":
+    main()
