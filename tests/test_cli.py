@@ -86,6 +86,16 @@ def test_output_that_nobody_reads_ends_quietly(args: list[str]) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "saddlepoint.cli", "train", "algd", *SMALL, "--total-steps", "120", "--out", str(tmp_path / "run")]
+    with os.fdopen(writing, "wb") as nowhere:
+        done = subprocess.run(program, stdout=nowhere, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "run" / "checkpoints" / "120" / "manifest.json").is_file()
+
+
 def test_another_broken_pipe_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(args: list[str]) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
@@ -263,6 +273,7 @@ def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
         ({"learner": None}, "damaged .it has no whole 'learner'"),
         ({"learner": ...}, "damaged .it has no whole 'learner'"),
         ({"train": ...}, "damaged .it has no whole 'train'"),
+        ({"train": {"seed": 0}}, "damaged .it has no whole 'train'"),
         ({"shape": ...}, "damaged .it has no whole 'shape'"),
         ({"budgets": [{"bound": 1.0}]}, "damaged .it has no whole 'budgets'"),
     ):

@@ -24,11 +24,12 @@ class EpochLog:
     """The log of one run, whose steps are epochs. Processes other than the first have a silent one (``folder`` None)."""
 
     def __init__(self, folder: Path | None, epochs: int, quiet: bool) -> None:
-        from rich.console import Console
         from rich.live import Live
 
+        from saddlepoint.train.console import PatientConsole
+
         self._folder, self._epochs = folder, epochs
-        self._console = Console(highlight=False, quiet=folder is None)
+        self._console = PatientConsole(highlight=False, quiet=folder is None)
         self._live = None if quiet or folder is None or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
         self._started, self._wall_before, self._shown = time.monotonic(), 0.0, time.monotonic()
         self._first: tuple[float, float] | None = None  # when this process showed its first progress, and how far it was

@@ -23,11 +23,12 @@ class Progress:
     """Shows the records of a sweep."""
 
     def __init__(self, title: str, records: Collection[Record], quiet: bool) -> None:
-        from rich.console import Console
         from rich.live import Live
 
+        from saddlepoint.train.console import PatientConsole
+
         self._title, self._records = title, records
-        self._console = Console(highlight=False)
+        self._console = PatientConsole(highlight=False)
         self._live = None if quiet or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
         self._started = time.monotonic()
         self._shown = 0.0

@@ -36,11 +36,12 @@ class RunLog:
     """Writes the metrics of one run and shows how it goes."""
 
     def __init__(self, run: Path, total_steps: int, budgets: tuple[CostBudget, ...], quiet: bool) -> None:
-        from rich.console import Console
         from rich.live import Live
 
+        from saddlepoint.train.console import PatientConsole
+
         self._run, self._total, self._budgets = run, total_steps, budgets
-        self._console = Console(highlight=False)
+        self._console = PatientConsole(highlight=False)
         self._live = None if quiet or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
         self._started = time.monotonic()
         self._wall_before = 0.0

@@ -58,6 +58,10 @@ def read(run: Path) -> dict[str, Any]:
     for name, kind in PARTS.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
+    train = content["train"]
+    elsewhere = "tasks" in content or "pipeline" in train  # what is learnt in several environments, or in none
+    if "seed" not in train or not (elsewhere or isinstance(train.get("env"), str)):
+        raise UserError(f"{path} is damaged (it has no whole 'train'): restore it, or start a new run.")
     return content
 
 

@@ -1,0 +1,19 @@
+"""The console of long work, whose reader may go away before it is done."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+
+
+class PatientConsole(Console):
+    """Long work goes on, without words, when what reads its output has ended (``saddlepoint train ... | head``)."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more; rich's own form ends the program here."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
