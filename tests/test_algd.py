@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from saddlepoint.algd.agent import ALGD
+from saddlepoint.algd.agent import ALGD, cautious
 from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.algd.energy import Penalty, lagrangian
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
@@ -103,19 +104,26 @@ def test_cost_targets_below_zero_count_as_zero(nonnegative):
     assert float(metrics["cost_critic_loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_cost_member_bootstraps_with_its_own_target_or_with_the_largest():
-    """Two members whose targets are 1 and 3 everywhere are fitted to c + gamma_c (1, 3), or both to c + 3 gamma_c."""
-    for bootstrap, following in (("own", (1.0, 3.0)), ("largest", (3.0, 3.0))):
-        config = replace(SMALL, cost_members=2, cost_bootstrap=bootstrap)
+def test_a_cost_member_bootstraps_with_its_own_target_or_with_a_cautious_one():
+    """Three members whose targets are 6, 1 and 2 everywhere are fitted to c + gamma_c (6, 1, 2), or all to c + gamma_c times 6, or (6 + 6 + 2)/3."""
+    for bootstrap, following in (("own", (6.0, 1.0, 2.0)), ("pair", (14 / 3,) * 3), ("largest", (6.0,) * 3)):
+        config = replace(SMALL, cost_members=3, cost_bootstrap=bootstrap)
         agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
         with torch.no_grad():
             agent.cost_target.weights[-1].zero_()
-            agent.cost_target.biases[-1].copy_(torch.tensor([1.0, 3.0]).view(2, 1, 1))
+            agent.cost_target.biases[-1].copy_(torch.tensor([6.0, 1.0, 2.0]).view(3, 1, 1))
         batch = bandit_batch(64, generator)._replace(terminated=torch.zeros(64))
         wanted = batch.cost[:, 0] + config.cost_gamma * torch.tensor(following)[:, None]
         loss = (agent.cost_critic(batch.observation, batch.action) - wanted).square().mean().detach()
         metrics = agent.update_batch(batch, agent.draw(64))
         assert float(metrics["cost_critic_loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_the_larger_of_a_pair_against_all_pairs():
+    members = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = [torch.maximum(members[:, i], members[:, j]) for i, j in itertools.combinations(range(5), 2)]
+    torch.testing.assert_close(cautious(members, pair=True), torch.stack(pairs).mean(0))
+    torch.testing.assert_close(cautious(members[:, :1], pair=True), members[:, 0])
 
 
 def test_a_violation_moves_lambda_as_if_at_most_so_many_budgets():

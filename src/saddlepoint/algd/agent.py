@@ -43,6 +43,16 @@ class CriticStep(NamedTuple):
     cost_gradients: tuple[list[Tensor], list[Tensor]]
 
 
+def cautious(members: Tensor, pair: bool) -> Tensor:
+    """The largest estimate, or with ``pair`` the mean over all pairs of the pair's larger one. (constraints, members, batch) -> (constraints, batch)."""
+    count = members.shape[1]
+    if not pair or count == 1:
+        return members.amax(1)
+    # Of count estimates in rising order the k-th, from 0, is the larger one of k pairs.
+    share = torch.arange(count, dtype=members.dtype, device=members.device) / (count * (count - 1) / 2)
+    return (members.sort(1).values * share.view(-1, 1)).sum(1)
+
+
 class ALGD:
     """One agent for the VE and the VP chain; see ``ALGDConfig`` for every choice, and ``update_batch`` for the algorithm."""
 
@@ -138,9 +148,9 @@ class ALGD:
         target = trace(
             self.cost_target.layers(self.low_precision), batch.next_observation, next_action[None], "silu"
         ).values[:, 0]
-        if cfg.cost_bootstrap == "largest":
+        if cfg.cost_bootstrap != "own":
             members = target.unflatten(0, (len(self.budgets), -1))
-            target = members.amax(1, keepdim=True).expand_as(members).flatten(0, 1)
+            target = cautious(members, cfg.cost_bootstrap == "pair").unsqueeze(1).expand_as(members).flatten(0, 1)
         target = target.clamp(min=0) if cfg.nonnegative_costs else target
         cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target

@@ -117,9 +117,9 @@ class ALGDConfig:
     """discount of costs"""
     nonnegative_costs: bool = True
     """bootstrap the cost critics with no less than 0, which no sum of costs is below: a policy that seeks low estimates finds those that are too low"""
-    cost_bootstrap: Literal["own", "largest"] = "largest"
-    """what a cost critic bootstraps with at the next state: its own target, or the largest of its constraint's members, the mirror of the rewards'
-    smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
+    cost_bootstrap: Literal["own", "pair", "largest"] = "largest"
+    """what a cost critic bootstraps with at the next state: its own target, the larger of two of its constraint's members (in the mean over all pairs), or
+    the largest of all. The last two mirror the rewards' smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
