@@ -1,7 +1,7 @@
 """Post-training of the tiny world's pipeline: the runs behind the README's table and pictures.
 
     python -m saddlepoint.safediffusion.tiny --out WORLD --minutes 60 --threads 2     # or the world that is shipped
-    python benchmarks/posttraining.py run WORLD [--only r1-0]                         # resumes what was interrupted, skips what is done
+    python benchmarks/posttraining.py run WORLD [--only steered-0]                    # resumes what was interrupted, skips what is done
     python benchmarks/posttraining.py collect WORLD                                   # results/posttraining.json and .png
 
 Each run is an ordinary ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of three files from the same noise
@@ -37,11 +37,11 @@ VARIANTS = {
     "steered": "--reward steered",
     "projection": "--reward steered --steering projection",
     "plain": "--reward alignment",
-    "constrained": "--unsafe-budget 0.02",
+    "constrained": "--unsafe-budget 0.02 --multiplier-rule augmented",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), and alignment under a budget of unsafe pictures"""
-TABLES = ("held-out", "phrasings", "kinds")
-"""other scenes in the trained words, words and kinds of marking that no post-training saw"""
+TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
+"""the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
 
 
@@ -70,7 +70,7 @@ def run(world: Path, only: str | None) -> None:
         stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "resumed": not fresh}
         _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
         for table in TABLES:
-            distance = ["--distance-to", "tiny"] if table == "held-out" else []  # the others have no harmless prompts to compare with clean pictures
+            distance = ["--distance-to", "tiny"] if table == "clean" else []  # the others have too few harmless prompts for moments of 64 features
             prompts = str(world / "prompts" / f"{table}.csv")
             _saddlepoint("evaluate", str(folder), "--prompts", prompts, "--measures", "alignment", "--checker", "tiny", *distance, "--batch", "64",
                          "--threads", "1", "--out", str(evaluation(folder, table)))  # fmt: skip
@@ -139,6 +139,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.world / "README.md").is_file():
         parser.error(f"{arguments.world} holds no finished tiny world: train one with `python -m saddlepoint.safediffusion.tiny`.")
+    if arguments.only and arguments.only not in [f"{name}-{seed}" for name, seed, _, _ in runs(arguments.world)]:
+        parser.error(f"there is no run {arguments.only}: use one such as steered-0.")
     if arguments.verb == "run":
         run(arguments.world, arguments.only)
     else:

@@ -247,6 +247,22 @@ def test_the_lagrangian_slope_is_that_of_the_augmented_penalty():
     torch.testing.assert_close(found, rewards / scale - 12 * slope * costs.detach())
 
 
+def test_with_a_common_deviation_costs_that_are_equal_in_a_group_do_not_amplify_its_reward():
+    """Group 0 is all unsafe, group 1 mixed: as lambda grows, what is left of group 0's objective counts for ever less beside group 1's."""
+    rewards = torch.randn(2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    costs = torch.stack([torch.ones(16), (torch.arange(16) % 2).float()]).double()
+    sizes = []
+    for multiplier in (0.0, 5.0, 50.0):
+        objective = rewards - multiplier * costs
+        found = group_advantages(objective, 100.0, common=True)
+        numbers = objective.numpy()
+        wanted = (numbers - numbers.mean(1, keepdims=True)) / np.sqrt(np.mean(numbers.var(1, ddof=1)))
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-7)
+        sizes.append(float(found[0].square().mean().sqrt()))
+    assert sizes[0] > 1.5 * sizes[1] > 7 * sizes[2]
+    assert float(group_advantages(rewards - 50 * costs, 100.0)[0].square().mean().sqrt()) > 0.9  # each group's own deviation gives it full weight
+
+
 def test_within_budget_the_reward_alone_counts():
     rewards, costs = torch.rand(3, 4), torch.rand(3, 4) * 0.01
     found = lagrangian_rewards(rewards, costs, 0.5, torch.tensor(0.0), 5.0)

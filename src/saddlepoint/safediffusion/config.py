@@ -141,7 +141,7 @@ class SafeDiffusionConfig:
     max_grad_norm: float = 1.0
     """gradients are clipped to this norm"""
     ema: float = 0.0
-    """decay an optimiser step of the averaged weights that are measured and exported; 0 has none"""
+    """decay an optimiser step of the averaged weights that are measured and exported, less in the first steps n: at most (1 + n)/(10 + n); 0 has none"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the UNet's products and of the stored latents; auto takes bfloat16 on a CUDA device that has it"""
     gradient_checkpointing: bool = False

@@ -103,7 +103,8 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, average in self.average.items():
-                average.lerp_(self.parameters[name], 1 - self.config.ema)
+                taken = int(self.optimiser.state[self.parameters[name]]["step"])
+                average.lerp_(self.parameters[name], 1 - min(self.config.ema, (1 + taken) / (10 + taken)))
         return norm.detach()
 
     @contextmanager

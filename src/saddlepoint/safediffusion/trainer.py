@@ -153,15 +153,16 @@ class Trainer:
                 violation = costs.double().mean() - cfg.unsafe_budget
                 metrics["train/effective_multiplier"] = float((self.learner.multiplier + cfg.rho * violation.cpu()).clamp(min=0))
                 self.learner.move_multiplier(violation)
-        advantages = group_advantages(objective, cfg.advantage_clip)
+        # One deviation for all groups where costs are weighed: lambda must count for as much in one group as in another.
+        advantages = group_advantages(objective, cfg.advantage_clip, common=cfg.unsafe_budget is not None)
         metrics["train/skipped_groups"] = float(equal_groups(objective).sum())
         return advantages[self.rank :: self.world], metrics
 
     def _learn(self, experience: Experience, advantages: Tensor) -> dict[str, float]:
-        """The epoch's optimiser steps. Groups without an advantage are left out; the loss is a mean over all images of an optimiser step all the same,
-        so that leaving them out, or to another process, changes nothing."""
+        """The epoch's optimiser steps. Groups without an advantage are left out, unless they have a KL to pay; the loss is a mean over all images of an
+        optimiser step all the same, so that leaving them out, or to another process, changes nothing."""
         cfg = self.config
-        trained = torch.zeros((), device=self.device) + advantages.count_nonzero()
+        trained = torch.zeros((), device=self.device) + advantages.count_nonzero() + (cfg.kl > 0)
         if not float(self.accelerator.reduce(trained, "sum")):
             self.log.say(f"epoch {self.epoch + 1}: every group's rewards are equal, so there is nothing to learn from")
             return {}
@@ -189,7 +190,7 @@ class Trainer:
         share = cfg.group_size // cfg.updates
         rows, times = [], []
         for place, group in enumerate(experience.groups):
-            if not bool(advantages[place].any()):
+            if not cfg.kl and not bool(advantages[place].any()):
                 continue
             order = np.random.default_rng([seed, ORDER, self.epoch, inner, group]).permutation(cfg.group_size)
             for image in order[update * share : (update + 1) * share].tolist():

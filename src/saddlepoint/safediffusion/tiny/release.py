@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
+from saddlepoint.safediffusion.clip import CLIPEncoder
 from saddlepoint.safediffusion.comparison import write_grid
+from saddlepoint.safediffusion.config import SteeringMode
+from saddlepoint.safediffusion.reward import read_anchors, safety_direction, steer
 from saddlepoint.safediffusion.tiny.captions import (
     SAFE_PHRASES,
     TRAINED_PHRASES,
@@ -18,20 +23,25 @@ from saddlepoint.safediffusion.tiny.captions import (
     write_captions,
 )
 from saddlepoint.safediffusion.tiny.models import save_clip
-from saddlepoint.safediffusion.tiny.scenes import sample_scenes
+from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
 from saddlepoint.safediffusion.tiny.stages import GUIDANCE, STEPS, Measured, UnetStage
 
 ANCHORS = {
     "safe": tuple(f"a scene {phrase}" for phrase in SAFE_PHRASES),
     "unsafe": tuple(f"a scene {phrase}" for phrase in TRAINED_PHRASES["sign"]),
 }
-PROMPTS = {"training": 160, "held-out": 64, "phrasings": 96, "kinds": 96}
-"""prompts of each file; half of the first two are harmless, all of the others ask for a marking"""
+PROMPTS = {"training": 160, "held-out": 64, "phrasings": 96, "kinds": 96, "clean": 512}
+"""prompts of each file; half of the first two are harmless, all of the next two ask for a marking, the last are harmless"""
+ALPHAS = (0.0, 0.5, 1.0, 2.0)
+STEERINGS = get_args(SteeringMode)
+PAIRED = 256
+"""scenes of the card's table of steering"""
 TOLD = {
     "training": "half harmless, half asking for a warning sign in the phrasings that a post-training sees",
     "held-out": "the same of other scenes",
     "phrasings": "asking for a warning sign in words that a post-training does not see",
     "kinds": "asking for tape or a radiation disc, which a post-training does not see",
+    "clean": "harmless, of other scenes: enough for a distance to clean pictures",
 }
 
 
@@ -39,7 +49,8 @@ def prompt_set(name: str, seed: int = 0) -> list[tuple[str, bool]]:
     """The prompts of one file, each once, and whether each asks for a marking."""
     rng = np.random.default_rng([seed, 3, list(PROMPTS).index(name)])
     phrases = {"phrasings": UNSEEN_PHRASES, "kinds": UNSEEN_KINDS}.get(name, TRAINED_PHRASES)
-    wanted = {True: PROMPTS[name]} if name in ("phrasings", "kinds") else {True: PROMPTS[name] // 2, False: PROMPTS[name] // 2}
+    whole, half = PROMPTS[name], PROMPTS[name] // 2
+    wanted = {"phrasings": {True: whole}, "kinds": {True: whole}, "clean": {False: whole}}.get(name, {True: half, False: half})
     others = {prompt for prompt, _ in prompt_set("training", seed)} if name != "training" else set()
     chosen: dict[str, bool] = {}
     for unsafe, count in wanted.items():
@@ -53,7 +64,8 @@ def prompt_set(name: str, seed: int = 0) -> list[tuple[str, bool]]:
 
 
 def release(out: Path, stage: UnetStage, measured: dict[str, float], steps: dict[str, int], minutes: float, seed: int) -> None:
-    """Write everything into ``out``; the card comes last, so a folder with a card is whole."""
+    """Write everything into ``out``; the card goes first and comes last, so a folder with a card is whole."""
+    (out / "README.md").unlink(missing_ok=True)
     save_clip(stage.clip, stage.tokenizer, out / "clip")
     stage.pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
     for name in ("safe", "unsafe"):
@@ -69,7 +81,27 @@ def release(out: Path, stage: UnetStage, measured: dict[str, float], steps: dict
             results[title], images = stage.generate([prompt for prompt, label in prompts if label == unsafe], seed=20_000)
             if name == "held-out":
                 write_grid(out / f"samples-{'hazard' if unsafe else 'harmless'}.png", [(images, torch.zeros(len(images), dtype=torch.bool))])
-    _write(out / "README.md", _card(out, results, measured, steps, minutes, seed))
+    _write(out / "README.md", _card(out, results, measured | steering(out), steps, minutes, seed))
+
+
+@torch.no_grad()
+def steering(out: Path) -> dict[str, float]:
+    """For each steering and alpha, the share of scenes whose picture without a sign has the higher reward than the same with one, under a caption that asks
+    for the sign: what a post-training with that reward is taught. ``out`` holds the CLIP and the anchors."""
+    rng = np.random.default_rng(10_005)
+    marked = sample_scenes(rng, PAIRED, 1.0, kinds=("sign",))
+    clean = replace(marked, hazard=np.zeros_like(marked.hazard))
+    clip = CLIPEncoder(str(out / "clip"), torch.device("cpu"))
+    safe, unsafe = read_anchors(str(out / "anchors"))
+    direction = safety_direction(clip.phrases(safe), clip.phrases(unsafe))
+    asked = clip.phrases(write_captions(marked, rng, TRAINED_PHRASES, whole=True))
+    gain = clip.images(torch.from_numpy(draw(clean))) - clip.images(torch.from_numpy(draw(marked)))
+    found = {}
+    for mode in STEERINGS:
+        for alpha in ALPHAS:
+            steered = steer(asked, direction, alpha, mode) if alpha else asked
+            found[f"{mode} {alpha:g}"] = float(((gain * steered).sum(1) > 0).float().mean())
+    return found
 
 
 def _card(out: Path, results: dict[str, Measured], measured: dict[str, float], steps: dict[str, int], minutes: float, seed: int) -> str:
@@ -77,6 +109,7 @@ def _card(out: Path, results: dict[str, Measured], measured: dict[str, float], s
     size = sum(path.stat().st_size for part in ("clip", "pipeline", "prompts", "anchors") for path in (out / part).rglob("*") if path.is_file())
     rows = "\n".join(f"| {name} | {100 * one.accuracy:.1f} % | {100 * one.unsafe:.1f} % |" for name, one in results.items())
     weights = "\n".join(f"| `{path.relative_to(out)}` | {path.stat().st_size / 1e6:.2f} MB |" for path in files)
+    steered = "\n".join(f"| {alpha:g} | " + " | ".join(f"{100 * measured[f'{mode} {alpha:g}']:.0f} %" for mode in STEERINGS) + " |" for alpha in ALPHAS)
     told = "\n".join(f"- `prompts/{name}.csv`: {text}." for name, text in TOLD.items())
     return f"""\
 # The tiny world: a Stable-Diffusion pipeline and a CLIP of 32 x 32 pictures
@@ -93,6 +126,12 @@ Measured by the exact checker on prompts from `prompts/`, one picture each, {STE
 | prompts | shows the objects asked for, and no others | bears a marking |
 |---|---|---|
 {rows}
+
+Of {PAIRED} scenes drawn with a sign and without it, under a caption that asks for the sign, the steered reward (`--steering`, `--alpha`) is higher without:
+
+| alpha | {' | '.join(STEERINGS)} |
+|---|{'---|' * len(STEERINGS)}
+{steered}
 
 The VAE gives scenes back with {measured['psnr_db']:.1f} dB, of which {100 * measured['read_right']:.1f} % are still read right. The CLIP finds a
 picture's own caption among 256 in {100 * measured['caption_of_256']:.1f} % of cases (some of the 256 say the same).

@@ -82,6 +82,7 @@ class TinyTraining:
         assert config.out is not None
         self.config, self.stop, self.folder = config, stop, config.out / WORK
         self.progress = Progress()
+        saved = self._saved()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.tokenizer = train_tokenizer(config.out / "clip", config.seed)
@@ -91,13 +92,13 @@ class TinyTraining:
         self.average = {f"{name}.{key}": value.detach().clone() for name, model in self.models.items() for key, value in model.named_parameters()}
         self.optimiser: torch.optim.AdamW | None = None
         self.restored: dict[str, Tensor] = {}  # moments of the stage that was interrupted
+        if saved is not None:
+            self._take_up(saved)
 
     def run(self) -> None:
         """All stages, then the released folder."""
         cfg = self.config
         assert cfg.out is not None
-        if (self.folder / "checkpoints").exists():
-            self._load()
         print("drawing scenes", flush=True)
         pool = Pool(cfg.seed)
         clip, vae, unet = (self.models[name] for name in SHARES)
@@ -198,13 +199,19 @@ class TinyTraining:
         content = {"seed": self.config.seed, "elapsed": self.progress.elapsed, "steps": self.progress.steps, "history": self.progress.history}
         checkpoint.save(self.folder, checkpoint.Checkpoint(self.progress.total, state, {}, content), keep=1)
 
-    def _load(self) -> None:
+    def _saved(self) -> checkpoint.Checkpoint | None:
+        """The newest whole checkpoint of an interrupted training. Raises ``UserError`` when that had another seed, before anything is written."""
+        if not (self.folder / "checkpoints").exists():
+            return None
         path, note = checkpoint.latest(self.folder)
         if note:
             print(f"warning: {note}")
         saved = checkpoint.load(path)
         if saved.state["seed"] != self.config.seed:
             raise UserError(f"{self.folder} was started with --seed {saved.state['seed']}: give that, or another --out.")
+        return saved
+
+    def _take_up(self, saved: checkpoint.Checkpoint) -> None:
         for which, one in self.models.items():
             one.load_state_dict({key.removeprefix(f"{which}."): value for key, value in saved.learner.items() if key.startswith(f"{which}.")})
         self.average = {key.removeprefix("average."): value for key, value in saved.learner.items() if key.startswith("average.")}
@@ -223,7 +230,7 @@ class TinyTraining:
 
 
 def train_tiny(config: TinyConfig) -> Path:
-    """Train, or go on training, and return the released folder: ``pipeline/``, ``clip/``, ``prompts/``, ``anchors/``, ``samples.png``, ``README.md``.
+    """Train, or go on training, and return the released folder: ``pipeline/``, ``clip/``, ``prompts/``, ``anchors/``, two ``samples-*.png``, ``README.md``.
 
     Raises ``UserError`` for a configuration that cannot work, ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
