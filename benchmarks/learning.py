@@ -54,7 +54,7 @@ FIRST = (
 )
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
-PLANNERS = {"denoise": "", "mppi": "--planner mppi --td-action prior --energy-weight 0", "score": "--planner score"}
+PLANNERS = {"denoise": "", "mppi": "--planner mppi --td-action prior --energy-weight 0", "score": "--planner score", "prior-targets": "--td-action prior"}
 
 
 def control(task: str, anchors: tuple[tuple[str, float], ...]) -> Experiment:
