@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
-from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
+from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
 from saddlepoint.types import UserError
 
 BATCH = 64
@@ -31,8 +33,8 @@ class CLIPEncoder:
             model: Any = CLIPModel.from_pretrained(source, use_safetensors=True)
             self._tokenizer = AutoTokenizer.from_pretrained(source)
             processor = CLIPImageProcessorPil.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise UserError(f"the CLIP {source} cannot be loaded ({_first_line(error)}): {NO_WEIGHTS}") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"the CLIP {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
         self._model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.scale = float(self._model.logit_scale.exp())
@@ -86,5 +88,14 @@ def check_clip(source: str) -> None:
         raise UserError(f"{source} holds a model of type {kind!r}, not clip: give --clip another folder.")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def read_phrases(file: Traversable) -> list[str]:
+    """Phrases for a CLIP from a UTF-8 text file, one a line; none when there is no such file. Raises ``UserError`` when it cannot be read."""
+    if not file.is_file():
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the phrases {file} are not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"the phrases {file} cannot be read ({error.strerror}): give a text file with one phrase a line.") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -80,10 +80,11 @@ def blurred(image: Tensor) -> Tensor:
 
 
 def write_grid(path: Path, sides: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Rows of each model's pictures in turn, the same prompts below each other.
+    """Rows of each model's pictures in turn, the same prompts below each other, all of the size of the first model's.
 
     Each side is pictures (pictures, 3, height, width) and which of them must be blurred (pictures,) bool.
     """
+    size = sides[0][0].shape[2:]
     rows = []
     count = min(len(images) for images, _ in sides)
     columns = min(COLUMNS, count)
@@ -91,6 +92,7 @@ def write_grid(path: Path, sides: Sequence[tuple[Tensor, Tensor]]) -> None:
         part = slice(pair * columns, (pair + 1) * columns)
         for images, hide in sides:
             row = torch.stack([blurred(image) if flag else image for image, flag in zip(images[part], hide[part].tolist(), strict=True)])
+            row = functional.interpolate(row, size)
             factor = max(1, math.ceil(LEAST_SIDE / row.shape[-1]))
             rows.append(row.repeat_interleave(factor, 2).repeat_interleave(factor, 3))
     save_grid(path, torch.stack(rows))

@@ -23,7 +23,13 @@ from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
-from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
+from saddlepoint.safediffusion.pipeline import (
+    denoising_table,
+    load_pipeline,
+    noise_schedule,
+    scheduler_config,
+    weight_files,
+)
 from saddlepoint.safediffusion.reward import Alignment, load_plugin, scored
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
 from saddlepoint.safediffusion.tiny.captions import read_caption
@@ -45,6 +51,8 @@ class Subject:
     """title to how its pipeline is loaded"""
     origins: dict[str, str]
     """title to what it is, as the results say"""
+    weights: dict[str, Any]
+    """title to what tells its weights from others at the same place: sizes and times of a pipeline's files, digests of a run's checkpoint"""
     scheduler: dict[str, Any]
     steps: int
     guidance: float
@@ -108,13 +116,13 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     settings = _settings(source, flags, subject, prompts, clip_source if flags.uses_clip else "")
     _open_folder(subject.folder, kept, settings)
 
-    device = torch.device(flags.device)
+    device = flags.resolve_device()
     clip = CLIPEncoder(clip_source, device) if flags.uses_clip else None
     judges = _judges(flags, clip, harms)
     features: Callable[[Tensor], Tensor] | None = None
     reference: Moments | None = None
     if flags.distance_to:
-        features = (lambda images: torch.as_tensor(encode(images, ()))) if encode else _required(clip).images
+        features = (lambda images: torch.as_tensor(encode(images))) if encode else _required(clip).images
         reference = _reference(flags, features)
     numbers: dict[str, dict[str, Number]] = {}
     values: dict[str, dict[str, Tensor]] = {}
@@ -129,7 +137,6 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
             moments = running.moments()
             numbers[side]["Frechet distance to clean pictures"] = Number(frechet_distance(moments, reference), None, moments.pictures)
         shown.append((samples, _flagged(found)[: len(samples)]))
-    write_grid(subject.folder / "grid.png", shown)
     per_prompt = [
         {"prompt": prompt.text, "unsafe": prompt.unsafe}
         | {side: {name: float(of[name][i]) for name in of} for side, of in values.items()}
@@ -137,6 +144,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     ]  # fmt: skip
     content = {"settings": settings, "numbers": {side: as_json(of) for side, of in numbers.items()}, "pictures": per_prompt}
     write_json(subject.folder / "results.json", content)
+    write_grid(subject.folder / "grid.png", shown)
     judged = "nudity" in flags.measures or "inappropriate" in flags.measures
     note = "" if judged else "no detector was asked for, so no picture of the grid is blurred"
     return subject.folder, numbers, note
@@ -151,11 +159,14 @@ def _subject(source: str, flags: EvaluateFlags) -> Subject:
         settings = scheduler_config(run.pipeline)
         _require_comparable(flags.against, run.pipeline, settings)
         trained, _ = checkpoint.latest(folder, checkpoint.LEARNER)
+        manifest = json.loads((trained / checkpoint.MANIFEST).read_text())
+        digests = {name: manifest["files"][name]["sha256"] for name in checkpoint.LEARNER}
         before = flags.against or run.pipeline
         out = flags.out or folder / f"evaluation-{trained.name}-{flags.prompts.stem}"
         return Subject(
             {"before": lambda: load_pipeline(before), "after": lambda: load_trained(folder)[0]},
-            {"before": before, "after": f"{folder} after epoch {trained.name}"}, settings,
+            {"before": before, "after": f"{folder} after epoch {trained.name}"},
+            {"before": weight_files(before), "after": digests}, settings,
             flags.steps or config.steps, flags.guidance or config.guidance, config.clip, out,
         )  # fmt: skip
     settings = scheduler_config(source)
@@ -163,26 +174,37 @@ def _subject(source: str, flags: EvaluateFlags) -> Subject:
     out = flags.out or (folder.with_name(f"{folder.name}-{name}") if folder.is_dir() else Path(name))
     steps, guidance = flags.steps or STEPS, flags.guidance or GUIDANCE
     if not flags.against:
-        return Subject({"pictures": lambda: load_pipeline(source)}, {"pictures": source}, settings, steps, guidance, "", out)
+        weights = {"pictures": weight_files(source)}
+        return Subject({"pictures": lambda: load_pipeline(source)}, {"pictures": source}, weights, settings, steps, guidance, "", out)
     _require_comparable(flags.against, source, settings)
     sides = {"before": lambda: load_pipeline(flags.against), "after": lambda: load_pipeline(source)}
-    return Subject(sides, {"before": flags.against, "after": source}, settings, steps, guidance, "", out)
+    weights = {"before": weight_files(flags.against), "after": weight_files(source)}
+    return Subject(sides, {"before": flags.against, "after": source}, weights, settings, steps, guidance, "", out)
 
 
 def _require_comparable(against: str, source: str, settings: dict[str, Any]) -> None:
-    """Raises ``UserError`` when ``against`` (if it is given) is no pipeline, or one whose UNet predicts something else: both go through one table of steps."""
-    if against and scheduler_config(against).get("prediction_type", "epsilon") != settings.get("prediction_type", "epsilon"):
+    """Raises ``UserError`` when ``against`` (if it is given) is no pipeline, or one whose UNet predicts something else or was trained with other noise:
+    both go through one table of steps."""
+    if not against:
+        return
+    other = scheduler_config(against)
+    if other.get("prediction_type", "epsilon") != settings.get("prediction_type", "epsilon"):
         raise UserError(f"{against} and {source} do not predict the same thing (prediction_type), so they cannot be compared: give another --against.")
+    if not torch.equal(noise_schedule(other), noise_schedule(settings)):
+        raise UserError(f"{against} and {source} do not have the same noise schedule (betas), so they cannot be compared: give another --against.")
 
 
 def _settings(source: str, flags: EvaluateFlags, subject: Subject, prompts: list[EvaluationPrompt], clip: str) -> dict[str, Any]:
     """All that the results depend on, as it will be read back."""
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    resolved = {"steps": subject.steps, "guidance": subject.guidance, "clip": clip, "models": subject.origins, "prompts_sha256": digest}
+    resolved = {
+        "steps": subject.steps, "guidance": subject.guidance, "device": flags.resolve_device().type, "clip": clip, "models": subject.origins,
+        "weights": subject.weights, "prompts_sha256": digest,
+    }  # fmt: skip
     return json.loads(json.dumps({"source": source} | asdict(flags) | resolved, default=str))
 
 
-DRAWN_BY = ("models", "prompts_sha256", "steps", "guidance", "batch", "seed")
+DRAWN_BY = ("models", "weights", "prompts_sha256", "steps", "guidance", "batch", "seed")
 """settings that pictures depend on; measures may be chosen anew for pictures that are there"""
 
 
@@ -191,7 +213,7 @@ def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
     path = kept / "settings.json"
     if path.is_file():
         before = json.loads(path.read_text())
-        if any(before[name] != settings[name] for name in DRAWN_BY):
+        if any(before.get(name) != settings[name] for name in DRAWN_BY):
             raise UserError(f"{out} holds an evaluation of other pictures (models, prompts, steps, guidance, batch or seed): choose another --out.")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -45,8 +45,8 @@ class EvaluateFlags:
     """pictures drawn at once"""
     seed: int = 0
     """of the noise, with the prompt's own seed or its place"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where the models live"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the models live; auto takes CUDA if there is one"""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     out: Path | None = None
@@ -64,11 +64,16 @@ class EvaluateFlags:
         if self.batch < 1:
             raise UserError(f"--batch must be at least 1, not {self.batch}.")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
+            raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
         if self.encoder != "clip" and ":" not in self.encoder:
             raise UserError(f"--encoder must be clip or the module:name of your own, not {self.encoder!r}.")
         if self.distance_to and self.distance_to != "tiny" and not Path(self.distance_to).is_dir():
             raise UserError(f"--distance-to {self.distance_to} is no folder: give one of clean pictures, or tiny.")
+
+    def resolve_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
 
     @property
     def uses_clip(self) -> bool:

@@ -43,7 +43,8 @@ def export_command(args: list[str]) -> None:
 
 
 def export_run(run: Path, out: Path, form: ExportForm) -> None:
-    """Write the newest checkpoint of ``run`` into the new folder ``out``: averaged weights where the run has them. Raises ``UserError``."""
+    """Write the newest checkpoint of ``run`` into the new or empty folder ``out``: averaged weights where the run has them. Raises ``UserError``."""
+    out = out.resolve()  # "." has no name, and its temporary folder needs one
     settings, config = read_run(run)
     if form == "lora" and config.tune != "lora":
         raise UserError(f"{run} trained the whole UNet and has no adapters: use --form pipeline.")
@@ -103,15 +104,17 @@ def _merge(pipeline: Any, config: SafeDiffusionConfig) -> None:
 
 
 def _write_beside(out: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a folder beside ``out`` and rename it when it is whole."""
+    """Call ``write`` with a folder beside ``out`` and rename it when it is whole; an ``out`` that is there is filled, for one may stand in it."""
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         write(temporary)
-        if out.exists():
-            out.rmdir()  # empty, as was checked
-        temporary.rename(out)
+        if out.exists():  # empty, as was checked
+            for path in list(temporary.iterdir()):
+                path.rename(out / path.name)
+        else:
+            temporary.rename(out)
     except OSError as error:
         raise UserError(f"the export to {out} could not be written ({error.strerror or error}): make room, or choose another folder.") from error
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,9 +71,12 @@ def _number(text: str | None, where: str) -> float | None:
     if not (text or "").strip():
         return None
     try:
-        return float(text)  # type: ignore[arg-type]
+        number = float(text)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"{where} must be a number, not {text!r}.") from error
+    if not math.isfinite(number):
+        raise UserError(f"{where} must be a finite number, not {text!r}.")
+    return number
 
 
 def batches(prompts: list[EvaluationPrompt], guidance: float, size: int) -> list[list[int]]:
@@ -101,9 +105,9 @@ def pictures(studio: Studio, prompts: list[EvaluationPrompt], guidance: float, s
             studio.policy.guidance = guidance if own is None else own
             paths = [(seed, NOISE, i if (given := prompts[i].seed) is None else given) for i in places]
             drawn = studio.render([prompts[i].text for i in places], Noise(paths, paths, studio.shape, studio.device))
-            images = (drawn * 255).round().byte().cpu()
+            images = (drawn * 255).round().byte().cpu().contiguous()  # as it will be read: sums then round alike
             temporary = path.with_name(f".{path.name}.writing")
-            save_file({"images": images.contiguous()}, temporary)
+            save_file({"images": images}, temporary)
             os.replace(temporary, path)
         yield Batch(places, images.float() / 255)
 

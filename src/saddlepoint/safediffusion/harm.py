@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from saddlepoint.safediffusion.clip import CLIPEncoder
+from saddlepoint.safediffusion.clip import CLIPEncoder, read_phrases
 from saddlepoint.types import UserError
 
 CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal-activity")
@@ -21,14 +21,13 @@ NEUTRAL = "neutral"
 def read_harms(folder: Path | None = None) -> dict[str, list[str]]:
     """Phrases of the neutral class and of each category: the built-in ones, or a folder with neutral.txt and a file for each category of its own.
 
-    Raises ``UserError`` when there is no neutral class or no category.
+    Raises ``UserError`` when there is no neutral class or no category, or a file that is not UTF-8 text.
     """
     home = files("saddlepoint.safediffusion") / "harms" if folder is None else folder
     names = CATEGORIES if folder is None else sorted(path.stem for path in folder.glob("*.txt") if path.stem != NEUTRAL)
     found: dict[str, list[str]] = {}
     for name in (NEUTRAL, *names):
-        file = home / f"{name}.txt"
-        phrases = [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
+        phrases = read_phrases(home / f"{name}.txt")
         if not phrases:
             raise UserError(f"--harms {folder} has no phrases in {name}.txt: it needs neutral.txt and one file for each category.")
         found[name] = phrases

@@ -16,15 +16,22 @@ from saddlepoint.safediffusion.rollout import Noise, Studio
 
 NOISE = 100
 """the stream of its noise, apart from those of training"""
+CHOICE = 103
+"""the stream that chooses its prompts"""
 SURE = 2.0
 """standard errors from which a change counts"""
 
 
 class HeldOut:
-    """Reward, cost and utility of held-out prompts. The utility is that of prompts not labelled unsafe: there a safe model should not do as it is told."""
+    """Reward, cost and utility of held-out prompts. The utility is that of prompts not labelled unsafe: there a safe model should not do as it is told.
+
+    Of more prompts than ``held_out_images`` it takes a random choice, which depends on ``seed`` alone, in the file's order.
+    """
 
     def __init__(self, config: SafeDiffusionConfig, prompts: Sequence[Prompt], studio: Studio, scores: Scores, seed: int) -> None:
-        self.prompts = list(prompts[: config.held_out_images])
+        # Not the first ones: a file may be sorted by its labels.
+        order = np.random.default_rng([seed, CHOICE]).permutation(len(prompts))
+        self.prompts = [prompts[i] for i in sorted(order[: config.held_out_images].tolist())]
         self.studio, self.scores, self.seed, self.batch = studio, scores, seed, config.sample_batch
         useful = np.array([not prompt.unsafe for prompt in self.prompts], bool)
         self.useful = useful if useful.any() else np.ones(len(self.prompts), bool)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from saddlepoint.diffusion.kernel import PredictionType
-from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
+from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
 from saddlepoint.types import UserError
 
 PIPELINE = "StableDiffusionPipeline"
@@ -51,7 +52,7 @@ def scheduler_config(source: str) -> dict[str, Any]:
             raise UserError(f"the pipeline {source} lacks its {', '.join(missing)}: give --pipeline a whole one.")
         settings = DDIMScheduler.load_config(source, subfolder="scheduler")
     except (OSError, ValueError) as error:
-        raise UserError(f"the pipeline {source} cannot be read ({str(error).strip().splitlines()[0].rstrip('.')}): {NO_WEIGHTS}") from error
+        raise UserError(f"the pipeline {source} cannot be read ({first_line(error)}): {NO_WEIGHTS}") from error
     name, kind = settings.get("_class_name", "its scheduler"), settings.get("prediction_type", "epsilon")
     if ("beta_start" not in settings and settings.get("trained_betas") is None) or kind not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
@@ -59,6 +60,20 @@ def scheduler_config(source: str) -> dict[str, Any]:
             " use a pipeline with a DDIM, DDPM, PNDM or another scheduler that is made of betas."
         )
     return settings
+
+
+def noise_schedule(settings: dict[str, Any]) -> Tensor:
+    """alpha_bar of every training step, (num_train_timesteps,), from a scheduler's settings."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(settings).alphas_cumprod
+
+
+def weight_files(source: str) -> dict[str, list[int]]:
+    """Size and time of change (ns) of each file of weights in a pipeline folder: what differs once it is replaced. Nothing of a hub id."""
+    folder = Path(source)
+    found = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern)) if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): [(of := path.stat()).st_size, of.st_mtime_ns] for path in found}
 
 
 def denoising_table(settings: dict[str, Any], steps: int) -> DenoisingTable:
@@ -94,9 +109,8 @@ def load_pipeline(source: str) -> Any:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"the pipeline {source} cannot be loaded ({reason}): {NO_WEIGHTS}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the pipeline {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.float().requires_grad_(False).eval()

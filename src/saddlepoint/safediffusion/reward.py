@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saddlepoint.safediffusion.clip import CLIPEncoder
+from saddlepoint.safediffusion.clip import CLIPEncoder, read_phrases
 from saddlepoint.safediffusion.config import SafeDiffusionConfig, SteeringMode
+from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.types import NonFiniteError, UserError
 
 
@@ -127,18 +128,17 @@ class UnsafeProbability:
 def read_anchors(name: str) -> tuple[list[str], list[str]]:
     """Safe and unsafe anchor phrases of a named set or a folder; there may be no safe ones. Raises ``UserError``."""
     home = files("saddlepoint.safediffusion") / "anchors" / name if name in ("compact", "scaled", "unsafe-only") else Path(name)
-    found = []
-    for part in ("safe", "unsafe"):
-        file = home / f"{part}.txt"
-        found.append([line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else [])
-    if not found[1]:
+    safe, unsafe = (read_phrases(home / f"{part}.txt") for part in ("safe", "unsafe"))
+    if not unsafe:
         raise UserError(f"--anchors {name} is no set of anchors: give compact, scaled, unsafe-only, or a folder with phrases in unsafe.txt.")
-    return found[0], found[1]
+    return safe, unsafe
 
 
-def load_plugin(flag: str, name: str) -> Score:
+def load_plugin(flag: str, name: str) -> Any:
     """The callable ``module:name``; a class is built without arguments. Raises ``UserError`` when there is none."""
     module, _, attribute = name.partition(":")
+    if not module or module.startswith(".") or not attribute:
+        raise UserError(f"{flag} {name}: give the module's full name and a name in it, such as my_package.scores:brightness.")
     try:
         found = vars(import_module(module))[attribute]
     except ImportError as error:
@@ -146,9 +146,12 @@ def load_plugin(flag: str, name: str) -> Score:
     except KeyError as error:
         raise UserError(f"{flag} {name}: {module} has no {attribute!r}.") from error
     if inspect.isclass(found):
-        found = found()
+        try:
+            found = found()
+        except TypeError as error:
+            raise UserError(f"{flag} {name}: this class cannot be built without arguments ({first_line(error)}): give a function, or another class.") from error
     if not callable(found):
-        raise UserError(f"{flag} {name} cannot be called: it must take (images, prompts) and return one number for each.")
+        raise UserError(f"{flag} {name} cannot be called: give a function, or a class with __call__.")
     return found
 
 

@@ -1,0 +1,221 @@
+"""Faults that were found in the post-training of text-to-image models, so that they do not come back: what must be refused, and in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.importorskip("diffusers")
+
+from safetensors.torch import load_file
+
+from saddlepoint.safediffusion.clip import CLIPEncoder
+from saddlepoint.safediffusion.comparison import write_grid
+from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
+from saddlepoint.safediffusion.evaluate import EvaluateFlags, evaluate
+from saddlepoint.safediffusion.export import export_run
+from saddlepoint.safediffusion.extras import first_line
+from saddlepoint.safediffusion.generation import read_table
+from saddlepoint.safediffusion.harm import read_harms
+from saddlepoint.safediffusion.held_out import HeldOut
+from saddlepoint.safediffusion.pipeline import load_pipeline, weight_files
+from saddlepoint.safediffusion.prompts import Prompt
+from saddlepoint.safediffusion.reward import load_plugin, read_anchors
+from saddlepoint.safediffusion.start import post_train
+from saddlepoint.types import UserError
+from tests.tiny_pipeline import write_clip, write_pipeline
+
+HERE = "tests.test_safediffusion_faults"
+
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+def colour_means(images):
+    return images.mean((2, 3))
+
+
+def flags_of(home: Path, name: str) -> EvaluateFlags:
+    """Distances of colour means, which need no CLIP."""
+    clean, table = home / "clean", home / "prompts.txt"
+    if not clean.exists():
+        clean.mkdir()
+        table.write_text("a red square\na blue circle\n")
+        for i in range(2):
+            write_grid(clean / f"{i}.png", [(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.zeros(1, dtype=torch.bool))])
+    return EvaluateFlags(
+        prompts=table, measures=(), distance_to=str(clean), encoder=f"{HERE}:colour_means", steps=2, device="cpu", out=home / name
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+def test_pictures_of_a_replaced_pipeline_are_not_taken_up(tmp_path):
+    pipeline, flags = write_pipeline(tmp_path / "a"), flags_of(tmp_path, "out")
+    first = evaluate(str(pipeline), flags)[1]
+    assert evaluate(str(pipeline), flags)[1] == first
+    assert any(name.startswith("unet/") for name in weight_files(str(pipeline)))
+    write_pipeline(tmp_path / "a", seed=1)
+    with pytest.raises(UserError, match="other pictures"):
+        evaluate(str(pipeline), flags)
+    assert evaluate(str(pipeline), replace(flags, out=tmp_path / "anew"))[1] != first
+
+
+def test_pictures_of_a_run_that_was_made_anew_are_not_taken_up(tmp_path):
+    pipeline, flags = str(write_pipeline(tmp_path / "a")), flags_of(tmp_path, "out")
+    config = SafeDiffusionConfig(
+        reward=f"{HERE}:brightness", cost="none", utility=f"{HERE}:brightness", steps=3, group_size=2, images=2, held_out=0.0, rank=2,
+    )  # fmt: skip
+    settings = RunConfig(pipeline=pipeline, prompts=str(flags.prompts), out=tmp_path / "run", epochs=1, device="cpu", quiet=True)
+    run = post_train(settings, config)
+    evaluate(str(run), flags)
+    evaluate(str(run), flags)
+    run.rename(tmp_path / "old")
+    post_train(replace(settings, seed=1), config)
+    with pytest.raises(UserError, match="other pictures"):
+        evaluate(str(run), flags)
+
+
+def test_a_pipeline_of_another_picture_size_is_compared(tmp_path):
+    small, large = str(write_pipeline(tmp_path / "a")), str(write_pipeline(tmp_path / "b", side=8))
+    out, numbers, _ = evaluate(small, replace(flags_of(tmp_path, "out"), against=large))
+    assert list(numbers) == ["before", "after"]
+    assert (out / "grid.png").is_file()
+    assert [load_file(out / "pictures" / f"{side}-000000.safetensors")["images"].shape[-1] for side in numbers] == [16, 8]
+
+
+def test_results_are_written_before_the_grid(tmp_path, monkeypatch):
+    def fail(path, sides):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("saddlepoint.safediffusion.evaluate.write_grid", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate(str(write_pipeline(tmp_path / "a")), flags_of(tmp_path, "out"))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sentence"),
+    [
+        ({"beta_end": 0.02}, "noise schedule"),
+        ({"beta_schedule": "linear"}, "noise schedule"),
+        ({"num_train_timesteps": 500}, "noise schedule"),
+        ({"trained_betas": [0.01] * 1000}, "noise schedule"),
+        ({"prediction_type": "v_prediction"}, "prediction_type"),
+    ],
+)
+def test_pipelines_of_different_noise_are_not_compared(tmp_path, scheduler, sentence):
+    source, other = str(write_pipeline(tmp_path / "a")), str(write_pipeline(tmp_path / "b", scheduler))
+    with pytest.raises(UserError, match=sentence):
+        evaluate(source, replace(flags_of(tmp_path, "out"), against=other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_device_is_chosen_as_in_training(monkeypatch):
+    assert EvaluateFlags().device == "auto"
+    for there, wanted in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert EvaluateFlags().resolve_device().type == wanted
+        assert EvaluateFlags(device="cpu").resolve_device().type == "cpu"
+
+
+# ------------------------------------------------------------------------------------------------ one sentence instead of a traceback
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("datetime:datetime", "cannot be built without arguments"),
+        (":Unsafe", "the module's full name"),
+        (".x:Unsafe", "the module's full name"),
+        ("math:", "the module's full name"),
+    ],
+)
+def test_a_plugin_that_cannot_be_had(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_plugin("--encoder", name)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize("column", ["sd_seed", "sd_guidance_scale"])
+def test_numbers_of_a_table_are_finite(tmp_path, column, value):
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,{column}\na red square,{value}\n")
+    with pytest.raises(UserError, match=f"line 2: {column} must be a finite number"):
+        read_table(path)
+
+
+def test_phrases_that_are_not_utf_8(tmp_path):
+    (tmp_path / "neutral.txt").write_text("a calm scene\n", encoding="utf-8-sig")
+    for name in ("unsafe", "violence"):
+        (tmp_path / f"{name}.txt").write_text("a naïve scene\n", encoding="latin-1")
+    for read in (lambda: read_anchors(str(tmp_path)), lambda: read_harms(tmp_path)):
+        with pytest.raises(UserError, match=r"unsafe\.txt are not UTF-8"):
+            read()
+    for name in ("unsafe", "violence"):
+        (tmp_path / f"{name}.txt").write_text("a naïve scene\n", encoding="utf-8")
+    assert read_anchors(str(tmp_path)) == ([], ["a naïve scene"])
+    assert read_harms(tmp_path)["neutral"] == ["a calm scene"]  # without the mark at the start of the file
+
+
+def test_truncated_weights(tmp_path):
+    clip, pipeline = write_clip(tmp_path / "b"), write_pipeline(tmp_path / "a")
+    for path in (clip / "model.safetensors", pipeline / "unet" / "diffusion_pytorch_model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"the CLIP .* cannot be loaded"):
+        CLIPEncoder(str(clip), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"the pipeline .* cannot be loaded"):
+        load_pipeline(str(pipeline))
+
+
+def test_a_run_is_exported_into_the_empty_folder_one_stands_in(tmp_path, monkeypatch):
+    prompts, here = tmp_path / "prompts.txt", tmp_path / "here"
+    prompts.write_text("a red square\n")
+    config = SafeDiffusionConfig(
+        reward=f"{HERE}:brightness", cost="none", utility=f"{HERE}:brightness", steps=2, group_size=2, images=2, held_out=0.0, rank=2,
+    )  # fmt: skip
+    settings = RunConfig(pipeline=str(write_pipeline(tmp_path / "a")), prompts=str(prompts), out=tmp_path / "run", epochs=1, device="cpu", quiet=True)
+    run = post_train(settings, config)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    export_run(run, Path("."), "pipeline")
+    assert Path("model_index.json").is_file()  # seen from within: the folder is still the same one
+    load_pipeline(str(here))
+    assert not (tmp_path / ".here.writing").exists()
+    with pytest.raises(UserError, match="not an empty folder"):
+        export_run(run, Path("."), "pipeline")
+    with pytest.raises(UserError, match="could not be written"):
+        export_run(run, prompts / "below-a-file", "pipeline")
+
+
+def test_the_first_line_of_a_fault():
+    assert first_line(ValueError("one.\ntwo")) == "one"
+    assert first_line(ValueError(" \n")) == "ValueError"
+
+
+# ------------------------------------------------------------------------------------------------ the held-out measure
+
+
+def test_held_out_prompts_are_a_choice_that_depends_on_the_seed_alone():
+    prompts = [Prompt(f"a sign {i}", unsafe=i >= 50) for i in range(100)]  # sorted by label
+    config = SafeDiffusionConfig(held_out_images=20)
+    studio = SimpleNamespace()
+
+    def chosen(seed: int) -> list[Prompt]:
+        return HeldOut(config, prompts, studio, None, seed).prompts
+
+    places = [prompts.index(prompt) for prompt in chosen(0)]
+    assert places == sorted(set(places))
+    assert len(places) == 20
+    assert {prompt.unsafe for prompt in chosen(0)} == {False, True}
+    assert chosen(0) == chosen(0) != chosen(1)
+    assert HeldOut(config, prompts[:20], studio, None, 0).prompts == prompts[:20]
