@@ -13,15 +13,16 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import PARITY, PRESETS, MBDPOConfig
 from saddlepoint.mbdpo.imagine import Constraint
-from saddlepoint.mbdpo.losses import Sequences, UpdateNoise, score_loss
+from saddlepoint.mbdpo.losses import Sequences, UpdateNoise, contrastive_loss, score_loss
 from saddlepoint.mbdpo.search import PlanNoise
+from saddlepoint.mbdpo.transfer import adopt
 from saddlepoint.mbdpo.world_model import Tasks
 from saddlepoint.replay import Replay
 from saddlepoint.types import EnvShape, NonFiniteError, UserError
 
 TINY = replace(
     PRESETS["small"], width=32, latent=16, encoder_width=32, proposals=32, elites=8, policy_rollouts=4, steps=6, batch_size=16, score_states=4,
-    score_proposals=16, critics=3, cost_members=2, bins=21,
+    score_proposals=16, critics=3, cost_members=2, bins=21, multiplier_actions="policy",
 )  # fmt: skip
 SHAPE = EnvShape(5, (-2.0, 0.0), (2.0, 1.0), 0)
 COSTLY = {1: (CostBudget(10.0),), 2: (CostBudget(10.0), CostBudget(5.0))}
@@ -177,6 +178,43 @@ def test_several_tasks(generator):
     assert float(plan[1, :, 1].abs().max()) > 0
 
 
+@pytest.mark.parametrize("pairs", ["aligned", "released"])
+def test_negatives_of_the_energy_have_nothing_in_what_a_task_does_not_use(generator, pairs):
+    """A task that uses one of two actions: the draws of the other change its negatives only as released, where they would give them away."""
+    agent = agent_of(replace(TINY, energy_pairs=pairs), tasks=Tasks((1, 2), (100, 500)))
+    with torch.no_grad():
+        agent.model.energy_head.weights[-1].normal_(generator=generator)  # at the start the energy is 0 everywhere
+    data, noise = batch_of(agent, generator, torch.zeros(16, dtype=torch.int64)), UpdateNoise.draw(agent.model, 16, generator)
+    zs = torch.randn(agent.config.horizon, 16, agent.config.latent, generator=generator)
+    losses = []
+    for shift in (0.0, 0.4):
+        moved = (noise.negative_uniform + shift * torch.tensor([0.0, 1.0])) % 1
+        shaken = noise.negative_noise + shift * torch.tensor([0.0, 1.0])
+        losses.append(contrastive_loss(agent.model, zs, data.action, noise._replace(negative_uniform=moved, negative_noise=shaken), data.task)[0])
+    assert bool(losses[0] == losses[1]) == (pairs == "aligned")
+
+
+def test_a_violation_moves_lambda_as_if_at_most_so_many_budgets(generator):
+    for cap, step in ((2.0, 2.0), (None, 30.0)):
+        agent = agent_of(replace(TINY, multiplier_actions="recent", multiplier_rate=0.1, largest_violation=cap), 1)
+        before = agent.multiplier
+        agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator), 31 * agent.budget)
+        torch.testing.assert_close(agent.multiplier, before + 0.1 * step * agent.budget)
+
+
+def test_what_knows_costs_hands_them_on(generator):
+    source, target = agent_of(TINY, 1), agent_of(TINY, 1, seed=1)
+    source.update_sequences(batch_of(source, generator), UpdateNoise.draw(source.model, 16, generator))
+    adopt(target, source, None)
+    z, action = torch.randn(4, TINY.latent, generator=generator), torch.randn(4, 2, generator=generator)
+    for logits in ("cost_logits", "cost_value_logits"):
+        torch.testing.assert_close(getattr(target.model, logits)(z, action), getattr(source.model, logits)(z, action))
+    torch.testing.assert_close(target.multiplier, source.multiplier)
+    without = agent_of(TINY, 0, seed=1)
+    adopt(without, source, None)
+    torch.testing.assert_close(without.model.energy(z, action), source.model.energy(z, action))
+
+
 def test_ends_are_learnt_from_the_first_one_seen(generator):
     agent = agent_of()
     data = batch_of(agent, generator)
@@ -240,6 +278,11 @@ def test_mistakes_are_named(changes, said):
 def test_idle_options_are_refused():
     with pytest.raises(UserError, match="--mppi-iterations does nothing here"):
         TINY.refuse_idle({"mppi_iterations"})
+    with pytest.raises(UserError, match="--temperature does nothing here"):
+        replace(TINY, planner="policy", td_action="prior").refuse_idle({"temperature"})
+    replace(TINY, planner="score").refuse_idle({"proposals", "policy_rollouts", "temperature"})  # of the score's targets
+    with pytest.raises(UserError, match="--rho does nothing here: the environment reports no cost"):
+        TINY.refuse_cost_options({"rho", "width"})
     for preset in PRESETS.values():
         preset.validate()
     PARITY.refuse_idle({"rollouts"})

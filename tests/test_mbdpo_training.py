@@ -81,6 +81,8 @@ def test_an_environment_without_a_cost(tmp_path, capsys):
     assert load_policy(run).budgets == ()
     assert main(["train", "mbdpo", "--env", FREE, *FLAGS, "--cost-limit", "5", "--out", str(tmp_path / "other")]) == 2
     assert "leave out the cost flags" in capsys.readouterr().err
+    assert main(["train", "mbdpo", "--env", FREE, *FLAGS, "--rho", "2", "--out", str(tmp_path / "other")]) == 2
+    assert "--rho does nothing here" in capsys.readouterr().err
     with pytest.raises(UserError, match='puts no "cost"'):
         train(config(FREE, tmp_path / "algd"), ALGD, ALGDConfig())
 
@@ -88,11 +90,16 @@ def test_an_environment_without_a_cost(tmp_path, capsys):
 def test_a_loaded_policy_goes_on_from_its_plan(tmp_path):
     policy = load_policy(train(config(COSTLY, tmp_path / "run", total_steps=80), MBDPO, TINY, BUDGET))
     observation = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
-    first, second = policy.act(observation), policy.act(observation)
+
+    def act() -> np.ndarray:
+        return policy.act(observation, generator=torch.Generator().manual_seed(policy.seed))
+
+    first, second = act(), act()
     assert not np.array_equal(first, second)
     policy.reset(np.array([True, False]))
-    third = policy.act(observation)
-    np.testing.assert_array_equal(third[0], first[0])
-    policy.reset()
-    np.testing.assert_array_equal(policy.act(observation), first)
+    np.testing.assert_array_equal(act()[0], first[0])
+    for _ in range(2):  # its own generator goes on from step to step, and begins anew with all episodes
+        policy.reset()
+        np.testing.assert_array_equal(policy.act(observation), first)
+        assert not np.array_equal(policy.act(observation), second)
     assert policy.act(observation[0]).shape == (2,)

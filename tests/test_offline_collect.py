@@ -105,6 +105,6 @@ def test_mistakes(runs, tmp_path, capsys):
     ):
         assert main(["collect", *args]) == 2, args
         assert said in capsys.readouterr().err
-    (tmp_path / "config.json").write_text('{"format": 1, "system": "mbdpo", "train": {"data": "x"}, "learner": {}, "resolved": {}, "tasks": []}')
+    (tmp_path / "config.json").write_text('{"format": 1, "system": "mbdpo", "train": {"data": "x", "seed": 0}, "learner": {}, "resolved": {}, "tasks": []}')
     with pytest.raises(UserError, match="not a run on one environment"):
         collect([tmp_path], tmp_path / "data")

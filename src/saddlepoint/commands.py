@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec, list_envs
@@ -28,11 +29,11 @@ class Launch:
     """Where settings come from."""
 
     preset: str = "default"
-    """named settings of the system, which other flags change"""
+    """named settings of the system, which other flags change (an unknown one is answered with the names)"""
     config: Path | None = None
     """a JSON file of settings, named as the flags are, which flags given here override"""
     resume: Path | None = None
-    """run folder to go on with; all is taken from it: only --total-steps flags that change no result may be given"""
+    """run folder to go on with; all is taken from it: only flags that change no result, such as --total-steps, may be given"""
     start_from: Path | None = None
     """run folder, of `saddlepoint pretrain` or of training, whose weights and settings a new run starts from; settings given here go before its own"""
     start_task: str | None = None
@@ -59,6 +60,13 @@ def train_flags(system: type[Any]) -> type[Any]:
     flags = make_dataclass("TrainFlags", parts, frozen=True)
     flags.__doc__ = "Train a system on an environment with a cost budget."
     return flags
+
+
+@runtime_checkable
+class WithCostOptions(Protocol):
+    """Settings of a system that can do without costs, and then has options that do nothing."""
+
+    def refuse_cost_options(self, given: Collection[str]) -> None: ...
 
 
 def train_command(args: list[str]) -> None:
@@ -137,7 +145,10 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
     learner_config.refuse_idle(parsed.given)
     config.validate()
     learner_config.validate()
-    return config, learner_config, _budgets(parsed, config, learner_config, system)
+    budgets = _budgets(parsed, config, learner_config, system)
+    if not budgets and isinstance(learner_config, WithCostOptions):
+        learner_config.refuse_cost_options(parsed.given)
+    return config, learner_config, budgets
 
 
 def _budgets(parsed: Parsed, config: TrainConfig, learner_config: Any, system: System) -> tuple[CostBudget, ...]:
@@ -148,7 +159,7 @@ def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, An
     folder: Path = parsed.values.launch.resume
     for other in ("out", "preset", "config", "start_from", "start_task"):
         if other in parsed.given:
-            raise UserError(f"--resume {folder} takes everything from that run: leave out --{other}.")
+            raise UserError(f"--resume {folder} takes everything from that run: leave out --{other.replace('_', '-')}.")
     saved = run.read(folder)
     if saved["system"] != name:
         raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train` with that.")

@@ -112,14 +112,17 @@ class TrainedPolicy:
     """one sentence when newer checkpoints were damaged"""
     _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
     """the actor at work, by the number of environments that it acts for"""
+    _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
+    """the run's own, once it has been needed"""
 
     def act(
         self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
     ) -> np.ndarray:
         """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units.
 
-        A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
-        Only ``stochastic`` and ``explore`` draw from ``generator``, which they need: ``UserError`` without one, and for an observation of another size.
+        A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
+        ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
+        policy has a generator of its own, of the run's seed, which ``reset`` of all episodes sets back.
         """
         if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
             raise UserError(
@@ -129,7 +132,9 @@ class TrainedPolicy:
         if generator is None:
             if mode != "deterministic":
                 raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")
-            generator = torch.Generator(device=self.device).manual_seed(self.seed)
+            if not self._generators:
+                self._generators.append(torch.Generator(device=self.device).manual_seed(self.seed))
+            generator = self._generators[0]
         batch = np.atleast_2d(observation)
         if len(batch) not in self._actors:
             self._actors.clear()
@@ -139,6 +144,8 @@ class TrainedPolicy:
 
     def reset(self, ended: np.ndarray | None = None) -> None:
         """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
+        if ended is None:
+            self._generators.clear()
         for actor in self._actors.values():
             actor.restart(ended)
 

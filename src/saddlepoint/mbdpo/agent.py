@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +72,11 @@ class MBDPO:
         self.search = Search(config, self.model, compile)
         self.episodic = config.episodic == "on"
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        self.multiplier_update = MultiplierUpdate(config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval)
+        largest = math.inf if config.largest_violation is None else config.largest_violation
+        self.ceiling = torch.tensor([largest * b.critic or math.inf for b in budgets], dtype=torch.float64)
+        self.multiplier_update = MultiplierUpdate(
+            config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional, config.derivative, config.smoothing
+        )
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
         ours = list(self.model.policy_head.parameters())
         encoder = list(self.model.encoder.parameters())
@@ -214,7 +219,7 @@ class MBDPO:
         policy = self._policy_step(zs, noise, constraint, data.task)
         multiplier, violation = self.multiplier, self._violation(targets.risk, episode_cost)
         if constraint is not None:
-            self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation)
+            self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling))
         self._polyak()
         self.search.refresh()
         self.updates += 1

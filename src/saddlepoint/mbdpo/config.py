@@ -17,7 +17,8 @@ class MBDPOConfig:
 
     # --- planning
     planner: Literal["denoise", "mppi", "score", "policy"] = "denoise"
-    """what acts: denoising with model-based scores, MPPI (then this is TD-MPC2), denoising by the score network alone, or the policy prior"""
+    """what acts: denoising with model-based scores, MPPI (preset td-mpc2, which also takes the energy and the search's TD targets away, is TD-MPC2),
+    denoising by the score network alone, or the policy prior"""
     horizon: int = 3
     """steps that are imagined, and length of the sub-sequences of an update"""
     proposals: int = 512
@@ -94,7 +95,7 @@ class MBDPOConfig:
     """weight of the losses of the cost head and the cost critics"""
     multiplier_rule: MultiplierRule = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
-    multiplier_actions: Literal["policy", "recent"] = "policy"
+    multiplier_actions: Literal["policy", "recent"] = "recent"
     """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode of late really cost"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
@@ -102,8 +103,16 @@ class MBDPOConfig:
     """lambda at the start"""
     multiplier_rate: float = 3e-4
     """step size of lambda's update"""
+    proportional: float = 0.05
+    """gain of ``pid`` on the smoothed violation"""
+    derivative: float = 0.05
+    """gain of ``pid`` on the rise of the smoothed violation"""
+    smoothing: float = 0.99
+    """share of the old violation in the moving average of ``pid``"""
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
+    largest_violation: float | None = 2.0
+    """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is)"""
 
     # --- learning
     batch_size: int = 256
@@ -199,6 +208,10 @@ class MBDPOConfig:
             raise UserError(f"--mppi-min-std {self.mppi_min_std} must not exceed --mppi-max-std {self.mppi_max_std}.")
         if not 0 < self.beta_first <= self.beta_last < 1:
             raise UserError(f"--beta-first {self.beta_first} and --beta-last {self.beta_last} must satisfy 0 < first <= last < 1.")
+        if self.largest_violation is not None and not self.largest_violation > 0:
+            raise UserError(f"--largest-violation must be greater than 0, or None, not {self.largest_violation}.")
+        if self.smoothing >= 1:
+            raise UserError(f"--smoothing must be below 1, not {self.smoothing}: at 1 the violation is never seen.")
         if self.energy_momentum > 1 or self.dropout >= 1:
             raise UserError("--energy-momentum must be at most 1, and --dropout below 1.")
         if self.critics < 2 or self.bins < 2:
@@ -215,6 +228,11 @@ class MBDPOConfig:
         for name, (works, needs) in EFFECTIVE_WITH.items():
             if name in given and not works(self):
                 raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+
+    def refuse_cost_options(self, given: Collection[str]) -> None:
+        """Raise ``UserError`` when one of the options ``given`` is of costs; for what reports none."""
+        for name in sorted(COST_OPTIONS & set(given)):
+            raise UserError(f"{_flag(name)} does nothing here: the environment reports no cost. Leave it out, or take another environment.")
 
     def refuse_pixel_options(self) -> None:
         """Raise ``UserError`` where an option of pictures was changed; for environments that show none."""
@@ -245,11 +263,22 @@ def _diffuses(c: MBDPOConfig) -> bool:
     return c.planner == "denoise" or c.trains_score
 
 
+COST_OPTIONS = frozenset({
+    "rho", "risk_std", "cost_members", "cost_gamma", "cost_weight", "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier",
+    "multiplier_rate", "proportional", "derivative", "smoothing", "multiplier_interval", "largest_violation",
+})  # fmt: skip
+"""options that act where there are costs only"""
+
+
+def _weighs(c: MBDPOConfig) -> bool:
+    """Whether plans are averaged by their values at all."""
+    return _imagines(c) or (c.trains_score and c.score_training == "planner")
+
+
+PID = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
 SCORE_USED = "--planner score or --td-action search"
 EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
-    "proposals": (_imagines, "--planner denoise or mppi"),
-    "elites": (lambda c: _imagines(c) or (c.trains_score and c.score_training == "planner"), "a planner that imagines"),
-    "policy_rollouts": (_imagines, "--planner denoise or mppi"),
+    **dict.fromkeys(("proposals", "elites", "policy_rollouts", "temperature"), (_weighs, "a planner that imagines, or a score network that learns from one")),
     "rollouts": (lambda c: c.planner == "denoise" and c.policy_rollouts > 0, "--planner denoise and --policy-rollouts"),
     "steps": (_diffuses, "--planner denoise, or a score network"),
     "beta_first": (_diffuses, "--planner denoise, or a score network"),
@@ -270,6 +299,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
     "score_weight": (lambda c: c.trains_score, SCORE_USED),
     "time_embedding": (lambda c: c.trains_score, SCORE_USED),
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
+    **dict.fromkeys(("proportional", "derivative", "smoothing"), PID),
     "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
     "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),

@@ -118,6 +118,8 @@ def contrastive_loss(model: WorldModel, zs: Tensor, actions: Tensor, noise: Upda
         ours = model.policy(zs, noise.negative_policy, task).action
         noisy = (ours + c.negative_noise * noise.negative_noise).clamp(-1, 1)
         candidates = torch.stack([ours, noisy, (2 * noise.negative_uniform - 1).clamp(-1, 1)])
+        if c.energy_pairs == "aligned":  # else noise in what a task does not use would give the negatives away
+            candidates = model.masked(candidates, task)
         hard = model.energy(zs, candidates, task).argmax(0, keepdim=True)
         negative = candidates.gather(0, hard.unsqueeze(-1).expand(-1, -1, -1, candidates.shape[-1]))
     logits = model.energy(zs, torch.cat([actions[None], negative]), task)

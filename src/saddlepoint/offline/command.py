@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from saddlepoint.flags import Parsed, file_args, parse
-from saddlepoint.mbdpo.config import PRESETS, MBDPOConfig
+from saddlepoint.mbdpo.config import COST_OPTIONS, PRESETS, MBDPOConfig
 from saddlepoint.offline.config import OPERATIONAL, PretrainConfig
 from saddlepoint.offline.pretrain import pretrain, require_pretraining
 from saddlepoint.systems import restore_config
@@ -17,16 +17,7 @@ from saddlepoint.types import UserError
 PROG = "saddlepoint pretrain mbdpo"
 OF_TASKS = frozenset({"task_embedding", "leak_task_gradient"})
 """options that act with several tasks alone, as here"""
-IDLE = {
-    "gamma": "each task has the discount of its own episodes",
-    **dict.fromkeys(
-        (
-            "rho", "risk_std", "cost_members", "cost_gamma", "cost_weight", "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier",
-            "multiplier_rate", "multiplier_interval",
-        ),
-        "costs are not part of the data",
-    ),
-}  # fmt: skip
+IDLE = {"gamma": "each task has the discount of its own episodes"} | dict.fromkeys(COST_OPTIONS, "costs are not part of the data")
 """options that do nothing here, and why"""
 
 
