@@ -16,6 +16,7 @@ pytest.importorskip("diffusers")
 
 from safetensors.torch import load_file
 
+from saddlepoint.cli import main
 from saddlepoint.safediffusion.clip import CLIPEncoder
 from saddlepoint.safediffusion.comparison import write_grid
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
@@ -219,3 +220,14 @@ def test_held_out_prompts_are_a_choice_that_depends_on_the_seed_alone():
     assert {prompt.unsafe for prompt in chosen(0)} == {False, True}
     assert chosen(0) == chosen(0) != chosen(1)
     assert HeldOut(config, prompts[:20], studio, None, 0).prompts == prompts[:20]
+
+
+def test_a_hub_id_is_evaluated_as_a_pipeline(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    assert main(["evaluate", "someone/nowhere", "--prompts", str(tmp_path / "prompts.txt"), "--measures", "--checker", "tiny"]) == 2
+    assert "the pipeline someone/nowhere cannot be read" in capsys.readouterr().err
+
+
+def test_a_negative_guidance_is_refused():
+    with pytest.raises(UserError, match="--guidance must be at least 0, not -3"):
+        SafeDiffusionConfig(guidance=-3.0).validate()

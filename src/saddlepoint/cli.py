@@ -16,11 +16,11 @@ usage: saddlepoint VERB ...
 
   train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, or safediffusion on a text-to-image pipeline;
                   --resume RUN goes on where a run stopped
-  evaluate RUN    whole episodes of a trained policy, and a video
+  evaluate RUN    whole episodes of a trained policy, and a video; or pictures of a text-to-image run, folder or hub id, measured
   report RUN...   one page that compares runs
   landscape RUN   the energy over the actions of chosen states, with the denoising paths
   sweep FILE      algorithms x environments x seeds, which go on after any interruption
-  export RUN      the policy as an ONNX file
+  export RUN      the policy as an ONNX file, or a text-to-image model as a diffusers pipeline
   collect RUN...  a data set of several tasks from runs' replays, or from new episodes of their policies
   convert FILE... such a data set from the chunks of TD-MPC2's mt30 and mt80
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online

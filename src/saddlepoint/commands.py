@@ -206,7 +206,7 @@ def budgets_from(parsed: Parsed, env: str, cost_gamma: float, needs_cost: bool =
 
 @dataclass(frozen=True)
 class EvaluateFlags:
-    """Whole episodes of a trained policy on fresh environments, noise-free and stochastic."""
+    """Whole episodes of a trained policy on fresh environments, noise-free and stochastic. Pictures have other flags: `evaluate RUN --help` of their run."""
 
     episodes: int = 10
     """whole episodes of each policy"""
@@ -230,7 +230,8 @@ def evaluate_command(args: list[str]) -> None:
         raise UserError("evaluate needs the run folder first: `saddlepoint evaluate RUN --episodes 10 --video`.")
     from saddlepoint.safediffusion import evaluate as pictures
 
-    if pictures.is_text_to_image(Path(args[0])):
+    asks_for_pictures = any(word.split("=")[0] == "--prompts" for word in args)  # a hub id is no folder that could be looked at
+    if pictures.is_text_to_image(Path(args[0])) or asks_for_pictures:
         pictures.evaluate_command(args[0], args[1:])
         return
     helping = args[0] in ("-h", "--help")

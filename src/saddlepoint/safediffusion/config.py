@@ -179,7 +179,7 @@ class SafeDiffusionConfig:
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
         ones = ("sample_batch", "updates", "inner_epochs", "train_batch", "rank", "held_out_images")
-        _require_at_least(self, dict.fromkeys(ones, 1) | {"group_size": 2, "images": 2, "steps": 2, "kl": 0, "multiplier": 0, "weight_decay": 0})
+        _require_at_least(self, dict.fromkeys(ones, 1) | {"group_size": 2, "images": 2, "steps": 2, "kl": 0, "guidance": 0, "multiplier": 0, "weight_decay": 0})
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
