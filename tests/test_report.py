@@ -228,7 +228,7 @@ def test_each_mistake_is_one_sentence(tmp_path: Path, args: list[str], sentence:
     (tmp_path / "file").write_text("")
     (write_run(tmp_path / "damaged") / "config.json").write_text("{")
     pictures = write_run(tmp_path / "pictures") / "config.json"
-    pictures.write_text(json.dumps({"format": 1, "system": "safediffusion", "train": {}, "learner": {}, "resolved": {}}))
+    pictures.write_text(json.dumps({"format": 1, "system": "safediffusion", "train": {"pipeline": "p", "seed": 0}, "learner": {}, "resolved": {}}))
     with pytest.raises(UserError, match=sentence) as error:
         report_command([arg.replace("{tmp}", str(tmp_path)) for arg in args])
     assert "\n" not in str(error.value)
