@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saddlepoint.algd.agent import ALGD, cautious
+from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.algd.energy import Penalty, lagrangian
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget, cost_units
+from saddlepoint.constrained.budget import CostBudget, cost_units, violation_ceiling
+from saddlepoint.constrained.risk import cautious
 from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
@@ -269,6 +270,12 @@ def test_best_of_n_takes_the_sample_of_least_energy():
 def test_impossible_configurations_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         replace(ALGDConfig(), **change).validate()
+
+
+def test_a_budget_of_nothing_does_not_bound_the_violation():
+    budgets = (CostBudget(25.0), CostBudget(0.0))
+    assert violation_ceiling(budgets, 2.0).tolist() == [2 * budgets[0].critic, math.inf]
+    assert violation_ceiling(budgets, None).tolist() == [math.inf, math.inf]
 
 
 def test_options_that_would_do_nothing_are_refused():

@@ -230,8 +230,8 @@ def evaluate_command(args: list[str]) -> None:
         raise UserError("evaluate needs the run folder first: `saddlepoint evaluate RUN --episodes 10 --video`.")
     from saddlepoint.safediffusion import evaluate as pictures
 
-    asks_for_pictures = any(word.split("=")[0] == "--prompts" for word in args)  # a hub id is no folder that could be looked at
-    if pictures.is_text_to_image(Path(args[0])) or asks_for_pictures:
+    hub_id = not Path(args[0]).exists() and any(word.split("=")[0] == "--prompts" for word in args)  # there is no folder to look at
+    if hub_id or pictures.is_text_to_image(Path(args[0])):
         pictures.evaluate_command(args[0], args[1:])
         return
     helping = args[0] in ("-h", "--help")

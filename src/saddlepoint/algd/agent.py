@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting
+from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
-from saddlepoint.constrained.risk import ensemble_risk
+from saddlepoint.constrained.risk import cautious, ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
 from saddlepoint.diffusion.network import Tape
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
@@ -41,16 +41,6 @@ class CriticStep(NamedTuple):
     cost_loss: Tensor
     reward_gradients: tuple[list[Tensor], list[Tensor]]
     cost_gradients: tuple[list[Tensor], list[Tensor]]
-
-
-def cautious(members: Tensor, pair: bool) -> Tensor:
-    """The largest estimate, or with ``pair`` the mean over all pairs of the pair's larger one. (constraints, members, batch) -> (constraints, batch)."""
-    count = members.shape[1]
-    if not pair or count == 1:
-        return members.amax(1)
-    # Of count estimates in rising order the k-th, from 0, is the larger one of k pairs.
-    share = torch.arange(count, dtype=members.dtype, device=members.device) / (count * (count - 1) / 2)
-    return (members.sort(1).values * share.view(-1, 1)).sum(1)
 
 
 class ALGD:
@@ -85,8 +75,7 @@ class ALGD:
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
         self.unit = cost_units(budgets, config.cost_unit)
-        largest = math.inf if config.largest_violation is None else config.largest_violation
-        self.ceiling = torch.tensor([largest * b.critic or math.inf for b in budgets], dtype=torch.float64)
+        self.ceiling = violation_ceiling(budgets, config.largest_violation)
         self.multiplier_update = MultiplierUpdate(
             config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional,
             config.derivative, config.smoothing,

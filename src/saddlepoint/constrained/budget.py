@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,6 +131,11 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
 def cost_units(budgets: tuple[CostBudget, ...], unit: Literal["budget", "one"]) -> Tensor:
     """What multipliers count costs in, (constraints,) float64: each h, or one; a budget of nothing has no unit but one."""
     return torch.tensor([b.critic or 1.0 if unit == "budget" else 1.0 for b in budgets], dtype=torch.float64)
+
+
+def violation_ceiling(budgets: tuple[CostBudget, ...], most: float | None) -> Tensor:
+    """The largest violation that moves a multiplier, (constraints,) float64: ``most`` budgets; no bound for None, and for a budget of nothing."""
+    return torch.tensor([most * b.critic if most is not None and b.critic else math.inf for b in budgets], dtype=torch.float64)
 
 
 def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamma: float) -> None:

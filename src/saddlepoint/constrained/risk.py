@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +31,13 @@ def ensemble_risk_gradient(values: Tensor, k: float = 1.0) -> tuple[Tensor, Tens
     std = (deviation.square().sum(0) / (members - 1)).sqrt()
     slope = k * deviation / ((members - 1) * std).clamp(min=1e-12)
     return mean + k * std, share + slope
+
+
+def cautious(members: Tensor, pair: bool) -> Tensor:
+    """The largest estimate, or with ``pair`` the mean over all pairs of the pair's larger one. (constraints, members, batch) -> (constraints, batch)."""
+    count = members.shape[1]
+    if not pair or count == 1:
+        return members.amax(1)
+    # Of count estimates in rising order the k-th, from 0, is the larger one of k pairs.
+    share = torch.arange(count, dtype=members.dtype, device=members.device) / (count * (count - 1) / 2)
+    return (members.sort(1).values * share.view(-1, 1)).sum(1)

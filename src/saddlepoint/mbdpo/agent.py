@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.constrained.budget import CostBudget, require_fitting
+from saddlepoint.constrained.budget import CostBudget, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.mbdpo.encoder import random_shift
@@ -72,8 +71,7 @@ class MBDPO:
         self.search = Search(config, self.model, compile)
         self.episodic = config.episodic == "on"
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        largest = math.inf if config.largest_violation is None else config.largest_violation
-        self.ceiling = torch.tensor([largest * b.critic or math.inf for b in budgets], dtype=torch.float64)
+        self.ceiling = violation_ceiling(budgets, config.largest_violation)
         self.multiplier_update = MultiplierUpdate(
             config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional, config.derivative, config.smoothing
         )
