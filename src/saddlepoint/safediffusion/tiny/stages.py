@@ -146,8 +146,9 @@ class UnetStage:
 
     name, rate = "unet", 1.5e-3
 
-    def __init__(self, unet: Any, clip: Any, vae: Any, tokenizer: Any, pool: Pool) -> None:
+    def __init__(self, unet: Any, clip: Any, vae: Any, tokenizer: Any, pool: Pool, compiled: bool = False) -> None:
         self.model, self.clip, self.pool = unet, clip, pool
+        self.denoise: Any = torch.compile(unet) if compiled else unet
         self.pipeline = assemble(clip, vae, unet, tokenizer)
         self.text = self.pipeline.text_encoder.requires_grad_(False)
         self.tokenizer = tokenizer
@@ -166,7 +167,7 @@ class UnetStage:
         t = torch.randint(len(self.alpha_bar), (len(rows),), generator=generator)
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=generator)
-        output = self.model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, encoder_hidden_states=text).sample.float()
+        output = self.denoise(a.sqrt() * latents + (1 - a).sqrt() * noise, t, encoder_hidden_states=text).sample.float()
         error = (output - (a.sqrt() * noise - (1 - a).sqrt() * latents)).square().flatten(1).mean(1)
         snr = (a / (1 - a)).flatten()
         return (snr.clamp(max=SNR_CAP) / (snr + 1) * error).mean()

@@ -50,6 +50,8 @@ class TinyConfig:
     """CPU threads of PyTorch; 0 leaves its own choice"""
     precision: Literal["float32", "bfloat16"] = "float32"
     """of the products; bfloat16 is faster only on a CPU that has it in hardware"""
+    compile: bool = False
+    """of the UNet's training step, which needs a C++ compiler and takes a minute or two at the start"""
 
     def validate(self) -> None:
         """Raises ``UserError``."""
@@ -59,6 +61,13 @@ class TinyConfig:
             raise UserError(f"--minutes must be greater than 0, not {self.minutes}.")
         if self.seed < 0 or self.threads < 0:
             raise UserError("--seed and --threads must not be negative.")
+
+    def flags(self) -> str:
+        """What the weights depend on, as flags."""
+        said = f"--minutes {self.minutes:g} --seed {self.seed}"
+        said += f" --threads {self.threads}" if self.threads else ""
+        said += f" --precision {self.precision}" if self.precision != "float32" else ""
+        return said + (" --compile" if self.compile else "")
 
 
 class Progress:
@@ -104,12 +113,12 @@ class TinyTraining:
         clip, vae, unet = (self.models[name] for name in SHARES)
         self._train("clip", lambda: ClipStage(clip, self.tokenizer, pool))
         self._train("vae", lambda: VaeStage(vae, pool))
-        self._train("unet", lambda: UnetStage(unet, clip, vae, self.tokenizer, pool))
+        self._train("unet", lambda: UnetStage(unet, clip, vae, self.tokenizer, pool, self.config.compile))
         print("measuring and writing the release", flush=True)
         final = UnetStage(unet, clip, vae, self.tokenizer, pool)
         stages: list[Stage] = [ClipStage(clip, self.tokenizer, pool), VaeStage(vae, pool)]
         measured = {name: value for stage in stages for name, value in stage.measure().items()}
-        release(cfg.out, final, measured, self.progress.steps, cfg.minutes, cfg.seed)
+        release(cfg.out, final, measured, self.progress.steps, cfg.flags())
 
     def _train(self, name: str, build: Callable[[], Stage]) -> None:
         """One stage until its time is over; then its averaged weights are its weights."""
