@@ -243,7 +243,9 @@ def test_evaluation_of_each_task_and_going_on_online(folder, whole, tmp_path, ca
     online = ["train", "mbdpo", "--start-from", str(run), "--start-task", "toy", "--env", TOY, "--cost-limit", "3", *train_flags]
     assert main([*online, "--out", str(tmp_path / "online")]) == 0
     assert main(["train", "mbdpo", "--resume", str(tmp_path / "online"), "--total-steps", "44", "--quiet"]) == 0
-    assert json.loads((tmp_path / "online" / "config.json").read_text())["learner"]["gamma"] == heuristic_discount(4)
+    settings = json.loads((tmp_path / "online" / "config.json").read_text())
+    assert settings["learner"]["gamma"] == heuristic_discount(4)
+    assert settings["train"]["warmup_actions"] == "policy"
     learner, base = start_from(tmp_path / "online", None)  # a run on one environment can be started from too
     fresh = learner(base, load_policy(tmp_path / "online").shape._replace(constraints=0), (), 0, torch.device("cpu"), compile=False)
     assert torch.equal(fresh.model.encoder.first[0], load_policy(tmp_path / "online").learner.model.encoder.first[0])

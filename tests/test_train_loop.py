@@ -194,6 +194,37 @@ def test_a_signal_that_breaks_the_step_leaves_the_last_checkpoint(whole: Path, t
     assert_same_runs(whole, go(tmp_path / "run", resume=True))
 
 
+def test_the_warm_up_s_updates_can_be_made_up_for_and_interrupted(tmp_path: Path) -> None:
+    changes = {"warmup_steps": 180, "catch_up": True}  # metrics and an evaluation are due at the very step
+    whole = go(tmp_path / "whole", **changes, eval_every=90)
+    trained = [line for line in metrics(whole) if line["kind"] == "train"]
+    assert [line["train/updates"] for line in trained] == [0, 0] + [int(0.7 * line["step"]) for line in trained[2:]]
+
+    class Halted(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().update(replay, updates)
+
+    with pytest.raises(Interrupted, match="stopped at step 180;"):
+        go(tmp_path / "run", learner=Halted, **changes, eval_every=90)
+    assert metrics(tmp_path / "run")[-1]["step"] == 120
+    assert load(latest(tmp_path / "run")[0]).state["updates"] == 64 < int(0.7 * 180)
+    assert_same_runs(whole, go(tmp_path / "run", resume=True, **changes, eval_every=90))
+
+
+def test_the_policy_can_act_in_the_warm_up(tmp_path: Path) -> None:
+    class Constant(Tiny):
+        def act(self, observation: Any, mode: Any, generator: Any) -> Any:
+            return torch.full((len(observation), 1), 0.25)
+
+    for actions, distinct in (("policy", 1), ("random", 40)):
+        run = go(tmp_path / actions, learner=Constant, warmup_actions=actions, total_steps=60, warmup_steps=40)
+        taken = load(latest(run)[0]).replay["action"].flatten()
+        assert len(taken[:40].unique()) == distinct
+        assert (taken[42:] == 0.25).all()
+
+
 def test_another_thread_can_train(tmp_path: Path) -> None:
     thread = threading.Thread(target=go, args=(tmp_path / "run",), kwargs={"total_steps": 60})
     thread.start()

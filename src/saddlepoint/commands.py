@@ -90,6 +90,8 @@ def train_command(args: list[str]) -> None:
         else:
             learner, base = _started(parsed, args[0])
             config, learner_config, budgets = _new_run(parsed, system, base)
+            if "warmup_actions" not in parsed.given:
+                config = replace(config, warmup_actions="policy")  # the stored one is better than chance
     else:
         config, learner_config = _resumed(parsed, system, args[0])
         config.validate()

@@ -22,7 +22,11 @@ class TrainConfig:
     total_steps: int = 100_000
     """environment steps of the whole run, rounded up to whole steps of all environments"""
     warmup_steps: int = 5_000
-    """steps with uniformly random actions and no update, at the start"""
+    """steps without an update, at the start"""
+    warmup_actions: Literal["random", "policy"] = "random"
+    """actions of these steps: uniformly random, or the policy's own, which is what a run with --start-from takes"""
+    catch_up: bool = False
+    """make the updates of the warm-up's steps as well, all of them when it ends (as TD-MPC2 does)"""
     updates_per_step: float = 1.0
     """gradient updates an environment step (update-to-data ratio); may be a fraction"""
     num_envs: int = 1

@@ -22,6 +22,8 @@ from saddlepoint.types import Learner, NonFiniteError, UserError
 
 LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART = range(6)
 """the streams of random numbers that are derived from a run's seed"""
+AT_ONCE = 64
+"""updates between two looks at a signal"""
 
 
 def stream(seed: int, *path: int) -> int:
@@ -48,6 +50,7 @@ class Loop:
         self.updates = 0
         self.saved = -1  # step of the newest checkpoint
         self.evaluated = 0  # step of the last evaluation
+        self.logged = 0  # step whose training metrics were written, if they were due
         self.metrics: dict[str, Any] = {}  # of the last update
         self.sums = EpisodeSums(config.num_envs, budgets)
         self.finished = Episodes.none(len(budgets))  # since the last line of training metrics
@@ -68,7 +71,12 @@ class Loop:
         while True:
             last = self.step >= config.total_steps
             try:
-                if self.evaluated != self.step and (last or config.due(self.step, config.eval_every)):
+                learned = self._learn()
+                if learned and self.logged != self.step:
+                    self.logged = self.step
+                    if last or config.due(self.step, config.log_every):
+                        self._log_training()
+                if learned and self.evaluated != self.step and (last or config.due(self.step, config.eval_every)):
                     self._evaluate()
                 stopping = self.stop()
                 # A new run writes one at once: it can be resumed from its first moment, and a full disk shows early.
@@ -80,9 +88,6 @@ class Loop:
                 if stopping:
                     raise Interrupted(f"stopped at step {self.step}; go on with --resume {self.folder}")
                 self._advance()
-                self.log.progress(self.step, self.updates)
-                if config.due(self.step, config.log_every) or self.step >= config.total_steps:
-                    self._log_training()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
             except OSError as error:  # metrics and TensorBoard; a checkpoint's own faults are sentences already
@@ -112,6 +117,7 @@ class Loop:
         self.warmup_generator.set_state(torch.from_numpy(state["warmup_generator"]))
         self.generator.set_state(torch.from_numpy(state["generator"]))
         self.observation = state["observation"]
+        self.logged = -1 if self._owed() > 0 else self.step
         self.actor.load_state_dict(state)
         self.log.resume(self.step, state["wall_s"], self._is_kept)
         ended = "; that is all it was asked for (--total-steps)" if self.step >= self.config.total_steps else ""
@@ -125,7 +131,7 @@ class Loop:
             self._observe()
 
     def _advance(self) -> None:
-        """One step of every environment, and the updates that are due after it."""
+        """One step of every environment."""
         action = self._action()
         require_finite_action(action)
         step = self.envs.step(action)
@@ -141,13 +147,27 @@ class Loop:
         self.observation = step.observation
         self._observe()
         self.step += self.config.num_envs
-        due = int(self.config.updates_per_step * max(self.step - self.config.warmup_steps, 0)) - self.updates
-        if due > 0:
-            self.metrics = self.agent.update(self.replay, due)
-            self.updates += due
+        self.log.progress(self.step, self.updates)
+
+    def _learn(self) -> bool:
+        """The updates that are due at this step. False when asked to stop before the last of them: a resumed run makes the others first."""
+        while (due := self._owed()) > 0:
+            if self.stop():
+                return False
+            some = min(due, AT_ONCE)
+            self.metrics = self.agent.update(self.replay, some)
+            self.updates += some
+            self.log.progress(self.step, self.updates)
+        return True
+
+    def _owed(self) -> int:
+        config = self.config
+        begun = self.step >= config.warmup_steps
+        counted = self.step - (0 if config.catch_up else config.warmup_steps) if begun else 0
+        return int(config.updates_per_step * counted) - self.updates
 
     def _action(self) -> np.ndarray:
-        if self.step < self.config.warmup_steps:
+        if self.step < self.config.warmup_steps and self.config.warmup_actions == "random":
             uniform = torch.rand(self.config.num_envs, len(self.low), generator=self.warmup_generator).numpy()
             return self.low + (self.high - self.low) * uniform
         return self.actor.act(self.observation, "explore", self.generator)
