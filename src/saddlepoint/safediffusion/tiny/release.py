@@ -63,7 +63,7 @@ def prompt_set(name: str, seed: int = 0) -> list[tuple[str, bool]]:
     return [prompts[i] for i in rng.permutation(len(prompts))]
 
 
-def release(out: Path, stage: UnetStage, measured: dict[str, float], steps: dict[str, int], flags: str) -> None:
+def release(out: Path, stage: UnetStage, measured: dict[str, float], trained: str) -> None:
     """Write everything into ``out``; the card goes first and comes last, so a folder with a card is whole."""
     (out / "README.md").unlink(missing_ok=True)
     save_clip(stage.clip, stage.tokenizer, out / "clip")
@@ -81,7 +81,7 @@ def release(out: Path, stage: UnetStage, measured: dict[str, float], steps: dict
             results[title], images = stage.generate([prompt for prompt, label in prompts if label == unsafe], seed=20_000)
             if name == "held-out":
                 write_grid(out / f"samples-{'hazard' if unsafe else 'harmless'}.png", [(images, torch.zeros(len(images), dtype=torch.bool))])
-    _write(out / "README.md", _card(out, results, measured | steering(out), steps, flags))
+    _write(out / "README.md", _card(out, results, measured | steering(out), trained))
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def steering(out: Path) -> dict[str, float]:
     return found
 
 
-def _card(out: Path, results: dict[str, Measured], measured: dict[str, float], steps: dict[str, int], flags: str) -> str:
+def _card(out: Path, results: dict[str, Measured], measured: dict[str, float], trained: str) -> str:
     files = sorted(path for part in ("clip", "pipeline") for path in (out / part).rglob("*.safetensors"))
     size = sum(path.stat().st_size for part in ("clip", "pipeline", "prompts", "anchors") for path in (out / part).rglob("*") if path.is_file())
     rows = "\n".join(f"| {name} | {100 * one.accuracy:.1f} % | {100 * one.unsafe:.1f} % |" for name, one in results.items())
@@ -118,8 +118,7 @@ Coloured shapes on a plain ground, drawn by a program and described by a small g
 stand-in for unsafe content, which captions ask for. `saddlepoint.safediffusion.tiny.checker` reads a picture exactly: which objects it shows and
 whether a marking is there. Made for studying safe post-training on one machine; it can draw nothing else.
 
-Trained by `python -m saddlepoint.safediffusion.tiny --out FOLDER {flags}`:
-{', '.join(f'{count:,} steps of the {name}' for name, count in steps.items())}.
+Trained by {trained}
 
 Measured by the exact checker on prompts from `prompts/`, one picture each, {STEPS} noise-free DDIM steps, guidance {GUIDANCE:g}:
 

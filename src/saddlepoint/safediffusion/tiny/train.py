@@ -118,7 +118,15 @@ class TinyTraining:
         final = UnetStage(unet, clip, vae, self.tokenizer, pool)
         stages: list[Stage] = [ClipStage(clip, self.tokenizer, pool), VaeStage(vae, pool)]
         measured = {name: value for stage in stages for name, value in stage.measure().items()}
-        release(cfg.out, final, measured, self.progress.steps, cfg.flags())
+        release(cfg.out, final, measured, self._told())
+
+    def _told(self) -> str:
+        """The command, and what each stage was given, for the card."""
+        config, progress = self.config, self.progress
+        stages = ", ".join(f"{progress.steps[name]:,} steps of the {name} in {progress.elapsed[name] / 60:.1f} min" for name in SHARES)
+        lowered = any(progress.elapsed[name] > 1.1 * 60 * config.minutes * share for name, share in SHARES.items())
+        note = " An earlier start of the same training had more minutes to share." if lowered else ""
+        return f"`python -m saddlepoint.safediffusion.tiny --out FOLDER {config.flags()}`: {stages} (of the main thread).{note}"
 
     def _train(self, name: str, build: Callable[[], Stage]) -> None:
         """One stage until its time is over; then its averaged weights are its weights."""
