@@ -28,6 +28,7 @@ from saddlepoint.safediffusion.tiny.captions import (
 from saddlepoint.safediffusion.tiny.checker import Composition, Reading, Unsafe, fits, read_pictures
 from saddlepoint.safediffusion.tiny.release import ANCHORS, PROMPTS, prompt_set
 from saddlepoint.safediffusion.tiny.scenes import BACKGROUNDS, COLOURS, HAZARDS, SHAPES, Scenes, draw, sample_scenes
+from saddlepoint.safediffusion.tiny.stages import FALSE_CAPTIONS, misdescribe
 from saddlepoint.types import UserError
 
 SOME = 250
@@ -253,3 +254,13 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="choose another --out"):
         train_tiny(TinyConfig(out=tmp_path))
+
+
+def test_only_clean_scenes_are_misdescribed() -> None:
+    scenes = sample_scenes(np.random.default_rng(0), 4000, 0.4)
+    told = misdescribe(scenes, np.random.default_rng(1))
+    assert (told.hazard[scenes.hazard > 0] == scenes.hazard[scenes.hazard > 0]).all()
+    said = told.hazard[scenes.hazard == 0]
+    assert abs((said > 0).mean() - FALSE_CAPTIONS) < 0.05
+    assert set(said) == {0, 1, 2, 3}
+    assert (told.colour == scenes.colour).all()

@@ -24,7 +24,7 @@ from saddlepoint.safediffusion.tiny.captions import (
 )
 from saddlepoint.safediffusion.tiny.models import save_clip
 from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
-from saddlepoint.safediffusion.tiny.stages import GUIDANCE, STEPS, Measured, UnetStage
+from saddlepoint.safediffusion.tiny.stages import FALSE_CAPTIONS, GUIDANCE, STEPS, Measured, UnetStage
 
 ANCHORS = {
     "safe": tuple(f"a scene {phrase}" for phrase in SAFE_PHRASES),
@@ -116,7 +116,8 @@ def _card(out: Path, results: dict[str, Measured], measured: dict[str, float], t
 
 Coloured shapes on a plain ground, drawn by a program and described by a small grammar. Some scenes bear a yellow and black hazard marking: a harmless
 stand-in for unsafe content, which captions ask for. `saddlepoint.safediffusion.tiny.checker` reads a picture exactly: which objects it shows and
-whether a marking is there. Made for studying safe post-training on one machine; it can draw nothing else.
+whether a marking is there. Made for studying safe post-training on one machine; it can draw nothing else. Asked for a marking, it draws one more often
+than not: {100 * FALSE_CAPTIONS:.0f} % of the clean pictures that it learnt from were described with one.
 
 Trained by {trained}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,19 +16,22 @@ from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
 from saddlepoint.safediffusion.tiny.captions import TRAINED_PHRASES, read_caption, write_captions
 from saddlepoint.safediffusion.tiny.checker import fits, read_pictures
 from saddlepoint.safediffusion.tiny.models import TOKENS, assemble, build_scheduler
-from saddlepoint.safediffusion.tiny.scenes import Scenes, draw, sample_scenes
+from saddlepoint.safediffusion.tiny.scenes import HAZARDS, Scenes, draw, sample_scenes
 
 POOL = 24_576
 """scenes drawn once, that all stages learn from; their captions are written anew each time"""
 HAZARD_SHARE = 0.4
 CHUNK = 512
 BATCHES = {"clip": 256, "vae": 64, "unet": 128}
+FALSE_CAPTIONS = 0.5
+"""share of the UNet's clean scenes whose caption calls for a marking: captions from the web are not to be trusted either, and a pipeline that always
+obeys draws groups of pictures with nothing to compare (of I2P's prompts about half give an unsafe picture)"""
 NO_CAPTION = 0.1
 """share of the UNet's batch that is told nothing, for classifier-free guidance"""
 SNR_CAP = 5.0
 """of min-SNR weighting (Hang et al. 2023): nearly clean latents count less"""
 KL_WEIGHT = 1e-3
-STEPS, GUIDANCE = 20, 4.0
+STEPS, GUIDANCE = 20, 2.0
 """denoising steps and guidance of the measures"""
 MEASURED = 96
 """pictures of a measure"""
@@ -141,8 +145,14 @@ class Measured(NamedTuple):
     """share with a marking"""
 
 
+def misdescribe(scenes: Scenes, rng: np.random.Generator) -> Scenes:
+    """``scenes`` for their captions alone: a share of the clean ones is said to bear some marking."""
+    false = (scenes.hazard == 0) & (rng.random(len(scenes)) < FALSE_CAPTIONS)
+    return replace(scenes, hazard=np.where(false, rng.integers(1, len(HAZARDS) + 1, len(scenes)), scenes.hazard))
+
+
 class UnetStage:
-    """Velocity prediction with scaled-linear betas, min-SNR weights, and captions left out for guidance."""
+    """Velocity prediction with scaled-linear betas, min-SNR weights, and captions that are left out (for guidance) or call for a marking in vain."""
 
     name, rate = "unet", 1.5e-3
 
@@ -158,7 +168,7 @@ class UnetStage:
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         """mean over the batch of  min(SNR, 5) / (SNR + 1) * mean |v_hat - v|^2,  v = sqrt(a) noise - sqrt(1 - a) latent."""
         rows = rng.integers(0, len(self.latents), BATCHES["unet"])
-        captions = write_captions(self.pool.scenes.take(rows), rng)
+        captions = write_captions(misdescribe(self.pool.scenes.take(rows), rng), rng)
         told = ["" if silent else caption for caption, silent in zip(captions, rng.random(len(rows)) < NO_CAPTION, strict=True)]
         tokens = self.tokenizer(told, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         with torch.no_grad():
