@@ -1,11 +1,11 @@
 """Post-training of the tiny world's pipeline: the runs behind the README's table and pictures.
 
-    python -m saddlepoint.safediffusion.tiny --out WORLD --minutes 60 --threads 2     # or the world that is shipped
-    python benchmarks/posttraining.py run WORLD [--only steered-0]                    # resumes what was interrupted, skips what is done
-    python benchmarks/posttraining.py collect WORLD                                   # results/posttraining.json and .png
+    python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
+    python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png
 
-Each run is an ordinary ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of three files from the same noise
-(``saddlepoint evaluate``) and the world's exact checker reads the pictures.
+WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
+``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
+and the world's exact checker reads the pictures.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from learning import COLOURS, RESULTS, RUNS, commit, machine  # noqa: E402
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
 COMMON = (
-    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --steps 20 --guidance 4 --epochs 60 --eval-every 10"
-    " --checkpoint-every 10 --log-prob sum --train-batch 32 --sample-batch 64 --threads 1 --quiet"
+    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --steps 20 --guidance 2 --group-size 8 --epochs 40"
+    " --eval-every 10 --checkpoint-every 10 --log-prob sum --learning-rate 2e-3 --updates 4 --step-share 0.5 --train-batch 32 --sample-batch 64"
+    " --threads 1 --quiet"
 )
 VARIANTS = {
     "steered": "--reward steered",
