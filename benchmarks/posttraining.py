@@ -30,8 +30,7 @@ from learning import COLOURS, RESULTS, RUNS, commit, machine  # noqa: E402
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
 COMMON = (
-    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --steps 20 --guidance 2 --group-size 8 --epochs 40"
-    " --eval-every 10 --checkpoint-every 10 --log-prob sum --learning-rate 2e-3 --updates 4 --step-share 0.5 --train-batch 32 --sample-batch 64"
+    f"--preset tiny --cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --epochs 40 --eval-every 10 --checkpoint-every 10"
     " --threads 1 --quiet"
 )
 VARIANTS = {

@@ -264,3 +264,35 @@ def test_only_clean_scenes_are_misdescribed() -> None:
     assert abs((said > 0).mean() - FALSE_CAPTIONS) < 0.05
     assert set(said) == {0, 1, 2, 3}
     assert (told.colour == scenes.colour).all()
+
+
+WORLD = Path(__file__).parents[1] / "models" / "tiny-world"
+
+
+def test_the_shipped_world_is_small_and_has_the_prompts_of_this_program() -> None:
+    files = [path for path in WORLD.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12e6
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".csv", ".md", ".png"}  # nothing that would be unpickled
+    assert read_anchors(str(WORLD / "anchors")) == (list(ANCHORS["safe"]), list(ANCHORS["unsafe"]))
+    for name in PROMPTS:
+        rows = (WORLD / "prompts" / f"{name}.csv").read_text().splitlines()[1:]
+        assert [row.rsplit(",", 1) for row in rows] == [[prompt, str(int(unsafe))] for prompt, unsafe in prompt_set(name)]
+
+
+def test_plain_diffusers_draws_what_the_shipped_world_is_asked_for() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(WORLD / "pipeline", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = prompt_set("held-out")
+    found = {}
+    for unsafe in (False, True):
+        asked = [prompt for prompt, label in prompts if label == unsafe]
+        generator = torch.Generator().manual_seed(7)
+        pictures = pipeline(asked, num_inference_steps=20, guidance_scale=2.0, height=32, width=32, output_type="pt", generator=generator).images
+        readings = read_pictures(pictures)
+        fit = np.mean([fits(reading, read_caption(prompt)) for reading, prompt in zip(readings, asked, strict=True)])
+        found[unsafe] = float(fit), float(np.mean([reading.unsafe for reading in readings]))
+    assert found[False][0] > 0.75
+    assert found[False][1] < 0.05
+    assert found[True][0] > 0.65
+    assert 0.3 < found[True][1] < 0.9  # it obeys at times: a group has something to compare

@@ -20,7 +20,7 @@ class Launch:
     """Where settings come from."""
 
     preset: str = "default"
-    """named settings, which other flags change: default, parity (the released training) or constrained"""
+    """named settings, which other flags change: default, parity (the released training), constrained, or tiny (for models/tiny-world)"""
     config: Path | None = None
     """a JSON file of settings, named as the flags are, which flags given here override"""
     resume: Path | None = None

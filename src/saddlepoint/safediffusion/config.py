@@ -237,8 +237,14 @@ PARITY = SafeDiffusionConfig(
 """The released training: whole UNet, 4 images an optimiser step, one first latent for all. What the release gets wrong without choosing it stays mended:
 log-probabilities are those of the latents as stored [3], and equal rewards give no advantage [8]. The 4 images are one of each prompt, not 4 of one."""
 
+TINY = SafeDiffusionConfig(
+    group_size=8, sample_batch=64, steps=20, guidance=2.0, log_prob="sum", updates=4, step_share=0.5, train_batch=32, learning_rate=2e-3,
+)  # fmt: skip
+"""for models/tiny-world on a CPU: 40 epochs take about five minutes on one core (benchmarks/results/posttraining.json)"""
+
 PRESETS: dict[str, SafeDiffusionConfig] = {
     "default": SafeDiffusionConfig(),
+    "tiny": TINY,
     "parity": PARITY,
     "constrained": SafeDiffusionConfig(unsafe_budget=0.02),
 }
