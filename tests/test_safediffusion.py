@@ -12,6 +12,7 @@ import torch
 from saddlepoint.diffusion.kernel import Gaussian
 from saddlepoint.safediffusion.config import CLIP_RANGES, PARITY, PRESETS, SafeDiffusionConfig
 from saddlepoint.safediffusion.grpo import (
+    common_deviation,
     equal_groups,
     group_advantages,
     grpo_loss,
@@ -254,7 +255,7 @@ def test_with_a_common_deviation_costs_that_are_equal_in_a_group_do_not_amplify_
     sizes = []
     for multiplier in (0.0, 5.0, 50.0):
         objective = rewards - multiplier * costs
-        found = group_advantages(objective, 100.0, common=True)
+        found = group_advantages(objective, 100.0, common_deviation(objective))
         numbers = objective.numpy()
         wanted = (numbers - numbers.mean(1, keepdims=True)) / np.sqrt(np.mean(numbers.var(1, ddof=1)))
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-7)

@@ -118,6 +118,9 @@ class SafeDiffusionConfig:
     """reduction of log-probabilities over a latent's elements [4]"""
     clip_range: float | None = None
     """PPO's clip range; None takes the one that belongs to --log-prob: 1e-4 for mean, 0.2 for sum"""
+    advantage_scale: Literal["auto", "group", "epoch", "largest"] = "auto"
+    """what advantages are divided by: the deviation of each ``group`` (released), that of all groups of the ``epoch``, or the ``largest`` of any epoch so
+    far, so that updates shrink as a group's rewards draw level instead of chasing the noise that is left; auto is group, and epoch with --unsafe-budget"""
     advantage_clip: float = 2.5
     """advantages are clipped to this size"""
     kl: float = 0.0
@@ -157,6 +160,12 @@ class SafeDiffusionConfig:
         if self.reward != "auto":
             return self.reward
         return "steered" if self.unsafe_budget is None else "alignment"
+
+    @property
+    def resolved_advantage_scale(self) -> str:
+        if self.advantage_scale != "auto":
+            return self.advantage_scale
+        return "group" if self.unsafe_budget is None else "epoch"  # lambda must count for as much in one group as in another
 
     @property
     def resolved_clip_range(self) -> float:

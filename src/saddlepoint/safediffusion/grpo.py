@@ -14,18 +14,25 @@ EQUAL_WITHIN = 4
 """rewards of a group that differ by no more than this many units in the last place of the largest are equal"""
 
 
-def group_advantages(rewards: Tensor, clip: float, common: bool = False) -> Tensor:
+def group_advantages(rewards: Tensor, clip: float, deviation: Tensor | None = None) -> Tensor:
     """(r - mean) / (std + 1e-8) within each group, unbiased std, clipped to +-clip. (..., group) -> (..., group), the dtype of ``rewards``.
 
     SafeDiffusion-R1. A group whose rewards are all equal has advantage exactly 0: in float32 its mean is off by a rounding error, which the
-    release divides by 1e-8. With ``common`` all groups share one deviation, the root mean square of theirs: then a term that is equal within a group,
-    such as the cost of pictures that are all unsafe, does not make what is left of its objective as large as that of a group where it differs.
+    release divides by 1e-8. ``deviation`` (0-d) takes the place of the groups' own.
     """
     exact = rewards.double()
-    variance = exact.var(-1, unbiased=True, keepdim=True)
-    std = (variance.mean() if common else variance).sqrt()
+    std = exact.std(-1, unbiased=True, keepdim=True) if deviation is None else deviation.double()
     advantages = ((exact - exact.mean(-1, keepdim=True)) / (std + STD_EPSILON)).clamp(-clip, clip)
     return torch.where(equal_groups(rewards)[..., None], 0.0, advantages).to(rewards.dtype)
+
+
+def common_deviation(rewards: Tensor) -> Tensor:
+    """Root mean square of the groups' deviations: (..., group) -> 0-d float64.
+
+    Divided by it, a term that is equal within a group, such as the cost of pictures that are all unsafe, does not make what is left of its objective as
+    large as that of a group where it differs.
+    """
+    return rewards.double().var(-1, unbiased=True).mean().sqrt()
 
 
 def equal_groups(rewards: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
-from saddlepoint.safediffusion.grpo import equal_groups, group_advantages, lagrangian_rewards
+from saddlepoint.safediffusion.grpo import common_deviation, equal_groups, group_advantages, lagrangian_rewards
 from saddlepoint.safediffusion.held_out import HeldOut
 from saddlepoint.safediffusion.learner import Learner, Minibatch
 from saddlepoint.safediffusion.log import EpochLog
@@ -54,6 +54,7 @@ class Trainer:
         self.device = studio.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.epoch = 0
+        self.largest_deviation = 0.0  # of an epoch's objective within its groups
         self.saved = -1  # epoch of the newest checkpoint
         self.measured = -1  # epoch of the last held-out measure
 
@@ -90,6 +91,7 @@ class Trainer:
         self.learner.load_state_dict(saved.learner)
         self.epoch = self.saved = saved.step
         self.measured = saved.state["measured"]
+        self.largest_deviation = saved.state["largest_deviation"]
         self.held_out.load_state_dict(saved.state["held_out"])
         self.log.resume(self.epoch, saved.state["wall_s"], self._is_kept)
         ended = "; that is all it was asked for (--epochs)" if self.epoch >= self.run_config.epochs else ""
@@ -153,10 +155,15 @@ class Trainer:
                 violation = costs.double().mean() - cfg.unsafe_budget
                 metrics["train/effective_multiplier"] = float((self.learner.multiplier + cfg.rho * violation.cpu()).clamp(min=0))
                 self.learner.move_multiplier(violation)
-        # One deviation for all groups where costs are weighed: lambda must count for as much in one group as in another.
-        advantages = group_advantages(objective, cfg.advantage_clip, common=cfg.unsafe_budget is not None)
+        advantages = group_advantages(objective, cfg.advantage_clip, self._deviation(objective))
         metrics["train/skipped_groups"] = float(equal_groups(objective).sum())
         return advantages[self.rank :: self.world], metrics
+
+    def _deviation(self, objective: Tensor) -> Tensor | None:
+        """What advantages are divided by; None for each group's own deviation."""
+        scale, now = self.config.resolved_advantage_scale, common_deviation(objective)
+        self.largest_deviation = max(self.largest_deviation, float(now))
+        return {"group": None, "epoch": now, "largest": torch.full_like(now, self.largest_deviation)}[scale]
 
     def _learn(self, experience: Experience, advantages: Tensor) -> dict[str, float]:
         """The epoch's optimiser steps. Groups without an advantage are left out, unless they have a KL to pay; the loss is a mean over all images of an
@@ -225,7 +232,7 @@ class Trainer:
                 if not bool(tensor.isfinite().all()):
                     raise NonFiniteError(f"{name} is not finite: lower --learning-rate.")
             self.log.flush()
-            content = {"measured": self.measured, "wall_s": self.log.wall_s, "held_out": self.held_out.state_dict()}
+            content = {"measured": self.measured, "largest_deviation": self.largest_deviation, "wall_s": self.log.wall_s, "held_out": self.held_out.state_dict()}
             checkpoint.save(self.folder, checkpoint.Checkpoint(self.epoch, state, {}, content), self.run_config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.saved = self.epoch
