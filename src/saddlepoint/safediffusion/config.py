@@ -247,9 +247,10 @@ PARITY = SafeDiffusionConfig(
 log-probabilities are those of the latents as stored [3], and equal rewards give no advantage [8]. The 4 images are one of each prompt, not 4 of one."""
 
 TINY = SafeDiffusionConfig(
-    group_size=8, sample_batch=64, steps=20, guidance=2.0, log_prob="sum", updates=4, step_share=0.5, train_batch=32, learning_rate=2e-3,
+    group_size=8, sample_batch=64, steps=20, guidance=2.0, log_prob="sum", advantage_scale="largest", updates=4, step_share=0.5, train_batch=32,
+    learning_rate=1e-3, ema=0.95,
 )  # fmt: skip
-"""for models/tiny-world on a CPU: 40 epochs take about five minutes on one core (benchmarks/results/posttraining.json)"""
+"""for models/tiny-world on a CPU: 40 epochs take about six minutes on one core (benchmarks/results/posttraining.json)"""
 
 PRESETS: dict[str, SafeDiffusionConfig] = {
     "default": SafeDiffusionConfig(),

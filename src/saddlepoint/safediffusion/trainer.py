@@ -232,7 +232,10 @@ class Trainer:
                 if not bool(tensor.isfinite().all()):
                     raise NonFiniteError(f"{name} is not finite: lower --learning-rate.")
             self.log.flush()
-            content = {"measured": self.measured, "largest_deviation": self.largest_deviation, "wall_s": self.log.wall_s, "held_out": self.held_out.state_dict()}
+            content = {
+                "measured": self.measured, "largest_deviation": self.largest_deviation, "wall_s": self.log.wall_s,
+                "held_out": self.held_out.state_dict(),
+            }  # fmt: skip
             checkpoint.save(self.folder, checkpoint.Checkpoint(self.epoch, state, {}, content), self.run_config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         self.saved = self.epoch
