@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint bench clean
+.PHONY: help venv demo test test-slow test-metaworld lint bench clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,6 +29,16 @@ test: venv lint  ## lint, types, import arrows and the fast tests (what CI runs)
 test-slow: venv  ## the long learning tests
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
+# Meta-World pins a MuJoCo that dm_control does not run with, so it cannot be in .venv.
+.venv-metaworld/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-metaworld
+	.venv-metaworld/bin/pip install --quiet "torch==2.13.0"
+	.venv-metaworld/bin/pip install --quiet -e ".[metaworld]" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100"
+	touch $@
+
+test-metaworld: .venv-metaworld/.ready  ## Meta-World's tasks and the simple ones, in an environment of their own
+	.venv-metaworld/bin/python -m pytest tests/test_metaworld.py tests/test_envs_toy.py tests/test_envs_velocity.py tests/test_envs_snapshot.py
+
 lint: venv  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -38,4 +48,4 @@ bench: venv  ## time the update and acting (see the script for --official and --
 	$(BIN)/python benchmarks/algd_update.py
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-metaworld .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from saddlepoint.cli import main
+from saddlepoint.envs import env_spec
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.chunk import read_chunk
 from saddlepoint.offline.convert import EPISODES_AT_ONCE, convert
 from saddlepoint.offline.dataset import Dataset
-from saddlepoint.offline.task_sets import SETS
+from saddlepoint.offline.task_sets import SETS, known_task
 from saddlepoint.types import UserError
 
 ROWS, OBSERVATION, ACTION = 7, 5, 3
@@ -94,6 +95,29 @@ def test_the_command_line_in_several_portions(tmp_path, monkeypatch, capsys):
     assert main(["convert", "--out", "x"]) == 2
     assert main(["convert", str(path)]) == 2
     assert "give --out" in capsys.readouterr().err
+
+
+def test_every_task_of_the_sets_is_an_environment_of_ours_with_episodes_of_that_length():
+    """By their numbers in mt80, which the first chunks of the data show: 30 of DMControl, then Meta-World's in its own order."""
+    names = SETS["mt80"]
+    assert (len(set(names)), names[:30]) == (80, SETS["mt30"])
+    assert [names[i] for i in (0, 29, 30, 65, 79)] == ["walker-stand", "pendulum-spin", "mw-assembly", "mw-reach", "mw-hand-insert"]
+    for name in names:
+        env, steps, _ = known_task(name)
+        assert env == (f"mw/{name[3:]}" if name.startswith("mw-") else f"dmc/{name}")
+        assert env_spec(env).horizon == steps
+    assert known_task("reach") is known_task("mw/reach") is None
+
+
+def test_a_goal_at_height_0_is_an_entry_of_meta_worlds_observations(tmp_path):
+    rng, rows = np.random.default_rng(0), 101
+    observation, action = (torch.tensor(rng.uniform(-1, 1, (2, rows, width)), dtype=torch.float32) for width in (50, 6))
+    observation[..., 38:], action[..., 4:] = 0, 0
+    number = SETS["mt80"].index("mw-plate-slide")
+    chunk = {"obs": observation, "action": action, "reward": torch.zeros(2, rows), "task": torch.full((2, rows), number)}
+    torch.save(chunk, tmp_path / "chunk.pt")
+    task = convert([tmp_path / "chunk.pt"], tmp_path / "data", ("mt80",)).tasks[number]
+    assert task == Task("mw-plate-slide", "mw/plate-slide", 39, (-1.0,) * 4, (1.0,) * 4, 100)
 
 
 class Payload:

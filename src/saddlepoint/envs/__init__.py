@@ -1,6 +1,6 @@
 """Environments whose ``info`` carries ``cost``. Importing this package registers our tasks with Gymnasium."""
 
-from saddlepoint.envs import control, navigation, toy, velocity  # noqa: F401  (they register their tasks)
+from saddlepoint.envs import control, metaworld, navigation, toy, velocity  # noqa: F401  (they register their tasks)
 from saddlepoint.envs.adapters import SafetyGymnasiumAdapter
 from saddlepoint.envs.batch import EnvBatch, EnvStep
 from saddlepoint.envs.check import check_env

@@ -36,7 +36,7 @@ class TaskSpec:
 PIXELS = "@pixels"
 """what an id ends with when the task is to be observed through pictures of it; Gymnasium allows no @ in its own ids"""
 
-EXTRAS = {"control": "dm_control"}
+EXTRAS = {"control": "dm_control", "metaworld": "metaworld"}
 """Extras of saddlepoint that bring tasks, and the module by which one sees that they are installed."""
 
 

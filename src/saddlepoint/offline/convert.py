@@ -14,7 +14,7 @@ from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.chunk import Chunk, read_chunk
 from saddlepoint.offline.dataset import Dataset, Writer
-from saddlepoint.offline.task_sets import SETS, known_task
+from saddlepoint.offline.task_sets import SETS, KnownTask, known_task
 from saddlepoint.types import UserError
 
 EPISODES_AT_ONCE = 256
@@ -52,7 +52,7 @@ def chunks_and_flags(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def convert(paths: Sequence[Path], out: Path, names: Sequence[str] = ()) -> Dataset:
     """The data set ``out`` from chunks, whose sizes and types are all checked first. ``names``: as ``ConvertFlags.tasks``.
 
-    How much of the padded observation and action a task uses is not stored in a chunk: up to the last entry that is ever other than 0.
+    How much of the padded observation and action a task uses is not stored in a chunk: up to the last entry that is ever other than 0, where it is not known.
     Raises ``UserError`` for a chunk that is damaged, of other sizes than the first, or holds values that are not finite.
     """
     names = SETS[names[0]] if len(names) == 1 and names[0] in SETS else tuple(names)
@@ -118,8 +118,9 @@ class _Seen:
         return tuple(self._task(number, names[number] if names else f"task-{number}") for number in range(len(names) or highest + 1))
 
     def _task(self, number: int, name: str) -> Task:
-        env, steps = known_task(name) or (name, self.steps.get(number, 1))
+        known = known_task(name) or KnownTask(name, self.steps.get(number, 1), None)
         observation, action = self.widths
         if number in self.used:
             observation, action = (int(entries.nonzero()[0].max(initial=0)) + 1 for entries in self.used[number])
-        return Task(name, env, observation, (-1.0,) * action, (1.0,) * action, steps)
+            observation = min(known.observation or observation, self.widths[0])
+        return Task(name, known.env, observation, (-1.0,) * action, (1.0,) * action, known.steps)

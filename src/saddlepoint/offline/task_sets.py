@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-CONTROL_ENV = "dmc/{}"
-"""environment id of a DMControl task here"""
+from typing import NamedTuple
+
+CONTROL_ENV, META_WORLD_ENV = "dmc/{}", "mw/{}"
+"""environment ids of their tasks here; TD-MPC2 writes mw-reach for ours of mw/reach"""
 
 CONTROL = (
     "walker-stand", "walker-walk", "walker-run", "cheetah-run", "reacher-easy", "reacher-hard", "acrobot-swingup", "pendulum-swingup",
@@ -22,12 +24,27 @@ META_WORLD = (
 )  # fmt: skip
 CONTROL_STEPS, META_WORLD_STEPS = 500, 100
 """steps of an episode in which each action is repeated twice; mt80 stores DMControl's in five parts"""
+META_WORLD_OBSERVATIONS = 39
+"""of all its tasks; the last is the goal's height, which is always 0 in some"""
 
 SETS: dict[str, tuple[str, ...]] = {"mt30": CONTROL, "mt80": (*CONTROL, *(f"mw-{name}" for name in META_WORLD))}
 
 
-def known_task(name: str) -> tuple[str, int] | None:
-    """The environment id and the steps of an episode of a task of these sets; None for others."""
+class KnownTask(NamedTuple):
+    """What the data do not say of a task of these sets."""
+
+    env: str
+    """environment id"""
+    steps: int
+    """of an episode"""
+    observation: int | None
+    """entries of an observation; None where the data show them"""
+
+
+def known_task(name: str) -> KnownTask | None:
+    """A task of these sets; None for others."""
     if name in CONTROL:
-        return CONTROL_ENV.format(name), CONTROL_STEPS
-    return (name, META_WORLD_STEPS) if name in SETS["mt80"] else None
+        return KnownTask(CONTROL_ENV.format(name), CONTROL_STEPS, None)
+    if name in SETS["mt80"]:
+        return KnownTask(META_WORLD_ENV.format(name.removeprefix("mw-")), META_WORLD_STEPS, META_WORLD_OBSERVATIONS)
+    return None

@@ -14,6 +14,12 @@ import numpy as np
 
 from saddlepoint.envs.navigation.objects import Kind
 from saddlepoint.envs.navigation.robots import Geom, Robot
+from saddlepoint.types import UserError
+
+if not hasattr(mujoco, "mjtConDataField"):
+    raise UserError(
+        f"the navigation tasks need MuJoCo 3.17 or newer and {mujoco.__version__} is installed: use a Python environment without saddlepoint[metaworld]."
+    )
 
 _SHAPES = {
     "box": mujoco.mjtGeom.mjGEOM_BOX,
