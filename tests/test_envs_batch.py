@@ -74,7 +74,7 @@ def test_a_batch_equals_its_environments_one_by_one(id, limit, processes):
     for _ in range(60):
         action = rng.uniform(-1, 1, (count, batch.shape.action)).astype(np.float32)
         step = batch.step(action)
-        assert [part.dtype for part in step] == [np.float32] * 4 + [bool] * 2
+        assert [part.dtype for part in step] == [np.float32] * 4 + [bool] * 2 + [np.float32]
         assert step.cost.shape == (count, batch.shape.constraints)
         for i, env in enumerate(single):
             observation, reward, terminated, truncated, info = env.step(action[i])

@@ -16,7 +16,7 @@ from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.video import record_video
 from saddlepoint.types import ActMode, EnvShape, NonFiniteError, UserError
-from tests.toys import BUDGET, ENV, Tiny, TinyConfig
+from tests.toys import AIMING, BUDGET, ENV, Tiny, TinyConfig
 
 POLICY = Tiny(TinyConfig(), EnvShape(2, (-1.0,), (0.5,), 1), (BUDGET,), 3, torch.device("cpu"))
 BUDGETS = (CostBudget(1.0, gamma=0.9, horizon=20), CostBudget(2.0, gamma=0.5, horizon=20, discounted=True))
@@ -90,6 +90,25 @@ def test_evaluation_is_the_episodes_played_by_hand(episodes: int) -> None:
     assert got["eval/return_min"] == pytest.approx(np.min(returns), rel=1e-5)
     assert got["eval/cost_mean"] == pytest.approx(np.mean(costs))
     assert got["eval/violation_rate"] == pytest.approx(np.mean(np.array(costs) > 2))
+
+
+def test_success_is_that_of_an_episode_s_last_step() -> None:
+    got = evaluate(POLICY, AIMING, (BUDGET,), 10, seed=11)
+    assert got is not None
+    successes = []
+    for seed in np.random.SeedSequence(11).generate_state(10):
+        env = gym.make(AIMING)
+        observation, _ = env.reset(seed=int(seed))
+        ended = False
+        while not ended:
+            action = POLICY.act(torch.as_tensor(observation)[None], "deterministic", torch.Generator())[0].numpy()
+            observation, _, terminated, truncated, info = env.step(action)
+            ended = terminated or truncated
+        successes.append(info["success"])
+    assert 0 < sum(successes) < 10
+    assert got["eval/success_rate"] == pytest.approx(np.mean(successes))
+    assert "eval/stochastic/success_rate" in got
+    assert not [name for name in evaluate(POLICY, ENV, (BUDGET,), 10, seed=11) or () if "success" in name]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:

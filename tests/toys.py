@@ -15,6 +15,7 @@ from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, EnvShape, Metrics, NonFiniteError
 
 ENV = "tests/Drift-v0"
+AIMING = "tests/Aiming-v0"
 BUDGET = CostBudget(limit=2.0, horizon=12)
 
 
@@ -62,6 +63,15 @@ class Forgetful(Drift):
         self.handle = object()
 
 
+class Aiming(Drift):
+    """The same, which reports whether x is below 0."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = super().step(action)
+        return seen, reward, terminated, truncated, info | {"success": self.x < 0}
+
+
+gym.register(AIMING, Aiming, max_episode_steps=12)
 gym.register(ENV, Drift, max_episode_steps=12)
 gym.register("tests/Poison-v0", Drift, max_episode_steps=12, kwargs={"poison_at": 330})
 gym.register("tests/Forgetful-v0", Forgetful, max_episode_steps=12)

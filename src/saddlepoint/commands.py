@@ -259,7 +259,8 @@ def evaluate_command(args: list[str]) -> None:
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
         over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
         cost = f"; cost {_spread(metrics, f'{prefix}/cost')}; {over}" if policy.budgets else ""
-        print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}")
+        success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
+        print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     if flags.video:
         path = folder / "videos" / f"{name}.mp4"

@@ -27,6 +27,7 @@ class EnvStep(NamedTuple):
     cost: np.ndarray  # (envs, constraints) float32
     terminated: np.ndarray  # (envs,) bool: the task itself ended
     truncated: np.ndarray  # (envs,) bool: a time limit
+    success: np.ndarray  # (envs,) float32: ``info["success"]``, NaN where a task says nothing of it
 
 
 class Backend(Protocol):
@@ -62,15 +63,15 @@ class LocalEnvs:
         assert size is not None
         observation, successor = np.empty((envs, *size), self._dtype), np.empty((envs, *size), self._dtype)
         reward, cost = np.empty(envs, np.float32), np.empty((envs, self._constraints), np.float32)
-        terminated, truncated = np.empty(envs, bool), np.empty(envs, bool)
+        terminated, truncated, success = np.empty(envs, bool), np.empty(envs, bool), np.empty(envs, np.float32)
         for i, env in enumerate(self._envs):
             seen, reward[i], terminated[i], truncated[i], info = env.step(action[i])
-            cost[i] = self._cost(info)
+            cost[i], success[i] = self._cost(info), _success(info)
             successor[i] = seen
             if terminated[i] or truncated[i]:
                 seen, _ = env.reset()
             observation[i] = seen
-        return EnvStep(observation, successor, reward, cost, terminated, truncated)
+        return EnvStep(observation, successor, reward, cost, terminated, truncated, success)
 
     def _cost(self, info: dict[str, Any]) -> Any:
         if self._constraints == 0:
@@ -108,6 +109,11 @@ class LocalEnvs:
             env.close()
 
 
+def _success(info: dict[str, Any]) -> float:
+    success = info.get("success")
+    return float(success) if isinstance(success, bool | int | float | np.bool_ | np.number) else np.nan
+
+
 class VectorisedEnvs:
     """A task of ours that has a vectorised form: SAME_STEP autoreset, dense ``info["cost"]`` and ``info["final_obs"]``
     (see ``toy.py``).
@@ -129,7 +135,8 @@ class VectorisedEnvs:
         observation, reward, terminated, truncated, info = self._env.step(action)
         successor = info["final_obs"] if "final_obs" in info else observation.copy()
         cost = info["cost"].astype(np.float32).reshape(len(reward), -1)
-        return EnvStep(observation, successor, reward.astype(np.float32), cost, terminated, truncated)
+        success = np.full(len(reward), np.nan, np.float32)  # none of ours speaks of it
+        return EnvStep(observation, successor, reward.astype(np.float32), cost, terminated, truncated, success)
 
     def snapshot(self) -> dict[str, Any]:
         return {"vectorised": self._env.snapshot()}
