@@ -1,7 +1,7 @@
 """Post-training of the tiny world's pipeline: the runs behind the README's table and pictures.
 
     python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
-    python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png
+    python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures
 
 WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
 ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
@@ -22,6 +22,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -42,6 +43,8 @@ VARIANTS = {
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), and alignment under a budget of unsafe pictures"""
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
+COLUMNS = 14
+"""pictures of each model in the figure"""
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
 
 
@@ -110,6 +113,7 @@ def collect(world: Path) -> None:
     card = (world / "README.md").read_text()
     (RESULTS / "posttraining.json").write_text(json.dumps({"world": card, "runs": found}, indent=1))
     draw(found)
+    draw_pictures({each["variant"] for each in found if each["seed"] == SEEDS[0]}, world)
 
 
 def draw(found: list[dict[str, Any]]) -> None:
@@ -128,6 +132,21 @@ def draw(found: list[dict[str, Any]]) -> None:
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
     figure.savefig(RESULTS / "posttraining.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_pictures(variants: set[str], world: Path) -> None:
+    """What the start model and the first seed's models draw for the same prompts, in words that no post-training saw, from the same noise."""
+    folders = {name: evaluation(folder, "phrasings") / "pictures" for name, seed, _, folder in runs(world) if seed == SEEDS[0] and name in variants}
+    rows = {"before": (next(iter(folders.values())), "before")} | {name: (folder, "after") for name, folder in folders.items()}
+    figure, axes = plt.subplots(len(rows), 1, figsize=(12, 1.02 * len(rows)), layout="constrained")
+    for axis, (name, (folder, side)) in zip(np.atleast_1d(axes), rows.items()):
+        images = load_file(folder / f"{side}-000000.safetensors")["images"][:COLUMNS]
+        axis.imshow(images.permute(2, 0, 3, 1).flatten(1, 2), interpolation="nearest")
+        axis.set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(RESULTS / "posttraining-pictures.png", dpi=110)
     plt.close(figure)
 
 

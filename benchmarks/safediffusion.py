@@ -1,12 +1,13 @@
 """Throughput of post-training a text-to-image model, against the released program's loop.
 
-    python benchmarks/safediffusion.py [--official PATH] [--pipeline tiny] [--rounds 7] [--threads 1]
+    python benchmarks/safediffusion.py [--official PATH] [--pipeline world] [--rounds 7] [--threads 1]
 
 ``--official`` is a clone of the authors' repository (MAXNORM8650/SafeDiffusion-R1 on GitHub); none of it is in ours. Its own ``main`` is run as it is: only
 what it takes from CUDA, from packages that are not installed here, and its hard-coded latent size are answered at run time. It and ``ours-unet`` train the
-whole UNet of one and the same random pipeline in float32, on as many images, steps and optimiser steps; ``ours-lora`` trains adapters instead, our default.
-Each has a process of its own and they take turns, epoch by epoch, so that a noisy machine hits them alike. Medians are printed and kept in
-benchmarks/results/. The released sampling includes writing its pictures to disk, the scoring reading them.
+whole UNet of one and the same pipeline in float32, on as many images, steps and optimiser steps; ``ours-lora`` trains adapters instead, our default. The
+pipeline is the shipped tiny world's, or a random one that is smaller (``tiny``) or larger (``small``). Each has a process of its own and they take turns,
+epoch by epoch, so that a noisy machine hits them alike. Medians are printed and kept in benchmarks/results/. The released sampling includes writing its
+pictures to disk, the scoring reading them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 RESULTS = HERE / "results"
 SIZE = {"prompts": 4, "group": 4, "update_images": 4, "steps": 10}
 PIPELINES = {"tiny": {"width": 8, "side": 8}, "small": {"width": 32, "side": 16}}
-"""channels of the UNet's first level, and the side of its latents"""
+"""random ones: channels of the UNet's first level, and the side of its latents"""
+SHIPPED = HERE.parent / "models" / "tiny-world"
 PHASES = ("sampling", "scoring", "learning")
 REPLY = "@ "
 """what a worker's own lines begin with: the released program prints too"""
@@ -228,8 +231,12 @@ def compare(arguments: argparse.Namespace) -> None:
     times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home:
         world = Path(home)
-        write_pipeline(world, **PIPELINES[arguments.pipeline])
-        write_clip(world)
+        if arguments.pipeline == "world":
+            for part in ("pipeline", "clip"):
+                shutil.copytree(SHIPPED / part, world / part)
+        else:
+            write_pipeline(world, **PIPELINES[arguments.pipeline])
+            write_clip(world)
         (world / "prompts.txt").write_text("".join(f"a {colour} square\n" for colour in ("red", "green", "blue", "calm")))
         workers = {name: Worker(name, arguments, world) for name in names}
         for turn in range(arguments.rounds + 1):
@@ -250,7 +257,7 @@ def compare(arguments: argparse.Namespace) -> None:
         return  # the committed files hold comparisons only
     result = {
         "command": "python benchmarks/safediffusion.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(),
-        "size": SIZE | PIPELINES[arguments.pipeline], "seconds": medians, "rounds": times, "ratio": ratios,
+        "size": SIZE | PIPELINES.get(arguments.pipeline, {}), "pipeline": arguments.pipeline, "seconds": medians, "rounds": times, "ratio": ratios,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"safediffusion_{arguments.pipeline}_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
@@ -261,7 +268,7 @@ def main() -> None:
     parser.add_argument("--official", type=Path, help="clone of the authors' repository")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pipeline", choices=list(PIPELINES), default="tiny")
+    parser.add_argument("--pipeline", choices=["world", *PIPELINES], default="world")
     parser.add_argument("--serve", choices=["ours-unet", "ours-lora", "official"], help=argparse.SUPPRESS)
     parser.add_argument("--world", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -272,7 +279,8 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     if arguments.serve == "official":
-        serve_official(arguments.world, arguments.official.resolve(), PIPELINES[arguments.pipeline]["side"])
+        unet = json.loads((arguments.world / "pipeline" / "unet" / "config.json").read_text())
+        serve_official(arguments.world, arguments.official.resolve(), unet["sample_size"])
     else:
         serve_ours(arguments.world, arguments.serve.removeprefix("ours-"))
 
