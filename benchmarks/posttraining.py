@@ -39,8 +39,11 @@ VARIANTS = {
     "projection": "--reward steered --steering projection",
     "plain": "--reward alignment",
     "constrained": "--unsafe-budget 0.02 --multiplier-rule augmented",
+    "own-deviations": "--reward steered --advantage-scale group",
 }
-"""SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), and alignment under a budget of unsafe pictures"""
+"""SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, and the first with
+advantages as released"""
+SEEDS_OF = {"own-deviations": (0,)}
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
 COLUMNS = 14
@@ -54,6 +57,8 @@ def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
     planned = []
     for seed in SEEDS:
         for name, flags in VARIANTS.items():
+            if seed not in SEEDS_OF.get(name, SEEDS):
+                continue
             own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
             sources = [word for flag, place in own.items() for word in (flag, str(world / place))]
             command = ["train", "safediffusion", *sources, *COMMON.split(), *flags.split(), "--seed", str(seed)]
