@@ -76,6 +76,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         {"algd": ""}, (0, 1, 2), anchors=(("SAC-Lag, 1M steps (published)", 2834), ("SAC-PID, 1M steps (published)", 2689)),
         steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000},
     ),
+    "halfcheetah-mbdpo": Experiment(
+        "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
+        "--preset small --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 10000 --checkpoint-every 5000"
+        " --replay-size 20000 --threads 1 --quiet",
+        {"safe": ""}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
+    ),
     "halfcheetah-speed": Experiment(
         "HalfCheetahSpeed-v0: discounted speed at most 151.989",
         f"--env saddlepoint/HalfCheetahSpeed-v0 --total-steps 30000 --eval-every 5000 --checkpoint-every 15000 --replay-size 100000 {SLOW} {FIRST}",
