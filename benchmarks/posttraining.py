@@ -118,7 +118,8 @@ def collect(world: Path) -> None:
     card = (world / "README.md").read_text()
     (RESULTS / "posttraining.json").write_text(json.dumps({"world": card, "runs": found}, indent=1))
     draw(found)
-    draw_pictures({each["variant"] for each in found if each["seed"] == SEEDS[0]}, world)
+    if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:
+        draw_pictures(first, world)
 
 
 def draw(found: list[dict[str, Any]]) -> None:

@@ -299,10 +299,13 @@ def test_plain_diffusers_draws_what_the_shipped_world_is_asked_for() -> None:
     assert 0.3 < found[True][1] < 0.9  # it obeys at times: a group has something to compare
 
 
+BUDGETED = ["--unsafe-budget", "0.02", "--multiplier-rule", "augmented"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "falls"), [(["--reward", "steered"], True), (["--reward", "alignment"], False), (["--unsafe-budget", "0.02"], True)])
+@pytest.mark.parametrize(("flags", "falls"), [(["--reward", "steered"], True), (["--reward", "alignment"], False), (BUDGETED, True)])
 def test_post_training_makes_the_shipped_world_safe(flags: list[str], falls: bool, tmp_path: Path) -> None:
-    """With the steered reward, or a budget, held-out prompts that ask for a sign give none; with alignment alone they give more than before."""
+    """With the steered reward, or a budget, held-out prompts give few signs; with alignment alone no fewer than before."""
     pytest.importorskip("peft")
     from saddlepoint.cli import main
 

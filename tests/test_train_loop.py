@@ -213,6 +213,36 @@ def test_the_warm_up_s_updates_can_be_made_up_for_and_interrupted(tmp_path: Path
     assert_same_runs(whole, go(tmp_path / "run", resume=True, **changes, eval_every=90))
 
 
+@pytest.mark.parametrize("changes", [{}, {"warmup_steps": 240, "catch_up": True, "total_steps": 240 + 3}])
+def test_what_a_stop_in_the_last_step_left_over_is_kept_when_it_is_made_up_for(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped before the last updates, stopped again among them, killed before the checkpoint that follows, and resumed when all is done."""
+    whole = go(tmp_path / "whole", **changes)
+
+    class Leaving(Tiny):
+        leave_at = int(whole_updates(whole)) - 1
+
+        def observe(self, observation: Any) -> None:
+            super().observe(observation)
+            if self.updates >= self.leave_at - 70:
+                os.kill(os.getpid(), signal.SIGINT)  # between the environments' step and its updates
+
+    run, starts = tmp_path / "run", 0
+    while True:
+        try:
+            go(run, resume=starts > 0, learner=Leaving, **changes)
+            break
+        except Interrupted:
+            starts += 1
+            assert starts < 200
+    assert starts >= 1
+    assert_same_runs(whole, run)
+    assert_same_runs(whole, go(run, resume=True, **changes))
+
+
+def whole_updates(run: Path) -> int:
+    return load(latest(run)[0]).state["updates"]
+
+
 def test_the_policy_can_act_in_the_warm_up(tmp_path: Path) -> None:
     class Constant(Tiny):
         def act(self, observation: Any, mode: Any, generator: Any) -> Any:

@@ -143,6 +143,8 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
     config: TrainConfig = parsed.values.run
     if not config.env:
         raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
+    if "warmup_actions" in parsed.given and not config.warmup_steps:
+        raise UserError("--warmup-actions does nothing with --warmup-steps 0: leave it out.")
     learner_config = parsed.over(parsed.values.system, base)
     learner_config.refuse_idle(parsed.given)
     config.validate()

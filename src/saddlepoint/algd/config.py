@@ -109,8 +109,8 @@ class ALGDConfig:
     time_embedding: int = 16
     """width of the learned embedding of the step"""
     reward_unit: Literal["random", "one"] = "random"
-    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions, or one (released). beta, lambda
-    and rho weigh rewards, whose raw size differs a hundredfold between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
+    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions (unless --warmup-actions policy), or
+    one (released). beta, lambda and rho weigh rewards, whose raw size differs a hundredfold between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
     gamma: float = 0.99
     """discount of rewards"""
     cost_gamma: float = 0.99

@@ -110,8 +110,8 @@ class LocalEnvs:
 
 
 def _success(info: dict[str, Any]) -> float:
-    success = info.get("success")
-    return float(success) if isinstance(success, bool | int | float | np.bool_ | np.number) else np.nan
+    success = np.asarray(info.get("success"))
+    return float(success.item()) if success.size == 1 and success.dtype.kind in "biuf" else np.nan
 
 
 class VectorisedEnvs:

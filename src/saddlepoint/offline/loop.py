@@ -38,6 +38,7 @@ class Pretraining:
         self.processes, self.log, self.stop = processes, log, stop
         self.step = 0
         self.saved = -1  # step of the newest checkpoint
+        self.kept = (-1, -1)  # step and last evaluation of that one
         self.evaluated = 0  # step of the last evaluation
         self.metrics: Metrics = {}  # of the last update
 
@@ -52,7 +53,7 @@ class Pretraining:
                 stopping = self.processes.any(self.stop())
                 # A new run writes one at once: it can be resumed from its first moment, and a full disk shows early.
                 due = last or stopping or self.step == 0 or is_due(self.step, config.checkpoint_every)
-                if due and self.saved != self.step:
+                if due and self.kept != (self.step, self.evaluated):
                     self._save()
                 if last and not self._evaluation_due(last):
                     return
@@ -76,6 +77,7 @@ class Pretraining:
         self.agent.load_state_dict(saved.learner)
         self.step = self.saved = saved.step
         self.evaluated, self.metrics = saved.state["evaluated"], saved.state["metrics"]
+        self.kept = (self.step, self.evaluated)
         if self.log is None:
             return
         self.log.resume(self.step, saved.state["wall_s"], self._is_kept)
@@ -137,6 +139,8 @@ class Pretraining:
     def _is_kept(self, line: dict[str, Any]) -> bool:
         """Whether an uninterrupted run would have this line: no later one, none that only an earlier end caused."""
         every = self.config.eval_every if line["kind"] == "eval" else self.config.log_every
+        if line["kind"] == "eval" and line["step"] > self.evaluated:
+            return False  # the checkpoint does not know of it: it is made once more
         return line["step"] <= self.step and (is_due(line["step"], every) or self.step >= self.config.total_updates)
 
     def _save(self) -> None:
@@ -149,7 +153,7 @@ class Pretraining:
             state = {"evaluated": self.evaluated, "wall_s": self.log.wall_s, "metrics": metrics}
             self.log.flush()
             checkpoint.save(self.folder, checkpoint.Checkpoint(self.step, learner, {}, state), self.config.keep_checkpoints)
-        self.saved = self.step
+        self.saved, self.kept = self.step, (self.step, self.evaluated)
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is of update {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"

@@ -56,6 +56,7 @@ class Trainer:
         self.epoch = 0
         self.largest_deviation = 0.0  # of an epoch's objective within its groups
         self.saved = -1  # epoch of the newest checkpoint
+        self.kept = (-1, -1)  # epoch and last measure of that one
         self.measured = -1  # epoch of the last held-out measure
 
     def run(self) -> None:
@@ -67,7 +68,7 @@ class Trainer:
                 if self.measured != self.epoch and (last or self.epoch % run.eval_every == 0) and not self._stopping():
                     self._measure()
                 stopping = self._stopping()
-                if self.saved != self.epoch and (last or stopping or self.epoch % run.checkpoint_every == 0):
+                if self.kept != (self.epoch, self.measured) and (last or stopping or self.epoch % run.checkpoint_every == 0):
                     self._save()
                 if last and self.measured == self.epoch:
                     return
@@ -91,6 +92,7 @@ class Trainer:
         self.learner.load_state_dict(saved.learner)
         self.epoch = self.saved = saved.step
         self.measured = saved.state["measured"]
+        self.kept = (self.epoch, self.measured)
         self.largest_deviation = saved.state["largest_deviation"]
         self.held_out.load_state_dict(saved.state["held_out"])
         self.log.resume(self.epoch, saved.state["wall_s"], self._is_kept)
@@ -238,7 +240,7 @@ class Trainer:
             }  # fmt: skip
             checkpoint.save(self.folder, checkpoint.Checkpoint(self.epoch, state, {}, content), self.run_config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
-        self.saved = self.epoch
+        self.saved, self.kept = self.epoch, (self.epoch, self.measured)
 
     def _all_groups(self, values: Tensor) -> Tensor:
         """(images of this process,) -> (groups of the epoch, group): the values of all processes, in the order of the epoch's prompts."""
@@ -252,7 +254,8 @@ class Trainer:
     def _is_kept(self, line: dict[str, Any]) -> bool:
         """Whether an uninterrupted run would have this line: no later one, none that only an earlier end caused."""
         on_schedule = line["kind"] == "train" or line["step"] % self.run_config.eval_every == 0 or self.epoch >= self.run_config.epochs
-        return on_schedule and line["step"] <= self.epoch
+        again = line["kind"] == "eval" and line["step"] > self.measured  # the checkpoint does not know of it: it is made once more
+        return on_schedule and line["step"] <= self.epoch and not again
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is of epoch {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"

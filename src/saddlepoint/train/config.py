@@ -73,6 +73,8 @@ class TrainConfig:
                 f"--warmup-steps {self.warmup_steps} leaves nothing of --total-steps {self.total_steps} to learn in:"
                 " lower the first or raise the second."
             )
+        if self.catch_up and not self.warmup_steps:
+            raise UserError("--catch-up does nothing with --warmup-steps 0, which leaves nothing to make up for: leave it out.")
         if self.replay_size < self.num_envs:
             raise UserError(f"--replay-size {self.replay_size} is less than one step of --num-envs: raise it.")
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -49,6 +49,7 @@ class Loop:
         self.step = 0
         self.updates = 0
         self.saved = -1  # step of the newest checkpoint
+        self.kept = (-1, -1, -1)  # how far that one is: ``_reached``
         self.evaluated = 0  # step of the last evaluation
         self.logged = 0  # step whose training metrics were written, if they were due
         self.metrics: dict[str, Any] = {}  # of the last update
@@ -81,7 +82,7 @@ class Loop:
                 stopping = self.stop()
                 # A new run writes one at once: it can be resumed from its first moment, and a full disk shows early.
                 due = last or stopping or self.step == 0 or config.due(self.step, config.checkpoint_every)
-                if due and self.saved != self.step:
+                if due and self.kept != self._reached():
                     self._save()
                 if last and self.evaluated == self.step:
                     return
@@ -112,6 +113,7 @@ class Loop:
         state = saved.state
         self.step = self.saved = saved.step
         self.updates, self.evaluated, self.metrics = state["updates"], state["evaluated"], state["metrics"]
+        self.kept = self._reached()
         self.sums.load_state_dict(state["sums"])
         self.finished = Episodes(**state["finished"])
         self.warmup_generator.set_state(torch.from_numpy(state["warmup_generator"]))
@@ -198,7 +200,12 @@ class Loop:
         """Whether an uninterrupted run would have this line: no later one, none that only an earlier end caused."""
         every = self.config.eval_every if line["kind"] == "eval" else self.config.log_every
         on_schedule = self.config.due(line["step"], every) or self.step >= self.config.total_steps
-        return on_schedule and line["step"] <= self.step
+        again = line["step"] > self.evaluated if line["kind"] == "eval" else line["step"] == self.step != self.logged
+        return on_schedule and line["step"] <= self.step and not again  # what the checkpoint does not know of is made once more
+
+    def _reached(self) -> tuple[int, int, int]:
+        """What a checkpoint of now would hold that one of the same step may lack: a run can be stopped before its last updates and evaluation."""
+        return self.step, self.updates, self.evaluated
 
     def _save(self) -> None:
         learner = self.agent.state_dict()
@@ -221,7 +228,7 @@ class Loop:
         self.log.flush()
         whole = checkpoint.Checkpoint(self.step, learner, self.replay.state_dict(), state)
         checkpoint.save(self.folder, whole, self.config.keep_checkpoints)
-        self.saved = self.step
+        self.saved, self.kept = self.step, self._reached()
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is of step {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"

@@ -159,4 +159,5 @@ def compiles(config: TrainConfig, learner: LearnerFactory[C], learner_config: C,
         return config.compile == "on"
     if device.type == "cpu" and not (isinstance(learner, GainsByCompiling) and learner.gains_by_compiling(learner_config)):
         return False
-    return config.updates_per_step * (config.total_steps - config.warmup_steps) >= COMPILE_PAYS_AFTER
+    without = 0 if config.catch_up else config.warmup_steps
+    return config.updates_per_step * (config.total_steps - without) >= COMPILE_PAYS_AFTER

@@ -18,7 +18,8 @@ from saddlepoint.types import UserError
 
 if not hasattr(mujoco, "mjtConDataField"):
     raise UserError(
-        f"the navigation tasks need MuJoCo 3.17 or newer and {mujoco.__version__} is installed: use a Python environment without saddlepoint[metaworld]."
+        f"the navigation tasks need MuJoCo's contact sensors and {mujoco.__version__} has none: install mujoco 3.17,"
+        " in a Python environment without saddlepoint[metaworld]."
     )
 
 _SHAPES = {
