@@ -40,9 +40,10 @@ VARIANTS = {
     "plain": "--reward alignment",
     "constrained": "--unsafe-budget 0.02 --multiplier-rule augmented",
     "own-deviations": "--reward steered --advantage-scale group",
+    "whole-unet": "--reward steered --steering projection --tune unet --learning-rate 1e-4",
 }
-"""SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, and the first with
-advantages as released"""
+"""SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
+as released, and the second without adapters"""
 SEEDS_OF = {"own-deviations": (0,)}
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
