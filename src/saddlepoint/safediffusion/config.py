@@ -120,8 +120,8 @@ class SafeDiffusionConfig:
     """PPO's clip range; None takes the one that belongs to --log-prob: 1e-4 for mean, 0.2 for sum"""
     advantage_scale: Literal["auto", "group", "epoch", "largest"] = "auto"
     """what advantages are divided by: the deviation of each ``group`` (released), that of all groups of the ``epoch``, or the ``largest`` of any epoch so
-    far, so that updates shrink as a group's rewards draw level instead of chasing the noise that is left (for some thousand optimiser steps, after which
-    AdamW has forgotten the larger gradients); with a budget it is the deviation of reward and weighed cost together. auto is group, epoch with a budget"""
+    far, so that updates shrink as a group's rewards draw level instead of chasing the noise that is left (for about a thousand optimiser steps, as AdamW
+    remembers the larger gradients); with a budget it is the deviation of reward and weighed cost together. auto is group, epoch with a budget"""
     advantage_clip: float = 2.5
     """advantages are clipped to this size"""
     kl: float = 0.0
