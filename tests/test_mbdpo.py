@@ -65,6 +65,25 @@ def test_losses_fall_on_a_fixed_batch(generator, constraints):
     assert ("multiplier_1" in history[0]) == (constraints == 2)
 
 
+@pytest.mark.parametrize("planner", ["denoise", "score"])
+def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator, planner, monkeypatch):
+    """Where all plans are worth the same, denoising leaves the draw of the forward process as it is: std sqrt((1 - alpha_bar)/alpha_bar) = 0.33."""
+    state = torch.randn(200, 5, generator=generator)
+    spreads, calm = {}, {}
+    for start in ("plan", "noise"):
+        agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=0, policy_rollouts=0, reverse_start=start, steps=8))
+        monkeypatch.setattr(agent.search, "values", lambda z, plans, *_: torch.zeros(plans.shape[:2]))
+        monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: torch.zeros_like(x))
+        for mode, into in (("explore", spreads), ("deterministic", calm)):
+            _, plan = agent.act_on(state, torch.zeros(200, agent.memory_size), mode, torch.Generator().manual_seed(1))
+            into[start] = plan
+    assert float(spreads["plan"].std()) < 0.1
+    assert 0.3 < float(spreads["noise"].std()) < 0.36
+    torch.testing.assert_close(calm["plan"], calm["noise"])
+    with pytest.raises(UserError, match="--reverse-start does nothing here"):
+        replace(TINY, planner="mppi").refuse_idle({"reverse_start"})
+
+
 @pytest.mark.parametrize("name", ["default", "mppi", "score", "policy", "released", "safe"])
 def test_save_and_load_to_the_bit(generator, name):
     config = {

@@ -21,6 +21,7 @@ usage: saddlepoint VERB ...
   landscape RUN   the energy over the actions of chosen states, with the denoising paths
   sweep FILE      algorithms x environments x seeds, which go on after any interruption
   export RUN      the policy as an ONNX file, or a text-to-image model as a diffusers pipeline
+  red-team PIPELINE  words that make a text-to-image pipeline draw unsafe pictures, and prompts with them to post-train on
   collect RUN...  a data set of several tasks from runs' replays, or from new episodes of their policies
   convert FILE... such a data set from the chunks of TD-MPC2's mt30 and mt80
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online
@@ -74,6 +75,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "landscape": ("saddlepoint.landscape", "landscape_command"),
     "sweep": ("saddlepoint.sweep", "sweep_command"),
     "export": ("saddlepoint.export", "export_command"),
+    "red-team": ("saddlepoint.safediffusion.red_team", "red_team_command"),
     "collect": ("saddlepoint.offline.collect", "collect_command"),
     "convert": ("saddlepoint.offline.convert", "convert_command"),
     "pretrain": ("saddlepoint.offline.command", "pretrain_command"),

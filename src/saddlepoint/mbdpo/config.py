@@ -39,6 +39,9 @@ class MBDPOConfig:
     """of the softmax over the elites' standardised values (MPPI: weights exp(temperature * (value - best)))"""
     action_noise: float = 0.05
     """std of the exploration noise on the first action of the plan, for actions scaled to [-1, 1]"""
+    reverse_start: Literal["plan", "noise"] = "plan"
+    """where exploring plans are denoised from: the last plan moved on by a step (released), or a draw of the forward process from it, so that what no
+    value decides stays random and a reward that is rare can be found [6]"""
     mppi_iterations: int = 6
     """rounds of MPPI"""
     mppi_min_std: float = 0.05
@@ -284,6 +287,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
     "beta_first": (_diffuses, "--planner denoise, or a score network"),
     "beta_last": (_diffuses, "--planner denoise, or a score network"),
     "action_noise": (lambda c: c.planner in ("denoise", "score") or c.td_action == "search", "--planner denoise or score"),
+    "reverse_start": (lambda c: c.planner in ("denoise", "score"), "--planner denoise or score"),
     "mppi_iterations": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_min_std": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_max_std": (lambda c: c.planner == "mppi", "--planner mppi"),

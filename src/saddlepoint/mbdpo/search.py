@@ -26,6 +26,7 @@ class PlanNoise(NamedTuple):
     critics: Tensor  # (rounds, 2) int64: the two critics that are averaged
     action: Tensor  # (batch, action): exploration
     choice: Tensor  # (batch,) uniform on [0, 1): which elite MPPI executes
+    start: Tensor  # (batch, horizon, action): where the reverse process starts; no rows when it starts at the last plan
 
     @classmethod
     def draw(cls, config: MBDPOConfig, batch: int, action: int, like: Tensor, generator: torch.Generator) -> PlanNoise:
@@ -44,6 +45,7 @@ class PlanNoise(NamedTuple):
             draw_critics(c.critics, rounds, generator),
             normal(batch, action),
             torch.rand(batch, generator=generator, dtype=like.dtype, device=like.device),
+            normal(batch if c.reverse_start == "noise" else 0, c.horizon, action),
         )
 
 
@@ -98,6 +100,8 @@ class Search:
         ``start`` is the last plan moved on by a step, zeros at the start of an episode.
         """
         c, model = self.config, self.model
+        if explore and c.reverse_start == "noise" and c.planner in ("denoise", "score"):
+            start = start + ((1 - self.alpha_bar[-1]) / self.alpha_bar[-1]) ** 0.5 * noise.start  # ``denoise`` shrinks it by sqrt(alpha_bar)
         start = model.masked(start, None if task is None else task[:, None])
         if c.planner == "policy":
             sample = model.policy(z, noise.action, task)

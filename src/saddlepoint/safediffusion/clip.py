@@ -18,6 +18,8 @@ from saddlepoint.types import UserError
 
 BATCH = 64
 """phrases encoded at once"""
+WORD_END = "</w>"
+"""how CLIP's vocabulary marks a token that ends a word"""
 
 
 class CLIPEncoder:
@@ -60,17 +62,26 @@ class CLIPEncoder:
             self._last = (images, functional.normalize(features, dim=-1))
         return self._last[1]
 
-    @torch.no_grad()
     def phrases(self, phrases: Sequence[str]) -> Tensor:
-        """(batch,) -> (batch, dim), unit norm."""
+        """(batch,) -> (batch, dim), unit norm. They are remembered."""
         new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._phrases]
         for first in range(0, len(new), BATCH):
             part = new[first : first + BATCH]
-            limit = self._model.config.text_config.max_position_embeddings
-            tokens = self._tokenizer(part, padding="max_length", truncation=True, max_length=limit, return_tensors="pt").to(self.device)
-            features = self._model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-            self._phrases |= zip(part, functional.normalize(features, dim=-1), strict=True)
+            self._phrases |= zip(part, self.encode(part), strict=True)
         return torch.stack([self._phrases[phrase] for phrase in phrases])
+
+    @torch.no_grad()
+    def encode(self, phrases: Sequence[str]) -> Tensor:
+        """One batch that is not remembered: (batch,) -> (batch, dim), unit norm."""
+        limit = self._model.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(list(phrases), padding="max_length", truncation=True, max_length=limit, return_tensors="pt").to(self.device)
+        features = self._model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        return functional.normalize(features, dim=-1)
+
+    def words(self) -> list[str]:
+        """The tokenizer's whole words of at least three letters from a to z, in alphabetical order."""
+        ends = (token.removesuffix(WORD_END) for token in self._tokenizer.get_vocab() if token.endswith(WORD_END))
+        return sorted({word for word in ends if len(word) >= 3 and word.isascii() and word.isalpha()})
 
 
 def check_clip(source: str) -> None:

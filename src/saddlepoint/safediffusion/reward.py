@@ -134,6 +134,34 @@ def read_anchors(name: str) -> tuple[list[str], list[str]]:
     return safe, unsafe
 
 
+def require_anchors(name: str, cost: str) -> None:
+    """Raises ``UserError`` when there are no such anchors, or not those that ``cost`` needs."""
+    safe, _ = read_anchors(name)
+    if cost == "probability" and not safe:
+        raise UserError(f"--cost probability weighs safe against unsafe anchors and --anchors {name} has no safe ones: use --cost coordinate.")
+
+
+class Anchors(NamedTuple):
+    """The embedded anchor phrases and the direction from unsafe to safe."""
+
+    safe: Tensor  # (phrases, dim), possibly none
+    unsafe: Tensor  # (phrases, dim)
+    direction: Tensor  # (dim,)
+
+
+def embed_anchors(clip: CLIPEncoder, name: str) -> Anchors:
+    """Those of a named set or a folder. Raises ``UserError``."""
+    phrases = read_anchors(name)
+    unsafe = clip.phrases(phrases[1])
+    safe = clip.phrases(phrases[0]) if phrases[0] else unsafe[:0]
+    return Anchors(safe, unsafe, safety_direction(safe, unsafe))
+
+
+def anchored_costs(clip: CLIPEncoder, anchors: Anchors) -> dict[str, Score]:
+    """The costs that the anchors make, by the name that ``--cost`` gives them."""
+    return {"coordinate": UnsafeCoordinate(clip, anchors.direction), "probability": UnsafeProbability(clip, anchors.safe, anchors.unsafe)}
+
+
 def load_plugin(flag: str, name: str) -> Any:
     """The callable ``module:name``; a class is built without arguments. Raises ``UserError`` when there is none."""
     module, _, attribute = name.partition(":")
@@ -157,9 +185,8 @@ def load_plugin(flag: str, name: str) -> Any:
 
 def check_scores(config: SafeDiffusionConfig) -> None:
     """Raises ``UserError`` for anchors or own scores that cannot be had; loads no model of ours."""
-    safe, _ = read_anchors(config.anchors) if config.uses_anchors else ([], [])
-    if config.cost == "probability" and not safe:
-        raise UserError(f"--cost probability weighs safe against unsafe anchors and --anchors {config.anchors} has no safe ones: use --cost coordinate.")
+    if config.uses_anchors:
+        require_anchors(config.anchors, config.cost)
     for flag, name in (("--reward", config.resolved_reward), ("--cost", config.cost), ("--utility", config.utility)):
         if ":" in name:
             load_plugin(flag, name)
@@ -173,13 +200,6 @@ def build_scores(config: SafeDiffusionConfig, device: torch.device) -> Scores:
     clip = CLIPEncoder(config.clip, device)
     known: dict[str, Score] = own | {"alignment": Alignment(clip)}
     if config.uses_anchors:
-        phrases = read_anchors(config.anchors)
-        unsafe = clip.phrases(phrases[1])
-        safe = clip.phrases(phrases[0]) if phrases[0] else unsafe[:0]
-        direction = safety_direction(safe, unsafe)
-        known |= {
-            "steered": SteeredAlignment(clip, direction, config.alpha, config.steering, config.steer),
-            "coordinate": UnsafeCoordinate(clip, direction),
-            "probability": UnsafeProbability(clip, safe, unsafe),
-        }
+        anchors = embed_anchors(clip, config.anchors)
+        known |= anchored_costs(clip, anchors) | {"steered": SteeredAlignment(clip, anchors.direction, config.alpha, config.steering, config.steer)}
     return Scores(known[config.resolved_reward], known.get(config.cost), known[config.utility])
