@@ -54,24 +54,29 @@ FIRST = (
 )
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
-PLANNERS = {"denoise": "", "noise": "--reverse-start noise", "mppi": "--planner mppi --td-action prior --energy-weight 0", "score": "--planner score", "prior-targets": "--td-action prior"}
+PLANNERS = {
+    "denoise": "", "wide": "--reverse-start noise --beta-last 0.25", "mppi": "--planner mppi --td-action prior --energy-weight 0",
+    "score": "--planner score", "prior-targets": "--td-action prior",
+}  # fmt: skip
 
 
-def control(task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "prior-targets"), seeds: tuple[int, ...] = (0, 1, 2),
-            eval_every: int = 5000) -> Experiment:  # fmt: skip
+def control(
+    task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "prior-targets"),
+    seeds: tuple[int, ...] = (0, 1, 2), eval_every: int = 5000,
+) -> Experiment:  # fmt: skip
     """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (``seeds``) and other ``planners`` (one seed)."""
     return Experiment(
         f"dmc/{task}, 50,000 environment steps: MBDPO's small preset",
         f"--preset small --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every} --checkpoint-every 12500 --replay-size 25000"
         " --threads 1 --quiet",
-        {name: PLANNERS[name] for name in planners}, (0,), anchors, seeds_of={"denoise": seeds, "noise": seeds}, system="mbdpo",
+        {name: PLANNERS[name] for name in planners}, (0,), anchors, seeds_of={"denoise": seeds, "wide": seeds}, system="mbdpo",
     )  # fmt: skip
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "cartpole-swingup": control("cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881))),
     "pendulum-swingup": control(
-        "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("noise", "denoise", "mppi"), eval_every=12500,
+        "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi"), eval_every=12500,
     ),
     "walker-walk": control("walker-walk", (), ("denoise",), (0,), 12500),
     "halfcheetah-velocity": Experiment(

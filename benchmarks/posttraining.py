@@ -11,6 +11,7 @@ and the world's exact checker reads the pictures.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -41,12 +42,16 @@ VARIANTS = {
     "constrained": "--unsafe-budget 0.02 --multiplier-rule augmented",
     "own-deviations": "--reward steered --advantage-scale group",
     "whole-unet": "--reward steered --steering projection --tune unet --learning-rate 1e-4",
+    "red-team": "--reward steered --steering projection --epochs 60",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
-as released, and the second without adapters"""
-SEEDS_OF = {"own-deviations": (0,)}
+as released, the second without adapters, and the second with the prompts and anchors that ``saddlepoint red-team`` makes of the same files"""
+SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
+RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
+RED = RUNS / "posttraining" / "red-team"
+"""what red-team writes"""
 COLUMNS = 14
 """pictures of each model in the figure"""
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
@@ -61,10 +66,20 @@ def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
             if seed not in SEEDS_OF.get(name, SEEDS):
                 continue
             own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
-            sources = [word for flag, place in own.items() for word in (flag, str(world / place))]
+            places = {flag: str(world / place) for flag, place in own.items()}
+            if name == "red-team":
+                places |= {"--prompts": str(RED / "prompts.csv"), "--anchors": str(RED / "anchors")}
+            sources = [word for item in places.items() for word in item]
             command = ["train", "safediffusion", *sources, *COMMON.split(), *flags.split(), "--seed", str(seed)]
             planned.append((name, seed, command, RUNS / "posttraining" / f"{name}-{seed}"))
     return planned
+
+
+def red_team(world: Path) -> list[str]:
+    """The command that looks for what the prompts do not name."""
+    places = {"--clip": "clip", "--anchors": "anchors", "--prompts": "prompts/training.csv"}
+    sources = [word for flag, place in places.items() for word in (flag, str(world / place))]
+    return ["red-team", str(world / "pipeline"), *sources, *RED_TEAM.split(), "--out", str(RED)]
 
 
 def evaluation(folder: Path, table: str) -> Path:
@@ -75,6 +90,8 @@ def run(world: Path, only: str | None) -> None:
     for name, seed, command, folder in runs(world):
         if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
             continue
+        if name == "red-team" and not RED.exists():
+            _saddlepoint(*red_team(world))
         fresh = not (folder / "config.json").exists()
         stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "resumed": not fresh}
         _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
@@ -117,7 +134,12 @@ def collect(world: Path) -> None:
             print(f"{name}, {len(of)} seeds, {table}: " + "; ".join(said))
     RESULTS.mkdir(exist_ok=True)
     card = (world / "README.md").read_text()
-    (RESULTS / "posttraining.json").write_text(json.dumps({"world": card, "runs": found}, indent=1))
+    content: dict[str, Any] = {"world": card, "runs": found}
+    if RED.exists():
+        with (RED / "prompts.csv").open(newline="") as file:
+            words = sorted({row["word"] for row in csv.DictReader(file)} - {""})
+        content["red_team"] = {"command": "saddlepoint " + " ".join(red_team(world)), "words": words}
+    (RESULTS / "posttraining.json").write_text(json.dumps(content, indent=1))
     draw(found)
     if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:
         draw_pictures(first, world)

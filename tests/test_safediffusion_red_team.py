@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -20,6 +22,9 @@ from saddlepoint.safediffusion import red_team
 from saddlepoint.safediffusion.clip import CLIPEncoder
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
 from saddlepoint.safediffusion.red_team import Gap, RedTeamFlags, combine, gaps, red_team_command, shortlist
+from saddlepoint.safediffusion.reward import SteeredAlignment, embed_anchors, read_anchors, safety_direction
+from saddlepoint.safediffusion.tiny.captions import write_captions
+from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
 from saddlepoint.types import UserError
 
 WORLD = Path(__file__).parents[1] / "models" / "tiny-world"
@@ -65,11 +70,11 @@ def test_the_words_of_a_clip_are_whole_ones():
 
 
 def test_the_shipped_world_gives_away_the_kinds_that_no_prompt_names(tmp_path, capsys):
-    out = tmp_path / "red.csv"
+    out = tmp_path / "new" / "red"
     sources = ["--clip", str(WORLD / "clip"), "--anchors", str(WORLD / "anchors"), "--prompts", str(WORLD / "prompts" / "training.csv")]
     few = ["--cost", "saddlepoint.safediffusion.tiny.checker:Unsafe", "--shortlist", "10", "--pictures", "8", "--steps", "10", "--guidance", "2"]
     assert main(["red-team", str(WORLD / "pipeline"), *sources, *few, "--count", "40", "--out", str(out)]) == 0
-    with out.open(newline="") as file:
+    with (out / "prompts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     own = read_prompts(WORLD / "prompts" / "training.csv")
     assert [(row["prompt"], row["unsafe"]) for row in rows[: len(own)]] == [(prompt.text, str(int(prompt.unsafe))) for prompt in own]
@@ -78,14 +83,42 @@ def test_the_shipped_world_gives_away_the_kinds_that_no_prompt_names(tmp_path, c
     assert {"radiation", "taped"} <= {row["word"] for row in new}
     assert all(row["unsafe"] == "1" and row["word"] in row["prompt"].split() for row in new)
     assert not any(row["word"] in prompt.text.split() for row in new for prompt in own)
-    assert len(read_prompts(out)) == len(rows)  # it is a prompt file like any other
+    assert len(read_prompts(out / "prompts.csv")) == len(rows)  # it is a prompt file like any other
+    safe, unsafe = read_anchors(str(out / "anchors"))
+    before = read_anchors(str(WORLD / "anchors"))
+    assert safe == before[0]
+    assert unsafe[: len(before[1])] == before[1]
+    assert "a scene marked radiation" in unsafe
+    assert [path.name for path in out.parent.iterdir()] == ["red"]
     said = capsys.readouterr().out
     assert "radiation" in said
-    assert "read it before you train" in said
+    assert f"--anchors {out / 'anchors'}" in said
+
+
+def test_with_the_found_words_in_the_anchors_a_projected_reward_is_against_other_kinds(tmp_path):
+    """The oracle draws the pictures: with the given anchors those with tape fit "with warning tape" better than clean ones, with the written ones worse."""
+    rng = np.random.default_rng(0)
+    scenes = sample_scenes(rng, 64, 1.0, ("tape",))
+    clean = replace(scenes, hazard=np.zeros_like(scenes.hazard))
+    pictures = [torch.from_numpy(draw(each)) for each in (scenes, clean)]
+    texts = [f"{caption} with warning tape" for caption in write_captions(clean, rng, whole=True)]
+    clip = CLIPEncoder(str(WORLD / "clip"), torch.device("cpu"))
+    words = ["radiation", "tape", "taped", "radioactive", "off"]
+    safe, unsafe = read_anchors(str(WORLD / "anchors"))
+    direction = embed_anchors(clip, str(WORLD / "anchors")).direction
+    more = [gap.filled(word) for word in words for gap in gaps(clip, direction, [Prompt(phrase, True) for phrase in unsafe])]
+    gain = {}
+    for name, phrases in (("given", unsafe), ("found", [*unsafe, *more])):
+        way = safety_direction(clip.phrases(safe), clip.phrases(phrases))
+        reward = SteeredAlignment(clip, way, 0.5, "projection", "always")
+        marked, unmarked = (reward(each, texts) for each in pictures)
+        gain[name] = float((unmarked - marked).mean())
+    assert gain["given"] < -0.03
+    assert gain["found"] > 0.1
 
 
 def test_without_a_word_that_does_harm_nothing_is_written(tmp_path):
-    out, words = tmp_path / "red.csv", tmp_path / "words.txt"
+    out, words = tmp_path / "red", tmp_path / "words.txt"
     words.write_text("circles\nsafe\n")
     flags = ["--clip", str(WORLD / "clip"), "--anchors", str(WORLD / "anchors"), "--prompts", str(WORLD / "prompts" / "kinds.csv"), "--words", str(words)]
     with pytest.raises(UserError, match="labelled unsafe"):
@@ -103,11 +136,9 @@ def test_without_a_word_that_does_harm_nothing_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"out": None}, "--out FILE.csv"),
+        ({"out": None}, "--out FOLDER"),
         ({"prompts": None}, "--prompts FILE"),
         ({"prompts": Path("nowhere.csv")}, "cannot be read"),
-        ({"out": Path("red.txt")}, "must end in .csv"),
-        ({"out": Path("nowhere/red.csv")}, "no folder nowhere"),
         ({"out": WORLD / "prompts" / "clean.csv"}, "exists"),
         ({"clip": "/nowhere"}, "no CLIP folder"),
         ({"anchors": "/nowhere"}, "no set of anchors"),
@@ -125,7 +156,7 @@ def test_mistakes_are_one_sentence_before_a_model_is_loaded(tmp_path, monkeypatc
     for name in ("load_pipeline", "CLIPEncoder"):
         monkeypatch.setattr(red_team, name, None)
     monkeypatch.chdir(tmp_path)
-    given = {"prompts": WORLD / "prompts" / "training.csv", "out": Path("red.csv"), "clip": str(WORLD / "clip"), "anchors": str(WORLD / "anchors")}
+    given = {"prompts": WORLD / "prompts" / "training.csv", "out": Path("red"), "clip": str(WORLD / "clip"), "anchors": str(WORLD / "anchors")}
     with pytest.raises(UserError, match=sentence):
         red_team.red_team(str(WORLD / "pipeline"), RedTeamFlags(**given | change))
 

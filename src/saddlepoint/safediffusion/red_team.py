@@ -1,13 +1,15 @@
-"""`saddlepoint red-team PIPELINE ...`: words that make a pipeline draw unsafe pictures and that no prompt of a file has, and prompts with them.
+"""`saddlepoint red-team PIPELINE ...`: words that make a pipeline draw unsafe pictures and that no prompt of a file has, and prompts and anchors with them.
 
 Post-training removes what its prompts call for and little more. The safety direction of the reward knows further words: those of the CLIP's own vocabulary
 whose addition moves prompts furthest to the unsafe side. The pipeline then draws prompts with each of them, and those stay whose pictures are unsafe.
+Anchors need them as much as prompts do: projected off a direction that knows signs alone, "with warning tape" keeps its tape, and pictures with one are
+rewarded for it.
 """
 
 from __future__ import annotations
 
 import csv
-import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +25,15 @@ from saddlepoint.safediffusion.clip import BATCH, CLIPEncoder, check_clip, read_
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
-from saddlepoint.safediffusion.reward import Score, anchored_costs, embed_anchors, load_plugin, require_anchors, scored
+from saddlepoint.safediffusion.reward import (
+    Score,
+    anchored_costs,
+    embed_anchors,
+    load_plugin,
+    read_anchors,
+    require_anchors,
+    scored,
+)
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
 from saddlepoint.types import UserError
 
@@ -39,7 +49,7 @@ FINALISTS = 8
 
 @dataclass(frozen=True)
 class RedTeamFlags:
-    """Find words that make a pipeline's pictures unsafe, and write a file of prompts with them, to be post-trained on."""
+    """Find words that make a pipeline's pictures unsafe, and write prompts and anchors with them, to be post-trained on."""
 
     prompts: Path | None = None
     """the prompts that there are: .csv (columns prompt and, optionally, unsafe), .txt or .jsonl; words are added to those not labelled unsafe, and put
@@ -73,18 +83,14 @@ class RedTeamFlags:
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     out: Path | None = None
-    """file to write, .csv with the columns prompt, unsafe and word; it must not exist yet"""
+    """folder to write, which must not exist yet: prompts.csv for --prompts, with the column word beside prompt and unsafe, and anchors for --anchors"""
 
     def validate(self) -> None:
         """Raises ``UserError`` for what needs no model to be seen."""
         if self.prompts is None or self.out is None:
-            raise UserError("red-team needs prompts to start from and a file to write: give --prompts FILE and --out FILE.csv.")
-        if self.out.suffix != ".csv":
-            raise UserError(f"--out {self.out} must end in .csv, which is what is written.")
+            raise UserError("red-team needs prompts to start from and a folder to write: give --prompts FILE and --out FOLDER.")
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another --out.")
-        if not self.out.absolute().parent.is_dir():
-            raise UserError(f"there is no folder {self.out.parent} for --out: make it, or choose another.")
         for name in ("shortlist", "pictures", "batch"):
             if vars(self)[name] < 1:
                 raise UserError(f"--{name} must be at least 1, not {vars(self)[name]}.")
@@ -114,12 +120,15 @@ class Gap(NamedTuple):
     before: list[str]
     after: list[str]
 
+    def filled(self, word: str) -> str:
+        return " ".join([*self.before, word, *self.after])
+
 
 def red_team_command(args: list[str]) -> None:
     """`saddlepoint red-team PIPELINE ...`. Raises ``UserError``."""
     helping = args[:1] in (["-h"], ["--help"])
     if not args or (args[0].startswith("-") and not helping):
-        raise UserError("red-team needs the pipeline first: `saddlepoint red-team PIPELINE --prompts FILE --out FILE.csv`.")
+        raise UserError("red-team needs the pipeline first: `saddlepoint red-team PIPELINE --prompts FILE --out FOLDER`.")
     flags = parse(RedTeamFlags, RedTeamFlags(), args if helping else args[1:], "saddlepoint red-team PIPELINE").values
     quiet_libraries()
     if flags.threads:
@@ -128,7 +137,7 @@ def red_team_command(args: list[str]) -> None:
     for each in sorted(found, key=lambda each: -each.excess):
         kept = "" if each.excess >= flags.least else "   left out"
         print(f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f}{kept}")
-    print(f"written: {flags.out}; read it before you train on it")
+    print(f"written: {flags.out}; read it, then train with --prompts {flags.out / 'prompts.csv'} --anchors {flags.out / 'anchors'}")
 
 
 def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
@@ -169,8 +178,11 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
         raise UserError(
             f"no word makes the pictures unsafe by --least {flags.least:g} (the most was {most:.3g}), so nothing is written: lower it, or raise --shortlist."
         )
-    places = gaps(clip, anchors.direction, prompts)
-    _write(flags.out, prompts, combine(places, words, flags.count or len(prompts), flags.seed))
+    pairs = combine(gaps(clip, anchors.direction, prompts), words, flags.count or len(prompts), flags.seed)
+    safe, unsafe = read_anchors(flags.anchors)
+    own_gaps = gaps(clip, anchors.direction, [Prompt(phrase, True) for phrase in unsafe])
+    more = [gap.filled(word) for word in words for gap in own_gaps]
+    _write(flags.out, prompts, pairs, safe, list(dict.fromkeys([*unsafe, *more])))
     return found
 
 
@@ -228,22 +240,29 @@ def gaps(clip: CLIPEncoder, direction: Tensor, prompts: Sequence[Prompt]) -> lis
 def combine(places: Sequence[Gap], words: Sequence[str], count: int, seed: int) -> list[tuple[str, str]]:
     """At most ``count`` prompts with the word that each got, every word equally often (up to one), in random order."""
     rng = np.random.default_rng([seed, CHOICE, 1])
-    rows = [[(" ".join([*places[i].before, word, *places[i].after]), word) for i in rng.permutation(len(places))] for word in words]
+    rows = [[(places[i].filled(word), word) for i in rng.permutation(len(places))] for word in words]
     pairs = dict(row[i] for i in range(len(places)) for row in rows)  # two gaps may make the same prompt
     chosen = list(pairs.items())[:count]
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def _write(out: Path, prompts: Sequence[Prompt], pairs: Sequence[tuple[str, str]]) -> None:
-    """The prompts with their labels, then the new ones with the word they were made of. Raises ``UserError``."""
+def _write(out: Path, prompts: Sequence[Prompt], pairs: Sequence[tuple[str, str]], safe: Sequence[str], unsafe: Sequence[str]) -> None:
+    """The prompts with their labels, then the new ones with the word they were made of; and the anchors. The folder appears whole or not at all.
+
+    Raises ``UserError``."""
     temporary = out.with_name(f".{out.name}.writing")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "anchors").mkdir(parents=True)
+        with (temporary / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["prompt", "unsafe", "word"])
             table.writerows([prompt.text, "" if prompt.unsafe is None else int(prompt.unsafe), ""] for prompt in prompts)
             table.writerows([text, 1, word] for text, word in pairs)
-        os.replace(temporary, out)
+        for name, phrases in (("safe", safe), ("unsafe", unsafe)):
+            if phrases:
+                (temporary / "anchors" / f"{name}.txt").write_text("".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8")
+        temporary.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out, or make room.") from error
 
