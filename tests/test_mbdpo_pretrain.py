@@ -27,6 +27,7 @@ from saddlepoint.mbdpo.tasks import Task, model_tasks, padded_shape
 from saddlepoint.mbdpo.transfer import Pretrained, adopt, specialise, task_config
 from saddlepoint.offline.config import PretrainConfig
 from saddlepoint.offline.dataset import Dataset, Writer
+from saddlepoint.offline.evaluate import over_tasks
 from saddlepoint.offline.loop import Pretraining
 from saddlepoint.offline.pretrain import _require_even, pretrain
 from saddlepoint.offline.processes import Processes
@@ -261,6 +262,16 @@ def test_evaluation_of_each_task_and_going_on_online(folder, whole, tmp_path, ca
     ):
         assert main(args) == 2, args
         assert said in capsys.readouterr().err
+
+
+def test_the_success_rate_is_over_the_tasks_that_report_one():
+    tasks = [Task(name, name, 1, (-1.0,), (1.0,), 10) for name in ("a", "b", "c")]
+    metrics = {f"eval/{task.name}/{mode}return_mean": float(i) for i, task in enumerate(tasks) for mode in ("", "stochastic/")}
+    assert "eval/success_rate" not in over_tasks(metrics, tasks)
+    found = over_tasks(metrics | {"eval/a/success_rate": 0.4, "eval/c/success_rate": 0.8, "eval/c/stochastic/success_rate": 0.1}, tasks)
+    assert found["eval/return_mean"] == 1.0
+    assert found["eval/success_rate"] == pytest.approx(0.6)
+    assert found["eval/stochastic/success_rate"] == 0.1
 
 
 def test_mistakes(folder, tmp_path, capsys):

@@ -118,6 +118,10 @@ def test_a_goal_at_height_0_is_an_entry_of_meta_worlds_observations(tmp_path):
     torch.save(chunk, tmp_path / "chunk.pt")
     task = convert([tmp_path / "chunk.pt"], tmp_path / "data", ("mt80",)).tasks[number]
     assert task == Task("mw-plate-slide", "mw/plate-slide", 39, (-1.0,) * 4, (1.0,) * 4, 100)
+    observation[..., 45] = 1.0  # no entry of Meta-World's
+    torch.save(chunk, tmp_path / "wrong.pt")
+    with pytest.raises(UserError, match="mw-plate-slide has 39 observations and the chunks use 46"):
+        convert([tmp_path / "wrong.pt"], tmp_path / "none", ("mt80",))
 
 
 class Payload:

@@ -255,6 +255,30 @@ def test_the_policy_can_act_in_the_warm_up(tmp_path: Path) -> None:
         assert (taken[42:] == 0.25).all()
 
 
+def test_held_actions_stand_at_a_bound_for_twenty_steps_and_through_a_resume(tmp_path: Path) -> None:
+    changes = {"warmup_actions": "held", "warmup_steps": 180, "total_steps": 240, "num_envs": 3}
+    whole = go(tmp_path / "whole", **changes)
+    taken = load(latest(whole)[0]).replay["action"].view(-1, 3)[:60]
+    low, high = taken.min(), taken.max()
+    assert low < high
+    assert ((taken == low) | (taken == high)).all()
+    blocks = taken.view(3, 20, 3)
+    assert (blocks == blocks[:, :1]).all()
+    assert len({tuple(block[0].tolist()) for block in blocks}) > 1
+    stopped = tmp_path / "stopped"
+
+    class Stopping(Tiny):
+        def observe(self, observation: torch.Tensor) -> None:
+            super().observe(observation)
+            if len(observation) == 3 and (count := getattr(self, "looked", 0) + 1) == 31:  # in the middle of a held action
+                os.kill(os.getpid(), signal.SIGINT)
+            self.looked = count
+
+    with pytest.raises(Interrupted, match="stopped at step 90"):
+        go(stopped, learner=Stopping, **changes)
+    assert_same_runs(whole, go(stopped, resume=True, **changes))
+
+
 def test_another_thread_can_train(tmp_path: Path) -> None:
     thread = threading.Thread(target=go, args=(tmp_path / "run",), kwargs={"total_steps": 60})
     thread.start()

@@ -122,5 +122,7 @@ class _Seen:
         observation, action = self.widths
         if number in self.used:
             observation, action = (int(entries.nonzero()[0].max(initial=0)) + 1 for entries in self.used[number])
+            if known.observation and observation > known.observation:
+                raise UserError(f"{name} has {known.observation} observations and the chunks use {observation} of task {number}: --tasks names them wrongly.")
             observation = min(known.observation or observation, self.widths[0])
         return Task(name, known.env, observation, (-1.0,) * action, (1.0,) * action, known.steps)

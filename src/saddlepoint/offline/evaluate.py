@@ -61,10 +61,14 @@ def evaluate_task(agent: MBDPO, number: int, task: Task, episodes: int, seed: in
 
 
 def over_tasks(metrics: dict[str, float], tasks: Sequence[Task]) -> dict[str, float]:
-    """``eval/return_mean``, ``_std``, ``_min`` and ``_max`` over the tasks' mean returns, and so for the stochastic policy."""
+    """``eval/return_mean``, ``_std``, ``_min`` and ``_max`` over the tasks' mean returns, ``eval/success_rate`` over those that report a success, and so
+    for the stochastic policy."""
     summary: dict[str, float] = {}
     for prefix, end in (("eval", "return_mean"), ("eval/stochastic", "stochastic/return_mean")):
         means = np.array([metrics[f"eval/{task.name}/{end}"] for task in tasks])
         for name, value in (("mean", means.mean()), ("std", means.std()), ("min", means.min()), ("max", means.max())):
             summary[f"{prefix}/return_{name}"] = float(value)
+        rates = [metrics[key] for task in tasks if (key := f"eval/{task.name}{prefix.removeprefix('eval')}/success_rate") in metrics]
+        if rates:
+            summary[f"{prefix}/success_rate"] = float(np.mean(rates))
     return summary

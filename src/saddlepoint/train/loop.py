@@ -22,6 +22,8 @@ from saddlepoint.types import Learner, NonFiniteError, UserError
 
 LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART = range(6)
 """the streams of random numbers that are derived from a run's seed"""
+HELD_STEPS = 20
+"""steps of a held action of the warm-up: of 40 episodes of dmc/pendulum-swingup 8 then met a reward, of 40 with a new uniform action each step none"""
 AT_ONCE = 64
 """updates between two looks at a signal"""
 
@@ -169,9 +171,13 @@ class Loop:
         return int(config.updates_per_step * counted) - self.updates
 
     def _action(self) -> np.ndarray:
-        if self.step < self.config.warmup_steps and self.config.warmup_actions == "random":
-            uniform = torch.rand(self.config.num_envs, len(self.low), generator=self.warmup_generator).numpy()
-            return self.low + (self.high - self.low) * uniform
+        config = self.config
+        if self.step < config.warmup_steps and config.warmup_actions != "policy":
+            generator, held = self.warmup_generator, config.warmup_actions == "held"
+            if held:  # what is drawn depends on its time alone: a resumed run keeps an action that is being held
+                generator = torch.Generator().manual_seed(stream(config.seed, WARMUP, self.step // config.num_envs // HELD_STEPS))
+            uniform = torch.rand(config.num_envs, len(self.low), generator=generator).numpy()
+            return self.low + (self.high - self.low) * (uniform.round() if held else uniform)
         return self.actor.act(self.observation, "explore", self.generator)
 
     def _observe(self) -> None:
