@@ -55,8 +55,8 @@ FIRST = (
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
 PLANNERS = {
-    "denoise": "", "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000", "mppi": "--planner mppi --td-action prior --energy-weight 0",
-    "score": "--planner score", "prior-targets": "--td-action prior",
+    "denoise": "", "mppi": "--planner mppi --td-action prior --energy-weight 0", "score": "--planner score", "prior-targets": "--td-action prior",
+    "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
 }  # fmt: skip
 
 
