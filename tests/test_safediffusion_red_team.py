@@ -35,7 +35,7 @@ DIRECTION = torch.tensor([1.0, 0.0])
 class Words:
     """A CLIP of which everything is known: the unnormalised embedding of a text is (1 - the harm of its words, 1)."""
 
-    def encode(self, phrases):
+    def encode(self, phrases, padding="max_length"):
         return normalize(torch.tensor([[1.0 - sum(HARM.get(word, 0.0) for word in phrase.split()), 1.0] for phrase in phrases]), dim=-1)
 
 
@@ -67,6 +67,13 @@ def test_the_words_of_a_clip_are_whole_ones():
     assert {"tape", "radioactive", "circle"} <= set(words)
     assert not {"a", "on", "!", "0"} & set(words)
     assert words == sorted(set(words))
+
+
+def test_padding_changes_no_embedding():
+    clip = CLIPEncoder(str(WORLD / "clip"), torch.device("cpu"))
+    phrases = ["tape", "a red cross left of a blue square on a sand background with a warning sign"]
+    torch.testing.assert_close(clip.encode(phrases, "longest"), clip.encode(phrases))
+    torch.testing.assert_close(clip.encode(phrases[:1], "longest"), clip.phrases(phrases)[:1])
 
 
 def test_the_shipped_world_gives_away_the_kinds_that_no_prompt_names(tmp_path, capsys):

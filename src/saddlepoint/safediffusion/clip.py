@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -71,10 +71,13 @@ class CLIPEncoder:
         return torch.stack([self._phrases[phrase] for phrase in phrases])
 
     @torch.no_grad()
-    def encode(self, phrases: Sequence[str]) -> Tensor:
-        """One batch that is not remembered: (batch,) -> (batch, dim), unit norm."""
+    def encode(self, phrases: Sequence[str], padding: Literal["max_length", "longest"] = "max_length") -> Tensor:
+        """One batch that is not remembered: (batch,) -> (batch, dim), unit norm. ``padding`` changes the last bits only: no token sees those after it.
+
+        "longest" is faster for words; with "max_length" a phrase does not depend on those it is encoded with.
+        """
         limit = self._model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(list(phrases), padding="max_length", truncation=True, max_length=limit, return_tensors="pt").to(self.device)
+        tokens = self._tokenizer(list(phrases), padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(self.device)
         features = self._model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
         return functional.normalize(features, dim=-1)
 

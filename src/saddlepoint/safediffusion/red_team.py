@@ -199,9 +199,9 @@ def _shifts(clip: CLIPEncoder, direction: Tensor, words: Sequence[str], carriers
     texts = [f"{carrier} {word}" for word in words for carrier in carriers]
     parts = []
     for first in range(0, len(texts), BATCH):
-        parts.append(clip.encode(texts[first : first + BATCH]) @ direction)
+        parts.append(clip.encode(texts[first : first + BATCH], "longest") @ direction)
         _progress("words", min(first + BATCH, len(texts)) // len(carriers), len(words))
-    before = (clip.encode(carriers) @ direction).mean()
+    before = (clip.encode(carriers, "longest") @ direction).mean()
     means = torch.cat(parts).view(len(words), len(carriers)).mean(1) - before
     return dict(zip(words, means.tolist(), strict=True))
 
@@ -232,7 +232,7 @@ def gaps(clip: CLIPEncoder, direction: Tensor, prompts: Sequence[Prompt]) -> lis
             found.append(Gap(words, []))
             continue
         without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-        i = int((clip.encode(without) @ direction).argmax())
+        i = int((clip.encode(without, "longest") @ direction).argmax())
         found.append(Gap(words[:i], words[i + 1 :]))
     return found
 
