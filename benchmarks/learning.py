@@ -214,7 +214,8 @@ def look(folder: Path, label: str) -> None:
     kept = json.loads(path.read_text()) if path.exists() else {}
     config = json.loads((folder / "config.json").read_text())
     lines = read_metrics(folder)
-    keys = ("step", "train/multiplier", "train/effective_multiplier", "train/risk", "train/beta", "train/cost_mean", "train/cost_max", "train/return_mean", "train/return_max")
+    keys = ("step", "train/multiplier", "train/effective_multiplier", "train/risk", "train/beta", "train/cost_mean", "train/cost_max", "train/return_mean",
+            "train/return_max")  # fmt: skip
     kept[label] = {
         "system": config["system"], "train": config["train"], "learner": config["learner"], "machine": machine(), "wall_s": lines[-1]["wall_s"],
         "eval": [{key: value for key, value in line.items() if key != "kind"} for line in lines if line["kind"] == "eval"],
