@@ -34,6 +34,7 @@ from saddlepoint.offline.processes import Processes
 from saddlepoint.systems import start_from
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
+from saddlepoint.train.processes import leave_processes
 from saddlepoint.train.signals import StopRequest
 from saddlepoint.types import NonFiniteError, UserError
 
@@ -327,6 +328,9 @@ def in_one_of_two_processes(folder: str, out: str) -> None:
     torch.set_num_threads(1)
     float64_updates(Path(folder), Path(out) / "updates")
     pretrain(config(Path(folder), Path(out) / "run", device="cpu"), TINY)
+    leave_processes()
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), f"threads that can abort the end of the process: {threads}"
 
 
 def test_two_gloo_processes_equal_one(folder, whole, tmp_path):
