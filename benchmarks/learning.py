@@ -55,13 +55,14 @@ FIRST = (
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
 PLANNERS = {
-    "denoise": "", "mppi": "--planner mppi --td-action prior --energy-weight 0", "score": "--planner score", "prior-targets": "--td-action prior",
+    "denoise": "", "prior-targets": "--td-action prior", "score": "--planner score",
+    "mppi": "--planner mppi --td-action prior --energy-weight 0 --eval-every 12500",
     "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
 }  # fmt: skip
 
 
 def control(
-    task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "prior-targets"),
+    task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "score", "prior-targets"),
     seeds: tuple[int, ...] = (0, 1, 2), eval_every: int = 5000,
 ) -> Experiment:  # fmt: skip
     """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (``seeds``) and other ``planners`` (one seed)."""
@@ -78,6 +79,15 @@ EXPERIMENTS: dict[str, Experiment] = {
     "pendulum-swingup": control(
         "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi"), eval_every=12500,
     ),
+    "cartpole-corrections": Experiment(
+        "dmc/cartpole-swingup, 20,000 environment steps, the score network acting: one correction of MBDPO taken back at a time",
+        "--preset small --planner score --env dmc/cartpole-swingup --total-steps 10000 --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
+        " --replay-size 10000 --threads 1 --quiet",
+        {
+            "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
+            "released-score": "--td-action prior --score-training released",
+        }, system="mbdpo",
+    ),
     "walker-walk": control("walker-walk", (), ("denoise",), (0,), 12500),
     "halfcheetah-velocity": Experiment(
         "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
@@ -87,7 +97,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "halfcheetah-mbdpo": Experiment(
         "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
-        "--preset small --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 10000 --checkpoint-every 5000"
+        "--preset small --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000 --checkpoint-every 5000"
         " --replay-size 20000 --threads 1 --quiet",
         {"safe": ""}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
     ),
