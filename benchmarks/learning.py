@@ -55,14 +55,14 @@ FIRST = (
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet"
 PLANNERS = {
-    "denoise": "", "prior-targets": "--td-action prior", "score": "--planner score",
+    "denoise": "", "prior-targets": "--td-action prior",
     "mppi": "--planner mppi --td-action prior --energy-weight 0 --eval-every 12500",
     "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
 }  # fmt: skip
 
 
 def control(
-    task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "score", "prior-targets"),
+    task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "prior-targets"),
     seeds: tuple[int, ...] = (0, 1, 2), eval_every: int = 5000,
 ) -> Experiment:  # fmt: skip
     """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (``seeds``) and other ``planners`` (one seed)."""
@@ -80,13 +80,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi"), eval_every=12500,
     ),
     "cartpole-corrections": Experiment(
-        "dmc/cartpole-swingup, 20,000 environment steps, the score network acting: one correction of MBDPO taken back at a time",
-        "--preset small --planner score --env dmc/cartpole-swingup --total-steps 10000 --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
-        " --replay-size 10000 --threads 1 --quiet",
+        "dmc/cartpole-swingup, the score network acting: one correction of MBDPO taken back at a time",
+        "--preset small --planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
+        " --replay-size 25000 --threads 1 --quiet",
         {
             "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
             "released-score": "--td-action prior --score-training released",
-        }, system="mbdpo",
+        },
+        anchors=(("TD-MPC2 at 100,000 environment steps (published)", 839), ("MBDPO (published)", 881)),
+        steps_of={"default-0": 25_000} | {f"{name}-0": 10_000 for name in ("released-pairs", "first-critics", "prior-targets", "released-score")},
+        system="mbdpo",
     ),
     "walker-walk": control("walker-walk", (), ("denoise",), (0,), 12500),
     "halfcheetah-velocity": Experiment(
