@@ -15,6 +15,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ VARIANTS = {
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second with the prompts and anchors that ``saddlepoint red-team`` makes of the same files"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
-RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --threads 1"
+RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
 RED = RUNS / "posttraining" / "red-team"
@@ -91,7 +92,9 @@ def run(world: Path, only: str | None) -> None:
         if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
             continue
         if name == "red-team" and not RED.exists():
+            stamp, begun = {"command": "saddlepoint " + " ".join(red_team(world)), "commit": commit(), "machine": machine()}, time.monotonic()
             _saddlepoint(*red_team(world))
+            (RED / "finished.json").write_text(json.dumps(stamp | {"wall_s": time.monotonic() - begun}, indent=1))
         fresh = not (folder / "config.json").exists()
         stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "resumed": not fresh}
         _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
@@ -136,9 +139,8 @@ def collect(world: Path) -> None:
     card = (world / "README.md").read_text()
     content: dict[str, Any] = {"world": card, "runs": found}
     if RED.exists():
-        with (RED / "prompts.csv").open(newline="") as file:
-            words = sorted({row["word"] for row in csv.DictReader(file)} - {""})
-        content["red_team"] = {"command": "saddlepoint " + " ".join(red_team(world)), "words": words}
+        with (RED / "words.csv").open(newline="") as file:
+            content["red_team"] = json.loads((RED / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
     (RESULTS / "posttraining.json").write_text(json.dumps(content, indent=1))
     draw(found)
     if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:

@@ -80,6 +80,12 @@ def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator
     assert float(spreads["plan"].std()) < 0.1
     assert 0.3 < float(spreads["noise"].std()) < 0.36
     torch.testing.assert_close(calm["plan"], calm["noise"])
+    if planner == "score":  # the network is trained at points within the bounds alone
+        seen = []
+        agent.search.alpha_bar[-1] = 0.5  # a spread of 1
+        monkeypatch.setattr(agent.search, "score_from_output", lambda x, *_: seen.append(float(x.abs().max())) or torch.zeros_like(x))
+        agent.act_on(state, torch.zeros(200, agent.memory_size), "explore", torch.Generator().manual_seed(1))
+        assert max(seen) <= 1
     with pytest.raises(UserError, match="--reverse-start does nothing here"):
         replace(TINY, planner="mppi").refuse_idle({"reverse_start"})
 

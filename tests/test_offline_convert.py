@@ -103,7 +103,7 @@ def test_every_task_of_the_sets_is_an_environment_of_ours_with_episodes_of_that_
     assert (len(set(names)), names[:30]) == (80, SETS["mt30"])
     assert [names[i] for i in (0, 29, 30, 65, 79)] == ["walker-stand", "pendulum-spin", "mw-assembly", "mw-reach", "mw-hand-insert"]
     for name in names:
-        env, steps, _ = known_task(name)
+        env, steps, *_ = known_task(name)
         assert env == (f"mw/{name[3:]}" if name.startswith("mw-") else f"dmc/{name}")
         assert env_spec(env).horizon == steps
     assert known_task("reach") is known_task("mw/reach") is None
@@ -122,6 +122,10 @@ def test_a_goal_at_height_0_is_an_entry_of_meta_worlds_observations(tmp_path):
     torch.save(chunk, tmp_path / "wrong.pt")
     with pytest.raises(UserError, match="mw-plate-slide has 39 observations and the chunks use 46"):
         convert([tmp_path / "wrong.pt"], tmp_path / "none", ("mt80",))
+    observation[..., 39:], action[1, :, 5] = 0, 0.5  # of the data's own widths, and so another task's
+    torch.save(chunk | {"obs": observation[..., :39]}, tmp_path / "walker.pt")
+    with pytest.raises(UserError, match="mw-plate-slide has 4 actions and the chunks use 6"):
+        convert([tmp_path / "walker.pt"], tmp_path / "none", ("mt80",))
 
 
 class Payload:

@@ -296,7 +296,7 @@ class MBDPO:
     ) -> tuple[Tensor, Tensor]:
         """(envs, observation) and the last plans (envs, memory_size), zeros at an episode's start -> (envs, action) in bounds, and the new plans.
 
-        Planning draws from ``generator`` in every mode; ``deterministic`` only leaves out the noise on the action.
+        Planning draws from ``generator`` in every mode; ``deterministic`` only leaves out the noise on the action and that of ``reverse_start``.
         """
         state = observation.to(self.device, self.dtype)
         last = memory.to(self.device, self.dtype).view(len(state), self.config.horizon, self.shape.action)

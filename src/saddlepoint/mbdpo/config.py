@@ -40,8 +40,8 @@ class MBDPOConfig:
     action_noise: float = 0.05
     """std of the exploration noise on the first action of the plan, for actions scaled to [-1, 1]"""
     reverse_start: Literal["plan", "noise"] = "plan"
-    """where exploring plans are denoised from: the last plan moved on by a step (released), or a draw of the forward process from it, so that what no
-    value decides stays random and a reward that is rare can be found [6]"""
+    """where plans are denoised from, but for deterministic ones: the last plan moved on by a step (released), or a draw of the forward process from it,
+    so that what no value decides stays random and a reward that is rare can be found [6]"""
     mppi_iterations: int = 6
     """rounds of MPPI"""
     mppi_min_std: float = 0.05

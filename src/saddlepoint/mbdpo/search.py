@@ -102,6 +102,8 @@ class Search:
         c, model = self.config, self.model
         if explore and c.reverse_start == "noise" and c.planner in ("denoise", "score"):
             start = start + ((1 - self.alpha_bar[-1]) / self.alpha_bar[-1]) ** 0.5 * noise.start  # ``denoise`` shrinks it by sqrt(alpha_bar)
+            if c.planner == "score":
+                start = start.clamp(-1, 1)  # the network is trained at such points alone
         start = model.masked(start, None if task is None else task[:, None])
         if c.planner == "policy":
             sample = model.policy(z, noise.action, task)

@@ -65,11 +65,11 @@ def convert(paths: Sequence[Path], out: Path, names: Sequence[str] = ()) -> Data
                 f"{path} has {observation} observations and {action} actions and {chunks[0].path} has {first[0]} and {first[1]}: convert them one by one."
             )
     with Writer(out, *first) as writer:
-        seen = _Seen(*first)
+        seen = _Seen(*first, names)
         for chunk in chunks:
             for start in range(0, len(chunk.obs), EPISODES_AT_ONCE):
                 _add(writer, seen, chunk, slice(start, start + EPISODES_AT_ONCE))
-        writer.tasks = seen.tasks(names)
+        writer.tasks = seen.tasks()
     return Dataset(out)
 
 
@@ -97,8 +97,8 @@ def _finite(values: Tensor, name: str, chunk: Chunk) -> np.ndarray:
 class _Seen:
     """What the episodes have shown of each task, by its number."""
 
-    def __init__(self, observation: int, action: int) -> None:
-        self.widths = (observation, action)
+    def __init__(self, observation: int, action: int, names: Sequence[str]) -> None:
+        self.widths, self.names = (observation, action), names
         self.used: dict[int, list[np.ndarray]] = {}  # entries of the observation and of the action that were ever other than 0
         self.steps: dict[int, int] = {}  # of the longest episode
 
@@ -109,20 +109,28 @@ class _Seen:
             for entries, values in zip(used, (observation[ours], action[ours])):
                 entries |= (values != 0).any((0, 1))
             self.steps[number] = max(self.steps.get(number, 0), action.shape[1])
+            if number < len(self.names):
+                self._require_known(number, self.names[number])
 
-    def tasks(self, names: Sequence[str]) -> tuple[Task, ...]:
+    def _require_known(self, number: int, name: str) -> None:
+        """At the first episodes that do not fit, and not when all chunks have been read. Raises ``UserError``."""
+        known = known_task(name) or KnownTask(name, 1, None, None)
+        for what, most, entries in zip(("observations", "actions"), (known.observation, known.action), self.used[number], strict=True):
+            uses = int(entries.nonzero()[0].max(initial=0)) + 1
+            if most and uses > most:
+                raise UserError(f"{name} has {most} {what} and the chunks use {uses} of task {number}: --tasks names them wrongly.")
+
+    def tasks(self) -> tuple[Task, ...]:
         """Every task up to the highest number, or of ``names``; one without episodes counts with the whole padded sizes."""
-        highest = max(self.used, default=-1)
+        names, highest = self.names, max(self.used, default=-1)
         if names and highest >= len(names):
             raise UserError(f"the chunks hold a task {highest} and --tasks names {len(names)} (0 to {len(names) - 1}): name them all.")
         return tuple(self._task(number, names[number] if names else f"task-{number}") for number in range(len(names) or highest + 1))
 
     def _task(self, number: int, name: str) -> Task:
-        known = known_task(name) or KnownTask(name, self.steps.get(number, 1), None)
+        known = known_task(name) or KnownTask(name, self.steps.get(number, 1), None, None)
         observation, action = self.widths
         if number in self.used:
             observation, action = (int(entries.nonzero()[0].max(initial=0)) + 1 for entries in self.used[number])
-            if known.observation and observation > known.observation:
-                raise UserError(f"{name} has {known.observation} observations and the chunks use {observation} of task {number}: --tasks names them wrongly.")
             observation = min(known.observation or observation, self.widths[0])
         return Task(name, known.env, observation, (-1.0,) * action, (1.0,) * action, known.steps)

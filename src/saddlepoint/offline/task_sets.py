@@ -24,7 +24,7 @@ META_WORLD = (
 )  # fmt: skip
 CONTROL_STEPS, META_WORLD_STEPS = 500, 100
 """steps of an episode in which each action is repeated twice; mt80 stores DMControl's in five parts"""
-META_WORLD_OBSERVATIONS = 39
+META_WORLD_OBSERVATIONS, META_WORLD_ACTIONS = 39, 4
 """of all its tasks; the last is the goal's height, which is always 0 in some"""
 
 SETS: dict[str, tuple[str, ...]] = {"mt30": CONTROL, "mt80": (*CONTROL, *(f"mw-{name}" for name in META_WORLD))}
@@ -39,12 +39,14 @@ class KnownTask(NamedTuple):
     """of an episode"""
     observation: int | None
     """entries of an observation; None where the data show them"""
+    action: int | None
+    """entries of an action, likewise"""
 
 
 def known_task(name: str) -> KnownTask | None:
     """A task of these sets; None for others."""
     if name in CONTROL:
-        return KnownTask(CONTROL_ENV.format(name), CONTROL_STEPS, None)
+        return KnownTask(CONTROL_ENV.format(name), CONTROL_STEPS, None, None)
     if name in SETS["mt80"]:
-        return KnownTask(META_WORLD_ENV.format(name.removeprefix("mw-")), META_WORLD_STEPS, META_WORLD_OBSERVATIONS)
+        return KnownTask(META_WORLD_ENV.format(name.removeprefix("mw-")), META_WORLD_STEPS, META_WORLD_OBSERVATIONS, META_WORLD_ACTIONS)
     return None

@@ -76,13 +76,21 @@ class CLIPEncoder:
 
         "longest" is faster for words; with "max_length" a phrase does not depend on those it is encoded with.
         """
-        limit = self._model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(list(phrases), padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(self.device)
+        tokens = self._tokenizer(list(phrases), padding=padding, truncation=True, max_length=self.limit, return_tensors="pt").to(self.device)
         features = self._model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
         return functional.normalize(features, dim=-1)
 
+    @property
+    def limit(self) -> int:
+        """Tokens of a phrase that are read, its beginning's and its end's marks included."""
+        return int(self._model.config.text_config.max_position_embeddings)
+
+    def lengths(self, phrases: Sequence[str]) -> list[int]:
+        """Tokens of each phrase, without marks and not cut off."""
+        return [len(tokens) for tokens in self._tokenizer(list(phrases), add_special_tokens=False, verbose=False).input_ids]
+
     def words(self) -> list[str]:
-        """The tokenizer's whole words of at least three letters from a to z, in alphabetical order."""
+        """The tokenizer's entries of at least three letters from a to z that end a word, in alphabetical order: words, and ends of rarer ones."""
         ends = (token.removesuffix(WORD_END) for token in self._tokenizer.get_vocab() if token.endswith(WORD_END))
         return sorted({word for word in ends if len(word) >= 3 and word.isascii() and word.isalpha()})
 

@@ -40,16 +40,16 @@ def scheduler_config(source: str) -> dict[str, Any]:
 
     folder = Path(source)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(f"{source} is not a pipeline in diffusers' layout (it has no model_index.json): give --pipeline another folder.")
+        raise UserError(f"{source} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one.")
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise UserError(f"there is no pipeline folder {source}: give --pipeline a folder in diffusers' layout, or a hub id.")
+        raise UserError(f"there is no pipeline folder {source}: give a folder in diffusers' layout, or a hub id.")
     try:
         index = DiffusionPipeline.load_config(source)
         if index.get("_class_name") != PIPELINE:
             raise UserError(f"{source} is a {index.get('_class_name')}, not a {PIPELINE}: only Stable Diffusion 1 and 2 can be trained.")
         missing = [part for part in PARTS if not (index.get(part) or [None])[0] or (folder.is_dir() and not (folder / part).is_dir())]
         if missing:
-            raise UserError(f"the pipeline {source} lacks its {', '.join(missing)}: give --pipeline a whole one.")
+            raise UserError(f"the pipeline {source} lacks its {', '.join(missing)}: give a whole one.")
         settings = DDIMScheduler.load_config(source, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(f"the pipeline {source} cannot be read ({first_line(error)}): {NO_WEIGHTS}") from error

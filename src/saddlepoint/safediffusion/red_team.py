@@ -1,27 +1,27 @@
 """`saddlepoint red-team PIPELINE ...`: words that make a pipeline draw unsafe pictures and that no prompt of a file has, and prompts and anchors with them.
 
 Post-training removes what its prompts call for and little more. The safety direction of the reward knows further words: those of the CLIP's own vocabulary
-whose addition moves prompts furthest to the unsafe side. The pipeline then draws prompts with each of them, and those stay whose pictures are unsafe.
+whose addition moves prompts furthest to the unsafe side. The pipeline then draws prompts with each of them, and those stay whose pictures are unsafe: twice
+as many pictures, from fresh noise, decide on the words that look so, for among many words some do by chance.
 Anchors need them as much as prompts do: projected off a direction that knows signs alone, "with warning tape" keeps its tape, and pictures with one are
-rewarded for it.
+rewarded for it. Each phrase of the anchors counts alike, so many found words turn the direction towards what they say.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saddlepoint.flags import parse
-from saddlepoint.safediffusion.clip import BATCH, CLIPEncoder, check_clip, read_phrases
+from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
@@ -35,16 +35,18 @@ from saddlepoint.safediffusion.reward import (
     scored,
 )
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+from saddlepoint.safediffusion.start import resolve_precision
+from saddlepoint.safediffusion.words import choose_carriers, combine, fresh_words, gaps, progress, shortlist
 from saddlepoint.types import UserError
 
 NOISE = 104
 """the stream of its pictures' noise, apart from those of training and evaluation"""
-CHOICE = 105
-"""the stream that chooses prompts"""
-CARRIERS = 16
-"""harmless prompts to which the words that do best are added once more; the whole vocabulary is added to one"""
-FINALISTS = 8
-"""times the shortlist: words that are added to all of those"""
+ROOM = 8
+"""tokens that a prompt must leave free for a word: what lies beyond a text encoder's limit is cut off unseen"""
+MARKS = 2
+"""tokens of a text encoder that mark a prompt's beginning and end"""
+ERRORS = 2
+"""standard errors that the excess of a kept word must pass"""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class RedTeamFlags:
     cost: str = "probability"
     """what judges the pictures: probability, coordinate, or module:name of a detector, as of `saddlepoint train safediffusion`"""
     words: Path | None = None
-    """a text file of words or phrases to try, one a line, instead of the CLIP's vocabulary"""
+    """a text file of words or phrases to try, one a line, instead of the CLIP's vocabulary, whose entries that end a word may be parts of one"""
     shortlist: int = 32
     """words that are drawn: those that move prompts furthest to the unsafe side of the direction"""
     pictures: int = 16
-    """pictures of each of them"""
+    """pictures of each of them; twice as many, from other noise, of those that pass"""
     least: float = 0.1
-    """a word stays when the mean cost of its pictures lies at least this far above that of the same prompts without it"""
+    """a word stays when the mean cost of its pictures lies at least this far above that of the same prompts without it, in both draws, and in the second
+    by more than two standard errors. On the cost's own scale: that of coordinate is finer"""
     count: int = 0
     """prompts to write beside those that there are; 0 writes as many as those"""
     steps: int = 50
@@ -78,12 +81,15 @@ class RedTeamFlags:
     """pictures drawn at once"""
     seed: int = 0
     """of the noise and of the choice of prompts"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the UNet's products; auto takes bfloat16 on CUDA where the device has it"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the models live; auto takes CUDA if there is one"""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     out: Path | None = None
-    """folder to write, which must not exist yet: prompts.csv for --prompts, with the column word beside prompt and unsafe, and anchors for --anchors"""
+    """folder to write, which must not exist yet: prompts.csv for --prompts, with the column word beside prompt and unsafe, anchors for --anchors, and
+    words.csv with what was drawn"""
 
     def validate(self) -> None:
         """Raises ``UserError`` for what needs no model to be seen."""
@@ -91,9 +97,9 @@ class RedTeamFlags:
             raise UserError("red-team needs prompts to start from and a folder to write: give --prompts FILE and --out FOLDER.")
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another --out.")
-        for name in ("shortlist", "pictures", "batch"):
-            if vars(self)[name] < 1:
-                raise UserError(f"--{name} must be at least 1, not {vars(self)[name]}.")
+        for name, least in {"shortlist": 1, "pictures": 2, "batch": 1}.items():
+            if vars(self)[name] < least:
+                raise UserError(f"--{name} must be at least {least}, not {vars(self)[name]}.")
         if self.count < 0 or self.seed < 0 or self.threads < 0 or not 0 <= self.guidance < float("inf"):
             raise UserError("--count, --seed, --threads and --guidance must be finite and not negative.")
         if not 0 < self.least < float("inf"):
@@ -111,17 +117,10 @@ class Found(NamedTuple):
     shift: float
     """by how much it moves prompts along the safety direction; below 0 is towards the unsafe side"""
     excess: float
-    """mean cost of its pictures less that of the same prompts without it"""
-
-
-class Gap(NamedTuple):
-    """A prompt that wants a word."""
-
-    before: list[str]
-    after: list[str]
-
-    def filled(self, word: str) -> str:
-        return " ".join([*self.before, word, *self.after])
+    """mean cost of its pictures less that of the same prompts without it, from the same noise"""
+    error: float
+    """standard error of that"""
+    kept: bool
 
 
 def red_team_command(args: list[str]) -> None:
@@ -133,140 +132,187 @@ def red_team_command(args: list[str]) -> None:
     quiet_libraries()
     if flags.threads:
         torch.set_num_threads(flags.threads)
-    found = red_team(args[0], flags)
-    for each in sorted(found, key=lambda each: -each.excess):
-        kept = "" if each.excess >= flags.least else "   left out"
-        print(f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f}{kept}")
+    try:
+        red_team(args[0], flags)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from what was drawn") from interrupt
     print(f"written: {flags.out}; read it, then train with --prompts {flags.out / 'prompts.csv'} --anchors {flags.out / 'anchors'}")
 
 
 def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
-    """Search, draw and write ``flags.out``. Returns the words that were drawn. Raises ``UserError``, before a model is loaded where that can be."""
+    """Search, draw and write ``flags.out``; an interrupted search goes on from what it has drawn. Returns the words that were drawn.
+
+    Raises ``UserError``, before a model is loaded where that can be.
+    """
     require_extra()
     flags.validate()
     assert flags.prompts is not None
     assert flags.out is not None
     prompts = read_prompts(flags.prompts)
-    harmless = [prompt.text for prompt in prompts if not prompt.unsafe]
-    if not harmless:
+    if not any(not prompt.unsafe for prompt in prompts):
         raise UserError(f"all prompts of {flags.prompts} are labelled unsafe: red-team adds words to harmless ones.")
     check_clip(flags.clip)
     require_anchors(flags.anchors, flags.cost)
+    safe, unsafe = read_anchors(flags.anchors)
     own: Score | None = load_plugin("--cost", flags.cost) if ":" in flags.cost else None
     candidates = None if flags.words is None else read_phrases(flags.words)
     if candidates == []:
         raise UserError(f"the file {flags.words} of --words cannot be found or holds no word: give one a line.")
     table = denoising_table(scheduler_config(pipeline), flags.steps)
     device = torch.device("cuda" if flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available()) else "cpu")
+    drawn = Drawn(flags.out)
 
     clip = CLIPEncoder(flags.clip, device)
     anchors = embed_anchors(clip, flags.anchors)
     cost = own or anchored_costs(clip, anchors)[flags.cost]
-    order = np.random.default_rng([flags.seed, CHOICE]).permutation(len(harmless))
-    carriers = [harmless[i] for i in order[:CARRIERS]]
-    known = " ".join(prompt.text.lower() for prompt in prompts).split()
-    fresh = [word for word in dict.fromkeys(candidates or clip.words()) if word.lower() not in known]
+    fresh = fresh_words(candidates or clip.words(), prompts)
     if not fresh:
         raise UserError(f"{flags.prompts} has every word that there is to try: give others with --words.")
-    shifts = shortlist(clip, anchors.direction, fresh, carriers, flags.shortlist)
     loaded = load_pipeline(pipeline).to(device)
-    studio = Studio(loaded, DenoisingPolicy(loaded.unet, table, flags.guidance, 1.0, device, None))
-    found = draw_words(studio, cost, shifts, carriers, flags)
-    words = [each.word for each in found if each.excess >= flags.least]
+    if long := [phrase for phrase in fresh if clip.lengths([phrase])[0] > ROOM] if candidates else []:
+        raise UserError(f"{long[0]!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it.")
+    lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)
+    limit = min(clip.limit, loaded.tokenizer.model_max_length)
+    roomy = [prompt for length, prompt in lengths if prompt.unsafe or length + MARKS + ROOM <= limit]
+    harmless = [prompt.text for prompt in roomy if not prompt.unsafe]
+    if not harmless:
+        raise UserError(f"no harmless prompt of {flags.prompts} leaves {ROOM} of the {limit} tokens free for a word: give shorter ones.")
+    carriers = choose_carriers(harmless, flags.seed)
+    shifts = shortlist(clip, anchors.direction, fresh, carriers, flags.shortlist)
+
+    low_precision = resolve_precision(flags.precision, device)
+    studio = Studio(loaded, DenoisingPolicy(loaded.unet, table, flags.guidance, 1.0, device, low_precision))
+    chosen = {name: str(value) for name, value in asdict(flags).items() if name not in ("least", "count", "out", "threads", "batch")}
+    drawn.begin({"pipeline": pipeline, **chosen, "carriers": carriers, "words": list(shifts), "low_precision": str(low_precision)})
+    found = draw_words(studio, cost, shifts, carriers, flags, drawn)
+    for each in sorted(found, key=lambda each: -each.excess):
+        print(f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f} ± {each.error:.3f}{'' if each.kept else '   left out'}")
+    words = [each.word for each in found if each.kept]
     if not words:
-        most = max(each.excess for each in found)
-        raise UserError(
-            f"no word makes the pictures unsafe by --least {flags.least:g} (the most was {most:.3g}), so nothing is written: lower it, or raise --shortlist."
-        )
-    pairs = combine(gaps(clip, anchors.direction, prompts), words, flags.count or len(prompts), flags.seed)
-    safe, unsafe = read_anchors(flags.anchors)
+        raise UserError(f"no word makes the pictures unsafe by --least {flags.least:g}, so nothing is written: lower it, or raise --shortlist or --pictures.")
+    pairs = combine(gaps(clip, anchors.direction, roomy), words, flags.count or len(prompts), flags.seed)
     own_gaps = gaps(clip, anchors.direction, [Prompt(phrase, True) for phrase in unsafe])
     more = [gap.filled(word) for word in words for gap in own_gaps]
-    _write(flags.out, prompts, pairs, safe, list(dict.fromkeys([*unsafe, *more])))
+    drawn.finish(found, prompts, pairs, safe, list(dict.fromkeys([*unsafe, *more])))
     return found
 
 
-def shortlist(clip: CLIPEncoder, direction: Tensor, words: Sequence[str], carriers: Sequence[str], count: int) -> dict[str, float]:
-    """The ``count`` words w with the least mean of (z(p + w) - z(p)) . v over the prompts p, by word, the least first.
-
-    All are added to the first carrier; the best of them to every one.
-    """
-    best = dict(sorted(_shifts(clip, direction, words, carriers[:1]).items(), key=lambda item: item[1])[: FINALISTS * count])
-    return dict(sorted(_shifts(clip, direction, list(best), carriers).items(), key=lambda item: item[1])[:count])
-
-
-def _shifts(clip: CLIPEncoder, direction: Tensor, words: Sequence[str], carriers: Sequence[str]) -> dict[str, float]:
-    texts = [f"{carrier} {word}" for word in words for carrier in carriers]
-    parts = []
-    for first in range(0, len(texts), BATCH):
-        parts.append(clip.encode(texts[first : first + BATCH], "longest") @ direction)
-        _progress("words", min(first + BATCH, len(texts)) // len(carriers), len(words))
-    before = (clip.encode(carriers, "longest") @ direction).mean()
-    means = torch.cat(parts).view(len(words), len(carriers)).mean(1) - before
-    return dict(zip(words, means.tolist(), strict=True))
+def draw_words(
+    studio: Studio, cost: Score, shifts: dict[str, float], carriers: Sequence[str], flags: RedTeamFlags, drawn: Drawn
+) -> list[Found]:
+    """What the pipeline draws for prompts with each word, beside what it draws without, from the same noise; what looks unsafe twice, the second
+    time in twice as many pictures from other noise."""
+    found = []
+    for word, (excess, error) in _draw(studio, cost, list(shifts), carriers, flags, drawn, 0).items():
+        found.append(Found(word, shifts[word], excess, error, excess >= flags.least))
+    again = _draw(studio, cost, [each.word for each in found if each.kept], carriers, flags, drawn, 1)
+    return [each if each.word not in again else _decided(each, *again[each.word], flags.least) for each in found]
 
 
-def draw_words(studio: Studio, cost: Score, shifts: dict[str, float], carriers: Sequence[str], flags: RedTeamFlags) -> list[Found]:
-    """What the pipeline draws for prompts with each word, beside what it draws without, from the same noise."""
-    paths = [(flags.seed, NOISE, i) for i in range(flags.pictures)]
-    means = []
-    for number, ending in enumerate(["", *(f" {word}" for word in shifts)]):
-        texts = [carriers[i % len(carriers)] + ending for i in range(flags.pictures)]
+def _decided(each: Found, excess: float, error: float, least: float) -> Found:
+    return each._replace(excess=excess, error=error, kept=excess >= least and excess > ERRORS * error)
+
+
+def _draw(
+    studio: Studio, cost: Score, words: Sequence[str], carriers: Sequence[str], flags: RedTeamFlags, drawn: Drawn, draw: int
+) -> dict[str, tuple[float, float]]:
+    """Excess and standard error of the words' pictures in the first (0) or the second (1) draw; those that ``drawn`` has are not drawn again."""
+    pictures = flags.pictures * (draw + 1)
+    paths = [(flags.seed, NOISE, draw, i) for i in range(pictures)]
+
+    def costs(ending: str) -> Tensor:
+        texts = [carriers[i % len(carriers)] + ending for i in range(pictures)]
         values = []
-        for first in range(0, flags.pictures, flags.batch):
+        for first in range(0, pictures, flags.batch):
             part = slice(first, first + flags.batch)
             images = studio.render(texts[part], Noise(paths[part], paths[part], studio.shape, studio.device))
-            values.append(scored(cost, "--cost", images, texts[part]))
-        means.append(float(torch.cat(values).mean()))
-        _progress("words drawn", number, len(shifts))
-    return [Found(word, shift, mean - means[0]) for (word, shift), mean in zip(shifts.items(), means[1:], strict=True)]
+            values.append(scored(cost, "--cost", images, texts[part]).double().cpu())
+        return torch.cat(values)
+
+    without = costs("") if any(not drawn.has(draw, word) for word in words) else None
+    for number, word in enumerate(words, 1):
+        if without is not None and not drawn.has(draw, word):
+            more = costs(f" {word}") - without
+            drawn.add(draw, word, float(more.mean()), float(more.std() / pictures**0.5))
+        progress(f"words drawn{' again' * draw}", number, len(words))
+    return {word: drawn.of(draw, word) for word in words}
 
 
-def gaps(clip: CLIPEncoder, direction: Tensor, prompts: Sequence[Prompt]) -> list[Gap]:
-    """Where a word may stand: after each harmless prompt, and in each one labelled unsafe instead of the word without which it lies furthest to the safe
-    side, so that "marked dangerous" makes room for "marked radioactive"."""
-    found = []
-    for prompt in prompts:
-        words = prompt.text.split()
-        if not prompt.unsafe or len(words) == 1:
-            found.append(Gap(words, []))
-            continue
-        without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-        i = int((clip.encode(without, "longest") @ direction).argmax())
-        found.append(Gap(words[:i], words[i + 1 :]))
-    return found
+class Drawn:
+    """The folder in which a search is kept until it is whole: ``.NAME.unfinished`` beside ``out``, which it becomes."""
 
+    def __init__(self, out: Path) -> None:
+        """Raises ``UserError`` where it cannot be made."""
+        self._out, self._folder = out, out.with_name(f".{out.name}.unfinished")
+        self._known: dict[tuple[int, str], tuple[float, float]] = {}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
-def combine(places: Sequence[Gap], words: Sequence[str], count: int, seed: int) -> list[tuple[str, str]]:
-    """At most ``count`` prompts with the word that each got, every word equally often (up to one), in random order."""
-    rng = np.random.default_rng([seed, CHOICE, 1])
-    rows = [[(places[i].filled(word), word) for i in rng.permutation(len(places))] for word in words]
-    pairs = dict(row[i] for i in range(len(places)) for row in rows)  # two gaps may make the same prompt
-    chosen = list(pairs.items())[:count]
-    return [chosen[i] for i in rng.permutation(len(chosen))]
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self._out} cannot be written ({error.strerror}): choose another --out, or make room.")
 
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Take up what was drawn with the same ``settings``, all that the pictures depend on; with others, begin anew. Raises ``UserError``."""
+        wanted, file = json.dumps(settings, indent=1), self._folder / "settings.json"
+        try:
+            if file.exists() and file.read_text(encoding="utf-8") == wanted:
+                self._read()
+            else:
+                self._lines.unlink(missing_ok=True)
+                file.write_text(wanted, encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
 
-def _write(out: Path, prompts: Sequence[Prompt], pairs: Sequence[tuple[str, str]], safe: Sequence[str], unsafe: Sequence[str]) -> None:
-    """The prompts with their labels, then the new ones with the word they were made of; and the anchors. The folder appears whole or not at all.
+    @property
+    def _lines(self) -> Path:
+        return self._folder / "drawn.jsonl"
 
-    Raises ``UserError``."""
-    temporary = out.with_name(f".{out.name}.writing")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "anchors").mkdir(parents=True)
-        with (temporary / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["prompt", "unsafe", "word"])
-            table.writerows([prompt.text, "" if prompt.unsafe is None else int(prompt.unsafe), ""] for prompt in prompts)
-            table.writerows([text, 1, word] for text, word in pairs)
-        for name, phrases in (("safe", safe), ("unsafe", unsafe)):
-            if phrases:
-                (temporary / "anchors" / f"{name}.txt").write_text("".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8")
-        temporary.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out, or make room.") from error
+    def _read(self) -> None:
+        for line in self._lines.read_text(encoding="utf-8").splitlines() if self._lines.exists() else ():
+            try:
+                draw, word, excess, error = json.loads(line)
+            except ValueError:  # the last one, when the process was killed; it is drawn again
+                continue
+            self._known[draw, word] = (excess, error)
 
+    def has(self, draw: int, word: str) -> bool:
+        return (draw, word) in self._known
 
-def _progress(what: str, done: int, total: int) -> None:
-    if sys.stdout.isatty() or done == total:
-        print(f"\r{what}: {done:,} of {total:,}", end="" if done < total else "\n", flush=True)
+    def of(self, draw: int, word: str) -> tuple[float, float]:
+        return self._known[draw, word]
+
+    def add(self, draw: int, word: str, excess: float, error: float) -> None:
+        """Keep what a word's pictures cost, on disk at once. Raises ``UserError``."""
+        self._known[draw, word] = (excess, error)
+        try:
+            with self._lines.open("a", encoding="utf-8") as file:
+                file.write("\n" * (file.tell() > 0) + json.dumps([draw, word, excess, error]))
+        except OSError as failed:
+            raise self._unwritable(failed) from failed
+
+    def finish(
+        self, found: Sequence[Found], prompts: Sequence[Prompt], pairs: Sequence[tuple[str, str]], safe: Sequence[str], unsafe: Sequence[str]
+    ) -> None:
+        """Write the prompts with their labels, then the new ones with the word they were made of; the anchors; and what was found. The folder appears
+        whole or not at all. Raises ``UserError``."""
+        try:
+            shutil.rmtree(self._folder / "anchors", ignore_errors=True)
+            (self._folder / "anchors").mkdir()
+            with (self._folder / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["prompt", "unsafe", "word"])
+                table.writerows([prompt.text, "" if prompt.unsafe is None else int(prompt.unsafe), ""] for prompt in prompts)
+                table.writerows([text, 1, word] for text, word in pairs)
+            with (self._folder / "words.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(Found._fields)
+                table.writerows(found)
+            for name, phrases in (("safe", safe), ("unsafe", unsafe)):
+                if phrases:
+                    (self._folder / "anchors" / f"{name}.txt").write_text("".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8")
+            self._lines.unlink(missing_ok=True)
+            self._folder.rename(self._out)
+        except OSError as error:
+            raise self._unwritable(error) from error

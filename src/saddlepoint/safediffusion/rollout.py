@@ -144,7 +144,7 @@ class Studio:
         parts = (latents.float() / self._vae.config.scaling_factor).split(DECODED)
         images = (torch.cat([self._vae.decode(part).sample for part in parts]) / 2 + 0.5).clamp(0, 1)
         if not bool(images.isfinite().all()):
-            raise NonFiniteError("the pictures are not finite: lower --learning-rate or --guidance.")
+            raise NonFiniteError("the pictures are not finite: lower --guidance, or, in training, --learning-rate.")
         return images
 
     def _at(self, k: int, batch: int) -> Tensor:

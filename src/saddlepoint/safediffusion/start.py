@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -69,7 +69,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
         run_folder.require_new(folder)
     accelerator.wait_for_everyone()
     device = accelerator.device
-    low_precision = resolve_precision(config, device)
+    low_precision = resolve_precision(config.precision, device)
     content = _describe(run, config, prompts, device, low_precision, accelerator.num_processes)
     if saved:
         _require_same(saved, content, folder)
@@ -116,11 +116,11 @@ def read_sets(run: RunConfig, config: SafeDiffusionConfig) -> PromptSets:
     return split(prompts, config.held_out, run.seed)
 
 
-def resolve_precision(config: SafeDiffusionConfig, device: torch.device) -> torch.dtype | None:
+def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:
     """The dtype of the UNet's products and the stored latents, None for float32."""
-    if config.precision == "auto":
+    if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if config.precision == "bfloat16" else None
+    return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def _absolute(config: C, *names: str) -> C:
