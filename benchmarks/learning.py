@@ -80,7 +80,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi"), eval_every=12500,
     ),
     "cartpole-corrections": Experiment(
-        "dmc/cartpole-swingup, the score network acting: one correction of MBDPO taken back at a time",
+        "dmc/cartpole-swingup, the score network acting: corrections of MBDPO taken back",
         "--preset small --planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
         " --replay-size 25000 --threads 1 --quiet",
         {
