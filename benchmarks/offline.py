@@ -76,7 +76,7 @@ def draw(stages: dict) -> None:
         axes[0].plot([line["step"] for line in offline], [line[key] for line in offline], "o-", color=colour, label=task)
     at_start = next(value for name, value in offline[-1].items() if TASK.split("/")[1] in name and name.endswith("/return_mean") and "stochastic" not in name)
     online = [(0, at_start), *((line["step"], line["eval/return_mean"]) for line in stages["online"]["eval"])]
-    axes[1].plot(*np.array(online).T, "o-", color=COLOURS[0], label="from the offline model of 25,000 decisions of each task (one seed)")
+    axes[1].plot(*np.array(online).T, "o-", color=COLOURS[0], label="from the model of 25,000 stored\ndecisions of each task (one seed)")
     scratch = [each for each in json.loads((RESULTS / "cartpole-swingup.json").read_text())["runs"] if each["label"] == "denoise"]
     for i, each in enumerate(scratch):
         curve = np.array([(line["step"], line["eval/return_mean"]) for line in each["eval"]])
@@ -85,7 +85,8 @@ def draw(stages: dict) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower right")
+        axis.locator_params(axis="x", nbins=6)
     axes[0].set_ylabel("return, mean of ten episodes")
     figure.savefig(RESULTS / "offline.png", dpi=110)
     plt.close(figure)
