@@ -261,7 +261,7 @@ def draw(path: Path) -> None:
             ]
             curves = [np.array(curve) for curve in curves if curve]
             for curve in curves:
-                axis.plot(*curve.T, color=colour, alpha=0.35 if len(curves) > 1 else 1, lw=1)
+                axis.plot(*curve.T, ".-", color=colour, alpha=0.35 if len(curves) > 1 else 1, lw=1, ms=5 if len(curve) < 10 else 0)
             if len(curves) > 1:
                 length = min(map(len, curves))
                 axis.plot(
