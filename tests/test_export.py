@@ -146,6 +146,7 @@ def test_a_faulty_call_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
         ([folder, file, "--opset", "x"], "--opset"),
         ([folder, str(tmp_path)], "is a folder"),
         ([folder, str(tmp_path / "none" / "policy.onnx")], "does not exist"),
+        ([folder, str(Path(folder) / "config.json")], "let it end in .onnx"),
     ):
         assert main(["export", *args]) == 2, args
         err = capsys.readouterr().err

@@ -214,6 +214,7 @@ def test_runs_and_flags_come_in_any_order() -> None:
         (["{tmp}/empty"], "holds no run"),
         (["{tmp}/nowhere"], "holds no run"),
         (["{tmp}/run", "--out", "{tmp}"], "is a folder"),
+        (["{tmp}/run", "--out", "{tmp}/run/metrics.jsonl"], "let it end in .html"),
         (["{tmp}/run", "--out", "{tmp}/file/page.html"], "cannot be written"),
         (["{tmp}/run", "--every", "5"], "does nothing without --live"),
         (["{tmp}/run", "--live", "--every", "0"], "must be at least 1"),

@@ -380,6 +380,7 @@ def test_a_folder_is_used_once_and_by_one(tmp_path: Path) -> None:
         ({"replay_size": 2}, "--replay-size 2"),
         ({"replay_size": 10**14}, r"needs \d+.* GB and .* lower --replay-size"),
         ({"env": "tests/Nowhere-v0"}, "no environment is called"),
+        ({"threads": 100_000}, "--threads 100000 is far more than"),
         ({"env": "CartPole-v1"}, "Discrete"),
     ],
 )

@@ -17,6 +17,7 @@ from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import LearnerFactory, train
+from saddlepoint.train.threads import use_threads
 from saddlepoint.train.video import record_video, render_headless
 from saddlepoint.types import UserError
 
@@ -244,8 +245,7 @@ def evaluate_command(args: list[str]) -> None:
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
     if flags.threads < 0 or flags.seed < 0:
         raise UserError("--threads and --seed must not be negative.")
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
+    use_threads(flags.threads)
     if flags.video:
         render_headless()
     folder = Path(args[0])

@@ -72,6 +72,8 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise UserError(f"the file {path} {what}: name a file in an existing one.")
+    if path.suffix.lower() != ".onnx":  # it may be a run's own file
+        raise UserError(f"the file {path} is not named as an ONNX file: let it end in .onnx.")
     policy = load_policy(folder)
     system = run.read(folder)["system"]
     exporter = SYSTEMS[system].exporter

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saddlepoint.flags import parse
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
 
@@ -48,13 +49,11 @@ def landscape_command(args: list[str]) -> None:
         LandscapeFlags, LandscapeFlags(), args if helping else args[1:], "saddlepoint landscape RUN"
     ).values
     flags.validate()
-    import torch
 
     from saddlepoint.landscape.picture import save_picture
     from saddlepoint.landscape.slices import landscape
 
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
+    use_threads(flags.threads)
     run = Path(args[0])
     found = landscape(run, flags.states, flags.seed, flags.dims)
     path = flags.out or run / f"landscape-{found.step}.png"

@@ -24,6 +24,7 @@ from saddlepoint.train import run as run_folder
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import LEARNER, stream
 from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, UserError
 
 
@@ -49,8 +50,7 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
     keep_freed_memory()
     processes = Processes(config.device)
     # After the processes, which set them too; a resumed run keeps its own, because they decide the last bits.
-    if threads := config.threads or (saved["resolved"]["threads"] if saved else 0):
-        torch.set_num_threads(threads)
+    use_threads(config.threads or (saved["resolved"]["threads"] if saved else 0))
     _require_even(learner_config, processes.count)
     if not resume and processes.main:
         run_folder.require_new(folder)

@@ -42,10 +42,9 @@ def report_command(args: list[str]) -> None:
     from saddlepoint.report.stats import require_rliable
 
     require_rliable()
-    if flags.threads:
-        import torch
+    from saddlepoint.train.threads import use_threads
 
-        torch.set_num_threads(flags.threads)
+    use_threads(flags.threads)
     follow(runs, flags)
 
 
@@ -78,6 +77,8 @@ def write_page(path: Path, page: str | None) -> None:
     try:
         if path.is_dir():
             raise UserError(f"--out {path} is a folder: give the name of a file in it, such as {path / 'report.html'}.")
+        if path.suffix.lower() not in (".html", ".htm"):  # it may be a run's own file
+            raise UserError(f"--out {path} is not named as a page: let it end in .html.")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(page or "", encoding="utf-8")
         if page is None:

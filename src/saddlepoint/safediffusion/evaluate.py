@@ -37,6 +37,7 @@ from saddlepoint.safediffusion.tiny.checker import Composition, Unsafe
 from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
 from saddlepoint.train import checkpoint
 from saddlepoint.train.checkpoint import write_json
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
 CLEAN_SCENES = 2048
@@ -77,8 +78,7 @@ def evaluate_command(source: str, args: list[str]) -> None:
     flags.validate()
     flags.refuse_idle(parsed.given)
     quiet_libraries()
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
+    use_threads(flags.threads)
     out, sides, note = evaluate(source, flags)
     from rich.console import Console
 

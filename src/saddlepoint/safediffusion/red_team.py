@@ -37,6 +37,7 @@ from saddlepoint.safediffusion.reward import (
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
 from saddlepoint.safediffusion.start import resolve_precision
 from saddlepoint.safediffusion.words import choose_carriers, combine, fresh_words, gaps, progress, shortlist
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
 NOISE = 104
@@ -130,8 +131,7 @@ def red_team_command(args: list[str]) -> None:
         raise UserError("red-team needs the pipeline first: `saddlepoint red-team PIPELINE --prompts FILE --out FOLDER`.")
     flags = parse(RedTeamFlags, RedTeamFlags(), args if helping else args[1:], "saddlepoint red-team PIPELINE").values
     quiet_libraries()
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
+    use_threads(flags.threads)
     try:
         red_team(args[0], flags)
     except KeyboardInterrupt as interrupt:

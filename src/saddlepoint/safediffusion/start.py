@@ -24,6 +24,7 @@ from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.train import run as run_folder
 from saddlepoint.train.processes import join_processes
 from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
 C = TypeVar("C", RunConfig, SafeDiffusionConfig)
@@ -59,8 +60,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     table = denoising_table(scheduler_config(run.pipeline), config.steps)
     accelerator = join_processes(run.device)
     # After the accelerator, which sets them too; a resumed run keeps its own, because they decide the last bits.
-    if threads := run.threads or (saved["resolved"]["threads"] if saved else 0):
-        torch.set_num_threads(threads)
+    use_threads(run.threads or (saved["resolved"]["threads"] if saved else 0))
     if config.prompts % accelerator.num_processes:
         raise UserError(
             f"{accelerator.num_processes} processes cannot share the {config.prompts} prompt(s) of an epoch (--images / --group-size) evenly: change --images."

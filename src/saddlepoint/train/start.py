@@ -20,6 +20,7 @@ from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
 from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, Learner, UserError
 
 C = TypeVar("C", contravariant=True)
@@ -88,8 +89,7 @@ def train(
     else:  # before the environment is looked at, which may be another one
         run.require_same_settings(saved, run.describe_settings(learner.system, config, learner_config), folder, run.OPERATIONAL)
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     device = config.resolve_device()
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
     with stop_on_signal() as stop:

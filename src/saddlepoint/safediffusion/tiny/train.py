@@ -21,6 +21,7 @@ from saddlepoint.safediffusion.tiny.stages import ClipStage, Pool, Stage, UnetSt
 from saddlepoint.train import checkpoint
 from saddlepoint.train import run as run_folder
 from saddlepoint.train.signals import Interrupted, StopRequest, stop_on_signal
+from saddlepoint.train.threads import use_threads
 from saddlepoint.types import NonFiniteError, UserError
 
 SHARES = {"clip": 0.22, "vae": 0.18, "unet": 0.60}
@@ -254,8 +255,7 @@ def train_tiny(config: TinyConfig) -> Path:
     config.validate()
     quiet_libraries()
     assert config.out is not None
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if config.out.exists() and any(config.out.iterdir()) and not (config.out / WORK).is_dir():
         raise UserError(f"{config.out} is not empty and holds no interrupted training of the tiny world: choose another --out.")
     with stop_on_signal() as stop, run_folder.only_writer(config.out / WORK):
