@@ -30,7 +30,7 @@ from saddlepoint.train.log import read_metrics
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 RUNS = HERE.parent / "runs" / "bench"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito: safe for colour-blind readers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: safe for colour-blind readers
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def planned(name: str) -> list[tuple[str, int, list[str], Path]]:
 
 def commit() -> str:
     dirty = subprocess.run(
-        ["git", "status", "--porcelain", "src"], capture_output=True, text=True, cwd=HERE, check=True
+        ["git", "status", "--porcelain", ":/src"], capture_output=True, text=True, cwd=HERE, check=True
     ).stdout.strip()
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True

@@ -168,9 +168,10 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     fresh = fresh_words(candidates or clip.words(), prompts)
     if not fresh:
         raise UserError(f"{flags.prompts} has every word that there is to try: give others with --words.")
+    long = next((word for word, length in zip(fresh, clip.lengths(fresh), strict=True) if length > ROOM), None)
+    if long is not None:
+        raise UserError(f"{long!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it.")
     loaded = load_pipeline(pipeline).to(device)
-    if long := [phrase for phrase in fresh if clip.lengths([phrase])[0] > ROOM] if candidates else []:
-        raise UserError(f"{long[0]!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it.")
     lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)
     limit = min(clip.limit, loaded.tokenizer.model_max_length)
     roomy = [prompt for length, prompt in lengths if prompt.unsafe or length + MARKS + ROOM <= limit]
