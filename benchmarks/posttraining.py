@@ -44,9 +44,10 @@ VARIANTS = {
     "own-deviations": "--reward steered --advantage-scale group",
     "whole-unet": "--reward steered --steering projection --tune unet --learning-rate 1e-4",
     "red-team": "--reward steered --steering projection --epochs 60",
+    "red-team-constrained": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
-as released, the second without adapters, and the second with the prompts and anchors that ``saddlepoint red-team`` makes of the same files"""
+as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the files"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
@@ -68,8 +69,8 @@ def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
                 continue
             own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
             places = {flag: str(world / place) for flag, place in own.items()}
-            if name == "red-team":
-                places |= {"--prompts": str(RED / "prompts.csv"), "--anchors": str(RED / "anchors")}
+            if name.startswith("red-team"):
+                places |= {"--prompts": str(RED / "prompts.csv")} | ({"--anchors": str(RED / "anchors")} if "--anchors" in places else {})
             sources = [word for item in places.items() for word in item]
             command = ["train", "safediffusion", *sources, *COMMON.split(), *flags.split(), "--seed", str(seed)]
             planned.append((name, seed, command, RUNS / "posttraining" / f"{name}-{seed}"))
@@ -91,7 +92,7 @@ def run(world: Path, only: str | None) -> None:
     for name, seed, command, folder in runs(world):
         if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
             continue
-        if name == "red-team" and not RED.exists():
+        if name.startswith("red-team") and not RED.exists():
             stamp, begun = {"command": "saddlepoint " + " ".join(red_team(world)), "commit": commit(), "machine": machine()}, time.monotonic()
             _saddlepoint(*red_team(world))
             (RED / "finished.json").write_text(json.dumps(stamp | {"wall_s": time.monotonic() - begun}, indent=1))
