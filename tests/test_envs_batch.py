@@ -13,7 +13,7 @@ from gymnasium.spaces import Box
 from saddlepoint.envs import EnvBatch, make_env
 from saddlepoint.envs.backends import LocalEnvs, VectorisedEnvs
 from saddlepoint.envs.workers import WorkerEnvs
-from saddlepoint.types import NonFiniteError, UserError
+from saddlepoint.types import EnvironmentFault, NonFiniteError, UserError
 from tests.test_envs_snapshot import through_files
 
 HOPPER = "saddlepoint/HopperVelocity-v0"
@@ -174,13 +174,16 @@ def test_a_killed_worker_is_named():
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_a_worker_that_fails_prints_its_traceback(capfd):
-    batch = EnvBatch(SPOILT, 1, seed=0, processes=True, env_kwargs={"part": "death", "after": 220})
+@pytest.mark.parametrize("processes", [False, True])
+def test_what_an_environment_raises_is_one_sentence(processes, capfd):
+    batch = EnvBatch(SPOILT, 1, seed=0, processes=processes, env_kwargs={"part": "death", "after": 220})
     batch.reset()
-    with pytest.raises(UserError, match=r"worker 0 .* exit code 1"):
+    with pytest.raises(EnvironmentFault, match=rf"{SPOILT} raised ZeroDivisionError: the environment's own mistake in step\(\) \(\w+\.py, line \d+\)"):
         batch.step(np.zeros((1, 1), np.float32))
     batch.close()
-    assert "the environment's own mistake" in capfd.readouterr().err
+    assert not capfd.readouterr().err
+    with pytest.raises(EnvironmentFault, match=r"own mistake in step\(\)"):
+        EnvBatch(SPOILT, 1, seed=0, processes=processes, env_kwargs={"part": "death", "after": 20})
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.signals import Interrupted
 from saddlepoint.train.start import COMPILE_PAYS_AFTER, compiles, train
-from saddlepoint.types import NonFiniteError, UserError
-from tests.toys import BUDGET, ENV, Drift, Tiny, TinyConfig
+from saddlepoint.types import EnvironmentFault, NonFiniteError, UserError
+from tests.toys import BUDGET, ENV, Broken, Drift, Tiny, TinyConfig
 
 PLAIN = TinyConfig()
 ROOT = Path(__file__).parents[1]
@@ -286,11 +286,47 @@ def test_another_thread_can_train(tmp_path: Path) -> None:
     assert latest(tmp_path / "run")[0].name == "60"
 
 
-def test_nan_reward_names_itself_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    words = r"reward of tests/Poison-v0 is not finite.*last good checkpoint is of step 300\)"
+def test_nan_reward_names_itself_and_loses_nothing(tmp_path: Path) -> None:
+    words = r"reward of tests/Poison-v0 is not finite.*last good checkpoint is of step 327\)"
     with pytest.raises(NonFiniteError, match=words):
         go(tmp_path / "run", env="tests/Poison-v0")
-    assert latest(tmp_path / "run")[0].name == "300"
+    saved = load(latest(tmp_path / "run")[0])
+    assert saved.step == 327
+    assert saved.replay["reward"].isfinite().all()
+    run = go(tmp_path / "run", resume=True, env="tests/Poison-v0")
+    assert latest(run)[0].name == "420"
+
+
+def test_an_environment_that_fails_is_one_sentence_and_the_run_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stalling(Tiny):
+        def act(self, observation: Any, mode: Any, generator: Any) -> Any:
+            if mode == "explore" and self.updates > 100:
+                monkeypatch.setattr(Broken, "breaks", True)
+            return super().act(observation, mode, generator)
+
+    sentence = r"^tests/Broken-v0 raised ZeroDivisionError: the motor stalled in step\(\) \(toys.py, line \d+\): correct the environment \(step 1\d\d; the "
+    with pytest.raises(EnvironmentFault, match=sentence + r"last good checkpoint is of step 1\d\d\)\.$") as caught:
+        go(tmp_path / "run", learner=Stalling, env="tests/Broken-v0")
+    at = int(latest(tmp_path / "run")[0].name)
+    assert f"(step {at}; the last good checkpoint is of step {at})" in str(caught.value)
+    assert at % CONFIG.checkpoint_every
+    monkeypatch.setattr(Broken, "breaks", False)
+    run = go(tmp_path / "run", resume=True, env="tests/Broken-v0")
+    assert [line["step"] for line in metrics(run) if line["kind"] == "eval"] == [132, 261, 390, 420]
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = go(tmp_path / "whole", env="tests/Broken-v0")
+
+    class Stalling(Tiny):
+        def act(self, observation: Any, mode: Any, generator: Any) -> Any:
+            monkeypatch.setattr(Broken, "breaks", mode == "stochastic")
+            return super().act(observation, mode, generator)
+
+    with pytest.raises(EnvironmentFault, match=r"^in an evaluation, tests/Broken-v0 raised .*last good checkpoint is of step 132\)\.$"):
+        go(tmp_path / "run", learner=Stalling, env="tests/Broken-v0")
+    monkeypatch.setattr(Broken, "breaks", False)
+    assert_same_runs(whole, go(tmp_path / "run", resume=True, env="tests/Broken-v0"))
 
 
 def test_nan_loss_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:

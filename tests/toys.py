@@ -63,6 +63,17 @@ class Forgetful(Drift):
         self.handle = object()
 
 
+class Broken(Drift):
+    """The same, with an error of its own while ``breaks``."""
+
+    breaks = False
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if Broken.breaks:
+            raise ZeroDivisionError("the motor\nstalled")
+        return super().step(action)
+
+
 class Aiming(Drift):
     """The same, which reports whether x is below 0."""
 
@@ -74,6 +85,7 @@ class Aiming(Drift):
 gym.register(AIMING, Aiming, max_episode_steps=12)
 gym.register(ENV, Drift, max_episode_steps=12)
 gym.register("tests/Poison-v0", Drift, max_episode_steps=12, kwargs={"poison_at": 330})
+gym.register("tests/Broken-v0", Broken, max_episode_steps=12)
 gym.register("tests/Forgetful-v0", Forgetful, max_episode_steps=12)
 
 

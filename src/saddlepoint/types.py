@@ -25,6 +25,10 @@ class UserError(Exception):
     """A mistake of the user's, or of the machine they run on: one clear sentence (what, where, what to do), shown without a traceback."""
 
 
+class EnvironmentFault(UserError):
+    """An environment raised an error, gave what it must not, or is gone; what is learnt is unharmed."""
+
+
 class NonFiniteError(UserError):
     """A loss, gradient, reward or observation that is not finite; the message names it."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from saddlepoint.envs.faults import guarded
 from saddlepoint.envs.make import FlatObservation, open_env, require_spaces
 from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.types import EnvShape, UserError
@@ -30,7 +31,7 @@ def check_env(
 
     Raises ``UserError`` at the first fault: spaces (see ``make.require_spaces``), a cost that is absent from ``info``
     at some step, not a number, not finite, negative or of changing length, a reward or observation that is not finite
-    or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans. A seed that does not fix
+    or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans, an error of its own. A seed that does not fix
     the episode is only warned about. ``env_or_id`` is left reset; one that was made here is closed. Unless
     ``needs_cost``, a cost may be absent, but then from every step: the shape has 0 constraints.
     """
@@ -67,7 +68,7 @@ def _rollout(
     _observation(env, name, observation, "at reset")
     seen: list[_Seen] = []
     for t, action in enumerate(actions):
-        seen.append(_step(env, name, action, f"at step {t}", needs_cost))
+        seen.append(guarded(name, _step, env, name, action, f"at step {t}", needs_cost))
         if len(seen[-1].cost) != len(seen[0].cost):
             raise UserError(
                 f'{name} changes the length of info["cost"] from {len(seen[0].cost)} to {len(seen[-1].cost)} '
@@ -80,7 +81,7 @@ def _rollout(
 
 
 def _reset(env: gym.Env[Any, Any], name: str, seed: int | None) -> tuple[Any, dict[str, Any]]:
-    result = env.reset(seed=seed)
+    result = guarded(name, env.reset, seed=seed)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise UserError(f"{name} returns no (observation, info) from reset(): follow Gymnasium's API.")
     return result

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.envs.batch import EnvBatch, EnvStep
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
@@ -18,7 +18,7 @@ from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import Interrupted, StopRequest
-from saddlepoint.types import Learner, NonFiniteError, UserError
+from saddlepoint.types import EnvironmentFault, Learner, NonFiniteError, UserError
 
 LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART = range(6)
 """the streams of random numbers that are derived from a run's seed"""
@@ -85,14 +85,14 @@ class Loop:
                 # A new run writes one at once: it can be resumed from its first moment, and a full disk shows early.
                 due = last or stopping or self.step == 0 or config.due(self.step, config.checkpoint_every)
                 if due and self.kept != self._reached():
-                    self._save()
+                    self._save(self.envs.snapshot())
                 if last and self.evaluated == self.step:
                     return
                 if stopping:
                     raise Interrupted(f"stopped at step {self.step}; go on with --resume {self.folder}")
                 self._advance()
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
+            except (NonFiniteError, EnvironmentFault) as error:
+                raise type(error)(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
             except OSError as error:  # metrics and TensorBoard; a checkpoint's own faults are sentences already
                 reason = error.strerror or str(error)
                 raise UserError(f"{self.folder} cannot be written ({reason}): make room and go on with --resume; {self._last_good()}.") from error
@@ -126,7 +126,7 @@ class Loop:
         self.log.resume(self.step, state["wall_s"], self._is_kept)
         ended = "; that is all it was asked for (--total-steps)" if self.step >= self.config.total_steps else ""
         self.log.say(f"going on from step {self.step}{ended}")
-        if not self.envs.restore(state["envs"]):
+        if state["envs"] is None or not self.envs.restore(state["envs"]):
             self.log.say("note: these environments cannot be restored in mid-episode: each starts a new episode here")
             self.replay.break_episodes()
             self.sums.restart(np.ones(self.config.num_envs, bool))
@@ -138,7 +138,7 @@ class Loop:
         """One step of every environment."""
         action = self._action()
         require_finite_action(action)
-        step = self.envs.step(action)
+        step = self._stepped(action)
         self.replay.add(
             self.observation, action, step.reward, step.cost, step.next_observation, step.terminated, step.truncated
         )
@@ -152,6 +152,15 @@ class Loop:
         self._observe()
         self.step += self.config.num_envs
         self.log.progress(self.step, self.updates)
+
+    def _stepped(self, action: np.ndarray) -> EnvStep:
+        """Their step. What they get wrong costs nothing that is learnt: it is kept first, without them, so that a resumed run goes on with new episodes
+        instead of coming to the same fault again."""
+        try:
+            return self.envs.step(action)
+        except (NonFiniteError, EnvironmentFault):
+            self._save(envs=None)
+            raise
 
     def _learn(self) -> bool:
         """The updates that are due at this step. False when asked to stop before the last of them: a resumed run makes the others first."""
@@ -188,7 +197,12 @@ class Loop:
 
     def _evaluate(self) -> None:
         config, seed = self.config, stream(self.config.seed, EVALUATION)
-        metrics = evaluate(self.agent, config.env, self.budgets, config.eval_episodes, seed, self.device, self.stop)
+        try:
+            metrics = evaluate(self.agent, config.env, self.budgets, config.eval_episodes, seed, self.device, self.stop)
+        except UserError as error:
+            if self.kept != self._reached():
+                self._save(self.envs.snapshot())
+            raise type(error)(f"in an evaluation, {error}") from error
         if metrics is not None:  # None: asked to stop; the evaluation is made up for on resume
             self.evaluated = self.step
             self.log.write(self.step, "eval", metrics)
@@ -213,7 +227,8 @@ class Loop:
         """What a checkpoint of now would hold that one of the same step may lack: a run can be stopped before its last updates and evaluation."""
         return self.step, self.updates, self.evaluated
 
-    def _save(self) -> None:
+    def _save(self, envs: dict[str, Any] | None) -> None:
+        """A checkpoint, with what restores the environments or None where nothing can."""
         learner = self.agent.state_dict()
         for name, tensor in learner.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -228,7 +243,7 @@ class Loop:
             "observation": self.observation,
             "warmup_generator": self.warmup_generator.get_state().numpy(),
             "generator": self.generator.get_state().cpu().numpy(),
-            "envs": self.envs.snapshot(),
+            "envs": envs,
             **self.actor.state_dict(),
         }
         self.log.flush()
