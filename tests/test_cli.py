@@ -22,7 +22,7 @@ from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
-from saddlepoint.flags import Parsed, file_args, parse
+from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.systems import SYSTEMS, load_policy, restore_config
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
@@ -300,18 +300,22 @@ def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:
     path.write_text(json.dumps(settings))
     flags = train_flags(ALGDConfig)
     default = flags(Launch(), TrainConfig(env=""), ALGDConfig(), BudgetFlags())
-    parsed = train_parsed(*file_args(path, default, frozenset({"config"})), "--seed", "9")
+    args = ["--config", str(path), "--seed", "9"]
+    parsed = parse_with_file(flags, default, args, "saddlepoint train algd")
     assert parsed.values.run == TrainConfig(env=TOY, seed=9)
     assert parsed.values.system == ALGDConfig(critic_hidden=(32, 8), detach_point=False, rho=2.0)
     assert parsed.values.budget.cost_limit == (3.5,)
-    assert parsed.given == {"env", "seed", "critic_hidden", "detach_point", "cost_limit", "rho"}
+    assert parsed.given == {"config", "env", "seed", "critic_hidden", "detach_point", "cost_limit", "rho"}
     for content, words in (
         ('{"sed": 1}', "no setting 'sed': did you mean seed"), ('{"config": "x"}', "no setting 'config'"),
         ("[1]", "one object"), ("{", "not JSON"), ('{"env": null}', "must be a number"),
+        ('{"quiet": "yes"}', r"settings.json: the setting 'quiet' must be true or false, not \"yes\""),
+        ('{"rho": true}', "'rho' must be a number, .* not true"),
+        ('{"total_steps": "many"}', r"settings.json: .*--total-steps: invalid literal .* 'many'"),
     ):  # fmt: skip
         path.write_text(content)
         with pytest.raises(UserError, match=words):
-            file_args(path, default, frozenset({"config"}))
+            parse_with_file(flags, default, args, "saddlepoint train algd")
 
 
 def test_flags_go_over_the_preset() -> None:

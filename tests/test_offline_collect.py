@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def test_new_episodes_of_the_policies(runs, tmp_path):
 
 
 def test_runs_of_one_environment_are_one_task(runs, tmp_path):
-    data = collect([runs[1], runs[1]], tmp_path / "data")
+    shutil.copytree(runs[1], tmp_path / "again")
+    data = collect([runs[1], tmp_path / "again"], tmp_path / "data")
     assert (len(data.tasks), data.steps) == (1, 180)
 
 
@@ -102,6 +104,8 @@ def test_mistakes(runs, tmp_path, capsys):
         ([str(runs[0]), "--out", "x", "--mode", "explore"], "--mode does nothing here"),
         ([str(runs[0]), "--out", "x", "--episodes", "-1"], "must not be negative"),
         ([str(runs[0]), "--out", str(runs[0])], "exists already"),
+        ([str(runs[0]), f"{runs[0]}/.", "--out", "x"], "is given twice"),
+        ([str(runs[0]), "--out", "/proc/data"], "/proc/data cannot be written"),
     ):
         assert main(["collect", *args]) == 2, args
         assert said in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import saddlepoint
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.baselines.config import SACConfig
@@ -375,6 +377,22 @@ def test_resume_with_another_configuration_is_refused(tmp_path: Path, changes: d
     with pytest.raises(UserError, match=words):
         go(run, resume=True, **{"total_steps": 120, **changes})
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_with() -> list[dict[str, str]]:
+        return json.loads((run / "config.json").read_text())["made_with"]
+
+    run = go(tmp_path / "run", total_steps=60)
+    (here,) = made_with()
+    assert (here["saddlepoint"], here["torch"], here["python"]) == (saddlepoint.__version__, str(torch.__version__), platform.python_version())
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.strip()
+    assert here.get("commit", "")[:7] == head[:7]
+    go(run, resume=True, total_steps=90)
+    assert made_with() == [here]
+    monkeypatch.setattr("saddlepoint.train.run.versions", lambda: here | {"torch": "3.0"})
+    go(run, resume=True, total_steps=120)
+    assert made_with() == [here, here | {"torch": "3.0"}]
 
 
 def test_resume_of_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec, list_envs
-from saddlepoint.flags import Parsed, file_args, parse
+from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config, start_from
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import write_json
@@ -109,11 +109,7 @@ def parse_training(name: str, args: list[str]) -> Parsed:
     kind = SYSTEMS[name].config_class()
     flags, prog = train_flags(kind), f"saddlepoint train {name}"
     default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
-    parsed = parse(flags, default, args, prog)
-    if parsed.values.launch.config is None:
-        return parsed
-    from_file = file_args(parsed.values.launch.config, default, frozenset({"config", "resume"}))
-    return parse(flags, default, [*from_file, *args], prog)
+    return parse_with_file(flags, default, args, prog)
 
 
 def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:

@@ -51,8 +51,22 @@ def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Pars
     return Parsed(values, frozenset(given))
 
 
-def file_args(path: Path, default: Any, never: frozenset[str]) -> list[str]:
-    """A JSON file of flat settings as flags, so that they are read and checked as flags are. Raises ``UserError``."""
+def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Parsed:
+    """``parse``, with the settings of the JSON file that --config (``launch.config``) names below those of the flags. Raises ``UserError``."""
+    parsed = parse(kind, default, args, prog)
+    path: Path | None = parsed.values.launch.config
+    if path is None:
+        return parsed
+    from_file = _file_args(path, default)
+    try:
+        parse(kind, default, from_file, prog)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return parse(kind, default, [*from_file, *args], prog)
+
+
+def _file_args(path: Path, default: Any) -> list[str]:
+    """A file of flat settings as flags, so that they are read as flags are."""
     try:
         content = json.loads(path.read_text())
     except OSError as error:
@@ -61,13 +75,16 @@ def file_args(path: Path, default: Any, never: frozenset[str]) -> list[str]:
         raise UserError(f"the file {path} of --config is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise UserError(f'the file {path} of --config must hold one object such as {{"env": "saddlepoint/Toy-v0"}}.')
-    known = field_names(default) - never
+    known = {name: value for name, value in _fields(default).items() if name not in ("config", "resume")}
     args: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise UserError(f"{path}: there is no setting {key!r}{_near(name, known)}.")
+            raise UserError(f"{path}: there is no setting {key!r}{_near(name, frozenset(known))}.")
         flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool) != isinstance(known[name], bool):
+            wanted = "true or false" if isinstance(known[name], bool) else "a number, a text or a list of them"
+            raise UserError(f"{path}: the setting {key!r} must be {wanted}, not {json.dumps(value)}.")
         if isinstance(value, bool):
             args.append(flag if value else "--no-" + flag[2:])
         elif isinstance(value, list):
@@ -81,11 +98,15 @@ def file_args(path: Path, default: Any, never: frozenset[str]) -> list[str]:
 
 def field_names(config: Any) -> frozenset[str]:
     """Names of all fields, those of dataclasses inside included."""
-    names: set[str] = set()
+    return frozenset(_fields(config))
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for field in fields(config):
         value = vars(config)[field.name]
-        names |= field_names(value) if hasattr(value, "__dataclass_fields__") else {field.name}
-    return frozenset(names)
+        found |= _fields(value) if hasattr(value, "__dataclass_fields__") else {field.name: value}
+    return found
 
 
 def _field(arg: str, known: frozenset[str], prog: str) -> str:

@@ -28,7 +28,7 @@ PROG = "saddlepoint collect RUN..."
 class CollectFlags:
     """Make a data set of what runs have met: their replays, or new episodes of their policies. Costs are left out."""
 
-    out: Path = Path()
+    out: Path | None = None
     """folder of the data set, which must not exist yet"""
     episodes: int = 0
     """whole episodes that each run's policy plays; 0 takes the replay of its newest whole checkpoint instead"""
@@ -54,7 +54,7 @@ def collect_command(args: list[str]) -> None:
     flags: CollectFlags = parsed.values
     if not runs:
         raise UserError("collect needs run folders: `saddlepoint collect RUN... --out FOLDER`.")
-    if "out" not in parsed.given:
+    if flags.out is None:
         raise UserError("collect needs a folder for the data set: give --out FOLDER.")
     if flags.episodes < 0 or flags.seed < 0:
         raise UserError("--episodes and --seed must not be negative.")
@@ -74,6 +74,9 @@ def collect(
 
     Runs of one environment are one task. Raises ``UserError`` for a folder that is no run of one environment, before anything is written.
     """
+    twice = [folder for i, folder in enumerate(runs) if folder.resolve() in [other.resolve() for other in runs[:i]]]
+    if twice:
+        raise UserError(f"{twice[0]} is given twice, and its episodes would be stored twice: leave one out.")
     shapes: dict[str, EnvShape] = {}
     sources: list[tuple[Path, str]] = []
     for folder in runs:

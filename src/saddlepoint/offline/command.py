@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from saddlepoint.flags import Parsed, file_args, parse
+from saddlepoint.flags import Parsed, parse_with_file
 from saddlepoint.mbdpo.config import COST_OPTIONS, PRESETS, MBDPOConfig
 from saddlepoint.offline.config import OPERATIONAL, PretrainConfig
 from saddlepoint.offline.pretrain import pretrain, require_pretraining
@@ -46,10 +46,7 @@ def pretrain_command(args: list[str]) -> None:
     """Everything after `saddlepoint pretrain`. Raises ``UserError``; ``Interrupted`` after a checkpoint."""
     if not args or args[0] != "mbdpo":
         raise UserError("pretraining is for world models: use `saddlepoint pretrain mbdpo --data FOLDER ...`, with --help for its flags.")
-    parsed = parse(Flags, Flags(), args[1:], PROG)
-    if parsed.values.launch.config is not None:
-        from_file = file_args(parsed.values.launch.config, Flags(), frozenset({"config", "resume"}))
-        parsed = parse(Flags, Flags(), [*from_file, *args[1:]], PROG)
+    parsed = parse_with_file(Flags, Flags(), args[1:], PROG)
     resuming = parsed.values.launch.resume is not None
     config, learner_config = _resumed(parsed) if resuming else _fresh(parsed)
     folder = pretrain(config, learner_config, resume=resuming)

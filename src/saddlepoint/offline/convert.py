@@ -25,7 +25,7 @@ PROG = "saddlepoint convert CHUNK..."
 class ConvertFlags:
     """Make a data set of the chunks (.pt files) of TD-MPC2's mt30 or mt80. Nothing that a chunk says is run."""
 
-    out: Path = Path()
+    out: Path | None = None
     """folder of the data set, which must not exist yet"""
     tasks: tuple[str, ...] = ()
     """what the task numbers stand for: mt30, mt80, or one name for each number; without it they are called task-0, task-1, ..."""
@@ -37,7 +37,7 @@ def convert_command(args: list[str]) -> None:
     parsed = parse(ConvertFlags, ConvertFlags(), flags, PROG)
     if not chunks:
         raise UserError("convert needs chunks: `saddlepoint convert CHUNK... --out FOLDER`.")
-    if "out" not in parsed.given:
+    if parsed.values.out is None:
         raise UserError("convert needs a folder for the data set: give --out FOLDER.")
     data = convert([Path(chunk) for chunk in chunks], parsed.values.out, parsed.values.tasks)
     print(f"{data.folder}: {len(data):,} episodes and {data.steps:,} steps of {len(data.tasks)} tasks; learn from it with `saddlepoint pretrain mbdpo`")

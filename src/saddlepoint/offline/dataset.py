@@ -152,7 +152,10 @@ class Writer:
 
     def __enter__(self) -> Writer:
         shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+        try:
+            self._temporary.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): choose another --out.") from error
         self._files = {name: (self._temporary / f"{name}.f32").open("wb") for name in ARRAYS}
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from saddlepoint.flags import Parsed, file_args, parse
+from saddlepoint.flags import Parsed, parse_with_file
 from saddlepoint.safediffusion.config import PRESETS, RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.export import read_run
 from saddlepoint.safediffusion.extras import quiet_libraries
@@ -38,10 +38,7 @@ class Flags:
 
 def train_command(args: list[str]) -> None:
     """Everything after `saddlepoint train safediffusion`. Raises ``UserError``; ``Interrupted`` after a checkpoint."""
-    parsed = parse(Flags, Flags(), args, PROG)
-    if parsed.values.launch.config is not None:
-        from_file = file_args(parsed.values.launch.config, Flags(), frozenset({"config", "resume"}))
-        parsed = parse(Flags, Flags(), [*from_file, *args], PROG)
+    parsed = parse_with_file(Flags, Flags(), args, PROG)
     resuming = parsed.values.launch.resume is not None
     run, config = _resumed(parsed) if resuming else _fresh(parsed)
     quiet_libraries()

@@ -13,6 +13,7 @@ from typing import Any
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.config import TrainConfig, flag
+from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvShape, UserError
 
 FORMAT = 1
@@ -141,7 +142,10 @@ def only_writer(run: Path) -> Iterator[None]:
 
 
 def write(run: Path, content: dict[str, Any]) -> None:
-    write_json(run / "config.json", content)
+    """Write config.json. A resumed run's keeps what it was ``made_with`` before, and adds what it is made with now where that differs."""
+    before = read(run).get("made_with", []) if (run / "config.json").exists() else []
+    now = versions()
+    write_json(run / "config.json", content | {"made_with": before if now in before else [*before, now]})
 
 
 def _plain(value: Any) -> Any:
