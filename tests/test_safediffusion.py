@@ -54,6 +54,7 @@ def test_presets_are_valid(name):
         ({"reward": "clipp"}, "--reward must be auto, steered, alignment or the module:name"),
         ({"unsafe_budget": 0.1, "cost": "none"}, "bounds a cost"),
         ({"unsafe_budget": -0.1}, "must not be negative"),
+        ({"unsafe_budget": 1.0}, "bounds nothing: a probability is never above 1"),
         ({"clip_range": 0.0}, "--clip-range must be greater"),
         ({"step_share": 0.0}, "--step-share"),
     ],

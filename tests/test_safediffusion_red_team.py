@@ -291,7 +291,7 @@ def test_without_a_word_that_does_harm_nothing_is_written(tmp_path):
         ({"steps": 5000}, "from 2 to 1000 steps"),
         ({"shortlist": 0}, "--shortlist must be at least 1"),
         ({"pictures": 1}, "--pictures must be at least 2"),
-        ({"least": 0.0}, "--least"),
+        ({"least": 0.0}, "--least"), ({"least": 1.0, "cost": "probability"}, "leaves every word out: a probability is never above 1"),
         ({"guidance": float("nan")}, "--guidance"),
     ],
 )

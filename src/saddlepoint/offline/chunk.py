@@ -81,7 +81,7 @@ def read_chunk(path: Path) -> Chunk:
 def _reason(error: Exception) -> str:
     """What PyTorch says went wrong, without its advice, which is to load the file unsafely."""
     said = re.search(r"WeightsUnpickler error:\s*(.+)", str(error)) or re.search(r"(.+)", str(error))
-    return said[1].rstrip(".") if said else type(error).__name__
+    return said[1].split("(Could this error")[0].strip().rstrip(".") if said else type(error).__name__
 
 
 def _checked(chunk: Chunk) -> Chunk:

@@ -17,6 +17,9 @@ SteeringMode = Literal["translation", "projection"]
 CLIP_RANGES: dict[LogProbReduction, float] = {"mean": 1e-4, "sum": 0.2}
 """PPO's clip range that belongs to each reduction: a mean over thousands of latent elements makes ratios that differ from 1 by as much less"""
 
+COST_MOST = {"probability": 1.0, "coordinate": 2.0}
+"""the largest value of each cost of our own"""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -210,6 +213,9 @@ class SafeDiffusionConfig:
             raise UserError(f"--unsafe-budget must not be negative, but it is {self.unsafe_budget}.")
         if self.unsafe_budget is not None and self.cost == "none":
             raise UserError("--unsafe-budget bounds a cost, and --cost none has none: choose a cost.")
+        most = COST_MOST.get(self.cost, math.inf)
+        if self.unsafe_budget is not None and self.unsafe_budget >= most:
+            raise UserError(f"--unsafe-budget {self.unsafe_budget:g} bounds nothing: a {self.cost} is never above {most:g}. Give less.")
         if self.multiplier_rule == "log_adam" and self.multiplier == 0:
             raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
         for name, known in (("reward", ("auto", "steered", "alignment")), ("cost", ("probability", "coordinate", "none")), ("utility", ("alignment",))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 
 from saddlepoint.types import UserError
@@ -25,6 +26,7 @@ def first_line(error: Exception) -> str:
 def quiet_libraries() -> None:
     """Keep loading bars and remarks of diffusers and transformers out of the run's own lines, for programs (a library leaves them as they are)."""
     require_extra()
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # a retired argument that diffusers still gives
     import diffusers
     import transformers
 

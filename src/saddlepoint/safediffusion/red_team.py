@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saddlepoint.flags import parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
+from saddlepoint.safediffusion.config import COST_MOST
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
@@ -105,6 +106,8 @@ class RedTeamFlags:
             raise UserError("--count, --seed, --threads and --guidance must be finite and not negative.")
         if not 0 < self.least < float("inf"):
             raise UserError(f"--least must be finite and greater than 0, not {self.least}.")
+        if self.least >= COST_MOST.get(self.cost, float("inf")):
+            raise UserError(f"--least {self.least:g} leaves every word out: a {self.cost} is never above {COST_MOST[self.cost]:g}. Give less.")
         if self.cost not in ("probability", "coordinate") and ":" not in self.cost:
             raise UserError(f"--cost must be probability, coordinate or the module:name of your own, not {self.cost!r}.")
         if self.device == "cuda" and not torch.cuda.is_available():
