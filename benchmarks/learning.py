@@ -35,8 +35,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 @dataclass(frozen=True)
 class Experiment:
-    """``anchors`` are published returns to draw beside ours, ``steps_of`` the total steps of single runs (``label-seed``) and ``seeds_of`` the seeds of
-    single variants, where they differ from the rest."""
+    """``anchors`` are published returns to draw beside ours, ``steps_of`` the total steps of single runs (``label-seed``), ``seeds_of`` the seeds of
+    single variants and ``system_of`` their systems, where they differ from the rest."""
 
     title: str
     common: str
@@ -46,6 +46,10 @@ class Experiment:
     steps_of: dict[str, int] | None = None
     seeds_of: dict[str, tuple[int, ...]] | None = None
     system: str = "algd"
+    system_of: dict[str, str] | None = None
+
+    def system_for(self, label: str) -> str:
+        return (self.system_of or {}).get(label, self.system)
 
 
 FIRST = (
@@ -104,6 +108,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         " --replay-size 20000 --threads 1 --quiet",
         {"safe": ""}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
     ),
+    "halfcheetah-half-speed": Experiment(
+        "HalfCheetahSpeed-v0: discounted speed at most 76, half the paper's budget",
+        "--env saddlepoint/HalfCheetahSpeed-v0 --cost-limit 76 --total-steps 20000 --warmup-steps 2000 --eval-every 10000 --checkpoint-every 5000"
+        " --replay-size 20000 --threads 1 --quiet",
+        {"safe-mbdpo": "--preset small", "algd": "--precision bfloat16 --compile off"}, system_of={"safe-mbdpo": "mbdpo"},
+    ),
     "halfcheetah-speed": Experiment(
         "HalfCheetahSpeed-v0: discounted speed at most 151.989",
         f"--env saddlepoint/HalfCheetahSpeed-v0 --total-steps 30000 --eval-every 5000 --checkpoint-every 15000 --replay-size 100000 {SLOW} {FIRST}",
@@ -135,7 +145,7 @@ def planned(name: str) -> list[tuple[str, int, list[str], Path]]:
         for seed in (experiment.seeds_of or {}).get(label, experiment.seeds):
             key = f"{label}-{seed}"
             steps = ["--total-steps", str(experiment.steps_of[key])] if experiment.steps_of else []
-            command = ["train", experiment.system, *experiment.common.split(), *flags.split(), *steps, "--seed", str(seed)]
+            command = ["train", experiment.system_for(label), *experiment.common.split(), *flags.split(), *steps, "--seed", str(seed)]
             runs.append((label, seed, command, RUNS / name / key))
     return runs
 
@@ -170,7 +180,7 @@ def run(name: str, only: str | None) -> None:
         if only and only != f"{label}-{seed}":
             continue
         fresh = not (folder / "config.json").exists()
-        arguments = [*command, "--out", str(folder)] if fresh else ["train", EXPERIMENTS[name].system, "--resume", str(folder), "--quiet"]
+        arguments = [*command, "--out", str(folder)] if fresh else ["train", EXPERIMENTS[name].system_for(label), "--resume", str(folder), "--quiet"]
         print("saddlepoint", *arguments, flush=True)
         load = float(Path("/proc/loadavg").read_text().split()[0])
         stamp = {
