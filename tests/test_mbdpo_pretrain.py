@@ -36,7 +36,7 @@ from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.processes import leave_processes
 from saddlepoint.train.signals import StopRequest
-from saddlepoint.types import NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 
 TINY = replace(
     PRESETS["small"], width=16, latent=16, encoder_width=16, proposals=8, elites=3, policy_rollouts=2, steps=3, batch_size=8, score_states=4,
@@ -221,6 +221,25 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(folder, tmp_path, m
     monkeypatch.setattr(Pretraining, "sequences", broken)
     with pytest.raises(NonFiniteError, match=r"update 5; the last good checkpoint is of update 4"):
         pretrain(config(folder, tmp_path / "run"), TINY)
+
+
+def test_an_evaluation_that_fails_loses_nothing(folder, tmp_path, monkeypatch):
+    whole = pretrain(config(folder, tmp_path / "whole", eval_every=3, checkpoint_every=100, eval_tasks=("swing",)), TINY)
+
+    sequences = Pretraining.sequences
+
+    def stall(self, action):
+        raise ZeroDivisionError("stalled")
+
+    def stall_from_now_on(self, windows):  # not yet when the environments are looked at, before the first update
+        patched.setattr("gymnasium.envs.classic_control.PendulumEnv.step", stall)
+        return sequences(self, windows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pretraining, "sequences", stall_from_now_on)
+        with pytest.raises(ForeignFault, match=r"^in an evaluation, .* raised ZeroDivisionError: stalled .*last good checkpoint is of update 3\)\.$"):
+            pretrain(config(folder, tmp_path / "run", eval_every=3, checkpoint_every=100, eval_tasks=("swing",)), TINY)
+    assert_runs_equal(whole, pretrain(config(folder, tmp_path / "run", eval_every=3, checkpoint_every=100, eval_tasks=("swing",)), TINY, resume=True))
 
 
 def test_evaluation_of_each_task_and_going_on_online(folder, whole, tmp_path, capsys):

@@ -34,7 +34,7 @@ from saddlepoint.safediffusion.reward import Scores, build_scores
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.signals import Interrupted
-from saddlepoint.types import NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 from tests.tiny_pipeline import write_clip, write_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +91,14 @@ def fall_silent(images, prompts):
     """Rewards of the first two epochs, then none that is a number."""
     fall_silent.calls += 1
     return brightness(images, prompts) * (1.0 if fall_silent.calls <= 4 else float("nan"))
+
+
+def lose_heart(images, prompts):
+    """A reward that fails in the third epoch."""
+    lose_heart.calls += 1
+    if lose_heart.calls > 4:
+        raise KeyError("judge")
+    return brightness(images, prompts)
 
 
 def interrupt(images, prompts):
@@ -255,6 +263,20 @@ def test_a_number_that_is_not_finite_stops_the_run_and_is_named(world, tmp_path)
         start.post_train(run_of(world, tmp_path / "run", epochs=9), replace(FAST, reward=f"{HERE}:fall_silent", held_out=0.0))
     with pytest.raises(NonFiniteError, match=r"the pictures are not finite.*\(epoch 2; the last good checkpoint is of epoch 1\)"):
         start.post_train(run_of(world, tmp_path / "wild", epochs=9), replace(FAST, learning_rate=1e30, held_out=0.0))
+
+
+def test_a_reward_that_fails_is_one_sentence_and_loses_nothing(world, tmp_path):
+    config = replace(FAST, reward=f"{HERE}:lose_heart", held_out=0.0)
+    lose_heart.calls = -1000
+    whole = start.post_train(run_of(world, tmp_path / "whole", epochs=4), config)
+    lose_heart.calls = 0
+    sentence = r"^--reward raised KeyError: 'judge' \(test_\w+.py, line \d+, in lose_heart\): correct it \(epoch 3; the last good checkpoint is of epoch 2\)\.$"
+    with pytest.raises(ForeignFault, match=sentence):
+        start.post_train(run_of(world, tmp_path / "run", epochs=4, checkpoint_every=100), config)
+    lose_heart.calls = -1000
+    run = start.post_train(run_of(world, tmp_path / "run", epochs=4, checkpoint_every=100), config, resume=True)
+    expected, found = weights(whole, 4), weights(run, 4)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_reward_hacking_is_noticed(world):

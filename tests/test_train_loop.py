@@ -28,7 +28,7 @@ from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.signals import Interrupted
 from saddlepoint.train.start import COMPILE_PAYS_AFTER, compiles, train
-from saddlepoint.types import EnvironmentFault, NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 from tests.toys import BUDGET, ENV, Broken, Drift, Tiny, TinyConfig
 
 PLAIN = TinyConfig()
@@ -306,8 +306,8 @@ def test_an_environment_that_fails_is_one_sentence_and_the_run_goes_on_from_ther
                 monkeypatch.setattr(Broken, "breaks", True)
             return super().act(observation, mode, generator)
 
-    sentence = r"^tests/Broken-v0 raised ZeroDivisionError: the motor stalled in step\(\) \(toys.py, line \d+\): correct the environment \(step 1\d\d; the "
-    with pytest.raises(EnvironmentFault, match=sentence + r"last good checkpoint is of step 1\d\d\)\.$") as caught:
+    sentence = r"^tests/Broken-v0 raised ZeroDivisionError: the motor stalled \(toys.py, line \d+, in step\): correct it \(step 1\d\d; the "
+    with pytest.raises(ForeignFault, match=sentence + r"last good checkpoint is of step 1\d\d\)\.$") as caught:
         go(tmp_path / "run", learner=Stalling, env="tests/Broken-v0")
     at = int(latest(tmp_path / "run")[0].name)
     assert f"(step {at}; the last good checkpoint is of step {at})" in str(caught.value)
@@ -325,7 +325,7 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pyt
             monkeypatch.setattr(Broken, "breaks", mode == "stochastic")
             return super().act(observation, mode, generator)
 
-    with pytest.raises(EnvironmentFault, match=r"^in an evaluation, tests/Broken-v0 raised .*last good checkpoint is of step 132\)\.$"):
+    with pytest.raises(ForeignFault, match=r"^in an evaluation, tests/Broken-v0 raised .*last good checkpoint is of step 132\)\.$"):
         go(tmp_path / "run", learner=Stalling, env="tests/Broken-v0")
     monkeypatch.setattr(Broken, "breaks", False)
     assert_same_runs(whole, go(tmp_path / "run", resume=True, env="tests/Broken-v0"))

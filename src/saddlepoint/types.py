@@ -25,8 +25,8 @@ class UserError(Exception):
     """A mistake of the user's, or of the machine they run on: one clear sentence (what, where, what to do), shown without a traceback."""
 
 
-class EnvironmentFault(UserError):
-    """An environment raised an error, gave what it must not, or is gone; what is learnt is unharmed."""
+class ForeignFault(UserError):
+    """Code that is not ours (an environment, a reward, a detector) raised an error, gave what it must not, or is gone; what is learnt is unharmed."""
 
 
 class NonFiniteError(UserError):

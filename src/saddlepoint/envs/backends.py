@@ -13,10 +13,10 @@ import gymnasium as gym
 import numpy as np
 
 from saddlepoint.envs.check import check_env
-from saddlepoint.envs.faults import guarded
 from saddlepoint.envs.make import make_env
 from saddlepoint.envs.snapshot import restore, snapshot
-from saddlepoint.types import EnvironmentFault, EnvShape
+from saddlepoint.foreign import foreign
+from saddlepoint.types import EnvShape, ForeignFault
 
 
 class EnvStep(NamedTuple):
@@ -56,7 +56,7 @@ class LocalEnvs:
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         own = seeds if seeds is not None else [None] * len(self._envs)
-        return np.stack([guarded(self._id, env.reset, seed=seed)[0] for env, seed in zip(self._envs, own)]).astype(self._dtype)
+        return np.stack([foreign(self._id, env.reset, seed=seed)[0] for env, seed in zip(self._envs, own)]).astype(self._dtype)
 
     def step(self, action: np.ndarray) -> EnvStep:
         envs = len(self._envs)
@@ -66,11 +66,11 @@ class LocalEnvs:
         reward, cost = np.empty(envs, np.float32), np.empty((envs, self._constraints), np.float32)
         terminated, truncated, success = np.empty(envs, bool), np.empty(envs, bool), np.empty(envs, np.float32)
         for i, env in enumerate(self._envs):
-            seen, reward[i], terminated[i], truncated[i], info = guarded(self._id, env.step, action[i])
+            seen, reward[i], terminated[i], truncated[i], info = foreign(self._id, env.step, action[i])
             cost[i], success[i] = self._cost(info), _success(info)
             successor[i] = seen
             if terminated[i] or truncated[i]:
-                seen, _ = guarded(self._id, env.reset)
+                seen, _ = foreign(self._id, env.reset)
             observation[i] = seen
         return EnvStep(observation, successor, reward, cost, terminated, truncated, success)
 
@@ -80,9 +80,9 @@ class LocalEnvs:
         try:
             cost = info["cost"]
         except KeyError as error:
-            raise EnvironmentFault(f'{self._id} has left "cost" out of info: put it there in every step.') from error
+            raise ForeignFault(f'{self._id} has left "cost" out of info: put it there in every step.') from error
         if self._constraints > 1 and np.shape(cost) != (self._constraints,):
-            raise EnvironmentFault(
+            raise ForeignFault(
                 f'{self._id} has changed the shape of info["cost"] to {np.shape(cost)}: it was ({self._constraints},).'
             )
         return cost
@@ -97,7 +97,7 @@ class LocalEnvs:
         fresh = {}
         for i, env in enumerate(self._envs):
             if not restore(env, state[str(i)]):
-                fresh[i] = guarded(self._id, env.reset, seed=seeds[i])[0].astype(self._dtype)
+                fresh[i] = foreign(self._id, env.reset, seed=seeds[i])[0].astype(self._dtype)
         return fresh
 
     def render(self) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from saddlepoint.envs.backends import Backend, EnvStep, LocalEnvs, VectorisedEnvs
 from saddlepoint.envs.tasks import env_spec
 from saddlepoint.envs.workers import WorkerEnvs
-from saddlepoint.types import EnvironmentFault, NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 
 __all__ = ["EnvBatch", "EnvStep"]
 
@@ -81,7 +81,7 @@ class EnvBatch:
     def step(self, action: np.ndarray) -> EnvStep:
         """(envs, action) -> one step of every environment.
 
-        Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``EnvironmentFault`` for a negative
+        Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``ForeignFault`` for a negative
         cost, for an error that the environment raises and for a worker that died.
         """
         step = self._envs.step(action)
@@ -93,7 +93,7 @@ class EnvBatch:
             self._require_finite("observation", step.next_observation)
             self._require_finite("observation", step.observation)
         if step.cost.min(initial=0.0) < 0:
-            raise EnvironmentFault(
+            raise ForeignFault(
                 f"{self.spec.id} gave the negative cost {step.cost.min()} at step {self._steps}: costs must be >= 0."
             )
         self.observation = step.observation

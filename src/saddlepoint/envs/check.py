@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from saddlepoint.envs.faults import guarded
 from saddlepoint.envs.make import FlatObservation, open_env, require_spaces
 from saddlepoint.envs.pixels import PixelObservation
+from saddlepoint.foreign import foreign
 from saddlepoint.types import EnvShape, UserError
 
 _REPEATED = 20  # steps that are made twice to see whether a seed fixes the episode
@@ -68,7 +68,7 @@ def _rollout(
     _observation(env, name, observation, "at reset")
     seen: list[_Seen] = []
     for t, action in enumerate(actions):
-        seen.append(guarded(name, _step, env, name, action, f"at step {t}", needs_cost))
+        seen.append(foreign(name, _step, env, name, action, f"at step {t}", needs_cost))
         if len(seen[-1].cost) != len(seen[0].cost):
             raise UserError(
                 f'{name} changes the length of info["cost"] from {len(seen[0].cost)} to {len(seen[-1].cost)} '
@@ -81,7 +81,7 @@ def _rollout(
 
 
 def _reset(env: gym.Env[Any, Any], name: str, seed: int | None) -> tuple[Any, dict[str, Any]]:
-    result = guarded(name, env.reset, seed=seed)
+    result = foreign(name, env.reset, seed=seed)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise UserError(f"{name} returns no (observation, info) from reset(): follow Gymnasium's API.")
     return result

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from saddlepoint.envs.backends import EnvStep, LocalEnvs
-from saddlepoint.types import EnvironmentFault, EnvShape, UserError
+from saddlepoint.types import EnvShape, ForeignFault, UserError
 
 
 class WorkerEnvs:
     """``num_envs`` environments over as many processes as there are cores, at most one each.
 
     Workers are forked where the platform can fork, so that environments registered by the user's script are known to
-    them. What an environment raises comes here as ``EnvironmentFault``; so does the death of a worker, in the next call.
+    them. What an environment raises comes here as ``ForeignFault``; so does the death of a worker, in the next call.
     """
 
     def __init__(self, id: str, num_envs: int, render_mode: str | None, env_kwargs: dict[str, Any]) -> None:
@@ -104,10 +104,10 @@ class WorkerEnvs:
             raise problems[0]
         return answers
 
-    def _death(self, worker: int) -> EnvironmentFault:
+    def _death(self, worker: int) -> ForeignFault:
         process, share = self._processes[worker], self._shares[worker]
         process.join(timeout=2.0)
-        return EnvironmentFault(
+        return ForeignFault(
             f"worker {worker} (environments {share[0]} to {share[-1]} of {self._id}) died "
             f"with exit code {process.exitcode}: "
             "see what it printed above, or its memory use."

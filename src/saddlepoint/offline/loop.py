@@ -20,7 +20,7 @@ from saddlepoint.train import checkpoint
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import EVALUATION, stream
 from saddlepoint.train.signals import Interrupted, StopRequest
-from saddlepoint.types import Metrics, NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, Metrics, NonFiniteError, UserError
 
 
 class Pretraining:
@@ -64,6 +64,10 @@ class Pretraining:
                     self._log_training()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{str(error).rstrip('.')} (update {self.step}; {self._last_good()}).") from error
+            except ForeignFault as error:  # of an evaluation's environment
+                if self.processes.count == 1 and self.kept != (self.step, self.evaluated):
+                    self._save()
+                raise ForeignFault(f"in an evaluation, {str(error).rstrip('.')} (update {self.step}; {self._last_good()}).") from error
             except OSError as error:  # the data, metrics and TensorBoard; a checkpoint's own faults are sentences already
                 where = error.filename or self.folder
                 raise UserError(f"{where} cannot be read or written ({error.strerror or error}): go on with --resume; {self._last_good()}.") from error

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saddlepoint.foreign import foreign
 from saddlepoint.safediffusion.clip import CLIPEncoder, read_phrases
 from saddlepoint.safediffusion.config import SafeDiffusionConfig, SteeringMode
 from saddlepoint.safediffusion.extras import first_line
-from saddlepoint.types import NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 
 
 class Score(Protocol):
@@ -61,14 +62,17 @@ def steer(text: Tensor, direction: Tensor, alpha: float, mode: SteeringMode = "t
 
 
 def scored(score: Score, flag: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """``score(images, prompts)`` as float32 on the images' device, once it is what a score must be. Raises ``UserError`` naming ``flag``."""
-    values = torch.as_tensor(score(images, prompts)).to(images.device, torch.float32)
+    """``score(images, prompts)`` as float32 on the images' device, once it is what a score must be.
+
+    Raises ``ForeignFault`` or ``NonFiniteError`` naming ``flag``.
+    """
+    values = foreign(flag, lambda: torch.as_tensor(score(images, prompts)).to(images.device, torch.float32))
     if values.shape != (len(images),):
-        raise UserError(f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for each.")
+        raise ForeignFault(f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for each.")
     if not bool(values.isfinite().all()):
         raise NonFiniteError(f"{flag} returned a number that is not finite.")
     if flag == "--cost" and bool((values < 0).any()):
-        raise UserError("--cost returned a negative number: a cost is 0 or more.")
+        raise ForeignFault("--cost returned a negative number: a cost is 0 or more.")
     return values
 
 

@@ -21,7 +21,7 @@ from saddlepoint.safediffusion.reward import Scores, scored
 from saddlepoint.safediffusion.rollout import Noise, Rollout, Studio
 from saddlepoint.train import checkpoint
 from saddlepoint.train.signals import Interrupted, StopRequest
-from saddlepoint.types import NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 
 START, STEPS, ORDER, TIMES = range(4)
 """the streams of random numbers that are derived from a run's seed; each is followed by the epoch and the image's place in it"""
@@ -77,6 +77,10 @@ class Trainer:
                 self.advance()
             except NonFiniteError as error:
                 raise NonFiniteError(f"{str(error).rstrip('.')} (epoch {self.epoch + 1}; {self._last_good()}).") from error
+            except ForeignFault as error:  # of a score, which is asked before anything moves: this epoch's start can be kept
+                if self.world == 1 and self.kept != (self.epoch, self.measured):
+                    self._save()
+                raise ForeignFault(f"{str(error).rstrip('.')} (epoch {self.epoch + 1}; {self._last_good()}).") from error
             except OSError as error:  # metrics and grids; a checkpoint's own faults are sentences already
                 reason = error.strerror or str(error)
                 raise UserError(f"{self.folder} cannot be written ({reason}): make room and go on with --resume; {self._last_good()}.") from error

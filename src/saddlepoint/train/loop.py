@@ -18,7 +18,7 @@ from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import Interrupted, StopRequest
-from saddlepoint.types import EnvironmentFault, Learner, NonFiniteError, UserError
+from saddlepoint.types import ForeignFault, Learner, NonFiniteError, UserError
 
 LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART = range(6)
 """the streams of random numbers that are derived from a run's seed"""
@@ -91,7 +91,7 @@ class Loop:
                 if stopping:
                     raise Interrupted(f"stopped at step {self.step}; go on with --resume {self.folder}")
                 self._advance()
-            except (NonFiniteError, EnvironmentFault) as error:
+            except (NonFiniteError, ForeignFault) as error:
                 raise type(error)(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
             except OSError as error:  # metrics and TensorBoard; a checkpoint's own faults are sentences already
                 reason = error.strerror or str(error)
@@ -158,7 +158,7 @@ class Loop:
         instead of coming to the same fault again."""
         try:
             return self.envs.step(action)
-        except (NonFiniteError, EnvironmentFault):
+        except (NonFiniteError, ForeignFault):
             self._save(envs=None)
             raise
 
