@@ -12,14 +12,12 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from saddlepoint import load_policy
-from saddlepoint.algd.agent import ALGD
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.loop import EVALUATION, stream
 
@@ -33,13 +31,10 @@ SAMPLES = (4, 16, 64)
 
 def measure(run: Path) -> dict[str, list[float]]:
     """Return and cost of each way to act."""
-    policy = load_policy(run)
-    agent = policy.learner
-    assert isinstance(agent, ALGD), f"{run} is no run of algd"
-    config, found = agent.config, {}
+    found: dict[str, list[float]] = {}
     for samples in (0, *SAMPLES):
-        agent.config = replace(config, evaluation="best_of_n", evaluation_samples=samples) if samples else replace(config, evaluation="zero")
-        metrics = evaluate(agent, policy.env, policy.budgets, EPISODES, stream(policy.seed, EVALUATION))
+        policy = load_policy(run, acting={"evaluation": "best_of_n", "evaluation_samples": samples} if samples else {"evaluation": "zero"})
+        metrics = evaluate(policy.learner, policy.env, policy.budgets, EPISODES, stream(policy.seed, EVALUATION))
         assert metrics is not None
         found[f"best of {samples}" if samples else "chain from 0"] = [metrics["eval/return_mean"], metrics["eval/cost_mean"]]
         found.setdefault("sampling", [metrics["eval/stochastic/return_mean"], metrics["eval/stochastic/cost_mean"]])

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
+from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
+from saddlepoint.algd.energy import energy_and_gradient
 from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
@@ -242,6 +245,30 @@ def test_evaluate_prints_and_keeps_what_the_policy_does(command: Run, trained: P
     kept = json.loads((trained / "evaluation-120.json").read_text())
     assert kept["eval/episodes"] == 3
     assert (trained / "videos" / "120.mp4").stat().st_size > 0
+
+
+def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path) -> None:
+    plain, best = load_policy(trained), load_policy(trained, acting={"evaluation": "best_of_n", "evaluation_samples": 64})
+    state = torch.randn(200, plain.shape.observation, generator=torch.Generator().manual_seed(0))
+    energies = []
+    for policy in (plain, best):
+        agent = cast(ALGD, policy.learner)
+        action = torch.as_tensor(policy.act(state.numpy()))
+        layers = (agent.critic.layers(), agent.cost_critic.layers())
+        energies.append(energy_and_gradient(agent.critic, agent.cost_critic, layers, state, action[None], agent.penalty())[0].value.mean())
+    assert energies[1] < energies[0]
+    assert command("evaluate", trained, "--episodes", "2", "--acting", "evaluation=best_of_n", "evaluation_samples=4", "--threads", "1")[0] == 0
+    assert json.loads((trained / "evaluation-120-evaluation=best_of_n-evaluation_samples=4.json").read_text())["acting"] == [
+        "evaluation=best_of_n", "evaluation_samples=4",
+    ]  # fmt: skip
+    for words, said in (
+        (["evaluation"], "--acting evaluation: give NAME=VALUE"), (["rho=2"], "rho is no setting of acting of algd: take one of evaluation, "),
+        (["evaluation=worst"], "worst"), (["evaluation_sample=3"], "did you mean evaluation-samples?"),
+        (["evaluation_samples=3"], "--evaluation-samples does nothing here: it needs --evaluation best_of_n"),
+    ):  # fmt: skip
+        code, _, err = command("evaluate", trained, "--acting", *words)
+        assert code == 2
+        assert said in err
 
 
 def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:

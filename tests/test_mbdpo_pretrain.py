@@ -242,6 +242,17 @@ def test_an_evaluation_that_fails_loses_nothing(folder, tmp_path, monkeypatch):
     assert_runs_equal(whole, pretrain(config(folder, tmp_path / "run", eval_every=3, checkpoint_every=100, eval_tasks=("swing",)), TINY, resume=True))
 
 
+def test_a_trained_agent_may_plan_otherwise(whole):
+    """By denoising as it was trained to, by its score network, by MPPI: from one observation, three actions within the bounds."""
+    observation = np.array([1.0, 0.0, 0.5], np.float32)
+    actions = [load_policy(whole, task="swing", acting={"planner": planner}).act(observation) for planner in ("denoise", "score", "mppi")]
+    assert np.array_equal(actions[0], load_policy(whole, task="swing").act(observation))
+    assert len({float(action[0]) for action in actions}) == 3
+    assert all(abs(action[0]) <= 2 for action in actions)
+    with pytest.raises(UserError, match="horizon is no setting of acting of mbdpo: take one of action_noise, elites"):
+        load_policy(whole, task="swing", acting={"horizon": 2})
+
+
 def test_evaluation_of_each_task_and_going_on_online(folder, whole, tmp_path, capsys):
     """Offline, each task by its name or environment, then online from the weights: with a cost there, and resumed."""
     run = tmp_path / "run"

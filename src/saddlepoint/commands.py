@@ -215,6 +215,8 @@ class EvaluateFlags:
     """which task, where the run has several (`saddlepoint pretrain`), by its name or environment"""
     seed: int = 1_000_000
     """seed of the environments and of the stochastic policy"""
+    acting: tuple[str, ...] = ()
+    """settings of acting to change, such as evaluation=best_of_n (algd) or planner=score (mbdpo)"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where the policy acts"""
     threads: int = 0
@@ -245,8 +247,8 @@ def evaluate_command(args: list[str]) -> None:
     if flags.video:
         render_headless()
     folder = Path(args[0])
-    policy = load_policy(folder, flags.device, flags.task)
-    name = str(policy.step) if flags.task is None else f"{policy.step}-{flags.task.replace('/', '-')}"
+    policy = load_policy(folder, flags.device, flags.task, _acting(folder, flags.acting))
+    name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting]).replace("/", "-")
     if policy.note:
         print(f"warning: {policy.note}")
     metrics = evaluate(policy.learner, policy.env, policy.budgets, flags.episodes, flags.seed, flags.device)
@@ -264,6 +266,18 @@ def evaluate_command(args: list[str]) -> None:
         path = folder / "videos" / f"{name}.mp4"
         steps = record_video(policy.learner, policy.env, path, flags.seed, device=flags.device)
         print(f"video: {path} ({steps} steps)")
+
+
+def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
+    """``NAME=VALUE`` as settings of the run's system, read as its flags are. Raises ``UserError``."""
+    if odd := [word for word in words if "=" not in word]:
+        raise UserError(f"--acting {odd[0]}: give NAME=VALUE, such as planner=score.")
+    system = SYSTEMS.get(run.read(folder)["system"]) if words else None
+    if system is None:  # what is read next says why
+        return {}
+    args = [f"--{name.replace('_', '-')}={value}" for name, _, value in (word.partition("=") for word in words)]
+    parsed = parse(system.config_class(), system.config_class()(), args, "saddlepoint evaluate RUN --acting")
+    return {name: vars(parsed.values)[name] for name in parsed.given}
 
 
 def _spread(metrics: dict[str, float], name: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -65,6 +65,18 @@ SYSTEMS: dict[str, System] = {
     "cal": System("baselines.cal:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
     "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS", pretrained="mbdpo.transfer:Pretrained"),
 }
+
+
+def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:
+    """``config`` with other settings of acting. Raises ``UserError``."""
+    for name in changes:
+        if name not in config.ACTING:
+            known = f"take one of {', '.join(sorted(config.ACTING))}" if config.ACTING else "it has none"
+            raise UserError(f"{name} is no setting of acting of {system}: {known}.")
+    changed = replace(config, **changes)
+    changed.validate()
+    changed.refuse_idle(changes)
+    return changed
 
 
 def restore_config(kind: type[Any], values: dict[str, Any], where: Path) -> Any:
@@ -150,14 +162,19 @@ class TrainedPolicy:
             actor.restart(ended)
 
 
-def load_policy(folder: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> TrainedPolicy:
+def load_policy(
+    folder: str | Path, device: str | torch.device = "cpu", task: str | None = None, acting: Mapping[str, Any] = MappingProxyType({})
+) -> TrainedPolicy:
     """The policy of a run's newest checkpoint whose learner is whole. Raises ``UserError`` when there is none.
+
+    ``acting`` changes settings of acting alone (``ACTING`` of the system's config), such as ``{"evaluation": "best_of_n"}`` for ALGD, or
+    ``{"planner": "score"}`` for MBDPO. Raises ``UserError`` for others.
 
     A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
     neither are the environments nor the training loop imported.
     """
     folder = Path(folder)
-    learner, content, step, note = load_learner(folder, device)
+    learner, content, step, note = load_learner(folder, device, acting)
     train, budgets = content["train"], run.budgets_of(content)
     if "tasks" not in content:
         if task is not None:
@@ -191,16 +208,18 @@ def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any
     return _find(place)(learner, number), task_config(learner.config, chosen)
 
 
-def load_learner(folder: Path, device: str | torch.device) -> tuple[Any, dict[str, Any], int, str | None]:
+def load_learner(
+    folder: Path, device: str | torch.device, acting: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Any, dict[str, Any], int, str | None]:
     """The learner of a run's newest checkpoint whose learner is whole, the run's config.json, its steps, and a sentence about newer, damaged ones.
 
-    That of a run of `saddlepoint pretrain` knows several tasks. Raises ``UserError`` when there is none.
+    That of a run of `saddlepoint pretrain` knows several tasks. ``acting`` as in ``load_policy``. Raises ``UserError`` when there is none.
     """
     content = run.read(folder)
     if content["system"] not in SYSTEMS:
         raise UserError(f"{folder} was trained with {content['system']}, which this version of saddlepoint has not.")
     system = SYSTEMS[content["system"]]
-    config = restore_config(system.config_class(), content["learner"], folder / "config.json")
+    config = _acting(restore_config(system.config_class(), content["learner"], folder / "config.json"), acting, content["system"])
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     path, note = checkpoint.latest(folder, checkpoint.LEARNER)
     several: dict[str, Any] = {}

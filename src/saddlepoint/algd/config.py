@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.types import UserError
@@ -144,6 +144,9 @@ class ALGDConfig:
     """deterministic action: the noise-free chain from latent 0 (released), or the best by energy of ``evaluation_samples`` samples"""
     evaluation_samples: int = 16
     """samples of ``best_of_n``"""
+
+    ACTING: ClassVar[frozenset[str]] = frozenset({"evaluation", "evaluation_samples"})
+    """settings of acting alone, which a trained policy may change"""
 
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""

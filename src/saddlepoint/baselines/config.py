@@ -53,6 +53,7 @@ class SACConfig:
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
     SHARES: ClassVar[tuple[str, ...]] = ("gamma", "cost_gamma", "polyak")
+    ACTING: ClassVar[frozenset[str]] = frozenset()
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = {
         "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
         "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.types import UserError
@@ -179,6 +179,12 @@ class MBDPOConfig:
     def trains_score(self) -> bool:
         """Whether the score network is used at all; else it is not trained."""
         return self.planner == "score" or self.td_action == "search"
+
+    ACTING: ClassVar[frozenset[str]] = frozenset({
+        "planner", "proposals", "elites", "policy_rollouts", "rollouts", "temperature", "action_noise", "reverse_start", "mppi_iterations", "mppi_min_std",
+        "mppi_max_std",
+    })  # fmt: skip
+    """settings of acting alone, which a trained policy may change"""
 
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
