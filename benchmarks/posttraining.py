@@ -45,9 +45,11 @@ VARIANTS = {
     "whole-unet": "--reward steered --steering projection --tune unet --learning-rate 1e-4",
     "red-team": "--reward steered --steering projection --epochs 60",
     "red-team-constrained": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60",
+    "red-team-constrained-kl": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60 --kl 0.02",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
-as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the files"""
+as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
+files, and the last of these held to the start model as well"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
