@@ -156,11 +156,12 @@ def draw(found: list[dict[str, Any]]) -> None:
               "eval/utility_mean": "compositional accuracy (held out)", "train/multiplier": "multiplier"}  # fmt: skip
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
     for axis, (key, title) in zip(axes, panels.items()):
-        for colour, name in zip(COLOURS, VARIANTS):
+        for number, name in enumerate(VARIANTS):
+            colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
             for i, each in enumerate(each for each in found if each["variant"] == name):
                 curve = np.array([(line["step"], line[key]) for line in each["lines"] if key in line])
                 if len(curve):
-                    axis.plot(*curve.T, color=colour, lw=1.2, alpha=0.7, label=name if i == 0 else None)
+                    axis.plot(*curve.T, style, color=colour, lw=1.2, alpha=0.7, label=name if i == 0 else None)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epochs of 64 pictures")
         axis.grid(alpha=0.25)
