@@ -211,6 +211,16 @@ def test_spent_of_episodes_that_end_early_is_less_than_an_even_rate_says():
     assert spent((budget,), torch.ones(2000, 1, 1), age).item() == pytest.approx(10 / 25 * budget.critic)
 
 
+def test_one_early_end_does_not_stand_for_environments_that_have_not_ended():
+    """16 environments, 312 steps at a cost of 1, episodes of 1,000: one of them fell after 10 steps."""
+    budget = CostBudget(25.0, horizon=1000)
+    age = torch.arange(312).view(-1, 1).repeat(1, 16)
+    age[10:, 0] = torch.arange(302)
+    assert spent((budget,), torch.ones(312, 16, 1), age).item() == pytest.approx(1000 / 25 * budget.critic)
+    age[20:] = torch.arange(292).view(-1, 1)  # all have: episodes cost what was spent over how many began
+    assert spent((budget,), torch.ones(312, 16, 1), age).item() == pytest.approx(312 * 16 / 33 / 25 * budget.critic)
+
+
 def test_spent_in_unfinished_episodes_takes_the_mean_step_for_the_rest():
     """Sixteen environments, 300 steps of their first episodes of 1,000: 0.05 a step is 50 an episode; and each constraint by itself."""
     budgets = (CostBudget(25.0), CostBudget(5.0))

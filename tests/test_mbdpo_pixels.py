@@ -376,7 +376,7 @@ def test_a_loaded_policy_acts_on_what_the_environment_gives(whole):
 
 
 def test_a_learner_starts_from_stored_convolutions(whole):
-    factory, base = start_from(whole, None)
+    factory, base, _ = start_from(whole, None)
     learner = factory(base, SHAPE, (), 9, torch.device("cpu"), compile=False)
     stored = load_policy(whole).learner.model.state_dict()
     assert all(torch.equal(value, stored[name]) for name, value in learner.model.state_dict().items())

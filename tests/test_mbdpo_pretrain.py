@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from saddlepoint import load_policy
 from saddlepoint.cli import main
+from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import PRESETS, heuristic_discount
 from saddlepoint.mbdpo.losses import Sequences, UpdateNoise
@@ -36,7 +37,7 @@ from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.processes import leave_processes
 from saddlepoint.train.signals import StopRequest
-from saddlepoint.types import ForeignFault, NonFiniteError, UserError
+from saddlepoint.types import EnvShape, ForeignFault, NonFiniteError, UserError
 
 TINY = replace(
     PRESETS["small"], width=16, latent=16, encoder_width=16, proposals=8, elites=3, policy_rollouts=2, steps=3, batch_size=8, score_states=4,
@@ -249,9 +250,29 @@ def test_a_trained_agent_may_plan_otherwise(whole):
     assert np.array_equal(actions[0], load_policy(whole, task="swing").act(observation))
     assert len({float(action[0]) for action in actions}) == 3
     assert all(abs(action[0]) <= 2 for action in actions)
-    with pytest.raises(UserError, match="horizon is no setting of acting of mbdpo: take one of action_noise, elites"):
-        load_policy(whole, task="swing", acting={"horizon": 2})
+    for acting, sentence in (
+        ({"horizon": 2}, "horizon is no setting of acting of mbdpo: take one of action_noise, elites"), ({"planner": "foo"}, "--planner cannot be 'foo'"),
+        ({"proposals": "64"}, "--proposals cannot be '64'"), ({"planner": "score", "temperature": 1.0}, "--temperature does nothing here"),
+        ({"planner": "mppi", "action_noise": 0.1}, "--action-noise does nothing here"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            load_policy(whole, task="swing", acting=acting)
 
+
+def test_a_score_network_that_was_not_trained_does_not_act(folder, tmp_path):
+    run = pretrain(config(folder, tmp_path / "prior", total_updates=1), replace(TINY, td_action="prior"))
+    with pytest.raises(UserError, match="acts by the score network, and this agent has trained none"):
+        load_policy(run, task="swing", acting={"planner": "score"})
+
+
+def test_lambda_goes_on_unless_another_is_asked_for():
+    budget, shape = CostBudget(5.0, horizon=10), EnvShape(3, (-1.0,), (1.0,), 1)
+    source = MBDPO(TINY, shape, (budget,))
+    source.multiplier_state = {name: torch.full_like(value, 7.0) for name, value in source.multiplier_state.items()}
+    for own, wanted in ((TINY.multiplier, 7.0), (0.25, 0.25)):
+        target = MBDPO(replace(TINY, multiplier=own), shape, (budget,))
+        adopt(target, source, None)
+        assert float(target.multiplier) == pytest.approx(wanted)
 
 def test_evaluation_of_each_task_and_going_on_online(folder, whole, tmp_path, capsys):
     """Offline, each task by its name or environment, then online from the weights: with a cost there, and resumed."""
@@ -278,7 +299,7 @@ def test_evaluation_of_each_task_and_going_on_online(folder, whole, tmp_path, ca
     settings = json.loads((tmp_path / "online" / "config.json").read_text())
     assert settings["learner"]["gamma"] == heuristic_discount(4)
     assert settings["train"]["warmup_actions"] == "policy"
-    learner, base = start_from(tmp_path / "online", None)  # a run on one environment can be started from too
+    learner, base, _ = start_from(tmp_path / "online", None)  # a run on one environment can be started from too
     fresh = learner(base, load_policy(tmp_path / "online").shape._replace(constraints=0), (), 0, torch.device("cpu"), compile=False)
     assert torch.equal(fresh.model.encoder.first[0], load_policy(tmp_path / "online").learner.model.encoder.first[0])
 

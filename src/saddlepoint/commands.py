@@ -132,7 +132,10 @@ def _started(parsed: Parsed, name: str) -> tuple[LearnerFactory[Any], Any]:
     trained = run.read(launch.start_from)["system"]
     if trained != name:
         raise UserError(f"{launch.start_from} was trained with {trained}, not {name}: use `saddlepoint train` with that.")
-    return start_from(launch.start_from, launch.start_task)
+    learner, base, note = start_from(launch.start_from, launch.start_task)
+    if note:
+        print(f"warning: {note}")
+    return learner, base
 
 
 def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:

@@ -69,13 +69,16 @@ SYSTEMS: dict[str, System] = {
 
 def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:
     """``config`` with other settings of acting. Raises ``UserError``."""
-    for name in changes:
+    hints = get_type_hints(type(config))
+    for name, value in changes.items():
         if name not in config.ACTING:
             known = f"take one of {', '.join(sorted(config.ACTING))}" if config.ACTING else "it has none"
             raise UserError(f"{name} is no setting of acting of {system}: {known}.")
+        if not _fits(value, hints[name]):
+            raise UserError(f"{flag(name)} cannot be {value!r}: see `saddlepoint train {system} --help`.")
     changed = replace(config, **changes)
     changed.validate()
-    changed.refuse_idle(changes)
+    changed.refuse_acting(config, changes)
     return changed
 
 
@@ -188,24 +191,25 @@ def load_policy(
     return TrainedPolicy(learner, chosen.env, chosen.shape, budgets, step, train["seed"], torch.device(device), note)
 
 
-def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any]:
-    """What makes learners that start from a run's weights, of its ``task`` where it has several, and the config that they have to begin with.
+def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:
+    """What makes learners that start from a run's weights, of its ``task`` where it has several, the config that they have to begin with, and a sentence
+    about newer, damaged checkpoints.
 
     Raises ``UserError`` where the run's system has no such learners, or no such task.
     """
-    learner, content, _, _ = load_learner(folder, "cpu")
+    learner, content, _, note = load_learner(folder, "cpu")
     place = SYSTEMS[content["system"]].pretrained
     if place is None:
         raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")
     if "tasks" not in content:
         if task is not None:
             raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --start-task.")
-        return _find(place)(learner, None), learner.config
+        return _find(place)(learner, None), learner.config, note
     from saddlepoint.mbdpo.tasks import chosen_task
     from saddlepoint.mbdpo.transfer import task_config
 
     number, chosen = chosen_task(content, task, folder, "--start-task")
-    return _find(place)(learner, number), task_config(learner.config, chosen)
+    return _find(place)(learner, number), task_config(learner.config, chosen), note
 
 
 def load_learner(

@@ -221,6 +221,10 @@ class ALGDConfig:
                     f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
                 )
 
+    def refuse_acting(self, trained: ALGDConfig, given: Collection[str]) -> None:
+        """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so, or one of the settings ``given`` does nothing."""
+        self.refuse_idle(given)
+
 
 Effect = tuple[Callable[[ALGDConfig], bool], str]
 

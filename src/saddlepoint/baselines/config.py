@@ -86,6 +86,10 @@ class SACConfig:
                     f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
                 )
 
+    def refuse_acting(self, trained: SACConfig, given: Collection[str]) -> None:
+        """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so: no setting is of acting alone."""
+        self.refuse_idle(given)
+
 
 @dataclass(frozen=True)
 class ConstrainedConfig(SACConfig, ABC):

@@ -115,15 +115,16 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
 
     ``cost`` (rows, envs, constraints) and ``age`` (rows, envs), the steps of its episode before each, of the last steps. As the budget states it: sum_t
     gamma^t c_t, or the plain sum times h / limit, over the number of episodes that began in these steps. Those still running lack their end and
-    those begun earlier lend theirs, which cancels on average. Where none has ended yet, the mean step stands for what is to come of a plain sum.
+    those begun earlier lend theirs, which cancels on average. Before that can be, when the steps are fewer than a whole episode's and not every
+    environment has ended one, the mean step stands for what is to come of a plain sum.
     """
-    began, ended = max(int((age == 0).sum()), 1), bool((age[1:] == 0).any())
+    began, ended = max(int((age == 0).sum()), 1), bool((age[1:] == 0).any(0).all())
     sums = []
     for budget, of_one in zip(budgets, cost.to(torch.float64).unbind(-1), strict=True):
         if budget.discounted:
             sums.append((budget.gamma**age * of_one).sum() / began)
         else:
-            episode = of_one.sum() / began if ended else of_one.mean() * budget.horizon
+            episode = of_one.sum() / began if ended or len(age) >= budget.horizon else of_one.mean() * budget.horizon
             sums.append(episode * geometric_sum(budget.gamma, budget.horizon) / budget.horizon)
     return torch.stack(sums).cpu()
 

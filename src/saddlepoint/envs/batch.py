@@ -24,8 +24,7 @@ class EnvBatch:
     leave the first ones as they were. A task of ours with a vectorised form (the toy) is stepped as one; else
     environments are stepped in turn, or in worker ``processes``. ``env_kwargs`` go to ``make_env``
     (``max_episode_steps`` among them). Unless ``needs_cost``, an environment may be without a cost: it then has 0
-    constraints. Actions are passed on as they are: keeping them inside the bounds is the
-    learner's part.
+    constraints. Actions are clipped to the bounds, which a learner's own scaling leaves by the last bit where they are asymmetric.
     """
 
     def __init__(
@@ -57,6 +56,7 @@ class EnvBatch:
         except UserError:
             self.close()
             raise
+        self._low, self._high = np.array(self.shape.action_low, np.float32), np.array(self.shape.action_high, np.float32)
         self.spec = replace(task, constraints=self.shape.constraints)
         self._seed: int = seed
         self._started = False
@@ -84,7 +84,7 @@ class EnvBatch:
         Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``ForeignFault`` for a negative
         cost, for an error that the environment raises and for a worker that died.
         """
-        step = self._envs.step(action)
+        step = self._envs.step(action.clip(self._low, self._high))
         self._steps += 1
         # One number says whether all are finite: the sum of what is not is not; only then look which.
         if not np.isfinite(step.reward.sum() + step.cost.sum() + step.next_observation.sum() + step.observation.sum()):

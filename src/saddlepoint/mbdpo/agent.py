@@ -326,7 +326,7 @@ class MBDPO:
             restore(state, {"model": self.model}, self._optimisers())
             self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
             if self.model.multitask:
-                self.model.task_table.grad = state["leaked"].clone() if "leaked" in state else None
+                self.model.task_table.grad = state["leaked"].to(self.model.task_table, copy=True) if "leaked" in state else None
             self.episodic = bool(state["episodic"])
             self.updates = int(state["updates"])
             self.generator.set_state(state["generator"].cpu())

@@ -103,7 +103,7 @@ class MBDPOConfig:
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     multiplier: float = 0.6931
-    """lambda at the start"""
+    """lambda at the start (with --start-from, where this differs from what that run began with; else it goes on from that run's lambda)"""
     multiplier_rate: float = 3e-4
     """step size of lambda's update"""
     proportional: float = 0.05
@@ -151,7 +151,7 @@ class MBDPOConfig:
 
     # --- sizes
     encoder_layers: int = 2
-    """layers of the encoder, the last included"""
+    """layers of the encoder, the last included; 1 makes two, as in TD-MPC2"""
     encoder_width: int = 256
     """its hidden units"""
     encoder_channels: int = 32
@@ -237,6 +237,12 @@ class MBDPOConfig:
         for name, (works, needs) in EFFECTIVE_WITH.items():
             if name in given and not works(self):
                 raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+
+    def refuse_acting(self, trained: MBDPOConfig, given: Collection[str]) -> None:
+        """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so, or one of the settings ``given`` changes no action."""
+        if self.planner == "score" and not trained.trains_score:
+            raise UserError("--planner score acts by the score network, and this agent has trained none: take another planner.")
+        replace(self, td_action="prior", score_training="released").refuse_idle(given)  # what serves learning alone does nothing here
 
     def refuse_cost_options(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` is of costs; for what reports none."""

@@ -63,7 +63,8 @@ class Pretrained:
 def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
     """Give the single-task ``target`` the weights, target critics and running statistics of ``source``, as of its task ``number`` (None: it has one only).
 
-    Networks of costs, and lambda, go over where both have as many constraints and members, and are left as they are elsewhere (several tasks have none).
+    Networks of costs, and lambda unless the two configs begin with different ones, go over where both have as many constraints and members, and are left
+    as they are elsewhere (several tasks have none).
     Raises ``UserError`` where sizes do not fit.
     """
     _require_kind(source.shape, target.shape)
@@ -88,7 +89,8 @@ def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
     if ours.constraints and ours.constraints == theirs.constraints and target.config.cost_members == source.config.cost_members:
         for name in ("cost_head", "cost_critics", "target_cost_critics"):
             _copy(getattr(ours, name), getattr(theirs, name), step, None, embedding)
-        if target.multiplier_state.keys() == source.multiplier_state.keys():
+        own = target.config.multiplier != source.config.multiplier  # it was asked for
+        if target.multiplier_state.keys() == source.multiplier_state.keys() and not own:
             target.multiplier_state = {name: value.clone() for name, value in source.multiplier_state.items()}
     _copy(ours.policy_head, theirs.policy_head, (None,), torch.cat([action, many + action]), embedding)  # mean, then log std
     _copy(ours.score_head, theirs.score_head, (None, plan, None), plan, embedding)

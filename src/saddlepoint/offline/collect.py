@@ -109,7 +109,9 @@ def _task(env: str, shape: EnvShape, longest: int) -> Task:
 
 def stored(folder: Path) -> Iterator[Episode]:
     """The replay of a run's newest whole checkpoint, cut into episodes; the oldest and the newest of each environment may be parts of one."""
-    path, _ = checkpoint.latest(folder)
+    path, note = checkpoint.latest(folder)
+    if note:
+        print(f"warning: {note}")
     replay = checkpoint.load(path).replay
     if "position" not in replay:
         raise UserError(f"{folder} keeps no replay: collect with --episodes, or from another run.")
@@ -128,6 +130,8 @@ def stored(folder: Path) -> Iterator[Episode]:
 def played(folder: Path, env: str, episodes: int, mode: Literal["explore", "stochastic", "deterministic"], seed: int) -> Iterator[Episode]:
     """``episodes`` new episodes of a run's policy. Environments play one each and are then seeded anew, so that short ones do not come more often."""
     policy = load_policy(folder)
+    if policy.note:
+        print(f"warning: {policy.note}")
     slots = min(episodes, MAX_ENVS)
     envs = EnvBatch(env, slots, seed=seed, needs_cost=False)
     generator = torch.Generator().manual_seed(seed)
