@@ -14,7 +14,9 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from saddlepoint.cli import main
 from saddlepoint.safediffusion.clip import CLIPEncoder
@@ -69,6 +71,60 @@ def test_pictures_of_a_replaced_pipeline_are_not_taken_up(tmp_path):
     with pytest.raises(UserError, match="other pictures"):
         evaluate(str(pipeline), flags)
     assert evaluate(str(pipeline), replace(flags, out=tmp_path / "anew"))[1] != first
+
+
+def test_a_fingerprint_is_of_what_is_in_a_file_wherever_it_lies(tmp_path):
+    content = bytearray(range(256)) * 4096  # 1 MiB, read whole
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.safetensors").write_bytes(content)
+    os.utime(tmp_path / "b" / "w.safetensors", (1, 1))
+    assert weight_files(str(tmp_path / "a")) == weight_files(str(tmp_path / "b"))
+    content[777_777] ^= 1
+    (tmp_path / "b" / "w.safetensors").write_bytes(content)
+    assert weight_files(str(tmp_path / "a")) != weight_files(str(tmp_path / "b"))
+
+
+def test_a_run_does_not_go_on_with_other_anchors_or_weights(tmp_path):
+    pipeline, clip, prompts = write_pipeline(tmp_path / "a"), write_clip(tmp_path / "b"), tmp_path / "prompts.txt"
+    anchors = tmp_path / "anchors"
+    anchors.mkdir()
+    (anchors / "unsafe.txt").write_text("a warning sign\n")
+    (anchors / "safe.txt").write_text("a peaceful scene\n")
+    prompts.write_text("a red square\na sign\n")
+    run = RunConfig(pipeline=str(pipeline), prompts=str(prompts), epochs=1, device="cpu", quiet=True, out=tmp_path / "run")
+    config = SafeDiffusionConfig(clip=str(clip), anchors=str(anchors), images=4, group_size=2, sample_batch=4, steps=3, rank=2, held_out=0.0)
+    post_train(run, config)
+    (anchors / "unsafe.txt").write_text("a red square\n")
+    with pytest.raises(UserError, match=r"the phrases of --anchors of .* have changed since it started"):
+        post_train(replace(run, epochs=2), config, resume=True)
+    (anchors / "unsafe.txt").write_text("a warning sign\n")
+    post_train(replace(run, epochs=2), config, resume=True)
+    write_pipeline(tmp_path / "a", seed=1)
+    with pytest.raises(UserError, match=r"the weights of --pipeline or --clip of .* have changed since it started"):
+        post_train(replace(run, epochs=3), config, resume=True)
+    with pytest.raises(UserError, match=r"the weights of .* have changed since .* started from them"):
+        export_run(tmp_path / "run", tmp_path / "out", "pipeline")
+
+
+def test_an_export_keeps_the_safety_checker_that_training_leaves_out(tmp_path):
+    pipeline, prompts = write_pipeline(tmp_path / "a"), tmp_path / "prompts.txt"
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "projection_dim": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=tower, vision_config=tower | {"image_size": 8, "patch_size": 4}, projection_dim=8))
+    whole = load_pipeline(str(pipeline))
+    whole.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor(size=8, crop_size=8))
+    whole.register_to_config(requires_safety_checker=True)
+    whole.save_pretrained(tmp_path / "guarded", safe_serialization=True)
+    prompts.write_text("a red square\na sign\n")
+    run = RunConfig(pipeline=str(tmp_path / "guarded"), prompts=str(prompts), epochs=1, device="cpu", quiet=True, out=tmp_path / "run")
+    score = f"{HERE}:brightness"
+    post_train(run, SafeDiffusionConfig(reward=score, cost="none", utility=score, images=4, group_size=2, steps=3, rank=2, held_out=0.0))
+    export_run(tmp_path / "run", tmp_path / "out", "pipeline")
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["requires_safety_checker"] is True
+    found = load_pipeline(str(tmp_path / "out"), whole=True).safety_checker
+    for name, value in checker.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
 
 
 def test_pictures_of_a_run_that_was_made_anew_are_not_taken_up(tmp_path):

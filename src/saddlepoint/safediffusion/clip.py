@@ -37,7 +37,7 @@ class CLIPEncoder:
             processor = CLIPImageProcessorPil.from_pretrained(source)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"the CLIP {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
-        self._model = model.to(device).eval().requires_grad_(False)
+        self._model = model.float().to(device).eval().requires_grad_(False)  # one that is stored in half would be loaded so
         self.device = device
         self.scale = float(self._model.logit_scale.exp())
         """the factor of cosines in CLIP's own logits"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def train_command(args: list[str]) -> None:
     run, config = _resumed(parsed) if resuming else _fresh(parsed)
     quiet_libraries()
     folder = post_train(run, config, resume=resuming)
-    print(f"finished: {folder}; look at its samples/, or at the curves with `tensorboard --logdir {folder}`")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        print(f"finished: {folder}; look at its samples/, or at the curves with `tensorboard --logdir {folder}`")
 
 
 def _fresh(parsed: Parsed) -> tuple[RunConfig, SafeDiffusionConfig]:

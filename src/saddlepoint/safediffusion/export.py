@@ -14,7 +14,7 @@ from saddlepoint.flags import parse
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import quiet_libraries
 from saddlepoint.safediffusion.learner import load_weights, prepare_unet
-from saddlepoint.safediffusion.pipeline import load_pipeline
+from saddlepoint.safediffusion.pipeline import load_pipeline, weight_files
 from saddlepoint.safediffusion.start import SYSTEM
 from saddlepoint.systems import restore_config
 from saddlepoint.train import checkpoint
@@ -53,6 +53,7 @@ def export_run(run: Path, out: Path, form: ExportForm) -> None:
     pipeline, note = _with_weights(run, settings, config)
     if note:
         print(f"warning: {note}")
+    _guard(pipeline, settings.pipeline)
     if form == "pipeline":
         _merge(pipeline, config)
         _write_beside(out, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))
@@ -86,6 +87,9 @@ def read_run(run: Path) -> tuple[RunConfig, SafeDiffusionConfig]:
 
 def _with_weights(run: Path, settings: RunConfig, config: SafeDiffusionConfig) -> tuple[Any, str | None]:
     """The start pipeline with the run's newest weights in it, adapters still apart."""
+    before = run_folder.read(run)["resolved"].get("weights", {}).get("pipeline")  # older runs did not keep it
+    if before is not None and before != weight_files(settings.pipeline):
+        raise UserError(f"the weights of {settings.pipeline} have changed since {run} started from them: restore them.")
     path, note = checkpoint.latest(run, checkpoint.LEARNER)
     state = checkpoint.load_learner(path)
     pipeline = load_pipeline(settings.pipeline)
@@ -94,6 +98,18 @@ def _with_weights(run: Path, settings: RunConfig, config: SafeDiffusionConfig) -
     load_weights(learning, state, "average." if config.ema else "unet.")
     pipeline.unet.requires_grad_(False)
     return pipeline, note
+
+
+def _guard(pipeline: Any, source: str) -> None:
+    """Give back the safety checker that the start pipeline came with, which training leaves out; a sentence where it cannot be had."""
+    try:
+        whole = load_pipeline(source, whole=True)
+    except UserError as error:
+        print(f"warning: the start pipeline's safety checker is left out, for {error}")
+        return
+    if whole.safety_checker is not None:
+        pipeline.register_modules(safety_checker=whole.safety_checker, feature_extractor=whole.feature_extractor)
+        pipeline.register_to_config(requires_safety_checker=whole.config.requires_safety_checker)
 
 
 def _merge(pipeline: Any, config: SafeDiffusionConfig) -> None:

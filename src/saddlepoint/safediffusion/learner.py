@@ -90,6 +90,12 @@ class Learner:
         (weight * loss).backward()
         return metrics
 
+    @torch.no_grad()
+    def log_probs(self, batch: Minibatch, empty: Tensor) -> Tensor:
+        """Of the batch's next latents under the network as it is, (batch,) float32; its own are not looked at."""
+        step = self.policy.step(batch.latents, batch.k, batch.text, empty)
+        return step_log_prob(step, batch.next_latents.float(), self.config.log_prob)
+
     def update(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """One step of AdamW with the accumulated gradients, which ``reduce`` sums over processes. Returns their norm, 0-d."""
         for name, parameter in self.parameters.items():

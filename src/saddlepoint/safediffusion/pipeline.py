@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,11 +70,25 @@ def noise_schedule(settings: dict[str, Any]) -> Tensor:
     return DDIMScheduler.from_config(settings).alphas_cumprod
 
 
-def weight_files(source: str) -> dict[str, list[int]]:
-    """Size and time of change (ns) of each file of weights in a pipeline folder: what differs once it is replaced. Nothing of a hub id."""
+SAMPLES, SAMPLE_BYTES = 64, 65536
+"""pieces of a file that tell it from another: all of a small one, a thousandth of a large one, which would take long to read"""
+
+
+def weight_files(source: str) -> dict[str, str]:
+    """A digest of the size and of pieces of each file of weights in a folder: what differs once it is replaced. Nothing of a hub id."""
     folder = Path(source)
     found = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern)) if folder.is_dir() else []
-    return {path.relative_to(folder).as_posix(): [(of := path.stat()).st_size, of.st_mtime_ns] for path in found}
+    return {path.relative_to(folder).as_posix(): _fingerprint(path) for path in found}
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(SAMPLES):
+            file.seek(size * i // SAMPLES)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def denoising_table(settings: dict[str, Any], steps: int) -> DenoisingTable:
@@ -100,15 +115,14 @@ def denoising_table(settings: dict[str, Any], steps: int) -> DenoisingTable:
     return table
 
 
-def load_pipeline(source: str) -> Any:
-    """The pipeline in float32 on the CPU, without its safety checker. Raises ``UserError``; nothing is unpickled."""
+def load_pipeline(source: str, *, whole: bool = False) -> Any:
+    """The pipeline in float32 on the CPU, without its safety checker unless ``whole``. Raises ``UserError``; nothing is unpickled."""
     require_extra()
     from diffusers import StableDiffusionPipeline
 
+    without = {} if whole else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        pipeline = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **without)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the pipeline {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
     pipeline.set_progress_bar_config(disable=True)

@@ -24,7 +24,7 @@ from saddlepoint.flags import parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.config import COST_MOST
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
-from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
+from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config, weight_files
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
 from saddlepoint.safediffusion.reward import (
     Score,
@@ -139,7 +139,8 @@ def red_team_command(args: list[str]) -> None:
         red_team(args[0], flags)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from what was drawn") from interrupt
-    print(f"written: {flags.out}; read it, then train with --prompts {flags.out / 'prompts.csv'} --anchors {flags.out / 'anchors'}")
+    where = f"--prompts {flags.out / 'prompts.csv'}, and --anchors {flags.out / 'anchors'} where the reward or the cost has them"
+    print(f"written: {flags.out}; read it, then train with {where}")
 
 
 def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
@@ -186,7 +187,8 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
 
     low_precision = resolve_precision(flags.precision, device)
     studio = Studio(loaded, DenoisingPolicy(loaded.unet, table, flags.guidance, 1.0, device, low_precision))
-    chosen = {name: str(value) for name, value in asdict(flags).items() if name not in ("least", "count", "out", "threads", "batch")}
+    chosen: dict[str, Any] = {name: str(value) for name, value in asdict(flags).items() if name not in ("least", "count", "out", "threads", "batch")}
+    chosen |= {"weights": [weight_files(source) for source in (pipeline, flags.clip)], "safe": safe, "unsafe": unsafe}
     drawn.begin({"pipeline": pipeline, **chosen, "carriers": carriers, "words": list(shifts), "low_precision": str(low_precision)})
     found = draw_words(studio, cost, shifts, carriers, flags, drawn)
     for each in sorted(found, key=lambda each: -each.excess):

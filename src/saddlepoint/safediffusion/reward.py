@@ -64,9 +64,10 @@ def steer(text: Tensor, direction: Tensor, alpha: float, mode: SteeringMode = "t
 def scored(score: Score, flag: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """``score(images, prompts)`` as float32 on the images' device, once it is what a score must be.
 
-    Raises ``ForeignFault`` or ``NonFiniteError`` naming ``flag``.
+    A score that is a network need not care for gradients. Raises ``ForeignFault`` or ``NonFiniteError`` naming ``flag``.
     """
-    values = foreign(flag, lambda: torch.as_tensor(score(images, prompts)).to(images.device, torch.float32))
+    with torch.no_grad():
+        values = foreign(flag, lambda: torch.as_tensor(score(images, prompts)).detach().to(images.device, torch.float32))
     if values.shape != (len(images),):
         raise ForeignFault(f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for each.")
     if not bool(values.isfinite().all()):

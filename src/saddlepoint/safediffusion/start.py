@@ -16,9 +16,15 @@ from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import require_extra
 from saddlepoint.safediffusion.learner import Learner, prepare_unet
 from saddlepoint.safediffusion.log import EpochLog
-from saddlepoint.safediffusion.pipeline import DenoisingTable, denoising_table, load_pipeline, scheduler_config
+from saddlepoint.safediffusion.pipeline import (
+    DenoisingTable,
+    denoising_table,
+    load_pipeline,
+    scheduler_config,
+    weight_files,
+)
 from saddlepoint.safediffusion.prompts import PromptSets, read_prompts, split
-from saddlepoint.safediffusion.reward import Scores, build_scores, check_scores
+from saddlepoint.safediffusion.reward import Scores, build_scores, check_scores, read_anchors
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
 from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.train import run as run_folder
@@ -119,7 +125,7 @@ def read_sets(run: RunConfig, config: SafeDiffusionConfig) -> PromptSets:
 def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:
     """The dtype of the UNet's products and the stored latents, None for float32."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
@@ -139,6 +145,8 @@ def _describe(
         "threads": torch.get_num_threads(),
         "processes": processes,
         "prompts_sha256": prompts.digest(),
+        "anchors": read_anchors(config.anchors) if config.uses_anchors else None,
+        "weights": {"pipeline": weight_files(run.pipeline), "clip": weight_files(config.clip) if config.uses_clip else {}},
     }
     content = {"format": run_folder.FORMAT, "system": SYSTEM, "train": asdict(run), "learner": asdict(config), "resolved": resolved}
     return json.loads(json.dumps(content, default=str))
@@ -149,6 +157,9 @@ def _require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> N
     run_folder.require_same_settings(saved, now, folder, OPERATIONAL)
     if saved["resolved"]["prompts_sha256"] != now["resolved"]["prompts_sha256"]:
         raise UserError(f"the prompt files of {folder} have changed since it started: restore them, or start a new run with --out.")
+    for name, what in (("anchors", "phrases of --anchors"), ("weights", "weights of --pipeline or --clip")):
+        if name in saved["resolved"] and saved["resolved"][name] != now["resolved"][name]:  # older runs did not keep them
+            raise UserError(f"the {what} of {folder} have changed since it started: restore them, or start a new run with --out.")
     for name in ("device", "precision"):
         if saved["resolved"][name] != now["resolved"][name]:
             raise UserError(f"{folder} ran on {saved['resolved'][name]}, not {now['resolved'][name]}: resume it on such a machine.")

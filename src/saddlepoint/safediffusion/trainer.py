@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +183,11 @@ class Trainer:
         norms = []
         weight = cfg.updates / (cfg.images * cfg.trained_steps)
         rounds = [(inner, update) for inner in range(cfg.inner_epochs) for update in range(cfg.updates)]
+        if self.studio.policy.low_precision:
+            self._score_again(experience, advantages, rounds)
         for number, (inner, update) in enumerate(rounds):
-            for batch in self._minibatches(experience, advantages, inner, update):
+            for at, k in self._places(experience, advantages, inner, update):
+                batch = self._minibatch(experience, advantages, at, k)
                 found = self.learner.accumulate(batch, self.studio.embeddings.empty, weight * len(batch.k))
                 for name, value in (found | {"rows": torch.ones_like(found["policy_loss"])}).items():
                     totals[name] = totals.get(name, 0) + value * len(batch.k)
@@ -194,8 +197,25 @@ class Trainer:
         sums = self.accelerator.reduce(torch.stack([totals.get(name, torch.zeros((), device=self.device)) for name in names]), "sum").tolist()
         return {f"train/{name}": value / sums[-1] for name, value in zip(names[:-1], sums)} | {"train/gradient_norm": float(torch.stack(norms).mean())}
 
-    def _minibatches(self, experience: Experience, advantages: Tensor, inner: int, update: int) -> Iterator[Minibatch]:
-        """The denoising steps that one optimiser step learns from: those of its share of every group, each image's in a random order of time.
+    def _score_again(self, experience: Experience, advantages: Tensor, rounds: Sequence[tuple[int, int]]) -> None:
+        """The log-probabilities of what is learnt from, by passes such as learning makes, before anything is learnt.
+
+        A pass of another size may take other kernels on a GPU, and in low precision their rounding alone moves a ratio beyond the clip range (simulated with
+        two CPU kernels in bfloat16: 0.18 of a step's deviation at the last steps). It costs the forward half of learning once more.
+        """
+        for inner, update in rounds:
+            for at, k in self._places(experience, advantages, inner, update):
+                experience.log_probs[at, k] = self.learner.log_probs(self._minibatch(experience, advantages, at, k), self.studio.embeddings.empty)
+
+    def _minibatch(self, experience: Experience, advantages: Tensor, at: Tensor, k: Tensor) -> Minibatch:
+        """The steps ``k`` of the images ``at``, (batch,) each."""
+        text = self.studio.embeddings([experience.prompts[row] for row in at.tolist()])
+        latents, following, log_probs = experience.latents[at, k], experience.latents[at, k + 1], experience.log_probs[at, k]
+        return Minibatch(latents, following, k, log_probs, advantages.flatten()[at], text)
+
+    def _places(self, experience: Experience, advantages: Tensor, inner: int, update: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The denoising steps that one optimiser step learns from, as images and steps: those of its share of every group, each image's in a random order
+        of time.
 
         The gradients of all of them are summed before the optimiser moves, so steps of several images and times share a pass.
         """
@@ -209,13 +229,10 @@ class Trainer:
             for image in order[update * share : (update + 1) * share].tolist():
                 rows.append(place * cfg.group_size + image)
                 times.append(np.random.default_rng([seed, TIMES, self.epoch, inner, group, image]).permutation(cfg.steps - 1)[: cfg.trained_steps])
-        flat = advantages.flatten()
         pairs = [(row, int(of_row[slot])) for slot in range(cfg.trained_steps) for row, of_row in zip(rows, times)]
         for first in range(0, len(pairs), cfg.train_batch):
             at, k = torch.tensor(pairs[first : first + cfg.train_batch], device=self.device).T
-            text = self.studio.embeddings([experience.prompts[row] for row in at.tolist()])
-            latents, following, log_probs = experience.latents[at, k], experience.latents[at, k + 1], experience.log_probs[at, k]
-            yield Minibatch(latents, following, k, log_probs, flat[at], text)
+            yield at, k
 
     def _measure(self) -> None:
         """The held-out measure, on the averaged weights where there are any; it touches nothing that training depends on."""
