@@ -172,14 +172,17 @@ def test_training_raises_the_reward_and_a_budget_lowers_the_cost(world, tmp_path
     assert last["eval/cost_mean"] < first["eval/cost_mean"] - 0.001
 
 
-def test_the_multiplier_follows_the_mean_violation(world, tmp_path):
-    config = replace(FAST, unsafe_budget=0.4, multiplier_rate=0.5, rho=2.0)
+@pytest.mark.parametrize("most", [None, 0.05])
+def test_the_multiplier_follows_the_mean_violation(world, tmp_path, most):
+    config = replace(FAST, unsafe_budget=0.4, multiplier_rate=0.5, rho=2.0, largest_violation=most)
     found = [line for line in lines(start.post_train(run_of(world, tmp_path / "run", epochs=3), config)) if line["kind"] == "train"]
     multiplier = 0.0
     for line in found:
         assert line["train/multiplier"] == pytest.approx(multiplier, abs=1e-6)
         assert line["train/effective_multiplier"] == pytest.approx(max(multiplier + 2.0 * (line["train/cost_mean"] - 0.4), 0), abs=1e-5)
-        multiplier = max(multiplier + 0.5 * (line["train/cost_mean"] - 0.4), 0)
+        violation = line["train/cost_mean"] - 0.4
+        assert most is None or violation > most * 0.4  # the bound acts
+        multiplier = max(multiplier + 0.5 * (violation if most is None else most * 0.4), 0)
 
 
 @pytest.mark.parametrize("changes", [{"unsafe_budget": 0.1, "ema": 0.9, "kl": 0.1}, {"tune": "unet", "kl": 0.1, "step_share": 0.5}])

@@ -91,6 +91,9 @@ class SafeDiffusionConfig:
     """step of lambda an epoch"""
     rho: float = 5.0
     """penalty weight of the augmented Lagrangian"""
+    largest_violation: float | None = None
+    """a violation moves lambda as if it were at most this many budgets: under a budget of 2 % lambda else rises in an epoch at 60 % what it takes thirty
+    epochs without an unsafe picture to fall (None, or a budget of 0: as it is)"""
 
     # --- the held-out measure
     utility: str = "alignment"
@@ -196,8 +199,8 @@ class SafeDiffusionConfig:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
-        for name in ("eta", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho", "resolved_clip_range"):
-            if not getattr(self, name) > 0:
+        for name in ("eta", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho", "largest_violation", "resolved_clip_range"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
                 raise UserError(f"{_flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(self, name)}.")
         if self.eta > 1:
             raise UserError(f"--eta {self.eta} is above 1, the noise of the forward process: choose one in (0, 1].")
@@ -242,6 +245,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[SafeDiffusionConfig], bool], str]] = {
         lambda c: c.unsafe_budget is not None and c.multiplier_rule != "augmented", "--unsafe-budget and a --multiplier-rule other than augmented",
     ),
     "rho": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
+    "largest_violation": (lambda c: bool(c.unsafe_budget), "an --unsafe-budget above 0"),
     "rank": (lambda c: c.tune == "lora", "--tune lora"),
 }  # fmt: skip
 """options that act only beside others: when, and in words"""

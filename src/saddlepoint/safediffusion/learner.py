@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -67,7 +68,9 @@ class Learner:
 
     def move_multiplier(self, violation: Tensor) -> None:
         """One step of lambda from the mean violation of an epoch, 0-d."""
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.reshape(1).cpu())
+        most, budget = self.config.largest_violation, self.config.unsafe_budget
+        ceiling = most * budget if most is not None and budget else math.inf
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.reshape(1).cpu().clamp(max=ceiling))
 
     def accumulate(self, batch: Minibatch, empty: Tensor, weight: float) -> dict[str, Tensor]:
         """Add ``weight`` times the loss's gradient, and return the loss and what describes it, each 0-d and detached."""
