@@ -53,8 +53,8 @@ def export_run(run: Path, out: Path, form: ExportForm) -> None:
     pipeline, note = _with_weights(run, settings, config)
     if note:
         print(f"warning: {note}")
-    _guard(pipeline, settings.pipeline)
     if form == "pipeline":
+        _guard(pipeline, settings.pipeline)
         _merge(pipeline, config)
         _write_beside(out, lambda folder: pipeline.save_pretrained(folder, safe_serialization=True))
         return
@@ -105,7 +105,7 @@ def _guard(pipeline: Any, source: str) -> None:
     try:
         whole = load_pipeline(source, whole=True)
     except UserError as error:
-        print(f"warning: the start pipeline's safety checker is left out, for {error}")
+        print(f"warning: the start pipeline's safety checker, if it has one, is left out: {error}")
         return
     if whole.safety_checker is not None:
         pipeline.register_modules(safety_checker=whole.safety_checker, feature_extractor=whole.feature_extractor)
