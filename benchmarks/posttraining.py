@@ -140,7 +140,7 @@ def collect(world: Path) -> None:
             print(f"{name}, {len(of)} seeds, {table}: " + "; ".join(said))
     RESULTS.mkdir(exist_ok=True)
     card = (world / "README.md").read_text()
-    content: dict[str, Any] = {"world": card, "runs": found}
+    content: dict[str, Any] = {"world": card, "runs": found, "composition": paired(world, {(each["variant"], each["seed"]) for each in found})}
     if RED.exists():
         with (RED / "words.csv").open(newline="") as file:
             content["red_team"] = json.loads((RED / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
@@ -148,6 +148,25 @@ def collect(world: Path) -> None:
     draw(found)
     if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:
         draw_pictures(first, world)
+
+
+def paired(world: Path, finished: set[tuple[str, int]]) -> dict[str, dict[str, dict[str, float]]]:
+    """By how much compositional accuracy changed, prompt by prompt and from the same noise: the mean over a variant's seeds and its standard error over
+    the prompts, which the two rates by themselves overstate."""
+    measure = MEASURES[1]
+    changes: dict[str, dict[str, list[list[float]]]] = {}
+    for name, seed, _, folder in runs(world):
+        for table in TABLES if (name, seed) in finished else ():
+            pictures = json.loads((evaluation(folder, table) / "results.json").read_text())["pictures"]
+            changes.setdefault(name, {}).setdefault(table, []).append([each["after"][measure] - each["before"][measure] for each in pictures])
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, tables in changes.items():
+        for table, seeds in tables.items():
+            of_prompts = np.mean(seeds, 0)
+            found.setdefault(name, {})[table] = {"change": float(of_prompts.mean()), "error": float(of_prompts.std(ddof=1) / len(of_prompts) ** 0.5)}
+        said = (f"{table} {100 * each['change']:+.1f} +- {100 * each['error']:.1f} %" for table, each in found[name].items())
+        print(f"{name}: paired change of {measure}: " + "; ".join(said))
+    return found
 
 
 def draw(found: list[dict[str, Any]]) -> None:
