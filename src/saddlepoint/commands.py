@@ -275,12 +275,13 @@ def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
     """``NAME=VALUE`` as settings of the run's system, read as its flags are. Raises ``UserError``."""
     if odd := [word for word in words if "=" not in word]:
         raise UserError(f"--acting {odd[0]}: give NAME=VALUE, such as planner=score.")
-    system = SYSTEMS.get(run.read(folder)["system"]) if words else None
-    if system is None:  # what is read next says why
+    name = run.read(folder)["system"] if words else ""
+    if name not in SYSTEMS:  # what is read next says why
         return {}
-    args = [f"--{name.replace('_', '-')}={value}" for name, _, value in (word.partition("=") for word in words)]
-    parsed = parse(system.config_class(), system.config_class()(), args, "saddlepoint evaluate RUN --acting")
-    return {name: vars(parsed.values)[name] for name in parsed.given}
+    kind = SYSTEMS[name].config_class()
+    args = [f"--{key.replace('_', '-')}={value}" for key, _, value in (word.partition("=") for word in words)]
+    parsed = parse(kind, kind(), args, f"saddlepoint train {name}")  # whose --help has these settings
+    return {key: vars(parsed.values)[key] for key in parsed.given}
 
 
 def _spread(metrics: dict[str, float], name: str) -> str:

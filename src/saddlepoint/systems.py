@@ -69,6 +69,8 @@ SYSTEMS: dict[str, System] = {
 
 def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:
     """``config`` with other settings of acting. Raises ``UserError``."""
+    if not changes:
+        return config
     hints = get_type_hints(type(config))
     for name, value in changes.items():
         if name not in config.ACTING:

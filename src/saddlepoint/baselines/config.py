@@ -54,6 +54,7 @@ class SACConfig:
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
     SHARES: ClassVar[tuple[str, ...]] = ("gamma", "cost_gamma", "polyak")
     ACTING: ClassVar[frozenset[str]] = frozenset()
+    """no setting is of acting alone"""
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = {
         "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
         "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
@@ -85,10 +86,6 @@ class SACConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
                 )
-
-    def refuse_acting(self, trained: SACConfig, given: Collection[str]) -> None:
-        """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so: no setting is of acting alone."""
-        self.refuse_idle(given)
 
 
 @dataclass(frozen=True)

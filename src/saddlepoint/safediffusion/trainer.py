@@ -200,8 +200,8 @@ class Trainer:
     def _score_again(self, experience: Experience, advantages: Tensor, rounds: Sequence[tuple[int, int]]) -> None:
         """The log-probabilities of what is learnt from, by passes such as learning makes, before anything is learnt.
 
-        A pass of another size may take other kernels on a GPU, and in low precision their rounding alone moves a ratio beyond the clip range (simulated with
-        two CPU kernels in bfloat16: 0.18 of a step's deviation at the last steps). It costs the forward half of learning once more.
+        A pass of another size may take other kernels on a GPU, whose rounding alone can move a ratio beyond the clip range in low precision. It costs the
+        forward half of learning once more.
         """
         for inner, update in rounds:
             for at, k in self._places(experience, advantages, inner, update):
