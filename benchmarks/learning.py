@@ -61,6 +61,7 @@ SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --qui
 PLANNERS = {
     "denoise": "", "prior-targets": "--td-action prior",
     "mppi": "--planner mppi --td-action prior --energy-weight 0 --eval-every 12500",
+    "mppi-held": "--planner mppi --td-action prior --energy-weight 0 --warmup-actions held --warmup-steps 5000",
     "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
 }  # fmt: skip
 
@@ -81,7 +82,7 @@ def control(
 EXPERIMENTS: dict[str, Experiment] = {
     "cartpole-swingup": control("cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881))),
     "pendulum-swingup": control(
-        "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi"), eval_every=12500,
+        "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi-held"), eval_every=12500,
     ),
     "cartpole-corrections": Experiment(
         "dmc/cartpole-swingup, the score network acting: corrections of MBDPO taken back",
