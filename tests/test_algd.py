@@ -15,7 +15,7 @@ from saddlepoint.algd.energy import Penalty, lagrangian
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, violation_ceiling
 from saddlepoint.constrained.risk import cautious
-from saddlepoint.diffusion.network import Tape
+from saddlepoint.diffusion.sample import sample_chain
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
@@ -222,15 +222,66 @@ def test_no_stray_gradients():
     batch, noise = bandit_batch(64, generator), agent.draw(64)
     before = {n: p.detach().clone() for n, p in agent.policy.named_parameters()}
     agent.update_batch(batch, noise)
-    step = agent._critic_step(batch, batch.action)
+    step, chain = agent.critic_step(batch, noise)
     assert not step.reward_loss.requires_grad
+    assert not chain.latents.requires_grad
     critic_gradients = [p.grad.clone() for p in agent.cost_critic.parameters()]
-    action, _, _, _ = agent.chain(batch.observation, noise.policy, noise.tau, Tape())
-    action.sum().backward()
+    agent.policy_step(batch.observation, chain, noise.tau, noise.proposals, noise.policy, torch.ones(1), torch.tensor(0.1))
     for parameter, gradient in zip(agent.cost_critic.parameters(), critic_gradients):
         assert torch.equal(parameter.grad, gradient)
     moved = {n for n, p in agent.policy.named_parameters() if not torch.equal(p, before[n])}
     assert moved == before.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"schedule": "vp"}, {"prediction": "clean"}, {"prediction": "score"}, {"detach_point": False}, {"score_pairing": "after", "detach_point": False},
+        {"score_space": "action"}, {"score_space": "action", "detach_point": False, "score_loss_scale": "one"}, {"prediction": "clean", "detach_point": False},
+        {"steps": 1}, {"policy_hidden": (16,)}, {"preset": "parity"}, {"preset": "parity-vp"}, {"preset": "parity-vp", "steps": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_policys_gradients_are_autograds(change):
+    """The chain rule written out, against autograd through the same chain with critics, phi*, lambda and beta as constants."""
+    change = dict(change)
+    base = PRESETS[change.pop("preset", "default")]
+    config = replace(base, **{"critic_hidden": (16, 16), "policy_hidden": (16, 16), "multiplier_actions": "policy", "score_weight": 0.7, **change})
+    agent = ALGD(config, EnvShape(3, (-2.0, 0.0), (1.0, 0.5), 1), (CostBudget(25),), dtype=torch.float64)
+    generator, rows = torch.Generator().manual_seed(0), 9
+    state, following = torch.randn(2, rows, 3, generator=generator, dtype=torch.float64)
+    zero = torch.zeros(rows, dtype=torch.float64)
+    batch, noise = Batch(state, torch.rand(rows, 2, generator=generator, dtype=torch.float64), zero, zero[:, None], following, zero), agent.draw(rows)
+    beta, multiplier = torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)
+    critics, chain = agent.critic_step(batch, noise)
+    found = agent.policy_step(state, chain, noise.tau, noise.proposals, noise.policy, multiplier, beta)
+
+    policy = agent.policy
+    at = policy.network.condition(state, live=True)
+    latents = policy.latents(state, policy.process.start * noise.policy.start, noise.policy.steps, at)
+    torch.testing.assert_close(latents, chain.latents)
+    action = policy.box.squash(latents[0])
+    row = noise.tau + 1 if config.score_pairing == "before" else noise.tau
+    point = latents[row, torch.arange(rows)]
+    point = point.detach() if config.detach_point else point
+    phi = policy.score(at, point, noise.tau)
+    energy, slope, target = agent._guide(state, action.detach(), point.detach(), noise.tau, noise.proposals, multiplier, beta)
+    error = (phi - target).square()
+    if config.score_loss_scale == "energy":
+        error = error * (beta * policy.sigma[noise.tau].square())[:, None]
+    loss = (action * slope).sum(-1).mean() + config.score_weight * error.mean()
+    if config.entropy != "none":
+        loss = loss - beta * policy.path_entropy(latents, noise.policy).mean()
+    names = [name for name, _ in policy.named_parameters()]
+    wanted = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
+    assert sum(w is not None for w in wanted) >= len(names) - 2
+    for name, gradient in zip(names, wanted):
+        if gradient is None:
+            assert name not in found.gradients or not found.gradients[name].any(), name
+        else:
+            torch.testing.assert_close(found.gradients[name], gradient, msg=name)
+    assert float(found.loss - energy.value[0].mean()) == pytest.approx(float((loss - (action * slope).sum(-1).mean()).detach()))
+    assert critics.reward_loss.ndim == 0
 
 
 def test_non_finite_numbers_stop_the_update_and_name_themselves():
@@ -315,17 +366,14 @@ def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
     box = ActionBox.from_bounds(-torch.ones(1), torch.ones(1))
     policy = DiffusionPolicy(config, 1, box, torch.Generator()).place(torch.device("cpu"), torch.float64)
 
-    def exact(condition, x, k, tape):
-        return -x / (policy.alpha[k] ** 2 * std**2 + policy.sigma[k] ** 2)
+    def exact(x, k):
+        return -x / (policy.alpha[k] ** 2 * std**2 + policy.sigma[k] ** 2), None
 
-    policy.score = exact
     generator = torch.Generator().manual_seed(0)
     noise = ChainNoise(
         *(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((4_000, 1), (steps, 4_000, 1)))
     )
-    latents = policy.latents(
-        torch.zeros(4_000, 1, dtype=torch.float64), policy.process.start * noise.start, noise.steps
-    )
+    latents = sample_chain(exact, policy.process, policy.process.start * noise.start, noise.steps)
     bound = policy.path_entropy(latents, noise).mean()
     jacobian = policy.box.log_jacobian(latents[0]).mean()
     exact_entropy = 0.5 * math.log(2 * math.pi * math.e * float(latents[0].var())) + jacobian

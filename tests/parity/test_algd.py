@@ -166,9 +166,8 @@ def test_reverse_chain(recording):
     noise = chain_noise(recording, "traj")
     latents = policy.latents(state, policy.process.start * noise.start, noise.steps)
     recording.close(latents, "traj.x")
-    action, point, _, _ = agent.chain(state, noise, recording["traj.tau"], None)
-    recording.close(action, "traj.a0")
-    recording.close(policy.box.squash(point), "traj.a_tau")
+    recording.close(policy.box.squash(latents[0]), "traj.a0")
+    recording.close(policy.box.squash(latents[recording["traj.tau"], torch.arange(len(state))]), "traj.a_tau")
     noise = chain_noise(recording, "stoch")
     recording.close(policy.latents(state, policy.process.start * noise.start, noise.steps), "stoch.x")
     recording.close(policy.sample(state, noise), "stoch.action")
@@ -303,10 +302,11 @@ def test_intermediates_of_the_first_update(recording, mode):
     values = agent.critic(batch.observation, batch.action)
     recording.close(values[0, :, None], f"{mode}.call0.q1")
     recording.close(agent.cost_critic(batch.observation, batch.action)[..., None], f"{mode}.call0.qc")
-    action, point, phi, _ = agent.chain(batch.observation, noise.policy, noise.tau, None)
-    recording.close(action, f"{mode}.call0.a0")
+    _, chain = agent.critic_step(batch, noise)
+    recording.close(agent.policy.box.squash(chain.latents[0]), f"{mode}.call0.a0")
+    point = chain.latents[noise.tau, torch.arange(len(batch.reward))]
     recording.close(agent.policy.box.squash(point), f"{mode}.call0.a_tau")
-    recording.close(phi, f"{mode}.call0.phi_theta")
+    recording.close(agent.policy.score(chain.at, point, noise.tau), f"{mode}.call0.phi_theta")
 
 
 def test_budgets(recording):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitti
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import cautious, ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
-from saddlepoint.diffusion.network import Tape
+from saddlepoint.diffusion.network import Conditioned, Evaluation
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.layers import ActionBox
@@ -34,13 +35,33 @@ class UpdateNoise(NamedTuple):
     proposals: Tensor  # (proposals, batch, action)
 
 
+class Chain(NamedTuple):
+    """The policy's chains at a batch of states, and all that their backward pass needs."""
+
+    at: Conditioned
+    latents: Tensor  # (K + 1, batch, action)
+    record: list[Evaluation]
+
+
 class CriticStep(NamedTuple):
-    """Losses and gradients of the reward and the cost critics."""
+    """Losses and gradients of the reward and the cost critics, weights then biases."""
 
     reward_loss: Tensor
     cost_loss: Tensor
-    reward_gradients: tuple[list[Tensor], list[Tensor]]
-    cost_gradients: tuple[list[Tensor], list[Tensor]]
+    reward_gradients: list[Tensor]
+    cost_gradients: list[Tensor]
+
+
+class PolicyStep(NamedTuple):
+    """Losses and gradients of the policy, and what the metrics and lambda are made of."""
+
+    loss: Tensor
+    score_loss: Tensor
+    entropy: Tensor  # mean over the batch
+    energy: Tensor  # mean over the batch
+    risk: Tensor  # (constraints,), mean over the batch
+    effective_multiplier: Tensor  # (constraints,), mean over the batch
+    gradients: dict[str, Tensor]
 
 
 class ALGD:
@@ -101,13 +122,10 @@ class ALGD:
         return config.precision == "bfloat16"
 
     def _compile(self, enabled: bool) -> None:
-        """The one compile site: the heavy pure pieces of an update. Compiled, the chain's backward is autograd's, fused; else it is the ``Tape``'s."""
-        self.compiled = enabled
+        """The one compile site: the two halves of an update, pure functions of tensors without autograd."""
         wrap = torch.compile if enabled else (lambda f, **_: f)
-        self.chain = wrap(self._chain, dynamic=False)
         self.critic_step = wrap(self._critic_step, dynamic=False)
-        self.sample = wrap(self.policy.sample, dynamic=False)
-        self.guide = wrap(self._guide, dynamic=False)
+        self.policy_step = wrap(self._policy_step, dynamic=False)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -126,7 +144,18 @@ class ALGD:
         cfg, multiplier = self.config, self.multiplier if multiplier is None else multiplier
         return Penalty(cfg.energy, multiplier, self.budget, self.unit, cfg.rho, cfg.risk_std)
 
-    def _critic_step(self, batch: Batch, next_action: Tensor) -> CriticStep:
+    @torch.no_grad()
+    def _critic_step(self, batch: Batch, noise: UpdateNoise) -> tuple[CriticStep, Chain]:
+        """The critics' losses and gradients, and the chains at ``batch.observation``, which run in the same passes as those of a' ~ pi(s')."""
+        state = torch.cat([batch.next_observation, batch.observation])
+        start = self.policy.process.start * torch.cat([noise.next.start, noise.policy.start])
+        record: list[Evaluation] = []
+        at, rows = self.policy.network.condition(state), len(batch.reward)
+        latents = self.policy.latents(state, start, torch.cat([noise.next.steps, noise.policy.steps], 1), at, record)
+        chain = Chain(at._replace(shared=at.shared[rows:]), latents[:, rows:], [evaluation.rows(rows) for evaluation in record])
+        return self._bellman(batch, self.policy.box.squash(latents[0, :rows])), chain
+
+    def _bellman(self, batch: Batch, next_action: Tensor) -> CriticStep:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
         cfg = self.config
         alive = 1 - batch.terminated
@@ -145,38 +174,48 @@ class ALGD:
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
         inputs = torch.cat([batch.observation, batch.action], dim=-1)
 
-        def fit(critic: Ensemble, wanted: Tensor, scale: float) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
+        def fit(critic: Ensemble, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
             layers = critic.layers(self.low_precision)
             saved = trace(layers, batch.observation, batch.action[None], critic.activation)
             error = saved.values[:, 0] - wanted
-            return scale * error.square().sum(), weight_gradients(
-                layers, saved, inputs, 2 * scale * error, critic.activation
-            )
+            weights, biases = weight_gradients(layers, saved, inputs, 2 * scale * error, critic.activation)
+            return scale * error.square().sum(), [*weights, *biases]
 
         rows = len(inputs)
         reward_loss, reward_gradients = fit(self.critic, reward_target.expand(2, -1), 1 / rows)
         cost_loss, cost_gradients = fit(self.cost_critic, cost_target, 1 / (rows * cfg.cost_members))
         return CriticStep(reward_loss, cost_loss, reward_gradients, cost_gradients)
 
-    def _chain(
-        self, state: Tensor, noise: ChainNoise, tau: Tensor, tape: Tape | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """a_0 (batch, action), the point (batch, action) at which the score is matched, phi there, the path entropy (batch,).
-
-        Gradients flow through the chain; those of the parameters are left on the tape, or go through autograd without one.
-        """
+    @torch.no_grad()
+    def _policy_step(
+        self, state: Tensor, chain: Chain, tau: Tensor, proposals: Tensor, noise: ChainNoise, multiplier: Tensor, beta: Tensor
+    ) -> PolicyStep:
+        """mean[L_A(s, a_0)] + score_weight * mse(phi, phi*) - beta * mean[H] and its gradients, by hand: critics, lambda and beta are constants."""
         cfg, policy = self.config, self.policy
-        at = policy.network.condition(state, live=tape is None)
-        latents = policy.latents(state, policy.process.start * noise.start, noise.steps, at, tape)
+        latents, action = chain.latents, policy.box.squash(chain.latents[0])
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
-        if cfg.detach_point:
-            point = point.detach()
-        phi = policy.score(at, point, tau, tape)
-        entropy = policy.path_entropy(latents, noise) if cfg.entropy != "none" else latents.new_zeros(len(state))
-        return policy.box.squash(latents[0]), point, phi, entropy
+        matched = chain.at.evaluate(policy.point(point), tau, "score")
+        phi = policy.gains[tau].unsqueeze(-1) * matched.output + policy.shifts[tau].unsqueeze(-1) * point
+        energy, slope, target = self._guide(state, action, point, tau, proposals, multiplier, beta)
 
-    @torch.no_grad()
+        error = phi - target
+        weight = (beta * policy.sigma[tau].square()).unsqueeze(-1) if cfg.score_loss_scale == "energy" else torch.ones_like(error)
+        score_loss = (weight * error.square()).mean()
+        of_score = (2 * cfg.score_weight / error.numel()) * weight * error
+        upstream = torch.zeros_like(latents)
+        upstream[0] = slope * policy.box.slope(action) / len(action)
+        entropy = latents.new_zeros(())
+        if cfg.entropy != "none":
+            entropy = policy.path_entropy(latents, noise).mean()
+            upstream -= beta / len(action) * policy.path_entropy_slope(latents)
+        gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row)
+        mean_energy = energy.value[0].mean()
+        # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
+        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1)
+        loss = mean_energy + cfg.score_weight * score_loss - beta * entropy
+        return PolicyStep(loss, score_loss, entropy, mean_energy, energy.risk[:, 0].mean(-1), effective, gradients)
+
     def _guide(
         self, state: Tensor, action: Tensor, point: Tensor, tau: Tensor, noise: Tensor, multiplier: Tensor, beta: Tensor
     ) -> tuple[Lagrangian, Tensor, Tensor]:
@@ -193,16 +232,14 @@ class ALGD:
         proposals = box.squash(candidates) if latent else candidates
         if cfg.clip_proposals and not latent:
             candidates = proposals = proposals.clamp(box.low, box.high)
-        reward_layers, cost_layers = (c.layers(self.low_precision, apart=True) for c in (self.critic, self.cost_critic))
+        reward_layers, cost_layers = (c.layers(self.low_precision) for c in (self.critic, self.cost_critic))
         energy, gradient = energy_and_gradient(
             self.critic, self.cost_critic, (reward_layers, cost_layers), state, torch.cat([action[None], proposals]), self.penalty(multiplier)
         )  # fmt: skip
         values, slope = energy.value[1:], gradient[1:]
         if latent:  # the density of the latent is that of the action times |da/dx|
             values = values - beta * box.log_jacobian(candidates)
-            slope = slope * (proposals - box.low) * (box.high - proposals) / box.scale + 2 * beta * torch.tanh(
-                candidates
-            )
+            slope = slope * box.slope(proposals) + 2 * beta * torch.tanh(candidates)
         weights = energy_weights(values, beta)
         target = weighted_score(
             centre, candidates, weights, alpha, sigma, beta, slope if cfg.score_form == "gradient" else None
@@ -222,64 +259,42 @@ class ALGD:
         ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         cfg = self.config
-        with torch.no_grad():
-            critics = self.critic_step(batch, self.sample(batch.next_observation, noise.next))
-        for critic, (weights, biases) in (
-            (self.critic, critics.reward_gradients),
-            (self.cost_critic, critics.cost_gradients),
-        ):
-            for parameter, gradient in zip((*critic.weights, *critic.biases), (*weights, *biases)):
-                parameter.grad = gradient
+        critics, chain = self.critic_step(batch, noise)
+        self._set_gradients("critic", critics.reward_gradients)
+        self._set_gradients("cost_critic", critics.cost_gradients)
         self._require_finite(
             ("critic", "cost_critic"), reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss
         )
         self.critic_optimiser.step()
 
-        multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.dtype)
-        tape = None if self.compiled else Tape()
-        action, point, phi, entropy = self.chain(batch.observation, noise.policy, noise.tau, tape)
-        energy, slope, target = self.guide(
-            batch.observation,
-            action.detach(),
-            point.detach(),
-            noise.tau,
-            noise.proposals,
-            multiplier.to(self.dtype),
-            beta,
+        multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.device, self.dtype)
+        policy = self.policy_step(
+            batch.observation, chain, noise.tau, noise.proposals, noise.policy, multiplier.to(self.device, self.dtype), beta
         )
-        error = (phi - target).square()
-        if cfg.score_loss_scale == "energy":
-            error = error * (beta * self.policy.sigma[noise.tau].square()).unsqueeze(-1)
-        score_loss = error.mean()
-        entropy_mean = entropy.mean()
-        # (a_0 . dL/da).mean has the gradient of L(s, a_0).mean, with the critics as constants.
-        policy_loss = (action * slope).sum(-1).mean() + cfg.score_weight * score_loss
-        if cfg.entropy != "none":
-            policy_loss = policy_loss - beta * entropy_mean
-        self.policy_optimiser.zero_grad(set_to_none=True)
-        policy_loss.backward()
-        if tape is not None:
-            tape.set_gradients(self.policy.network, batch.observation)
-        self._require_finite(("policy",), policy_loss=policy_loss.detach(), energy=energy.value[0].mean())
+        self._set_gradients("policy", [policy.gradients.get(name) for name, _ in self._named["policy"]])
+        self._require_finite(("policy",), policy_loss=policy.loss)
         self.policy_optimiser.step()
 
         if cfg.entropy == "tuned":
-            excess = entropy_mean.detach() - cfg.target_entropy * self.shape.action
+            excess = policy.entropy - cfg.target_entropy * self.shape.action
             self.log_beta.grad = excess.to("cpu", torch.float64)
             self.beta_optimiser.step()
-        risk, violation = self._constraint(batch, energy, episode_cost)
+        risk, violation = self._constraint(batch, policy, episode_cost)
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
 
         if self.updates % cfg.target_every == 0:
             self._polyak()
         self.updates += 1
-        return self._metrics(critics, energy, score_loss, entropy_mean, risk, violation, multiplier)
+        return self._metrics(critics, policy, risk, violation, multiplier)
 
-    def _constraint(self, batch: Batch, energy: Lagrangian, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _set_gradients(self, owner: str, gradients: Sequence[Tensor | None]) -> None:
+        for (_, parameter), gradient in zip(self._named[owner], gradients, strict=True):
+            parameter.grad = gradient
+
+    def _constraint(self, batch: Batch, policy: PolicyStep, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
         replayed = self.config.multiplier_actions == "replay"
-        risk = self.risk(batch.observation, batch.action) if replayed else energy.risk[:, 0]
-        mean = risk.mean(-1).to("cpu", torch.float64)
+        mean = (self.risk(batch.observation, batch.action).mean(-1) if replayed else policy.risk).to("cpu", torch.float64)
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         return mean, (mean if episode_cost is None else episode_cost) - self.budget
 
@@ -294,22 +309,12 @@ class ALGD:
         for target, online in ((self.critic_target, self.critic), (self.cost_target, self.cost_critic)):
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
 
-    def _metrics(
-        self,
-        critics: CriticStep,
-        energy: Lagrangian,
-        score_loss: Tensor,
-        entropy: Tensor,
-        risk: Tensor,
-        violation: Tensor,
-        multiplier: Tensor,
-    ) -> Metrics:
+    def _metrics(self, critics: CriticStep, policy: PolicyStep, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
-        # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
-        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1) * self.unit.to(self.device, self.dtype)
+        effective = policy.effective_multiplier * self.unit.to(self.device, self.dtype)
         metrics: Metrics = {
-            "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": energy.value[0].mean(),
-            "score_loss": score_loss.detach(), "entropy": entropy.detach() / self.shape.action, "beta": self.beta,
+            "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": policy.energy,
+            "score_loss": policy.score_loss, "entropy": policy.entropy / self.shape.action, "beta": self.beta,
         }  # fmt: skip
         for c in range(len(self.budget)):
             end = "" if len(self.budget) == 1 else f"_{c}"

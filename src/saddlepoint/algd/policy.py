@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.diffusion.kernel import ReverseProcess, ancestral_reverse, euler_reverse, guided_ddpm_reverse
-from saddlepoint.diffusion.network import Conditioned, ScoreNetwork, Tape
+from saddlepoint.diffusion.network import Conditioned, Evaluation, ScoreNetwork, weight_gradients
 from saddlepoint.diffusion.sample import sample_chain
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, prior_reaching_betas, ve_schedule, vp_schedule
 from saddlepoint.nn.layers import ActionBox
@@ -51,7 +51,7 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, config: ALGDConfig, state: int, box: ActionBox, generator: torch.Generator):
         super().__init__()
         self.config, self.box = config, box
-        self.schedule, process = make_process(config)
+        self.schedule, self.process = make_process(config)
         self.network = ScoreNetwork(
             state,
             len(box.scale),
@@ -61,49 +61,97 @@ class DiffusionPolicy(nn.Module):
             config.prediction == "guided",
             generator,
         )
-        self.place(torch.device("cpu"), torch.float32, process)
+        # score = gain_k * output + shift_k * x_k; the guided chain takes the score's direction alone, and its output is the score.
+        self.gain, self.shift = score_of_output(config, self.schedule)
+        self.chain = self.process.of_output(self.gain, self.shift)
+        self.place(torch.device("cpu"), torch.float32)
 
-    def place(self, device: torch.device, dtype: torch.dtype, process: ReverseProcess | None = None) -> DiffusionPolicy:
+    def place(self, device: torch.device, dtype: torch.dtype) -> DiffusionPolicy:
         """Move everything, tables included, to ``device`` and ``dtype``."""
-        process = process or make_process(self.config)[1]
-        self.process = process.to(device, dtype)
         self.alpha, self.sigma = (t.to(device, dtype) for t in self.schedule)
+        self.gains, self.shifts = (torch.tensor(table, device=device, dtype=dtype) for table in (self.gain, self.shift))
+        # Of the path entropy: the variance that each noising step adds, what it keeps of the latent, and all that does not depend on the path.
+        previous = self.schedule.previous()
+        ratio = self.schedule.alpha / previous.alpha
+        added = self.schedule.sigma.square() - ratio.square() * previous.sigma.square()
+        self.ratio, self.added = (t.to(device, dtype).view(-1, 1, 1) for t in (ratio, added))
+        if self.config.entropy != "none":
+            self.log_ratio = sum(math.log(std) for std in self.process.std) - float(added.log().sum()) / 2
         self.box = self.box.to(device, dtype)
         return self.to(device, dtype)
 
-    def score(self, at: Conditioned, x: Tensor, k: int | Tensor, tape: Tape | None = None) -> Tensor:
-        """Estimate of grad log p(x_k | s) at the latent x (batch, action); ``k`` a step or (batch,) of them; ``tape`` as in ``ScoreNetwork``."""
-        kind = self.config.prediction
-        u = self.box.squash(x) if self.config.score_space == "action" else x
-        output = self.network(at, u, k, tape=tape)
-        if kind in ("score", "guided"):
-            return output
-        sigma = self.sigma[k] if isinstance(k, int) else self.sigma[k].unsqueeze(-1)
-        if kind == "noise":
-            return -output / sigma
-        alpha = self.alpha[k] if isinstance(k, int) else self.alpha[k].unsqueeze(-1)
-        return (alpha * output - x) / sigma**2
+    # ------------------------------------------------------------------------------------------------ forward
+
+    def point(self, x: Tensor) -> Tensor:
+        """Where the network looks for the latent x (..., action): there, or (released) at the action [6]."""
+        return self.box.squash(x) if self.config.score_space == "action" else x
+
+    def score(self, at: Conditioned, x: Tensor, k: int | Tensor) -> Tensor:
+        """Estimate of grad log p(x_k | s) at the latent x (batch, action); ``k`` a step or (batch,) of them."""
+        output = at.evaluate(self.point(x), k, "score").output
+        gain, shift = (table[k] if isinstance(k, int) else table[k].unsqueeze(-1) for table in (self.gains, self.shifts))
+        return gain * output + shift * x
 
     def latents(
-        self,
-        state: Tensor,
-        start: Tensor,
-        noise: Tensor | None,
-        at: Conditioned | None = None,
-        tape: Tape | None = None,
-    ) -> Tensor:
-        """All latents (K + 1, batch, action) of the chains from ``start`` (batch, action); see ``sample_chain`` and ``ScoreNetwork``."""
-        at = at or self.network.condition(state)
+        self, state: Tensor, start: Tensor, noise: Tensor | None, at: Conditioned | None = None, record: list[Evaluation] | None = None
+    ) -> Tensor:  # fmt: skip
+        """All latents (K + 1, batch, action) of the chains from ``start`` (batch, action); see ``sample_chain``.
+
+        The network's evaluations are added to ``record``, in the order of the steps, the guided chain's noise prediction after its score.
+        """
+        network = at or self.network.condition(state)
         guided = self.config.prediction == "guided"
 
-        def estimate(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-            score = self.score(at, x, k, tape)
-            if not guided:
-                return score, None
-            # The released guidance throws the score's length away: (lambda, rho) reach it through the direction only [5].
-            return score / (score.norm(dim=-1, keepdim=True) + 1e-8), self.network(at, x, k, "eps", tape)
+        def evaluate(u: Tensor, k: int, head: str) -> Tensor:
+            evaluation = network.evaluate(u, k, head)
+            if record is not None:
+                record.append(evaluation)
+            return evaluation.output
 
-        return sample_chain(estimate, self.process, start, noise)
+        def estimate(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+            output = evaluate(self.point(x), k, "score")
+            if not guided:
+                return output, None
+            # The released guidance throws the score's length away: (lambda, rho) reach it through the direction only [5]. Its noise head sees the latent.
+            return output / (output.norm(dim=-1, keepdim=True) + 1e-8), evaluate(x, k, "eps")
+
+        return sample_chain(estimate, self.chain, start, noise)
+
+    # ------------------------------------------------------------------------------------------------ backward
+
+    def gradients(
+        self, state: Tensor, at: Conditioned, latents: Tensor, record: list[Evaluation], upstream: Tensor, matched: Evaluation, of_score: Tensor, row: Tensor
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Gradients of the parameters, by name, for a loss with gradients ``upstream`` (K + 1, batch, action) at the chain's latents.
+
+        ``record`` is what ``latents`` left; ``matched`` is the evaluation at the latents of rows ``row`` (batch,), whose score the loss has the gradient
+        ``of_score`` (batch, action) at. The chain rule by hand, from x_0 to x_K, where x_{k-1} = keep_k x_k + drift_k output(x_k) + std_k eps.
+        """
+        gain, shift = (table[matched.k].unsqueeze(-1) for table in (self.gains, self.shifts))
+        below, pulled = at.backward(matched, gain * of_score)
+        found = [pulled]
+        if not self.config.detach_point:
+            place = row.view(1, -1, 1).expand(1, -1, latents.shape[-1])
+            below = self._to_latent(below, latents.gather(0, place)[0]) + shift * of_score
+            upstream = upstream.scatter_add(0, place, below.unsqueeze(0))
+        guided, pull = self.config.prediction == "guided", upstream[0]
+        for k, evaluations in enumerate(reversed(list(zip(record[::2], record[1::2]) if guided else zip(record)))):
+            drift, score = self.chain.drift[k] * pull, evaluations[0]
+            below, pulled = at.backward(score, _through_direction(drift, score.output) if guided else drift)
+            found.append(pulled)
+            below = torch.add(self._to_latent(below, latents[k + 1]), pull, alpha=self.chain.keep[k])
+            if guided:
+                of_noise, pulled = at.backward(evaluations[1], self.chain.denoise[k] * pull)
+                found.append(pulled)
+                below = below + of_noise
+            pull = upstream[k + 1] + below
+        return {f"network.{name}": gradient for name, gradient in weight_gradients(self.network, state, found).items()}
+
+    def _to_latent(self, below: Tensor, x: Tensor) -> Tensor:
+        """The gradient at the latent for one where the network looked."""
+        return below * self.box.slope(self.box.squash(x)) if self.config.score_space == "action" else below
+
+    # ------------------------------------------------------------------------------------------------ acting
 
     def draw(self, batch: int, generator: torch.Generator) -> ChainNoise:
         shape = (self.config.steps + 1, batch, len(self.box.scale))
@@ -126,15 +174,35 @@ class DiffusionPolicy(nn.Module):
         H(a) >= E[ sum_k log q(x_k | x_{k-1}) - log p(x_{k-1} | x_k) ] - E log p(x_K) + E log|da/dx|, where q is the noising process and p the
         reverse chain: the data-processing inequality, as in maximum-entropy diffusion policies (DIME, arXiv 2502.02316).
         """
-        alpha, sigma = self.alpha, self.sigma
-        ratio = torch.cat([alpha[:1], alpha[1:] / alpha[:-1]]).view(-1, 1, 1)
-        added = torch.cat(
-            [sigma[:1].square(), sigma[1:].square() - ratio[1:, 0, 0].square() * sigma[:-1].square()]
-        ).view(-1, 1, 1)
-        forward = -0.5 * ((latents[1:] - ratio * latents[:-1]).square() / added + added.log())
-        reverse = -0.5 * noise.steps.square() - self.process.std.log().view(
-            -1, 1, 1
-        )  # log p of the drawn point: the constants cancel
-        first = -0.5 * noise.start.square() - math.log(self.process.start) - 0.5 * math.log(2 * math.pi)
+        log_start = math.log(self.process.start) + 0.5 * math.log(2 * math.pi)
         unit = self.box.log_jacobian(latents[0]) - self.box.scale.log().sum()
-        return (forward - reverse).sum((0, 2)) - first.sum(-1) + unit
+        path = 0.5 * (noise.steps.square() - self._residual(latents).square() / self.added).sum((0, 2)) + 0.5 * noise.start.square().sum(-1)
+        return path + latents.shape[-1] * (self.log_ratio + log_start) + unit
+
+    def path_entropy_slope(self, latents: Tensor) -> Tensor:
+        """The gradient of ``path_entropy`` at the latents, row by row of the batch. Shape as ``latents``."""
+        pull = self._residual(latents) / self.added
+        slope = torch.cat([self.ratio * pull, torch.zeros_like(latents[:1])])
+        slope[1:] -= pull
+        slope[0] -= 2 * torch.tanh(latents[0])
+        return slope
+
+    def _residual(self, latents: Tensor) -> Tensor:
+        """x_k - (alpha_k / alpha_{k-1}) x_{k-1}: what noising would have added on the way. (K, batch, action)."""
+        return latents[1:] - self.ratio * latents[:-1]
+
+
+def score_of_output(config: ALGDConfig, schedule: Schedule) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(gain, shift) of each step: score = gain * output + shift * x, by what the network predicts (``ALGDConfig.prediction``)."""
+    one, zero, variance = torch.ones_like(schedule.sigma), torch.zeros_like(schedule.sigma), schedule.sigma.square()
+    gain, shift = {
+        "score": (one, zero), "guided": (one, zero), "noise": (-1 / schedule.sigma, zero), "clean": (schedule.alpha / variance, -1 / variance),
+    }[config.prediction]  # fmt: skip
+    return tuple(gain.tolist()), tuple(shift.tolist())
+
+
+def _through_direction(upstream: Tensor, score: Tensor) -> Tensor:
+    """The gradient at v of upstream . v/(|v| + 1e-8): (batch, action) each."""
+    norm = score.norm(dim=-1, keepdim=True)
+    length = norm + 1e-8
+    return upstream / length - score * (score * upstream).sum(-1, keepdim=True) / (norm * length.square()).clamp(min=1e-30)

@@ -69,14 +69,19 @@ class ReverseProcess(NamedTuple):
     """A reverse chain as data: x_{k-1} ~ N(keep_k x_k + drift_k score + denoise_k eps_hat, std_k^2), for k = steps-1 .. 0.
 
     ``score`` is the network's estimate of grad log p(x_k), ``eps_hat`` a noise prediction (only where ``denoise`` is not 0).
-    All (steps,); ``start`` is the std of the first latent.
+    All have an entry for each step; ``start`` is the std of the first latent.
     """
 
-    keep: Tensor
-    drift: Tensor
-    denoise: Tensor
-    std: Tensor
+    keep: tuple[float, ...]
+    drift: tuple[float, ...]
+    denoise: tuple[float, ...]
+    std: tuple[float, ...]
     start: float
+
+    @classmethod
+    def from_tables(cls, keep: Tensor, drift: Tensor, denoise: Tensor, std: Tensor, start: float) -> ReverseProcess:
+        """From tensors (steps,)."""
+        return cls(tuple(keep.tolist()), tuple(drift.tolist()), tuple(denoise.tolist()), tuple(std.tolist()), start)
 
     @property
     def steps(self) -> int:
@@ -84,14 +89,17 @@ class ReverseProcess(NamedTuple):
 
     def kernel(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Gaussian:
         """The Gaussian of step k; ``x``, ``score``, ``eps_hat`` are (..., dim)."""
-        mean = self.keep[k] * x + self.drift[k] * score
-        if eps_hat is not None:
-            mean = mean + self.denoise[k] * eps_hat
-        return Gaussian(mean, self.std[k])
+        return Gaussian(self.mean(k, x, score, eps_hat), x.new_tensor(self.std[k]))
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
-        keep, drift, denoise, std = (table.to(device=device, dtype=dtype) for table in self[:4])
-        return ReverseProcess(keep, drift, denoise, std, self.start)
+    def mean(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Tensor:
+        """keep_k x + drift_k score + denoise_k eps_hat."""
+        mean = torch.add(self.keep[k] * x, score, alpha=self.drift[k])
+        return mean if eps_hat is None else torch.add(mean, eps_hat, alpha=self.denoise[k])
+
+    def of_output(self, gain: tuple[float, ...], shift: tuple[float, ...]) -> ReverseProcess:
+        """The same chain where ``score`` stands for a network's output and the score is gain_k * output + shift_k * x_k."""
+        keep = tuple(keep + drift * s for keep, drift, s in zip(self.keep, self.drift, shift))
+        return self._replace(keep=keep, drift=tuple(drift * g for drift, g in zip(self.drift, gain)))
 
 
 def euler_reverse(schedule: Schedule) -> ReverseProcess:
@@ -99,7 +107,7 @@ def euler_reverse(schedule: Schedule) -> ReverseProcess:
     step = schedule.delta_sigma2.clamp(min=1e-8)
     std = step.sqrt()
     std[0] = 0
-    return ReverseProcess(torch.ones_like(step), step, torch.zeros_like(step), std, float(schedule.sigma[-1]))
+    return ReverseProcess.from_tables(torch.ones_like(step), step, torch.zeros_like(step), std, float(schedule.sigma[-1]))
 
 
 def ancestral_reverse(schedule: Schedule, final_std: float = 0.0) -> ReverseProcess:
@@ -113,7 +121,7 @@ def ancestral_reverse(schedule: Schedule, final_std: float = 0.0) -> ReverseProc
     added = schedule.sigma.square() - ratio.square() * previous.sigma.square()
     std = added.sqrt() * previous.sigma / schedule.sigma
     std[0] = final_std
-    return ReverseProcess(1 / ratio, added / ratio, torch.zeros_like(std), std, float(schedule.sigma[-1]))
+    return ReverseProcess.from_tables(1 / ratio, added / ratio, torch.zeros_like(std), std, float(schedule.sigma[-1]))
 
 
 def guided_ddpm_reverse(betas: Tensor, guidance: float, epsilon: float = 1e-8) -> ReverseProcess:
@@ -132,4 +140,4 @@ def guided_ddpm_reverse(betas: Tensor, guidance: float, epsilon: float = 1e-8) -
     denoise = -clean_weight * (1 - alpha_bar).sqrt() / root
     std = (betas * (1 - previous) / noise + epsilon).sqrt()
     std[0] = 0
-    return ReverseProcess(keep, torch.full_like(betas, guidance), denoise, std, 1.0)
+    return ReverseProcess.from_tables(keep, torch.full_like(betas, guidance), denoise, std, 1.0)

@@ -1,16 +1,16 @@
-"""The time-conditioned score network, and the backward pass that a whole chain of it shares."""
+"""The time-conditioned score network, and its backward pass, whose weight gradients a whole chain shares."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.nn.layers import fan_in_uniform
-from saddlepoint.nn.products import affine
+from saddlepoint.nn.products import affine, narrow_in, narrow_out
 
 
 class ScoreNetwork(nn.Module):
@@ -42,10 +42,7 @@ class ScoreNetwork(nn.Module):
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
 
     def condition(self, state: Tensor, live: bool = False) -> Conditioned:
-        """The network at given states (batch, state), for any number of evaluations.
-
-        ``live`` parameters are seen by autograd; otherwise no gradient reaches them but through a ``Tape``.
-        """
+        """The network at given states (batch, state), for any number of evaluations; autograd sees the parameters only where they are ``live``."""
         keep = (lambda p: p) if live else torch.Tensor.detach
         first, split = keep(self.weights[0]), self.state + self.action
         weights, biases = [keep(w) for w in self.weights], [keep(b) for b in self.biases]
@@ -59,20 +56,13 @@ class ScoreNetwork(nn.Module):
             live=live,
         )
 
-    def forward(
-        self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score", tape: Tape | None = None
-    ) -> Tensor:
-        """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action).
-
-        With a ``tape`` the output's gradient reaches ``u`` and those of the parameters are left on the tape.
-        """
-        if tape is None:
-            return at.evaluate(u, k, head)[-1]
-        return _Recorded.apply(u, tape.anchor, at, k, head, tape)
+    def forward(self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
+        """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action)."""
+        return at.evaluate(u, k, head).output
 
 
 class Conditioned(NamedTuple):
-    """A score network's parameters, detached, with all that depends on the state or the step alone computed once."""
+    """A score network's parameters with all that depends on the state or the step alone computed once."""
 
     shared: Tensor  # (batch, hidden): the state's part of the first layer, and its bias
     columns: Tensor  # (hidden, action): the weights of u
@@ -82,81 +72,81 @@ class Conditioned(NamedTuple):
     heads: dict[str, tuple[Tensor, Tensor]]
     live: bool
 
-    def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> list[Tensor]:
-        """The activations of the hidden layers and, last, the output."""
-        layers = [F.relu_(torch.addmm(self.shared + self.times[k], u, self.columns.mT))]
+    def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> Evaluation:
+        hidden = [F.relu_(narrow_in(self.shared + self.times[k], u, self.columns.mT))]
         for weight, bias in zip(self.weights, self.biases):
-            h = layers[-1]
-            layers.append(F.relu(F.linear(h, weight, bias)) if self.live else affine(h, weight, bias, relu=True))
-        layers.append(F.linear(layers[-1], *self.heads[head]))
-        return layers
+            h = hidden[-1]
+            hidden.append(F.relu(F.linear(h, weight, bias)) if self.live else affine(h, weight, bias, relu=True))
+        weight, bias = self.heads[head]
+        return Evaluation(u, k, head, hidden, narrow_out(hidden[-1], weight.mT, bias))
+
+    def backward(self, evaluation: Evaluation, upstream: Tensor) -> tuple[Tensor, Pulled]:
+        """The gradient at ``u`` for one at the output, (batch, action) each, and what ``weight_gradients`` needs."""
+        hidden = evaluation.hidden
+        below = narrow_in(None, upstream, self.heads[evaluation.head][0])
+        grads = [torch.ops.aten.threshold_backward(below, hidden[-1], 0)]
+        for weight, h in zip(self.weights[::-1], hidden[-2::-1]):
+            grads.append(torch.ops.aten.threshold_backward(affine(grads[-1], weight.mT, None), h, 0))
+        return narrow_out(grads[-1], self.columns), Pulled(evaluation, grads[::-1], upstream)
 
 
-class _Recorded(torch.autograd.Function):
-    """One evaluation whose backward pass goes to ``u`` and leaves the layers' gradients on the tape."""
+class Evaluation(NamedTuple):
+    """One evaluation of the network: its inputs, the outputs of its hidden layers (batch, hidden) and its own (batch, action)."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, anchor: Tensor, at: Conditioned, k: int | Tensor, head: str, tape: Tape
-    ) -> Tensor:  # fmt: skip
-        *hidden, output = at.evaluate(u, k, head)
-        ctx.u, ctx.hidden, ctx.at, ctx.k, ctx.head, ctx.tape = u.detach(), hidden, at, k, head, tape
-        return output
+    u: Tensor
+    k: int | Tensor
+    head: str
+    hidden: list[Tensor]
+    output: Tensor
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        at: Conditioned = ctx.at
-        grad = torch.ops.aten.threshold_backward(upstream @ at.heads[ctx.head][0], ctx.hidden[-1], 0)
-        grads = [grad]
-        for weight, h in zip(at.weights[::-1], ctx.hidden[-2::-1]):
-            grad = torch.ops.aten.threshold_backward(affine(grad, weight.mT, None), h, 0)
-            grads.append(grad)
-        ctx.tape.entries.append((ctx.u, ctx.k, ctx.head, ctx.hidden, grads[::-1], upstream))
-        return (grad @ at.columns if ctx.needs_input_grad[0] else None, *[None] * 5)
+    def rows(self, start: int) -> Evaluation:
+        """That of the rows from ``start`` on."""
+        k = self.k if isinstance(self.k, int) else self.k[start:]
+        return Evaluation(self.u[start:], k, self.head, [h[start:] for h in self.hidden], self.output[start:])
 
 
-class Tape:
-    """Collects the evaluations of one backward pass, so that each layer's weight gradient is one product over all of them.
+class Pulled(NamedTuple):
+    """An evaluation after its backward pass: the gradients at its hidden layers' pre-activations and at its output."""
 
-    A chain of K steps and the score's own evaluation would otherwise make K + 1 small products a layer and as many additions.
+    evaluation: Evaluation
+    grads: list[Tensor]
+    upstream: Tensor
+
+
+def weight_gradients(network: ScoreNetwork, state: Tensor, pulled: list[Pulled]) -> dict[str, Tensor]:
+    """The gradient of each parameter by its name, one product a layer for all evaluations together; parameters that none used are left out.
+
+    ``state`` (batch, state) is what all evaluations were conditioned on. A chain of K steps and the score's own evaluation would otherwise make K + 1 small
+    products a layer and as many additions.
     """
+    found: dict[str, Tensor] = {}
+    for index in range(1, len(network.weights)):
+        below = torch.cat([p.evaluation.hidden[index - 1] for p in pulled])
+        grad = torch.cat([p.grads[index] for p in pulled])
+        found[f"weights.{index}"] = affine(grad.mT, below.mT, None)
+        found[f"biases.{index}"] = grad.sum(0)
+    for head in network.head_weights:
+        used = [p for p in pulled if p.evaluation.head == head]
+        if used:
+            grad = torch.cat([p.upstream for p in used])
+            found[f"head_weights.{head}"] = affine(grad.mT, torch.cat([p.evaluation.hidden[-1] for p in used]).mT, None)
+            found[f"head_biases.{head}"] = grad.sum(0)
+    return found | _first_layer(network, state, pulled)
 
-    def __init__(self) -> None:
-        self.anchor = torch.empty(0, requires_grad=True)  # makes an evaluation part of the graph where ``u`` is not
-        self.entries: list[tuple[Tensor, int | Tensor, str, list[Tensor], list[Tensor], Tensor]] = []
 
-    def set_gradients(self, network: ScoreNetwork, state: Tensor) -> None:
-        """Write the ``grad`` of every parameter of ``network``. ``state`` (batch, state) is what all evaluations were conditioned on.
-
-        Parameters that no evaluation used keep no gradient.
-        """
-        entries = self.entries
-        for index in range(1, len(network.weights)):
-            below = torch.cat([hidden[index - 1] for _, _, _, hidden, _, _ in entries])
-            grad = torch.cat([grads[index] for _, _, _, _, grads, _ in entries])
-            network.weights[index].grad = affine(grad.mT, below.mT, None)
-            network.biases[index].grad = grad.sum(0)
-        for head in network.head_weights:
-            used = [(hidden[-1], upstream) for _, _, name, hidden, _, upstream in entries if name == head]
-            network.head_weights[head].grad = network.head_biases[head].grad = None
-            if used:
-                grad = torch.cat([upstream for _, upstream in used])
-                network.head_weights[head].grad = affine(grad.mT, torch.cat([h for h, _ in used]).mT, None)
-                network.head_biases[head].grad = grad.sum(0)
-        self._first_layer(network, state)
-
-    def _first_layer(self, network: ScoreNetwork, state: Tensor) -> None:
-        embedding, weight = network.embedding.detach(), network.weights[0].detach()
-        time = weight[:, network.state + network.action :]
-        firsts = [grads[0] for _, _, _, _, grads, _ in self.entries]
-        total = torch.stack(firsts).sum(0)
-        of_u = affine(torch.cat(firsts).mT, torch.cat([u for u, *_ in self.entries]).mT, None)
-        per_step = torch.zeros(len(embedding), len(weight), dtype=weight.dtype, device=weight.device)
-        for (_, k, *_), grad in zip(self.entries, firsts):
-            if isinstance(k, int):
-                per_step[k] += grad.sum(0)
-            else:
-                per_step.index_add_(0, k, grad)
-        network.weights[0].grad = torch.cat([affine(total.mT, state.mT, None), of_u, per_step.mT @ embedding], dim=1)
-        network.biases[0].grad = total.sum(0)
-        network.embedding.grad = per_step @ time
+def _first_layer(network: ScoreNetwork, state: Tensor, pulled: list[Pulled]) -> dict[str, Tensor]:
+    embedding, weight = network.embedding.detach(), network.weights[0].detach()
+    firsts = [p.grads[0] for p in pulled]
+    total = torch.stack(firsts).sum(0)
+    of_u = affine(torch.cat(firsts).mT, torch.cat([p.evaluation.u for p in pulled]).mT, None)
+    per_step = weight.new_zeros(len(embedding), len(weight))
+    for p in pulled:
+        k = p.evaluation.k
+        if isinstance(k, Tensor):
+            per_step += F.one_hot(k, len(embedding)).to(weight).mT @ p.grads[0]
+        else:
+            per_step[k] += p.grads[0].sum(0)
+    return {
+        "weights.0": torch.cat([affine(total.mT, state.mT, None), of_u, per_step.mT @ embedding], dim=1), "biases.0": total.sum(0),
+        "embedding": per_step @ weight[:, network.state + network.action :],
+    }  # fmt: skip

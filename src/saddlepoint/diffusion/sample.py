@@ -23,7 +23,8 @@ def sample_chain(score: ScoreFunction, process: ReverseProcess, start: Tensor, n
     latents = [x]
     for k in reversed(range(process.steps)):
         estimate, eps_hat = score(x, k)
-        step = process.kernel(k, x, estimate, eps_hat)
-        x = step.mean if noise is None else step.sample(noise[k])
+        x = process.mean(k, x, estimate, eps_hat)
+        if noise is not None:
+            x = torch.add(x, noise[k], alpha=process.std[k])
         latents.append(x)
     return torch.stack(latents[::-1])

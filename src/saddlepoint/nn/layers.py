@@ -48,6 +48,10 @@ class ActionBox(NamedTuple):
         """(..., action) -> (..., action), inside the bounds."""
         return torch.tanh(latent) * self.scale + self.bias
 
+    def slope(self, action: Tensor) -> Tensor:
+        """da/dx of ``squash`` at the action that it gave: scale (1 - tanh^2 x) = (a - low)(high - a)/scale. Shape as ``action``."""
+        return (action - self.low) * (self.high - action) / self.scale
+
     def log_jacobian(self, latent: Tensor) -> Tensor:
         """log |da/dx| of ``squash`` summed over the action: log scale + log(1 - tanh^2 x), in its stable form. (..., action) -> (...)."""
         return (self.scale.log() + 2 * (math.log(2.0) - latent - torch.nn.functional.softplus(-2 * latent))).sum(-1)
