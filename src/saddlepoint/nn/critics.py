@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.nn.layers import truncated_normal, xavier_uniform
-from saddlepoint.nn.products import narrow_in, narrow_out, product
+from saddlepoint.nn.products import ONEDNN, narrow_in, narrow_out, product
 
 Activation = Literal["relu", "silu"]
 
@@ -96,12 +96,12 @@ class Ensemble(nn.Module):
     def layers(self, dtype: torch.dtype | None = None) -> list[Layers]:
         """The parameters, detached and cast for the products, in the parts that are worked on one after another.
 
-        On a CPU one member each: a member's activations stay in the second-level cache from one operation to the next, and single bfloat16 products are
-        three times as fast as batched ones (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9 against 2.7 ms). Elsewhere all in one part, for
-        batched products.
+        One member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9 ms
+        against 2.7 batched), and in float32 where oneDNN makes them. Else all in one part: MKL gives each core members of its own.
         """
         wanted = dtype or self.weights[0].dtype
-        if self.weights[0].device.type != "cpu":
+        single = wanted == torch.bfloat16 or (ONEDNN and wanted == torch.float32)
+        if self.weights[0].device.type != "cpu" or not single:
             return [Layers([w.detach().to(wanted) for w in self.weights], [b.detach().to(wanted) for b in self.biases])]
         if wanted != self.weights[0].dtype:
             return self._single(wanted)
