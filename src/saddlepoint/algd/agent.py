@@ -124,7 +124,7 @@ class ALGD:
     def _compile(self, enabled: bool) -> None:
         """The one compile site: the two halves of an update, pure functions of tensors without autograd."""
         wrap = torch.compile if enabled else (lambda f, **_: f)
-        options = {"cpp_wrapper": True} if self.device.type == "cpu" else None  # calls the kernels from C++, not from the interpreter
+        options: dict[str, Any] | None = {"cpp_wrapper": True} if self.device.type == "cpu" else None  # calls the kernels from C++, not from the interpreter
         self.critic_step = wrap(self._critic_step, dynamic=False, options=options)
         self.policy_step = wrap(self._policy_step, dynamic=False, options=options)
 

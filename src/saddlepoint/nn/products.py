@@ -65,8 +65,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
     """x @ weight + bias, then ReLU if asked: for one member, (rows, in), (in, out), (out,), or for all, (members, in, out) and (members, 1, out)
     with x of either rank.
 
-    Differentiable, but then without oneDNN.
+    Differentiable, but then without oneDNN. Compiled, the bias is taken along by what follows: given to the product it is first copied to every row of the
+    result, and as a subtraction the compiler does not give it back.
     """
+    if torch.compiler.is_compiling() and bias is not None and not (ONEDNN and x.dtype == torch.float32):
+        y = torch.sub(x @ weight, -bias)
+        return y.relu() if relu else y
     if weight.ndim == 2:
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             y = F.linear(x, weight.mT, bias)
