@@ -153,7 +153,7 @@ class ALGD:
         record: list[Evaluation] = []
         at, rows = self.policy.network.condition(state), len(batch.reward)
         latents = self.policy.latents(state, start, torch.cat([noise.next.steps, noise.policy.steps], 1), at, record)
-        chain = Chain(at._replace(shared=at.shared[rows:]), latents[:, rows:], [evaluation.rows(rows) for evaluation in record])
+        chain = Chain(at.rows(rows), latents[:, rows:], [evaluation.rows(rows) for evaluation in record])
         return self._bellman(batch, self.policy.box.squash(latents[0, :rows])), chain
 
     def _bellman(self, batch: Batch, next_action: Tensor) -> CriticStep:

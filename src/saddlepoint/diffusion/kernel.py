@@ -93,7 +93,8 @@ class ReverseProcess(NamedTuple):
 
     def mean(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Tensor:
         """keep_k x + drift_k score + denoise_k eps_hat."""
-        mean = torch.add(self.keep[k] * x, score, alpha=self.drift[k])
+        kept = x if self.keep[k] == 1 else self.keep[k] * x  # acting is a hundred small operations, and a VE chain keeps all of x
+        mean = torch.add(kept, score, alpha=self.drift[k])
         return mean if eps_hat is None else torch.add(mean, eps_hat, alpha=self.denoise[k])
 
     def of_output(self, gain: tuple[float, ...], shift: tuple[float, ...]) -> ReverseProcess:

@@ -46,10 +46,13 @@ class ScoreNetwork(nn.Module):
         keep = (lambda p: p) if live else torch.Tensor.detach
         first, split = keep(self.weights[0]), self.state + self.action
         weights, biases = [keep(w) for w in self.weights], [keep(b) for b in self.biases]
+        shared = (F.linear if live else affine)(state, first[:, : self.state], biases[0])
+        times = F.linear(keep(self.embedding), first[:, split:])
         return Conditioned(
-            shared=(F.linear if live else affine)(state, first[:, : self.state], biases[0]),
+            shared=shared,
             columns=first[:, self.state : split],
-            times=F.linear(keep(self.embedding), first[:, split:]),
+            times=times,
+            firsts=(shared + times.unsqueeze(1)).unbind(),
             weights=weights[1:],
             biases=biases[1:],
             heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
@@ -67,18 +70,25 @@ class Conditioned(NamedTuple):
     shared: Tensor  # (batch, hidden): the state's part of the first layer, and its bias
     columns: Tensor  # (hidden, action): the weights of u
     times: Tensor  # (steps, hidden): the embedding's part
+    firsts: tuple[Tensor, ...]  # for each step (batch, hidden): the sum of both
     weights: list[Tensor]
     biases: list[Tensor]
     heads: dict[str, tuple[Tensor, Tensor]]
     live: bool
 
     def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> Evaluation:
-        hidden = [F.relu_(narrow_in(self.shared + self.times[k], u, self.columns.mT))]
+        first = self.firsts[k] if isinstance(k, int) else self.shared + self.times[k]
+        hidden = [F.relu_(narrow_in(first, u, self.columns.mT))]
         for weight, bias in zip(self.weights, self.biases):
             h = hidden[-1]
             hidden.append(F.relu(F.linear(h, weight, bias)) if self.live else affine(h, weight, bias, relu=True))
         weight, bias = self.heads[head]
-        return Evaluation(u, k, head, hidden, narrow_out(hidden[-1], weight.mT, bias))
+        output = narrow_out(hidden[-1], weight.mT, bias) if torch.compiler.is_compiling() else F.linear(hidden[-1], weight, bias)
+        return Evaluation(u, k, head, hidden, output)
+
+    def rows(self, start: int) -> Conditioned:
+        """At the states from ``start`` on."""
+        return self._replace(shared=self.shared[start:], firsts=tuple(first[start:] for first in self.firsts))
 
     def backward(self, evaluation: Evaluation, upstream: Tensor) -> tuple[Tensor, Pulled]:
         """The gradient at ``u`` for one at the output, (batch, action) each, and what ``weight_gradients`` needs."""

@@ -19,12 +19,12 @@ def sample_chain(score: ScoreFunction, process: ReverseProcess, start: Tensor, n
     Row ``steps`` is the start; row k is the latent after the step with index k, so row 0 is the sample. ``noise`` (steps, batch, dim) is
     standard normal, row k for step k; None runs the chain at its means. Gradients flow through every step.
     """
-    x = start
-    latents = [x]
+    x, latents = start, [start]
+    draws = None if noise is None else noise.unbind()
     for k in reversed(range(process.steps)):
         estimate, eps_hat = score(x, k)
         x = process.mean(k, x, estimate, eps_hat)
-        if noise is not None:
-            x = torch.add(x, noise[k], alpha=process.std[k])
+        if draws is not None:
+            x = torch.add(x, draws[k], alpha=process.std[k])
         latents.append(x)
     return torch.stack(latents[::-1])
