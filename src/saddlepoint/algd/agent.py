@@ -108,7 +108,7 @@ class ALGD:
         ]
         self.critic_optimiser = torch.optim.Adam(groups, fused=True)
         self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.policy_learning_rate, fused=True)
-        self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
+        self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate, fused=True)
         self._named = {owner: list(module.named_parameters()) for owner, module in self._modules().items()}
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
