@@ -21,6 +21,7 @@ from saddlepoint.diffusion.network import Conditioned, Evaluation
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.products import ONEDNN
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
@@ -118,8 +119,8 @@ class ALGD:
 
     @staticmethod
     def gains_by_compiling(config: ALGDConfig) -> bool:
-        """Whether the compiled update was measured to be faster on a CPU (benchmarks/results/algd_update_2threads.json): with bfloat16 products only."""
-        return config.precision == "bfloat16"
+        """Whether the compiled update was measured to be faster on a CPU (benchmarks/results/algd_update_*.json): not in float32 by oneDNN."""
+        return config.precision == "bfloat16" or not ONEDNN
 
     def _compile(self, enabled: bool) -> None:
         """The one compile site: the two halves of an update, pure functions of tensors without autograd."""

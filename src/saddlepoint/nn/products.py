@@ -85,7 +85,8 @@ def narrow_out(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight + bias for a weight of few columns: (..., rows, in), (..., in, few) -> (..., rows, few), as ``product``."""
     if not (torch.compiler.is_compiling() and weight.shape[-1] <= FEW_COLUMNS):
         return product(x, weight, bias)
-    columns = [(x.float() * column.float().unsqueeze(-2)).sum(-1) for column in weight.unbind(-1)]
+    wide = torch.promote_types(x.dtype, torch.float32)  # sums of a bfloat16 product are kept in float32
+    columns = [(x.to(wide) * column.to(wide).unsqueeze(-2)).sum(-1) for column in weight.unbind(-1)]
     y = torch.stack(columns, -1)
     return y if bias is None else y + bias
 

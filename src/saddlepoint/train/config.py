@@ -51,7 +51,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile the update; auto does so where it was measured to win: in long runs of algd with --precision bfloat16, and in all long ones on CUDA"""
+    """compile the update; auto does so where it was measured to win: in long runs of algd (on AMD processors with --precision bfloat16), in all long ones
+    on CUDA"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False

@@ -25,9 +25,9 @@ from saddlepoint.types import EnvShape, Learner, UserError
 
 C = TypeVar("C", contravariant=True)
 
-COMPILE_PAYS_AFTER = 80_000
-"""updates from which ``--compile auto`` compiles: on two cores that takes 70 s once, and saves bfloat16 ALGD 1.5 to 2.4 ms an update
-(benchmarks/results/algd_update_2threads.json); the margin is for machines where it saves less"""
+COMPILE_PAYS_AFTER = 40_000
+"""updates from which ``--compile auto`` compiles: on two cores that takes 70 to 100 s once, and saves ALGD 21 ms an update on an Intel Xeon
+(benchmarks/results/algd_update_2threads.json) and saved it 1.5 to 2.4 ms with bfloat16 on an AMD EPYC (algd_update_2threads_amd.json)"""
 
 
 class LearnerFactory(Protocol[C]):
