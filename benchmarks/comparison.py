@@ -2,23 +2,24 @@
 
     saddlepoint sweep benchmarks/sweeps/toy.toml          # and tasks.toml; each goes on where it stopped
     python benchmarks/comparison.py runs/sweep/toy runs/sweep/tasks
+    python benchmarks/comparison.py --name ablation runs/sweep/ablation
 
-Writes benchmarks/results/comparison.json: of every finished trial its command, seed, commits, seconds, evaluations and the multiplier's swing,
-beside the commit and machine of the sweep's newest start.
+Writes benchmarks/results/comparison.json, or that of another ``--name``: of every finished trial its command, seed, commits, seconds, evaluations and the
+multiplier's swing, beside the commit and machine of the sweep's newest start.
 The page is `saddlepoint report runs/sweep/toy --out page.html`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from saddlepoint.train.log import read_metrics
 
-RESULT = Path(__file__).resolve().parent / "results" / "comparison.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 KEPT = ("step", "wall_s", "eval/return_mean", "eval/cost_mean", "eval/violation_rate", "eval/stochastic/return_mean", "eval/stochastic/cost_mean")
 
 
@@ -40,6 +41,9 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    RESULT.write_text(json.dumps({Path(name).name: collect(Path(name)) for name in sys.argv[1:]}, indent=1))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", nargs="+", type=Path, help="folders of sweeps")
+    parser.add_argument("--name", default="comparison", help="of the file in benchmarks/results/")
+    arguments = parser.parse_args()
+    found = {folder.name: collect(folder) for folder in arguments.sweeps}
+    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(found, indent=1))
