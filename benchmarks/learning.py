@@ -196,11 +196,15 @@ def run(name: str, only: str | None) -> None:
 
 
 def collect(name: str) -> None:
-    """Evaluations and multipliers of all runs that exist, with where they came from."""
+    """Evaluations and multipliers of all finished runs, with where they came from; those that were collected on another machine are kept."""
     experiment, runs, budgets = EXPERIMENTS[name], [], []
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {"runs": [], "budget": None}
     for label, seed, _, folder in planned(name):
         if not (folder / "started.json").exists():
-            print(f"left out: {label}-{seed} (not finished)")
+            elsewhere = [run for run in earlier["runs"] if (run["label"], run["seed"]) == (label, seed)]
+            runs += elsewhere
+            print(f"{label}-{seed}: " + ("kept as it was collected where it ran" if elsewhere else "left out (not finished)"))
             continue
         lines = read_metrics(folder)
         evals = [{k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == "eval"]
@@ -225,9 +229,8 @@ def collect(name: str) -> None:
     if not runs:
         sys.exit(f"no finished run of {name}: start them with `python benchmarks/learning.py run {name}`")
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
     path.write_text(
-        json.dumps({"title": experiment.title, "anchors": experiment.anchors, "budget": budgets[0] if budgets else None, "runs": runs}, indent=1)
+        json.dumps({"title": experiment.title, "anchors": experiment.anchors, "budget": budgets[0] if budgets else earlier["budget"], "runs": runs}, indent=1)
     )
     draw(path)
 
