@@ -264,9 +264,7 @@ class ALGD:
         critics, chain = self.critic_step(batch, noise)
         self._set_gradients("critic", critics.reward_gradients)
         self._set_gradients("cost_critic", critics.cost_gradients)
-        self._require_finite(
-            ("critic", "cost_critic"), reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss
-        )
+        self._require_finite(("critic", "cost_critic"), reward_critic_loss=critics.reward_loss, cost_critic_loss=critics.cost_loss)
         self.critic_optimiser.step()
 
         multiplier, beta = self.multiplier, self.log_beta.detach().exp().to(self.device, self.dtype)

@@ -125,9 +125,9 @@ def trace(parts: list[Layers], state: Tensor, action: Tensor, activation: Activa
     state, action = state.to(dtype), action.to(dtype)
     if len(action) == 1:
         inputs = torch.cat([state, action[0]], dim=-1)
-        firsts = (product(inputs, part.weights[0], part.biases[0]) for part in parts)
+        firsts = (_layer(inputs, part.weights[0], part.biases[0], activation) for part in parts)
     else:
-        firsts = (_shared_first(part, state, action) for part in parts)
+        firsts = (activate(_shared_first(part, state, action), activation) for part in parts)
     values, hidden = zip(*(_forward(part, first, activation) for part, first in zip(parts, firsts)))
     joined = torch.cat([value.view(-1, *action.shape[:2]) for value in values])
     return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
@@ -192,6 +192,13 @@ def _where_it_matters(above: Tensor) -> tuple[Tensor | None, Tensor]:
     return F.pad(rows, padding), F.pad(above.index_select(0, rows).view(-1), padding).view(-1, 1)
 
 
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Hidden:
+    if activation == "relu":  # which the product takes along
+        output = product(x, weight, bias, relu=True)
+        return Hidden(output, output)
+    return activate(product(x, weight, bias), activation)
+
+
 def _shared_first(layers: Layers, state: Tensor, action: Tensor) -> Tensor:
     """The first layer's pre-activation, (..., proposals * batch, hidden), with the state's part computed once for all proposals."""
     weight, split = layers.weights[0], state.shape[-1]
@@ -203,11 +210,11 @@ def _shared_first(layers: Layers, state: Tensor, action: Tensor) -> Tensor:
     return first
 
 
-def _forward(layers: Layers, pre: Tensor, activation: Activation) -> tuple[Tensor, list[Hidden]]:
-    """The values (..., rows, 1) and hidden layers from the first layer's pre-activation on."""
-    kept = [activate(pre, activation)]
+def _forward(layers: Layers, first: Hidden, activation: Activation) -> tuple[Tensor, list[Hidden]]:
+    """The values (..., rows, 1) and all hidden layers from the first on."""
+    kept = [first]
     for weight, bias in zip(layers.weights[1:-1], layers.biases[1:-1]):
-        kept.append(activate(product(kept[-1].output, weight, bias), activation))
+        kept.append(_layer(kept[-1].output, weight, bias, activation))
     return narrow_out(kept[-1].output, layers.weights[-1], layers.biases[-1]), kept
 
 
