@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from saddlepoint.nn.critics import Ensemble, action_gradient, trace, weight_gradients
 from saddlepoint.nn.layers import ActionBox, truncated_normal
-from saddlepoint.nn.products import narrow_in, narrow_out, product
+from saddlepoint.nn.products import product
 
 F64 = torch.float64
 
@@ -79,21 +79,6 @@ def test_bfloat16_products_stay_near_float32(generator):
     up = torch.ones_like(one.values)
     a, b = (action_gradient(x, t, up, "silu", 20) for x, t in ((fine, one), (coarse, two)))
     assert (a - b).norm() / a.norm() < 0.02
-
-
-@pytest.mark.parametrize("few", [1, 2, 8, 9])
-def test_narrow_products_written_as_loops_are_products(few, generator, monkeypatch):
-    """What a compiled graph has in place of a product with few columns; beyond eight it stays a product."""
-    x, weight, bias = (torch.randn(shape, generator=generator, dtype=F64) for shape in ((2, 5, 7), (7, few), (few,)))
-    actions, rows = torch.randn(3, 5, few, generator=generator, dtype=F64), torch.randn(5, 7, generator=generator, dtype=F64)
-    for compiling in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
-        torch.testing.assert_close(narrow_out(x[0], weight, bias), x[0] @ weight + bias)
-        torch.testing.assert_close(narrow_out(x[0], weight), x[0] @ weight)
-        torch.testing.assert_close(narrow_in(rows, actions, weight.T), rows + actions @ weight.T)
-        torch.testing.assert_close(narrow_in(rows, actions[0], weight.T), rows + actions[0] @ weight.T)
-        torch.testing.assert_close(narrow_in(None, actions[0], weight.T), actions[0] @ weight.T)
-        torch.testing.assert_close(product(x[0], weight, bias, relu=True), (x[0] @ weight + bias).relu())
 
 
 def test_truncated_normal_is_truncated_at_two_std(generator):

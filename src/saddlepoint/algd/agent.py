@@ -20,8 +20,8 @@ from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted
 from saddlepoint.diffusion.network import Conditioned, Evaluation
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
+from saddlepoint.nn.fused import WIDTHS
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.nn.products import ONEDNN
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
@@ -119,15 +119,18 @@ class ALGD:
 
     @staticmethod
     def gains_by_compiling(config: ALGDConfig) -> bool:
-        """Whether the compiled update was measured to be faster on a CPU (benchmarks/results/algd_update_*.json): not in float32 by oneDNN."""
-        return config.precision == "bfloat16" or not ONEDNN
+        """Whether a compiled update was measured to be faster on a CPU (benchmarks/results/algd_update_*.json)."""
+        return all(width % WIDTHS == 0 for width in config.critic_hidden)
 
     def _compile(self, enabled: bool) -> None:
-        """The one compile site: the two halves of an update, pure functions of tensors without autograd."""
-        wrap = torch.compile if enabled else (lambda f, **_: f)
-        options: dict[str, Any] | None = {"cpp_wrapper": True} if self.device.type == "cpu" else None  # calls the kernels from C++, not from the interpreter
-        self.critic_step = wrap(self._critic_step, dynamic=False, options=options)
-        self.policy_step = wrap(self._policy_step, dynamic=False, options=options)
+        """The one compile site. On a CPU the networks' passes are C++ (nn/fused.py); elsewhere PyTorch compiles the two halves of an update, pure functions
+        of tensors without autograd."""
+        if enabled and self.device.type == "cpu":
+            for net in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
+                net.fuse()
+        wrap = torch.compile if enabled and self.device.type != "cpu" else (lambda f, **_: f)
+        self.critic_step = wrap(self._critic_step, dynamic=False)
+        self.policy_step = wrap(self._policy_step, dynamic=False)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -161,13 +164,13 @@ class ALGD:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
         cfg = self.config
         alive = 1 - batch.terminated
-        target = trace(
-            self.critic_target.layers(self.low_precision), batch.next_observation, next_action[None], "relu"
-        ).values[:, 0]
-        reward_target = batch.reward + cfg.gamma * alive * target.amin(0)
-        target = trace(
-            self.cost_target.layers(self.low_precision), batch.next_observation, next_action[None], "silu"
-        ).values[:, 0]
+
+        def following(critic: Ensemble) -> Tensor:
+            layers = critic.layers(self.low_precision, backward=False)
+            return trace(layers, batch.next_observation, next_action[None], critic.activation, "nothing").values[:, 0]
+
+        reward_target = batch.reward + cfg.gamma * alive * following(self.critic_target).amin(0)
+        target = following(self.cost_target)
         if cfg.cost_bootstrap != "own":
             members = target.unflatten(0, (len(self.budgets), -1))
             target = cautious(members, cfg.cost_bootstrap == "pair").unsqueeze(1).expand_as(members).flatten(0, 1)
@@ -301,7 +304,8 @@ class ALGD:
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
         """R(s, a) of every constraint: (constraints, batch)."""
-        values = trace(self.cost_critic.layers(self.low_precision), state, action[None], "silu").values[:, 0]
+        layers = self.cost_critic.layers(self.low_precision, backward=False)
+        values = trace(layers, state, action[None], "silu", "nothing").values[:, 0]
         return ensemble_risk(values.unflatten(0, (len(self.budget), -1)).transpose(0, 1), self.config.risk_std)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saddlepoint.constrained.lagrangian import augmented_penalty, effective_multiplier, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk_gradient
-from saddlepoint.nn.critics import Ensemble, Layers, action_gradient, trace
+from saddlepoint.nn.critics import Ensemble, Net, action_gradient, trace
 
 EnergyKind = Literal["augmented", "plain", "none"]
 
@@ -60,11 +60,11 @@ def lagrangian(reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
 
 
 def energy_and_gradient(
-    critic: Ensemble, cost_critic: Ensemble, layers: tuple[list[Layers], list[Layers]], state: Tensor, action: Tensor, penalty: Penalty
+    critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], state: Tensor, action: Tensor, penalty: Penalty
 ) -> tuple[Lagrangian, Tensor]:  # fmt: skip
     """L and dL/da at (batch, state), (proposals, batch, action): one pass forward, one back to the action only. Gradient as ``action``."""
-    reward = trace(layers[0], state, action, critic.activation)
-    cost = trace(layers[1], state, action, cost_critic.activation)
+    reward = trace(layers[0], state, action, critic.activation, "slopes")
+    cost = trace(layers[1], state, action, cost_critic.activation, "slopes")
     energy = lagrangian(reward.values, cost.values, penalty)
     gradient = action_gradient(layers[0], reward, energy.reward_slope, critic.activation, state.shape[-1])
     if penalty.kind != "none":

@@ -99,7 +99,7 @@ class DiffusionPolicy(nn.Module):
 
         The network's evaluations are added to ``record``, in the order of the steps, the guided chain's noise prediction after its score.
         """
-        network = at or self.network.condition(state)
+        network = at or self.network.condition(state, backward=False)
         guided = self.config.prediction == "guided"
 
         def evaluate(u: Tensor, k: int, head: str) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saddlepoint.nn.fused import FusedNet, fits
 from saddlepoint.nn.layers import fan_in_uniform
-from saddlepoint.nn.products import affine, narrow_in, narrow_out
+from saddlepoint.nn.products import affine
 
 
 class ScoreNetwork(nn.Module):
@@ -32,6 +33,7 @@ class ScoreNetwork(nn.Module):
     ):
         super().__init__()
         self.state, self.action = state, action
+        self._fused = False
         self.embedding = nn.Parameter(torch.randn(steps, embedding, generator=generator))
         pairs = list(pairwise((state + action + embedding, *hidden)))
         last = hidden[-1]
@@ -41,8 +43,15 @@ class ScoreNetwork(nn.Module):
         self.head_weights = nn.ParameterDict({h: fan_in_uniform((action, last), last, generator) for h in heads})
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
 
-    def condition(self, state: Tensor, live: bool = False) -> Conditioned:
-        """The network at given states (batch, state), for any number of evaluations; autograd sees the parameters only where they are ``live``."""
+    def fuse(self) -> None:
+        """Have the C++ passes from now on, where ``fits`` says that they can."""
+        self._fused = fits(self.weights[0], [len(w) for w in self.weights])
+
+    def condition(self, state: Tensor, live: bool = False, backward: bool = True) -> Conditioned:
+        """The network at given states (batch, state), for any number of evaluations; autograd sees the parameters only where they are ``live``.
+
+        For evaluations alone, without their backward passes, unless ``backward``.
+        """
         keep = (lambda p: p) if live else torch.Tensor.detach
         first, split = keep(self.weights[0]), self.state + self.action
         weights, biases = [keep(w) for w in self.weights], [keep(b) for b in self.biases]
@@ -57,7 +66,18 @@ class ScoreNetwork(nn.Module):
             biases=biases[1:],
             heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
             live=live,
+            nets=self._nets(first[:, self.state : split], backward) if self._fused and not live else {},
         )
+
+    def _nets(self, columns: Tensor, backward: bool) -> dict[str, FusedNet]:
+        """What follows on the first layer's sums, with each head, for C++."""
+        firsts, hidden = columns.mT.contiguous().unsqueeze(0), [w.detach().unsqueeze(0) for w in self.weights[1:]]
+        return {
+            head: FusedNet(
+                [firsts, *hidden, w.detach().unsqueeze(0)], [*self.biases, self.head_biases[head]], 0, silu=False, flipped=True, dtype=w.dtype, backward=backward
+            )
+            for head, w in self.head_weights.items()
+        }  # fmt: skip
 
     def forward(self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
         """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action)."""
@@ -75,16 +95,21 @@ class Conditioned(NamedTuple):
     biases: list[Tensor]
     heads: dict[str, tuple[Tensor, Tensor]]
     live: bool
+    nets: dict[str, FusedNet]  # by the head; empty where PyTorch does it
 
     def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> Evaluation:
         first = self.firsts[k] if isinstance(k, int) else self.shared + self.times[k]
-        hidden = [F.relu_(narrow_in(first, u, self.columns.mT))]
+        if self.nets:
+            net = self.nets[head]
+            kept = net.hidden(len(u))
+            output = net.forward(None, u.unsqueeze(0), kept, base=first)
+            return Evaluation(u, k, head, [h[0] for h in kept], output[0, 0])
+        hidden = [F.relu_(torch.addmm(first, u, self.columns.mT))]
         for weight, bias in zip(self.weights, self.biases):
             h = hidden[-1]
             hidden.append(F.relu(F.linear(h, weight, bias)) if self.live else affine(h, weight, bias, relu=True))
         weight, bias = self.heads[head]
-        output = narrow_out(hidden[-1], weight.mT, bias) if torch.compiler.is_compiling() else F.linear(hidden[-1], weight, bias)
-        return Evaluation(u, k, head, hidden, output)
+        return Evaluation(u, k, head, hidden, F.linear(hidden[-1], weight, bias))
 
     def rows(self, start: int) -> Conditioned:
         """At the states from ``start`` on."""
@@ -93,11 +118,16 @@ class Conditioned(NamedTuple):
     def backward(self, evaluation: Evaluation, upstream: Tensor) -> tuple[Tensor, Pulled]:
         """The gradient at ``u`` for one at the output, (batch, action) each, and what ``weight_gradients`` needs."""
         hidden = evaluation.hidden
-        below = narrow_in(None, upstream, self.heads[evaluation.head][0])
+        if self.nets:
+            net, below = self.nets[evaluation.head], torch.empty_like(evaluation.u)
+            kept = net.hidden(len(below))
+            net.backward([h.unsqueeze(0) for h in hidden], upstream.unsqueeze(0), kept, below)
+            return below, Pulled(evaluation, [h[0] for h in kept], upstream)
+        below = upstream @ self.heads[evaluation.head][0]
         grads = [torch.ops.aten.threshold_backward(below, hidden[-1], 0)]
         for weight, h in zip(self.weights[::-1], hidden[-2::-1]):
             grads.append(torch.ops.aten.threshold_backward(affine(grads[-1], weight.mT, None), h, 0))
-        return narrow_out(grads[-1], self.columns), Pulled(evaluation, grads[::-1], upstream)
+        return grads[-1] @ self.columns, Pulled(evaluation, grads[::-1], upstream)
 
 
 class Evaluation(NamedTuple):

@@ -2,7 +2,7 @@
 
 The critic update and the energy's action gradient are nearly all of ALGD's arithmetic. Each needs only a part of what autograd would compute (weights
 without inputs, or the action without weights and without the state), so the three passes are plain functions. The state's part of the first layer is
-computed once for all proposals.
+computed once for all proposals. ``Ensemble.fuse`` has C++ do the same (nn/fused.py); what is here is what it is held to.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saddlepoint.nn.fused import FusedNet, fits, works
 from saddlepoint.nn.layers import truncated_normal, xavier_uniform
-from saddlepoint.nn.products import ONEDNN, narrow_in, narrow_out, product
+from saddlepoint.nn.products import ONEDNN, product
 
 Activation = Literal["relu", "silu"]
+Keep = Literal["all", "slopes", "nothing"]
+"""what a forward pass leaves: enough for ``weight_gradients``, for ``action_gradient``, or the values alone (PyTorch's own passes always leave all)"""
 
 FEW = 0.8
 """share of the rows from which on gathering them costs more than it saves"""
 
 
 class Hidden(NamedTuple):
-    """A hidden layer's output, and what ``slope`` makes its backward pass of: the output for ReLU, for SiLU the pre-activation or, compiled, the derivative.
-
-    Exponentials are most of what a compiled pass does beside its products, so it takes each once; PyTorch's own operators are faster taking them twice.
-    """
+    """A hidden layer's output, and what ``slope`` makes its backward pass of: the output for ReLU, for SiLU the pre-activation."""
 
     output: Tensor
     source: Tensor
@@ -38,9 +38,6 @@ def activate(pre: Tensor, activation: Activation) -> Hidden:
     if activation == "relu":
         output = pre.relu_()
         return Hidden(output, output)
-    if torch.compiler.is_compiling():
-        gate = torch.sigmoid(pre)
-        return Hidden(pre * gate, gate + pre * gate * (1 - gate))
     return Hidden(F.silu(pre), pre)
 
 
@@ -48,8 +45,6 @@ def slope(kept: Tensor, upstream: Tensor, activation: Activation) -> Tensor:
     """upstream * activation'(pre-activation), from the layer's ``Hidden.source``."""
     if activation == "relu":
         return torch.ops.aten.threshold_backward(upstream, kept, 0)
-    if torch.compiler.is_compiling():
-        return upstream * kept
     return torch.ops.aten.silu_backward(upstream, kept)
 
 
@@ -60,11 +55,15 @@ class Layers(NamedTuple):
     biases: list[Tensor]
 
 
+Net = FusedNet | list[Layers]
+"""an ensemble as its passes take it: for C++, or for PyTorch in the parts that are worked on one after another"""
+
+
 class Trace(NamedTuple):
     """What a forward pass leaves for a backward one."""
 
     values: Tensor  # (members, proposals, batch), in float32 or better
-    hidden: list[list[Hidden]]  # for each part its hidden layers, (members, rows, hidden) or (rows, hidden)
+    hidden: list[list[Hidden]]  # for each part its hidden layers, (members, rows, hidden) or (rows, hidden); what was not kept is empty
 
 
 class Ensemble(nn.Module):
@@ -81,6 +80,7 @@ class Ensemble(nn.Module):
     ):
         super().__init__()
         self.state, self.members, self.activation = state, members, activation
+        self._fused = False
         self._parts: list[Layers] | None = (
             None  # views of the parameters, made once and not at every update
         )
@@ -93,13 +93,19 @@ class Ensemble(nn.Module):
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
 
-    def layers(self, dtype: torch.dtype | None = None) -> list[Layers]:
-        """The parameters, detached and cast for the products, in the parts that are worked on one after another.
+    def fuse(self) -> None:
+        """Have the C++ passes from now on, where ``fits`` says that they can."""
+        self._fused = fits(self.weights[0], [w.shape[-1] for w in self.weights[:-1]])
 
-        One member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9 ms
+    def layers(self, dtype: torch.dtype | None = None, backward: bool = True) -> Net:
+        """The parameters as they are now, detached and cast for the products; for a forward pass alone unless ``backward``.
+
+        PyTorch's, one member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9 ms
         against 2.7 batched), and in float32 where oneDNN makes them. Else all in one part: MKL gives each core members of its own.
         """
         wanted = dtype or self.weights[0].dtype
+        if self._fused and works(wanted):
+            return FusedNet(list(self.weights), list(self.biases), self.state, silu=self.activation == "silu", flipped=False, dtype=wanted, backward=backward)
         single = wanted == torch.bfloat16 or (ONEDNN and wanted == torch.float32)
         if self.weights[0].device.type != "cpu" or not single:
             return [Layers([w.detach().to(wanted) for w in self.weights], [b.detach().to(wanted) for b in self.biases])]
@@ -119,8 +125,10 @@ class Ensemble(nn.Module):
         return trace([Layers(list(self.weights), list(self.biases))], state, action[None], self.activation).values[:, 0]
 
 
-def trace(parts: list[Layers], state: Tensor, action: Tensor, activation: Activation) -> Trace:
+def trace(parts: Net, state: Tensor, action: Tensor, activation: Activation, keep: Keep = "all") -> Trace:
     """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
+    if isinstance(parts, FusedNet):
+        return _fused_trace(parts, state, action, activation, keep)
     dtype = parts[0].weights[0].dtype
     state, action = state.to(dtype), action.to(dtype)
     if len(action) == 1:
@@ -133,13 +141,28 @@ def trace(parts: list[Layers], state: Tensor, action: Tensor, activation: Activa
     return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
 
 
-def action_gradient(parts: list[Layers], saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
+def _fused_trace(net: FusedNet, state: Tensor, action: Tensor, activation: Activation, keep: Keep) -> Trace:
+    rows = action.shape[0] * action.shape[1]
+    if activation == "relu":
+        sources = outputs = None if keep == "nothing" else net.hidden(rows)
+    else:
+        outputs = net.hidden(rows) if keep == "all" else None
+        sources = None if keep == "nothing" else net.hidden(rows)
+    values = net.forward(state, action, outputs, sources)[..., 0]
+    return Trace(values, [[Hidden(*layer) for layer in zip(outputs or sources or (), sources or ())]])
+
+
+def action_gradient(parts: Net, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
     """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action).
 
     Rows without upstream are left out where that pays: each reward head is the minimum in a part of the rows only, and the cost critics
     matter only where the penalty pushes.
     """
     members, proposals, batch = upstream.shape
+    if isinstance(parts, FusedNet):
+        below = torch.empty(proposals * batch, parts.narrow)
+        parts.backward([layer.source for layer in saved.hidden[0]], upstream.reshape(members, -1, 1), below=below)
+        return below.view(proposals, batch, -1)
     total = upstream.new_zeros(proposals * batch, parts[0].weights[0].shape[-2] - state)
     for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.reshape(members, -1, 1), parts)):
         rows, above = _where_it_matters(above)
@@ -148,7 +171,7 @@ def action_gradient(parts: list[Layers], saved: Trace, upstream: Tensor, activat
         for weight, source in zip(part.weights[-2:0:-1], kept[:0:-1]):
             grad = product(slope(source, grad, activation), weight.mT)
         grad = slope(kept[0], grad, activation)
-        found = narrow_out(grad, part.weights[0][..., state:, :].mT).to(upstream.dtype)
+        found = product(grad, part.weights[0][..., state:, :].mT).to(upstream.dtype)
         if rows is not None:
             total.index_add_(0, rows, found)
         else:
@@ -157,9 +180,12 @@ def action_gradient(parts: list[Layers], saved: Trace, upstream: Tensor, activat
 
 
 def weight_gradients(
-    parts: list[Layers], saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
+    parts: Net, saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of sum upstream * Q for weights and biases. ``inputs`` (batch, state + action), ``upstream`` (members, batch)."""
+    if isinstance(parts, FusedNet):
+        outputs, sources = zip(*saved.hidden[0])
+        return parts.weight_gradients(inputs, list(outputs), list(sources), upstream.unsqueeze(-1))
     inputs = inputs.to(parts[0].weights[0].dtype)
     found = [
         _weight_gradients(part, hidden, inputs, above, upstream.dtype, activation)
@@ -182,7 +208,7 @@ def _where_it_matters(above: Tensor) -> tuple[Tensor | None, Tensor]:
 
     The count is rounded up to sixteenths, with row 0 and an upstream of 0, because oneDNN prepares a product anew for every new size.
     """
-    if above.ndim == 3 or above.device.type != "cpu" or torch.compiler.is_compiling():
+    if above.ndim == 3 or above.device.type != "cpu" or torch.compiler.is_compiling():  # where no shape may depend on numbers
         return None, above
     rows, step = above.view(-1).nonzero().view(-1), -(-len(above) // 16)
     size = -(-len(rows) // step) * step
@@ -204,7 +230,7 @@ def _shared_first(layers: Layers, state: Tensor, action: Tensor) -> Tensor:
     weight, split = layers.weights[0], state.shape[-1]
     shared = product(state, weight[..., :split, :], layers.biases[0])
     if weight.ndim == 2:
-        return narrow_in(shared, action, weight[split:]).flatten(0, 1)
+        return product(action.flatten(0, 1), weight[split:]).view(*action.shape[:2], -1).add_(shared).flatten(0, 1)
     first = product(action.flatten(0, 1), weight[..., split:, :])
     first.unflatten(-2, action.shape[:2]).add_(shared.unsqueeze(-3))
     return first
@@ -215,7 +241,7 @@ def _forward(layers: Layers, first: Hidden, activation: Activation) -> tuple[Ten
     kept = [first]
     for weight, bias in zip(layers.weights[1:-1], layers.biases[1:-1]):
         kept.append(_layer(kept[-1].output, weight, bias, activation))
-    return narrow_out(kept[-1].output, layers.weights[-1], layers.biases[-1]), kept
+    return product(kept[-1].output, layers.weights[-1], layers.biases[-1]), kept
 
 
 def _weight_gradients(
@@ -226,7 +252,7 @@ def _weight_gradients(
     for index in range(len(weights) - 1, -1, -1):
         before = hidden[index - 1].output if index else inputs
         last = index == len(weights) - 1
-        d_weights.append((narrow_out if last else product)(before.mT, grad).to(dtype))
+        d_weights.append(product(before.mT, grad).to(dtype))
         d_biases.append(grad.to(dtype).sum(-2, keepdim=True))
         if index:
             below = grad * weights[index].mT if last else product(grad, weights[index].mT)
