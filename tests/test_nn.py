@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from saddlepoint.nn.critics import Ensemble, action_gradient, trace, weight_gradients
 from saddlepoint.nn.layers import ActionBox, truncated_normal
-from saddlepoint.nn.products import product
 
 F64 = torch.float64
 

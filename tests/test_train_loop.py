@@ -24,11 +24,10 @@ from saddlepoint.baselines.config import SACConfig
 from saddlepoint.baselines.sac import SAC
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import MBDPOConfig
-from saddlepoint.nn.products import ONEDNN
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.signals import Interrupted
-from saddlepoint.train.start import COMPILE_PAYS_AFTER, compiles, train
+from saddlepoint.train.start import COMPILE_PAYS_AFTER, CUDA_COMPILE_PAYS_AFTER, compiles, train
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 from tests.toys import BUDGET, ENV, Broken, Drift, Tiny, TinyConfig
 
@@ -91,12 +90,13 @@ def test_auto_compiles_only_where_it_was_measured_to_win(monkeypatch: pytest.Mon
     monkeypatch.setattr("saddlepoint.train.start.shutil.which", lambda name: name)
     cpu, cuda, auto = torch.device("cpu"), torch.device("cuda"), replace(CONFIG, compile="auto", updates_per_step=1.0)
     long = replace(auto, total_steps=CONFIG.warmup_steps + COMPILE_PAYS_AFTER)
-    short = replace(long, total_steps=long.total_steps - 1)
+    short, longer = (replace(long, total_steps=steps) for steps in (long.total_steps - 1, CONFIG.warmup_steps + CUDA_COMPILE_PAYS_AFTER))
     for config, learner, learner_config, device, wanted in (
-        (long, ALGD, ALGDConfig(precision="bfloat16"), cpu, True), (short, ALGD, ALGDConfig(precision="bfloat16"), cpu, False),
-        (long, ALGD, ALGDConfig(), cpu, not ONEDNN), (long, SAC, SACConfig(), cpu, False), (long, MBDPO, MBDPOConfig(precision="bfloat16"), cpu, False),
-        (long, ALGD, ALGDConfig(), cuda, True), (long, SAC, SACConfig(), cuda, True), (short, SAC, SACConfig(), cuda, False),
-        (replace(short, compile="on"), SAC, SACConfig(), cpu, True), (replace(long, compile="off"), ALGD, ALGDConfig(precision="bfloat16"), cpu, False),
+        (long, ALGD, ALGDConfig(), cpu, True), (short, ALGD, ALGDConfig(), cpu, False), (long, ALGD, ALGDConfig(precision="bfloat16"), cpu, True),
+        (long, ALGD, ALGDConfig(critic_hidden=(100, 100)), cpu, False), (long, SAC, SACConfig(), cpu, True), (short, SAC, SACConfig(), cpu, False),
+        (longer, MBDPO, MBDPOConfig(precision="bfloat16"), cpu, False),
+        (longer, ALGD, ALGDConfig(), cuda, True), (longer, SAC, SACConfig(), cuda, True), (long, SAC, SACConfig(), cuda, False),
+        (replace(short, compile="on"), SAC, SACConfig(), cpu, True), (replace(longer, compile="off"), ALGD, ALGDConfig(), cpu, False),
     ):  # fmt: skip
         chosen: Any = learner
         assert compiles(config, chosen, learner_config, device) is wanted, (config.total_steps, learner.system, device)

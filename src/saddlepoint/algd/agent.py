@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
-from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Record
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import cautious, ensemble_risk
 from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
-from saddlepoint.diffusion.network import Conditioned, Evaluation
+from saddlepoint.diffusion.network import Conditioned
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.fused import WIDTHS
@@ -41,7 +41,7 @@ class Chain(NamedTuple):
 
     at: Conditioned
     latents: Tensor  # (K + 1, batch, action)
-    record: list[Evaluation]
+    record: Record
 
 
 class CriticStep(NamedTuple):
@@ -153,12 +153,10 @@ class ALGD:
     def _critic_step(self, batch: Batch, noise: UpdateNoise) -> tuple[CriticStep, Chain]:
         """The critics' losses and gradients, and the chains at ``batch.observation``, which run in the same passes as those of a' ~ pi(s')."""
         state = torch.cat([batch.next_observation, batch.observation])
-        start = self.policy.process.start * torch.cat([noise.next.start, noise.policy.start])
-        record: list[Evaluation] = []
-        at, rows = self.policy.network.condition(state), len(batch.reward)
-        latents = self.policy.latents(state, start, torch.cat([noise.next.steps, noise.policy.steps], 1), at, record)
-        chain = Chain(at.rows(rows), latents[:, rows:], [evaluation.rows(rows) for evaluation in record])
-        return self._bellman(batch, self.policy.box.squash(latents[0, :rows])), chain
+        rows = len(batch.reward)
+        draws = ChainNoise(torch.cat([noise.next.start, noise.policy.start]), torch.cat([noise.next.steps, noise.policy.steps], 1))
+        latents, at, record = self.policy.recorded(state, draws, rows)
+        return self._bellman(batch, self.policy.box.squash(latents[0, :rows])), Chain(at, latents[:, rows:], record)
 
     def _bellman(self, batch: Batch, next_action: Tensor) -> CriticStep:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
@@ -200,7 +198,7 @@ class ALGD:
         latents, action = chain.latents, policy.box.squash(chain.latents[0])
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
-        matched = chain.at.evaluate(policy.point(point), tau, "score")
+        matched = chain.at.evaluate(policy.point(point), tau, "score", [kept[-1:] for kept in chain.record.kept])
         phi = policy.gains[tau].unsqueeze(-1) * matched.output + policy.shifts[tau].unsqueeze(-1) * point
         energy, slope, target = self._guide(state, action, point, tau, proposals, multiplier, beta)
 

@@ -10,9 +10,18 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.diffusion.kernel import ReverseProcess, ancestral_reverse, euler_reverse, guided_ddpm_reverse
-from saddlepoint.diffusion.network import Conditioned, Evaluation, ScoreNetwork, weight_gradients
+from saddlepoint.diffusion.network import (
+    Conditioned,
+    Evaluation,
+    Pulled,
+    ScoreNetwork,
+    Stacked,
+    stack,
+    weight_gradients,
+)
 from saddlepoint.diffusion.sample import sample_chain
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, prior_reaching_betas, ve_schedule, vp_schedule
+from saddlepoint.nn.fused import FusedNet
 from saddlepoint.nn.layers import ActionBox
 
 
@@ -21,6 +30,14 @@ class ChainNoise(NamedTuple):
 
     start: Tensor
     steps: Tensor
+
+
+class Record(NamedTuple):
+    """What the backward pass of a chain needs: the evaluations in their order, the guided chain's noise prediction after its score; or, from the C++ chain,
+    the hidden layers' outputs (K + 1, batch, hidden) with room for one more evaluation."""
+
+    evaluations: list[Evaluation]
+    kept: list[Tensor]
 
 
 def make_process(config: ALGDConfig) -> tuple[Schedule, ReverseProcess]:
@@ -92,15 +109,38 @@ class DiffusionPolicy(nn.Module):
         gain, shift = (table[k] if isinstance(k, int) else table[k].unsqueeze(-1) for table in (self.gains, self.shifts))
         return gain * output + shift * x
 
+    def recorded(self, state: Tensor, noise: ChainNoise, rows: int) -> tuple[Tensor, Conditioned, Record]:
+        """The latents of chains at ``state``, the network there, and what the backward pass needs, both from row ``rows`` on."""
+        at, start = self.network.condition(state), self.process.start * noise.start
+        net = self._fused(at)
+        if net is not None:
+            kept = [start.new_empty(self.config.steps + 1, len(state) - rows, width) for width in net.widths]
+            latents = net.chain_forward(at.shared, at.times, start, noise.steps, self._table, kept)
+            return latents, at.rows(rows), Record([], kept)
+        record: list[Evaluation] = []
+        latents = self.latents(state, start, noise.steps, at, record)
+        return latents, at.rows(rows), Record([evaluation.rows(rows) for evaluation in record], [])
+
+    def _fused(self, at: Conditioned) -> FusedNet | None:
+        """What runs whole chains in C++, where that is possible."""
+        plain = self.config.prediction != "guided" and self.config.score_space == "latent"
+        return at.nets["score"] if at.nets and plain else None
+
+    @property
+    def _table(self) -> tuple[tuple[float, ...], ...]:
+        return self.chain.keep, self.chain.drift, self.chain.std
+
     def latents(
         self, state: Tensor, start: Tensor, noise: Tensor | None, at: Conditioned | None = None, record: list[Evaluation] | None = None
     ) -> Tensor:  # fmt: skip
         """All latents (K + 1, batch, action) of the chains from ``start`` (batch, action); see ``sample_chain``.
 
-        The network's evaluations are added to ``record``, in the order of the steps, the guided chain's noise prediction after its score.
+        The network's evaluations are added to ``record``, in the order of the steps.
         """
         network = at or self.network.condition(state, backward=False)
-        guided = self.config.prediction == "guided"
+        guided, net = self.config.prediction == "guided", self._fused(network)
+        if net is not None and record is None:
+            return net.chain_forward(network.shared, network.times, start, noise, self._table)
 
         def evaluate(u: Tensor, k: int, head: str) -> Tensor:
             evaluation = network.evaluate(u, k, head)
@@ -120,7 +160,7 @@ class DiffusionPolicy(nn.Module):
     # ------------------------------------------------------------------------------------------------ backward
 
     def gradients(
-        self, state: Tensor, at: Conditioned, latents: Tensor, record: list[Evaluation], upstream: Tensor, matched: Evaluation, of_score: Tensor, row: Tensor
+        self, state: Tensor, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor, matched: Evaluation, of_score: Tensor, row: Tensor
     ) -> dict[str, Tensor]:  # fmt: skip
         """Gradients of the parameters, by name, for a loss with gradients ``upstream`` (K + 1, batch, action) at the chain's latents.
 
@@ -128,24 +168,37 @@ class DiffusionPolicy(nn.Module):
         ``of_score`` (batch, action) at. The chain rule by hand, from x_0 to x_K, where x_{k-1} = keep_k x_k + drift_k output(x_k) + std_k eps.
         """
         gain, shift = (table[matched.k].unsqueeze(-1) for table in (self.gains, self.shifts))
-        below, pulled = at.backward(matched, gain * of_score)
-        found = [pulled]
+        grads = [torch.empty_like(kept) for kept in record.kept]
+        below, pulled = at.backward(matched, gain * of_score, [grad[-1:] for grad in grads])
         if not self.config.detach_point:
             place = row.view(1, -1, 1).expand(1, -1, latents.shape[-1])
             below = self._to_latent(below, latents.gather(0, place)[0]) + shift * of_score
             upstream = upstream.scatter_add(0, place, below.unsqueeze(0))
-        guided, pull = self.config.prediction == "guided", upstream[0]
-        for k, evaluations in enumerate(reversed(list(zip(record[::2], record[1::2]) if guided else zip(record)))):
-            drift, score = self.chain.drift[k] * pull, evaluations[0]
+        found = self._fused_back(at, latents, record, upstream, pulled, grads) if grads else stack([pulled, *self._back(at, latents, record, upstream)])
+        net = at.nets["score"] if grads else None
+        return {f"network.{name}": gradient for name, gradient in weight_gradients(self.network, state, found, net).items()}
+
+    def _back(self, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor) -> list[Pulled]:
+        found, pull, guided, evaluations = [], upstream[0], self.config.prediction == "guided", record.evaluations
+        for k, of_step in enumerate(reversed(list(zip(evaluations[::2], evaluations[1::2]) if guided else zip(evaluations)))):
+            drift, score = self.chain.drift[k] * pull, of_step[0]
             below, pulled = at.backward(score, _through_direction(drift, score.output) if guided else drift)
             found.append(pulled)
             below = torch.add(self._to_latent(below, latents[k + 1]), pull, alpha=self.chain.keep[k])
             if guided:
-                of_noise, pulled = at.backward(evaluations[1], self.chain.denoise[k] * pull)
+                of_noise, pulled = at.backward(of_step[1], self.chain.denoise[k] * pull)
                 found.append(pulled)
                 below = below + of_noise
             pull = upstream[k + 1] + below
-        return {f"network.{name}": gradient for name, gradient in weight_gradients(self.network, state, found).items()}
+        return found
+
+    def _fused_back(self, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor, pulled: Pulled, grads: list[Tensor]) -> Stacked:
+        matched, steps = pulled.evaluation, self.config.steps
+        of_output = torch.empty_like(upstream)
+        of_output[-1] = pulled.upstream
+        at.nets["score"].chain_backward(upstream, self._table, record.kept, grads, of_output)
+        u = torch.cat([latents[1:], matched.u.unsqueeze(0)])
+        return Stacked([*range(steps), matched.k], u, record.kept, grads, {"score": (of_output, record.kept[-1])})
 
     def _to_latent(self, below: Tensor, x: Tensor) -> Tensor:
         """The gradient at the latent for one where the network looked."""

@@ -16,6 +16,7 @@ from saddlepoint.baselines.policy import GaussianPolicy, Sample
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Activation
 from saddlepoint.nn.finite import require_finite
+from saddlepoint.nn.fused import WIDTHS
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
@@ -64,12 +65,20 @@ class ActorCritic(ABC, Generic[C]):
 
     def _make_critic(self, members: int, activation: Activation, rate: float) -> Critic:
         sizes = (self.shape.observation, self.shape.action, self.config.critic_hidden)
-        return Critic(members, *sizes, activation, rate, self.initial, self.device, self.dtype)
+        critic = Critic(members, *sizes, activation, rate, self.initial, self.device, self.dtype)
+        if self.compiled and self.device.type == "cpu":
+            critic.fuse()
+        return critic
 
     def _compile(self, function: F) -> F:
-        """The one compile site: the pure, heavy functions of an update."""
-        compiled: Any = torch.compile(function, dynamic=False) if self.compiled else function
+        """The pure, heavy functions of an update, compiled where they are not C++ anyway (``_make_critic``)."""
+        compiled: Any = torch.compile(function, dynamic=False) if self.compiled and self.device.type != "cpu" else function
         return compiled
+
+    @staticmethod
+    def gains_by_compiling(config: SACConfig) -> bool:
+        """Whether the critics have the C++ passes on a CPU."""
+        return all(width % WIDTHS == 0 for width in config.critic_hidden)
 
     @abstractmethod
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:

@@ -29,13 +29,18 @@ class Critic:
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.online.parameters(), lr=rate, fused=True)
 
+    def fuse(self) -> None:
+        """Have the C++ passes from now on (``Ensemble.fuse``)."""
+        self.online.fuse()
+        self.target.fuse()
+
     def values(self, state: Tensor, action: Tensor) -> Trace:
         """Q at (batch, state), (batch, action): ``values`` (members, 1, batch), and what ``slope`` needs."""
         return trace(self.online.layers(), state, action[None], self.online.activation)
 
     def target_values(self, state: Tensor, action: Tensor) -> Tensor:
         """Q' at (batch, state), (batch, action): (members, batch)."""
-        return trace(self.target.layers(), state, action[None], self.target.activation).values[:, 0]
+        return trace(self.target.layers(backward=False), state, action[None], self.target.activation, "nothing").values[:, 0]
 
     def slope(self, saved: Trace, upstream: Tensor) -> Tensor:
         """sum_m upstream_m * dQ_m/da, with ``upstream`` (members, batch): (batch, action)."""

@@ -33,7 +33,7 @@ class ScoreNetwork(nn.Module):
     ):
         super().__init__()
         self.state, self.action = state, action
-        self._fused = False
+        self._fused: dict[str, FusedNet] = {}
         self.embedding = nn.Parameter(torch.randn(steps, embedding, generator=generator))
         pairs = list(pairwise((state + action + embedding, *hidden)))
         last = hidden[-1]
@@ -44,8 +44,14 @@ class ScoreNetwork(nn.Module):
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
 
     def fuse(self) -> None:
-        """Have the C++ passes from now on, where ``fits`` says that they can."""
-        self._fused = fits(self.weights[0], [len(w) for w in self.weights])
+        """Have the C++ passes from now on, where ``fits`` says that they can. The parameters must stay where they are."""
+        if not fits(self.weights[0], [len(w) for w in self.weights]):
+            return
+        columns = torch.empty(1, self.action, len(self.weights[0]))
+        hidden = [w.detach().unsqueeze(0) for w in self.weights[1:]]
+        for head, weight in self.head_weights.items():  # each with what follows on the first layer's sums, which ``condition`` makes
+            weights, biases = [columns, *hidden, weight.detach().unsqueeze(0)], [*self.biases, self.head_biases[head]]
+            self._fused[head] = FusedNet(weights, biases, 0, silu=False, flipped=True, dtype=weight.dtype)
 
     def condition(self, state: Tensor, live: bool = False, backward: bool = True) -> Conditioned:
         """The network at given states (batch, state), for any number of evaluations; autograd sees the parameters only where they are ``live``.
@@ -61,23 +67,18 @@ class ScoreNetwork(nn.Module):
             shared=shared,
             columns=first[:, self.state : split],
             times=times,
-            firsts=(shared + times.unsqueeze(1)).unbind(),
             weights=weights[1:],
             biases=biases[1:],
             heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
             live=live,
-            nets=self._nets(first[:, self.state : split], backward) if self._fused and not live else {},
+            nets={} if live else self._refreshed(first[:, self.state : split], backward),
         )
 
-    def _nets(self, columns: Tensor, backward: bool) -> dict[str, FusedNet]:
-        """What follows on the first layer's sums, with each head, for C++."""
-        firsts, hidden = columns.mT.contiguous().unsqueeze(0), [w.detach().unsqueeze(0) for w in self.weights[1:]]
-        return {
-            head: FusedNet(
-                [firsts, *hidden, w.detach().unsqueeze(0)], [*self.biases, self.head_biases[head]], 0, silu=False, flipped=True, dtype=w.dtype, backward=backward
-            )
-            for head, w in self.head_weights.items()
-        }  # fmt: skip
+    def _refreshed(self, columns: Tensor, backward: bool) -> dict[str, FusedNet]:
+        for net in self._fused.values():
+            net.kept[0][0].copy_(columns.mT.unsqueeze(0))
+            net.refresh(backward)
+        return self._fused
 
     def forward(self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
         """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action)."""
@@ -90,20 +91,20 @@ class Conditioned(NamedTuple):
     shared: Tensor  # (batch, hidden): the state's part of the first layer, and its bias
     columns: Tensor  # (hidden, action): the weights of u
     times: Tensor  # (steps, hidden): the embedding's part
-    firsts: tuple[Tensor, ...]  # for each step (batch, hidden): the sum of both
     weights: list[Tensor]
     biases: list[Tensor]
     heads: dict[str, tuple[Tensor, Tensor]]
     live: bool
     nets: dict[str, FusedNet]  # by the head; empty where PyTorch does it
 
-    def evaluate(self, u: Tensor, k: int | Tensor, head: str) -> Evaluation:
-        first = self.firsts[k] if isinstance(k, int) else self.shared + self.times[k]
+    def evaluate(self, u: Tensor, k: int | Tensor, head: str, room: list[Tensor] | None = None) -> Evaluation:
+        """At ``u`` (batch, action) and the step k, one or (batch,) of them. ``room`` (1, batch, hidden) each: where C++ leaves the hidden layers' outputs."""
+        first = self.shared + self.times[k]
         if self.nets:
             net = self.nets[head]
-            kept = net.hidden(len(u))
-            output = net.forward(None, u.unsqueeze(0), kept, base=first)
-            return Evaluation(u, k, head, [h[0] for h in kept], output[0, 0])
+            room = room or net.hidden(len(u))
+            output = net.forward(None, u.unsqueeze(0), room, base=first)
+            return Evaluation(u, k, head, [h[0] for h in room], output[0, 0])
         hidden = [F.relu_(torch.addmm(first, u, self.columns.mT))]
         for weight, bias in zip(self.weights, self.biases):
             h = hidden[-1]
@@ -113,16 +114,15 @@ class Conditioned(NamedTuple):
 
     def rows(self, start: int) -> Conditioned:
         """At the states from ``start`` on."""
-        return self._replace(shared=self.shared[start:], firsts=tuple(first[start:] for first in self.firsts))
+        return self._replace(shared=self.shared[start:])
 
-    def backward(self, evaluation: Evaluation, upstream: Tensor) -> tuple[Tensor, Pulled]:
-        """The gradient at ``u`` for one at the output, (batch, action) each, and what ``weight_gradients`` needs."""
+    def backward(self, evaluation: Evaluation, upstream: Tensor, room: list[Tensor] | None = None) -> tuple[Tensor, Pulled]:
+        """The gradient at ``u`` for one at the output, (batch, action) each, and what ``weight_gradients`` needs. ``room`` as of ``evaluate``."""
         hidden = evaluation.hidden
         if self.nets:
-            net, below = self.nets[evaluation.head], torch.empty_like(evaluation.u)
-            kept = net.hidden(len(below))
-            net.backward([h.unsqueeze(0) for h in hidden], upstream.unsqueeze(0), kept, below)
-            return below, Pulled(evaluation, [h[0] for h in kept], upstream)
+            net, room = self.nets[evaluation.head], room or self.nets[evaluation.head].hidden(len(upstream))
+            net.backward([h.unsqueeze(0) for h in hidden], upstream.unsqueeze(0), room)
+            return room[0][0] @ self.columns, Pulled(evaluation, [h[0] for h in room], upstream)
         below = upstream @ self.heads[evaluation.head][0]
         grads = [torch.ops.aten.threshold_backward(below, hidden[-1], 0)]
         for weight, h in zip(self.weights[::-1], hidden[-2::-1]):
@@ -153,40 +153,60 @@ class Pulled(NamedTuple):
     upstream: Tensor
 
 
-def weight_gradients(network: ScoreNetwork, state: Tensor, pulled: list[Pulled]) -> dict[str, Tensor]:
+class Stacked(NamedTuple):
+    """Several evaluations after their backward passes, all conditioned on the same states, one after another: (evaluations, batch, ...)."""
+
+    k: list[int | Tensor]
+    u: Tensor
+    hidden: list[Tensor]
+    grads: list[Tensor]
+    heads: dict[str, tuple[Tensor, Tensor]]  # of the evaluations with each head, their gradients at the output and their last hidden layers
+
+
+def stack(pulled: list[Pulled]) -> Stacked:
+    heads = {}
+    for head in {p.evaluation.head for p in pulled}:
+        used = [p for p in pulled if p.evaluation.head == head]
+        heads[head] = torch.stack([p.upstream for p in used]), torch.stack([p.evaluation.hidden[-1] for p in used])
+    layers = range(len(pulled[0].grads))
+    hidden = [torch.stack([p.evaluation.hidden[layer] for p in pulled]) for layer in layers[:-1]]
+    grads = [torch.stack([p.grads[layer] for p in pulled]) for layer in layers]
+    return Stacked([p.evaluation.k for p in pulled], torch.stack([p.evaluation.u for p in pulled]), hidden, grads, heads)
+
+
+def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked, net: FusedNet | None = None) -> dict[str, Tensor]:
     """The gradient of each parameter by its name, one product a layer for all evaluations together; parameters that none used are left out.
 
     ``state`` (batch, state) is what all evaluations were conditioned on. A chain of K steps and the score's own evaluation would otherwise make K + 1 small
-    products a layer and as many additions.
+    products a layer and as many additions. ``net``: what makes them in C++, for evaluations with one head.
     """
-    found: dict[str, Tensor] = {}
-    for index in range(1, len(network.weights)):
-        below = torch.cat([p.evaluation.hidden[index - 1] for p in pulled])
-        grad = torch.cat([p.grads[index] for p in pulled])
-        found[f"weights.{index}"] = affine(grad.mT, below.mT, None)
-        found[f"biases.{index}"] = grad.sum(0)
-    for head in network.head_weights:
-        used = [p for p in pulled if p.evaluation.head == head]
-        if used:
-            grad = torch.cat([p.upstream for p in used])
-            found[f"head_weights.{head}"] = affine(grad.mT, torch.cat([p.evaluation.hidden[-1] for p in used]).mT, None)
-            found[f"head_biases.{head}"] = grad.sum(0)
-    return found | _first_layer(network, state, pulled)
 
+    def product(grad: Tensor, below: Tensor) -> Tensor:
+        return affine(grad.flatten(0, 1).mT, below.flatten(0, 1).mT, None)
 
-def _first_layer(network: ScoreNetwork, state: Tensor, pulled: list[Pulled]) -> dict[str, Tensor]:
-    embedding, weight = network.embedding.detach(), network.weights[0].detach()
-    firsts = [p.grads[0] for p in pulled]
-    total = torch.stack(firsts).sum(0)
-    of_u = affine(torch.cat(firsts).mT, torch.cat([p.evaluation.u for p in pulled]).mT, None)
-    per_step = weight.new_zeros(len(embedding), len(weight))
-    for p in pulled:
-        k = p.evaluation.k
+    gradients: dict[str, Tensor] = {}
+    if net is None:
+        for index in range(1, len(network.weights)):
+            gradients[f"weights.{index}"] = product(found.grads[index], found.hidden[index - 1])
+            gradients[f"biases.{index}"] = found.grads[index].sum((0, 1))
+        for head, (upstream, last) in found.heads.items():
+            gradients[f"head_weights.{head}"] = product(upstream, last)
+            gradients[f"head_biases.{head}"] = upstream.sum((0, 1))
+    else:
+        [(head, (upstream, _))] = found.heads.items()
+        weights, biases = net.later_weight_gradients(found.hidden, found.grads, upstream)
+        for index in range(1, len(network.weights)):
+            gradients |= {f"weights.{index}": weights[index][0], f"biases.{index}": biases[index]}
+        gradients |= {f"head_weights.{head}": weights[-1][0], f"head_biases.{head}": biases[-1]}
+
+    embedding, weight, first = network.embedding.detach(), network.weights[0].detach(), found.grads[0]
+    total, per_step = first.sum(0), weight.new_zeros(len(embedding), len(weight))
+    for k, grad in zip(found.k, first):
         if isinstance(k, Tensor):
-            per_step += F.one_hot(k, len(embedding)).to(weight).mT @ p.grads[0]
+            per_step += F.one_hot(k, len(embedding)).to(weight).mT @ grad
         else:
-            per_step[k] += p.grads[0].sum(0)
-    return {
-        "weights.0": torch.cat([affine(total.mT, state.mT, None), of_u, per_step.mT @ embedding], dim=1), "biases.0": total.sum(0),
-        "embedding": per_step @ weight[:, network.state + network.action :],
+            per_step[k] += grad.sum(0)
+    columns = [affine(total.mT, state.mT, None), product(first, found.u), per_step.mT @ embedding]
+    return gradients | {
+        "weights.0": torch.cat(columns, dim=1), "biases.0": total.sum(0), "embedding": per_step @ weight[:, network.state + network.action :]
     }  # fmt: skip

@@ -80,7 +80,7 @@ class Ensemble(nn.Module):
     ):
         super().__init__()
         self.state, self.members, self.activation = state, members, activation
-        self._fused = False
+        self._fused: dict[torch.dtype, FusedNet] = {}
         self._parts: list[Layers] | None = (
             None  # views of the parameters, made once and not at every update
         )
@@ -94,18 +94,22 @@ class Ensemble(nn.Module):
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
 
     def fuse(self) -> None:
-        """Have the C++ passes from now on, where ``fits`` says that they can."""
-        self._fused = fits(self.weights[0], [w.shape[-1] for w in self.weights[:-1]])
+        """Have the C++ passes from now on, where ``fits`` says that they can. The parameters must stay where they are."""
+        if fits(self.weights[0], [w.shape[-1] for w in self.weights[:-1]]):
+            self._fused = {
+                dtype: FusedNet(list(self.weights), list(self.biases), self.state, silu=self.activation == "silu", flipped=False, dtype=dtype)
+                for dtype in (torch.float32, torch.bfloat16) if works(dtype)
+            }  # fmt: skip
 
     def layers(self, dtype: torch.dtype | None = None, backward: bool = True) -> Net:
         """The parameters as they are now, detached and cast for the products; for a forward pass alone unless ``backward``.
 
-        PyTorch's, one member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9 ms
-        against 2.7 batched), and in float32 where oneDNN makes them. Else all in one part: MKL gives each core members of its own.
+        PyTorch's, one member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9
+        ms against 2.7 batched), and in float32 where oneDNN makes them. Else all in one part: MKL gives each core members of its own.
         """
         wanted = dtype or self.weights[0].dtype
-        if self._fused and works(wanted):
-            return FusedNet(list(self.weights), list(self.biases), self.state, silu=self.activation == "silu", flipped=False, dtype=wanted, backward=backward)
+        if wanted in self._fused:
+            return self._fused[wanted].refresh(backward)
         single = wanted == torch.bfloat16 or (ONEDNN and wanted == torch.float32)
         if self.weights[0].device.type != "cpu" or not single:
             return [Layers([w.detach().to(wanted) for w in self.weights], [b.detach().to(wanted) for b in self.biases])]

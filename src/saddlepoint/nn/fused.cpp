@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -50,13 +51,17 @@ inline void store(BFloat16* p, Vec a, Vec b) {
 #endif
 }
 
-// 1/x for 1 <= x < inf.
-inline Vec inverse(Vec x) {
-#ifdef CPU_CAPABILITY_AVX512  // 14 bits and a step of Newton's: a division takes five times as long
-    const Vec y(_mm512_rcp14_ps(x));
-    return y * at::vec::fnmadd(x, y, Vec(2));
+// 1 / (1 + exp(-x)).
+inline Vec sigmoid(Vec x) {
+#ifdef CPU_CAPABILITY_AVX512  // half the instructions of the line below: 2^y as 2^round(y) times Cephes' polynomial (exp2f), 1/z as 14 bits and a step of Newton's
+    const Vec y(_mm512_min_ps(_mm512_set1_ps(115), x * Vec(-1.44269504f)));  // from there on the result is 0 in float32; what is not a number stays so
+    const Vec whole(_mm512_roundscale_ps(y, 0)), f = y - whole;
+    Vec power(1.535336188e-4f);
+    for (float c : {1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.0f}) power = at::vec::fmadd(power, f, Vec(c));
+    const Vec z = Vec(1) + Vec(_mm512_scalef_ps(power, whole)), inverse(_mm512_rcp14_ps(z));
+    return inverse * at::vec::fnmadd(z, inverse, Vec(2));
 #else
-    return x.reciprocal();
+    return (Vec(1) + x.neg().exp_u20()).reciprocal();
 #endif
 }
 
@@ -120,6 +125,22 @@ void interleave(const T* rows, i64 depth, i64 columns, T* out) {
             blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
 }
 
+// (rows, columns) to (rows, depth) with zeros at the end of each, in another precision.
+template <class T>
+void pad(const float* in, i64 rows, i64 columns, T* out, i64 depth) {
+    float row[STEP];
+    for (i64 r = 0; r < rows; ++r)
+        for (i64 j = 0; j < depth; j += STEP) {
+            const float* from = in + r * columns + j;
+            if (j + STEP > columns) {
+                std::fill(std::copy(from, from + std::max(columns - j, i64(0)), row), row + STEP, 0.0f);
+                from = row;
+            }
+            auto [a, b] = load(from);
+            store(out + r * depth + j, a, b);
+        }
+}
+
 // A weight (rows, columns), or its transpose, as a factor of depth padded(...), written to `out` (with room for whole blocks of columns).
 template <class T>
 void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
@@ -169,8 +190,7 @@ template <class T>
 inline void activate(bool silu, Vec p0, Vec p1, T* out, T* source) {
     const Vec zero(0), one(1);
     if (!silu) return store(out, at::vec::maximum(p0, zero), at::vec::maximum(p1, zero));
-    const Vec most(80);  // from there on the gate is 0 in float32
-    const Vec g0 = inverse(one + at::vec::minimum(zero - p0, most).exp_u20()), g1 = inverse(one + at::vec::minimum(zero - p1, most).exp_u20());
+    const Vec g0 = sigmoid(p0), g1 = sigmoid(p1);
     const Vec y0 = p0 * g0, y1 = p1 * g1;
     store(out, y0, y1);
     if (source) store(source, g0 + y0 * (one - g0), g1 + y1 * (one - g1));
@@ -184,22 +204,81 @@ inline Two slope(bool silu, const T* source) {
     return {Vec::blendv(zero, one, s0 > zero), Vec::blendv(zero, one, s1 > zero)};
 }
 
+// Rows of what is kept of each hidden layer, from `row` on; nothing where nothing is kept.
 template <class T>
-void forward(const Net& net, T* const* packed, const T* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
+struct Kept {
+    T* const* layers;
+    const Net& net;
+    i64 row;
+    T* operator[](i64 layer) const { return layers ? layers[layer] + row * net.widths[layer] : nullptr; }
+};
+
+i64 widest(const Net& net) { return *std::max_element(net.widths, net.widths + net.hidden); }
+
+// The columns of the first layer that see the narrow inputs: (narrow, widths[0]).
+const float* narrow_columns(const Net& net, i64 member) { return net.weights[0] + (member * (net.wide + net.narrow) + net.wide) * net.widths[0]; }
+
+// The first layer at n rows: activation(common (n, width) + more (width) + narrow @ columns).
+template <class T>
+void first_layer(const Net& net, i64 member, const float* common, const float* more, const float* narrow, i64 n, T* out, T* source) {
+    const i64 width = net.widths[0];
+    const float* columns = narrow_columns(net, member);
+    for (i64 r = 0; r < n; ++r)
+        for (i64 j = 0; j < width; j += STEP) {
+            auto [p0, p1] = load(common + r * width + j);
+            if (more) {
+                auto [m0, m1] = load(more + j);
+                p0 = p0 + m0, p1 = p1 + m1;
+            }
+            for (i64 a = 0; a < net.narrow; ++a) {
+                const Vec u(narrow[r * net.narrow + a]);
+                auto [w0, w1] = load(columns + a * width + j);
+                p0 = at::vec::fmadd(u, w0, p0), p1 = at::vec::fmadd(u, w1, p1);
+            }
+            activate(net.silu, p0, p1, out + r * width + j, source ? source + r * width + j : nullptr);
+        }
+}
+
+// The other hidden layers at n rows and the head's values (n, head), from the first layer's output h. Outputs that are not kept go to ping and pong.
+template <class T>
+void layers_forward(const Net& net, T* const* packed, i64 member, i64 n, const T* h, Kept<T> outputs, Kept<T> sources, T* ping, T* pong, float* values) {
+    for (i64 layer = 1; layer < net.hidden; ++layer) {
+        const i64 width = net.widths[layer];
+        const float* bias = net.biases[layer] + member * width;
+        T* next = outputs.layers ? outputs[layer] : (h == ping ? pong : ping);
+        T* source = sources[layer];
+        product<T>(h, net.widths[layer - 1], n, factor(net, packed, layer, member, false), [&](i64 from, i64 count, const float* c) {
+            for (i64 r = 0; r < n; ++r)
+                for (i64 j = 0; j < count; j += STEP) {
+                    auto [c0, c1] = load(c + r * COLUMNS + j);
+                    auto [b0, b1] = load(bias + from + j);
+                    const i64 to = r * width + from + j;
+                    activate(net.silu, c0 + b0, c1 + b1, next + to, source ? source + to : nullptr);
+                }
+        });
+        h = next;
+    }
+    const i64 last = net.widths[net.hidden - 1];
+    const float *head = net.weights[net.hidden] + member * net.head * last, *bias = net.biases[net.hidden] + member * net.head;
+    for (i64 r = 0; r < n; ++r)
+        for (i64 o = 0; o < net.head; ++o) values[r * net.head + o] = dot(h + r * last, head + o * last, last) + bias[o];
+}
+
+template <class T>
+void forward(const Net& net, T* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
              T* const* outputs, T* const* sources, float* values) {
-    const i64 tiles = (batch + ROWS - 1) / ROWS, rows = proposals * batch, first = net.widths[0], last = net.widths[net.hidden - 1];
-    const i64 widest = *std::max_element(net.widths, net.widths + net.hidden);
+    const i64 tiles = (batch + ROWS - 1) / ROWS, rows = proposals * batch, first = net.widths[0];
     at::parallel_for(0, net.members * tiles, 1, [&](i64 begin, i64 end) {
+        const i64 depth = padded(net.wide);
         Buffer<float> shared(ROWS * first);
-        Buffer<T> ping(ROWS * widest), pong(ROWS * widest);
+        Buffer<T> input(ROWS * depth), ping(ROWS * widest(net)), pong(ROWS * widest(net));
         for (i64 task = begin; task < end; ++task) {
             const i64 member = task / tiles, start = task % tiles * ROWS, n = std::min(ROWS, batch - start);
-            const float* columns = net.weights[0] + (member * (net.wide + net.narrow) + net.wide) * first;
             const float* common = base ? base + start * first : static_cast<float*>(shared);
             if (!base) {
-                const i64 depth = padded(net.wide);
                 const float* bias = net.biases[0] + member * first;
-                product<T>(wide + start * depth, depth, n, factor(net, packed, 0, member, false), [&](i64 from, i64 width, const float* c) {
+                pad(wide + start * net.wide, n, net.wide, static_cast<T*>(input), depth);
+                product<T>(input, depth, n, factor(net, packed, 0, member, false), [&](i64 from, i64 width, const float* c) {
                     for (i64 r = 0; r < n; ++r)
                         for (i64 j = 0; j < width; j += STEP) {
                             auto [c0, c1] = load(c + r * COLUMNS + j);
@@ -210,165 +289,214 @@ void forward(const Net& net, T* const* packed, const T* wide, const float* base,
             }
             for (i64 p = 0; p < proposals; ++p) {
                 const i64 row = p * batch + start, at = member * rows + row;
-                T* h = outputs ? outputs[0] + at * first : static_cast<T*>(ping);
-                T* source = sources ? sources[0] + at * first : nullptr;
-                for (i64 r = 0; r < n; ++r)
-                    for (i64 j = 0; j < first; j += STEP) {
-                        auto [p0, p1] = load(common + r * first + j);
-                        for (i64 a = 0; a < net.narrow; ++a) {
-                            const Vec u(narrow[(row + r) * net.narrow + a]);
-                            auto [w0, w1] = load(columns + a * first + j);
-                            p0 = at::vec::fmadd(u, w0, p0), p1 = at::vec::fmadd(u, w1, p1);
-                        }
-                        activate(net.silu, p0, p1, h + r * first + j, source ? source + r * first + j : nullptr);
-                    }
-                for (i64 layer = 1; layer < net.hidden; ++layer) {
-                    const i64 width = net.widths[layer];
-                    const float* bias = net.biases[layer] + member * width;
-                    T* next = outputs ? outputs[layer] + at * width : static_cast<T*>(layer % 2 ? pong : ping);
-                    source = sources ? sources[layer] + at * width : nullptr;
-                    product<T>(h, net.widths[layer - 1], n, factor(net, packed, layer, member, false), [&](i64 from, i64 count, const float* c) {
-                        for (i64 r = 0; r < n; ++r)
-                            for (i64 j = 0; j < count; j += STEP) {
-                                auto [c0, c1] = load(c + r * COLUMNS + j);
-                                auto [b0, b1] = load(bias + from + j);
-                                const i64 to = r * width + from + j;
-                                activate(net.silu, c0 + b0, c1 + b1, next + to, source ? source + to : nullptr);
-                            }
-                    });
-                    h = next;
-                }
-                const float* head = net.weights[net.hidden] + member * net.head * last;
-                for (i64 r = 0; r < n; ++r)
-                    for (i64 o = 0; o < net.head; ++o)
-                        values[(at + r) * net.head + o] = dot(h + r * last, head + o * last, last) + net.biases[net.hidden][member * net.head + o];
+                const Kept<T> kept{outputs, net, at}, slopes{sources, net, at};
+                T* h = outputs ? kept[0] : static_cast<T*>(ping);
+                first_layer<T>(net, member, common, nullptr, narrow + row * net.narrow, n, h, slopes[0]);
+                layers_forward<T>(net, packed, member, n, h, kept, slopes, ping, pong, values + at * net.head);
             }
         }
         blas::brgemm_release(!std::is_same_v<T, float>);
     });
 }
 
-// Back from `upstream` (members, rows, head) at the values: gradients at the pre-activations of all layers to `grads` (members, stride, width), and at the
-// narrow inputs, summed over members, to `below` (rows, narrow); either may be null. Without `grads`, rows without upstream are left out: a reward head is the
-// smallest in a part of the rows only, and costs matter only where the penalty pushes.
+// Back through all hidden layers from `upstream` (n, head) at the values, for the `count` rows `picked`: returns the gradient at the first pre-activation,
+// (count, widths[0]). `sources` and `upstream` have all n rows; `grads` and what is returned the picked ones.
+template <class T>
+const T* layers_back(const Net& net, T* const* packed, i64 member, const i64* picked, i64 count, const float* upstream, Kept<T> sources, Kept<T> grads, T* ping, T* pong) {
+    const i64 last = net.widths[net.hidden - 1];
+    const float* head = net.weights[net.hidden] + member * net.head * last;
+    T* g = grads.layers ? grads[net.hidden - 1] : ping;
+    for (i64 i = 0; i < count; ++i)
+        for (i64 j = 0; j < last; j += STEP) {
+            Vec g0(0), g1(0);
+            for (i64 o = 0; o < net.head; ++o) {
+                const Vec u(upstream[picked[i] * net.head + o]);
+                auto [w0, w1] = load(head + o * last + j);
+                g0 = at::vec::fmadd(u, w0, g0), g1 = at::vec::fmadd(u, w1, g1);
+            }
+            auto [s0, s1] = slope(net.silu, sources[net.hidden - 1] + picked[i] * last + j);
+            store(g + i * last + j, g0 * s0, g1 * s1);
+        }
+    for (i64 layer = net.hidden - 1; layer > 0; --layer) {
+        const i64 width = net.widths[layer - 1];
+        T* next = grads.layers ? grads[layer - 1] : (g == ping ? pong : ping);
+        const T* source = sources[layer - 1];
+        product<T>(g, net.widths[layer], count, factor(net, packed, layer, member, true), [&](i64 from, i64 wide, const float* c) {
+            for (i64 i = 0; i < count; ++i)
+                for (i64 j = 0; j < wide; j += STEP) {
+                    auto [c0, c1] = load(c + i * COLUMNS + j);
+                    auto [s0, s1] = slope(net.silu, source + picked[i] * width + from + j);
+                    store(next + i * width + from + j, c0 * s0, c1 * s1);
+                }
+        });
+        g = next;
+    }
+    return g;
+}
+
+// below[picked] += g (count, widths[0]) @ columns^T, (n, narrow).
+template <class T>
+void narrow_back(const Net& net, i64 member, const i64* picked, i64 count, const T* g, float* below) {
+    const i64 first = net.widths[0];
+    const float* columns = narrow_columns(net, member);
+    for (i64 i = 0; i < count; ++i)
+        for (i64 a = 0; a < net.narrow; ++a) below[picked[i] * net.narrow + a] += dot(g + i * first, columns + a * first, first);
+}
+
+struct Every {  // the rows 0, 1, ... of a tile
+    i64 rows[ROWS];
+    Every() { std::iota(rows, rows + ROWS, 0); }
+};
+
+// Back from `upstream` (members, rows, head) at the values: gradients at the pre-activations of all layers to `grads` (members, stride, width), or those at the
+// narrow inputs, summed over members, to `below` (rows, narrow). For `below`, rows without upstream are left out: a reward head is the smallest in a part of
+// the rows only, and costs matter only where the penalty pushes.
 template <class T>
 void backward(const Net& net, T* const* packed, i64 rows, T* const* sources, const float* upstream, T* const* grads, i64 stride, float* below) {
-    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], last = net.widths[net.hidden - 1];
-    const i64 widest = *std::max_element(net.widths, net.widths + net.hidden), groups = grads ? net.members : 1;
-    at::parallel_for(0, groups * tiles, 1, [&](i64 begin, i64 end) {
-        Buffer<T> ping(ROWS * widest), pong(ROWS * widest);
+    const i64 tiles = (rows + ROWS - 1) / ROWS;
+    const Every every;
+    at::parallel_for(0, (grads ? net.members : 1) * tiles, 1, [&](i64 begin, i64 end) {
+        Buffer<T> ping(ROWS * widest(net)), pong(ROWS * widest(net));
         for (i64 task = begin; task < end; ++task) {
             const i64 start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
-            if (below && !grads) std::fill(below + start * net.narrow, below + (start + n) * net.narrow, 0.0f);
-            for (i64 member = grads ? task / tiles : 0; member < (grads ? task / tiles + 1 : net.members); ++member) {
+            if (grads) {
+                const i64 member = task / tiles, at = member * rows + start;
+                layers_back<T>(net, packed, member, every.rows, n, upstream + at * net.head, {sources, net, at}, {grads, net, member * stride + start}, ping, pong);
+                continue;
+            }
+            std::fill(below + start * net.narrow, below + (start + n) * net.narrow, 0.0f);
+            for (i64 member = 0; member < net.members; ++member) {
                 const i64 at = member * rows + start;
                 i64 picked[ROWS], count = 0;
                 for (i64 r = 0; r < n; ++r)
-                    if (grads || std::any_of(upstream + (at + r) * net.head, upstream + (at + r + 1) * net.head, [](float u) { return u != 0; })) picked[count++] = r;
+                    if (std::any_of(upstream + (at + r) * net.head, upstream + (at + r + 1) * net.head, [](float u) { return u != 0; })) picked[count++] = r;
                 if (!count) continue;
-                const i64 place = member * stride + start;
-                T* g = grads ? grads[net.hidden - 1] + place * last : static_cast<T*>(ping);
-                const float* head = net.weights[net.hidden] + member * net.head * last;
-                for (i64 i = 0; i < count; ++i)
-                    for (i64 j = 0; j < last; j += STEP) {
-                        Vec g0(0), g1(0);
-                        for (i64 o = 0; o < net.head; ++o) {
-                            const Vec u(upstream[(at + picked[i]) * net.head + o]);
-                            auto [w0, w1] = load(head + o * last + j);
-                            g0 = at::vec::fmadd(u, w0, g0), g1 = at::vec::fmadd(u, w1, g1);
-                        }
-                        auto [s0, s1] = slope(net.silu, sources[net.hidden - 1] + (at + picked[i]) * last + j);
-                        store(g + i * last + j, g0 * s0, g1 * s1);
-                    }
-                for (i64 layer = net.hidden - 1; layer > 0; --layer) {
-                    const i64 width = net.widths[layer - 1];
-                    T* next = grads ? grads[layer - 1] + place * width : static_cast<T*>(g == static_cast<T*>(ping) ? pong : ping);
-                    const T* source = sources[layer - 1] + at * width;
-                    product<T>(g, net.widths[layer], count, factor(net, packed, layer, member, true), [&](i64 from, i64 wide, const float* c) {
-                        for (i64 i = 0; i < count; ++i)
-                            for (i64 j = 0; j < wide; j += STEP) {
-                                auto [c0, c1] = load(c + i * COLUMNS + j);
-                                auto [s0, s1] = slope(net.silu, source + picked[i] * width + from + j);
-                                store(next + i * width + from + j, c0 * s0, c1 * s1);
-                            }
-                    });
-                    g = next;
-                }
-                if (!below) continue;
-                const float* columns = net.weights[0] + (member * (net.wide + net.narrow) + net.wide) * first;
-                for (i64 i = 0; i < count; ++i)
-                    for (i64 a = 0; a < net.narrow; ++a) {
-                        float* to = below + (start + picked[i]) * net.narrow + a;
-                        const float found = dot(g + i * first, columns + a * first, first);
-                        *to = grads ? found : *to + found;
-                    }
+                const T* g = layers_back<T>(net, packed, member, picked, count, upstream + at * net.head, {sources, net, at}, {nullptr, net, 0}, ping, pong);
+                narrow_back(net, member, picked, count, g, below + start * net.narrow);
             }
         }
         blas::brgemm_release(!std::is_same_v<T, float>);
     });
 }
 
-// Gradients of weights and biases, in the layout of critics (members, in, out), from `inputs` (rows, wide + narrow), the hidden layers' outputs, the gradients
-// that `backward` left, whose `stride` rows are 0 from `rows` on, and `upstream` (members, rows, 1).
+// A chain of a score network (one member): x_k = keep_k x_{k+1} + drift_k output(common + times_k, x_{k+1}) + std_k noise_k, for k from steps - 1 down to 0,
+// in `latents` (steps + 1, rows, narrow), whose last row is given. Of rows from `from` on, the hidden layers' outputs go to `kept` (steps, rows - from, width).
+void chain_forward(const Net& net, float* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
+                   const float* std, i64 steps, i64 rows, i64 from, float* latents, float* const* kept) {
+    const i64 before = (from + ROWS - 1) / ROWS, tiles = before + (rows - from + ROWS - 1) / ROWS, first = net.widths[0], size = net.narrow;
+    at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+        Buffer<float> ping(ROWS * widest(net)), pong(ROWS * widest(net)), output(ROWS * size);
+        for (i64 tile = begin; tile < end; ++tile) {
+            const bool record = kept && tile >= before;
+            const i64 start = tile < before ? tile * ROWS : from + (tile - before) * ROWS, n = std::min(ROWS, (tile < before ? from : rows) - start);
+            for (i64 k = steps - 1; k >= 0; --k) {
+                const Kept<float> outputs{record ? kept : nullptr, net, k * (rows - from) + start - from};
+                float *x = latents + ((k + 1) * rows + start) * size, *next = latents + (k * rows + start) * size;
+                float* h = record ? outputs[0] : static_cast<float*>(ping);
+                first_layer<float>(net, 0, common + start * first, times + k * first, x, n, h, nullptr);
+                layers_forward<float>(net, packed, 0, n, h, outputs, {nullptr, net, 0}, ping, pong, output);
+                for (i64 i = 0; i < n * size; ++i)
+                    next[i] = keep[k] * x[i] + drift[k] * output[i] + (noise ? std[k] * noise[(k * rows + start) * size + i] : 0.0f);
+            }
+        }
+        blas::brgemm_release(false);
+    });
+}
+
+// Back along a chain from `upstream` (steps + 1, rows, narrow) at its latents: gradients at the outputs of all steps to `of_output` (steps, rows, narrow), and
+// at the pre-activations to `grads` (steps, rows, width).
+void chain_backward(const Net& net, float* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows, float* const* kept,
+                    float* of_output, float* const* grads) {
+    const i64 tiles = (rows + ROWS - 1) / ROWS, size = net.narrow;
+    const Every every;
+    at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+        Buffer<float> pull(ROWS * size);
+        for (i64 tile = begin; tile < end; ++tile) {
+            const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
+            std::copy(upstream + start * size, upstream + (start + n) * size, static_cast<float*>(pull));
+            for (i64 k = 0; k < steps; ++k) {
+                const i64 at = k * rows + start;
+                float* up = of_output + at * size;
+                for (i64 i = 0; i < n * size; ++i) up[i] = drift[k] * pull[i];
+                const float* g = layers_back<float>(net, packed, 0, every.rows, n, up, {kept, net, at}, {grads, net, at}, nullptr, nullptr);
+                for (i64 i = 0; i < n * size; ++i) pull[i] = upstream[(at + rows) * size + i] + keep[k] * pull[i];
+                narrow_back(net, 0, every.rows, n, g, pull);
+            }
+        }
+        blas::brgemm_release(false);
+    });
+}
+
+// Gradients of weights and biases, in the layout of these, from `inputs` (rows, wide + narrow), or without those of the first layer's weights where null; from
+// the hidden layers' outputs, the gradients that `backward` left, whose `stride` rows are 0 from `rows` on, and `upstream` (members, rows, head).
 template <class T>
 void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outputs, T* const* grads, i64 stride, const float* upstream,
                       float* const* d_weights, float* const* d_biases) {
-    const i64 last = net.widths[net.hidden - 1];
+    // A product for each layer: left^T right, (rows, in)^T (rows, out), or flipped, the other way round.
+    struct Sides { const T *left, *right; i64 left_rows, right_rows, in, out; };
+    const auto sides = [&](i64 member, i64 layer) -> Sides {
+        const i64 below = layer ? net.widths[layer - 1] : net.wide + net.narrow, width = net.widths[layer];
+        const T *source = layer ? outputs[layer - 1] + member * rows * below : inputs, *grad = grads[layer] + member * stride * width;
+        if (net.flipped) return {grad, source, stride, rows, width, below};
+        return {source, grad, rows, stride, below, width};
+    };
+    constexpr bool same = std::is_same_v<T, float>;
+    const i64 first = inputs ? 0 : 1, layers = net.hidden + 1, last = net.widths[net.hidden - 1];
     std::vector<i64> offset(net.hidden + 1, 0);
-    for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size(stride, net.widths[layer]);
-    Buffer<T> packed(std::is_same_v<T, float> ? 0 : net.members * offset[net.hidden]);
-    const i64 layers = net.hidden + 1;
+    for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size(stride, std::max(net.widths[layer], layer ? net.widths[layer - 1] : 0));
+    Buffer<T> packed(same ? 0 : net.members * offset[net.hidden]);
+    const auto factor_of = [&](i64 member, i64 layer) { return packed + member * offset[net.hidden] + offset[layer]; };
     at::parallel_for(0, net.members * layers, 1, [&](i64 begin, i64 end) {
         for (i64 task = begin; task < end; ++task) {
             const i64 member = task / layers, layer = task % layers;
-            if (layer == net.hidden) {
-                float* d_weight = d_weights[layer] + member * last;
-                float sum = 0;
-                std::fill(d_weight, d_weight + last, 0.0f);
-                for (i64 r = 0; r < rows; ++r) {
-                    const float up = upstream[member * rows + r];
-                    sum += up;
-                    for (i64 j = 0; j < last; j += STEP) {
-                        auto [h0, h1] = load(outputs[layer - 1] + (member * rows + r) * last + j);
-                        auto [d0, d1] = load(d_weight + j);
-                        store(d_weight + j, at::vec::fmadd(Vec(up), h0, d0), at::vec::fmadd(Vec(up), h1, d1));
-                    }
+            const auto add = [](float* to, Vec scale, const T* row, i64 width) {
+                for (i64 j = 0; j < width; j += STEP) {
+                    auto [a, b] = load(row + j);
+                    auto [t0, t1] = load(to + j);
+                    store(to + j, at::vec::fmadd(scale, a, t0), at::vec::fmadd(scale, b, t1));
                 }
-                d_biases[layer][member] = sum;
+            };
+            if (layer < net.hidden) {
+                const i64 width = net.widths[layer];
+                float* d_bias = d_biases[layer] + member * width;
+                std::fill(d_bias, d_bias + width, 0.0f);
+                for (i64 r = 0; r < rows; ++r) add(d_bias, Vec(1), grads[layer] + (member * stride + r) * width, width);
+                if (layer >= first) {
+                    const Sides s = sides(member, layer);
+                    interleave(s.right, stride, s.out, factor_of(member, layer));
+                }
                 continue;
             }
-            const i64 width = net.widths[layer];
-            const T* grad = grads[layer] + member * stride * width;
-            float* d_bias = d_biases[layer] + member * width;
-            std::fill(d_bias, d_bias + width, 0.0f);
-            for (i64 r = 0; r < rows; ++r)
-                for (i64 j = 0; j < width; j += STEP) {
-                    auto [g0, g1] = load(grad + r * width + j);
-                    auto [d0, d1] = load(d_bias + j);
-                    store(d_bias + j, d0 + g0, d1 + g1);
+            for (i64 o = 0; o < net.head; ++o) {
+                float *d_weight = d_weights[layer] + (member * net.head + o) * last, *d_bias = d_biases[layer] + member * net.head + o;
+                std::fill(d_weight, d_weight + last, 0.0f), *d_bias = 0;
+                for (i64 r = 0; r < rows; ++r) {
+                    const float up = upstream[(member * rows + r) * net.head + o];
+                    *d_bias += up;
+                    add(d_weight, Vec(up), outputs[layer - 1] + (member * rows + r) * last, last);
                 }
-            interleave(grad, stride, width, packed + member * offset[net.hidden] + offset[layer]);
+            }
         }
     });
     std::vector<std::tuple<i64, i64, i64>> tasks;  // member, layer, first row of the weight
     for (i64 member = 0; member < net.members; ++member)
-        for (i64 layer = 0; layer < net.hidden; ++layer)
-            for (i64 k = 0; k < (layer ? net.widths[layer - 1] : net.wide + net.narrow); k += ROWS) tasks.emplace_back(member, layer, k);
+        for (i64 layer = first; layer < net.hidden; ++layer)
+            for (i64 k = 0; k < sides(member, layer).in; k += ROWS) tasks.emplace_back(member, layer, k);
     at::parallel_for(0, static_cast<i64>(tasks.size()), 1, [&](i64 begin, i64 end) {
         Buffer<T> turned(ROWS * stride);
         for (i64 task = begin; task < end; ++task) {
             auto [member, layer, k] = tasks[task];
-            const i64 in = layer ? net.widths[layer - 1] : net.wide + net.narrow, width = net.widths[layer], n = std::min(ROWS, in - k);
-            if (layer) transpose(outputs[layer - 1] + member * rows * in + k, in, rows, n, static_cast<T*>(turned), stride);
-            else transpose(inputs + k, in, rows, n, static_cast<T*>(turned), stride);
+            const Sides s = sides(member, layer);
+            const i64 n = std::min(ROWS, s.in - k);
+            transpose(s.left + k, s.in, rows, n, static_cast<T*>(turned), stride);
             for (i64 c = 0; c < n; ++c) std::fill(turned + c * stride + rows, turned + (c + 1) * stride, T(0));
-            const T* grad = std::is_same_v<T, float> ? grads[layer] + member * stride * width : packed + member * offset[net.hidden] + offset[layer];
-            float* d_weight = d_weights[layer] + (member * in + k) * width;
-            product<T>(turned, stride, n, Factor<T>{grad, stride, width}, [&](i64 from, i64 count, const float* c) {
-                for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + count, d_weight + r * width + from);
+            float* d_weight = d_weights[layer] + (member * s.in + k) * s.out;
+            const Factor<T> right{same ? s.right : factor_of(member, layer), stride, s.out};
+            product<T>(turned, stride, n, right, [&, out = s.out](i64 from, i64 count, const float* c) {
+                for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + count, d_weight + r * out + from);
             });
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        blas::brgemm_release(!same);
     });
 }
 
@@ -395,11 +523,11 @@ int pack_net(const Net* net, int low, int backward, void* const* packed) {
     return guarded([&] { low ? pack_all(*net, backward, as<BFloat16>(packed)) : pack_all(*net, backward, as<float>(packed)); });
 }
 
-int forward_net(const Net* net, int low, void* const* packed, const void* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
+int forward_net(const Net* net, int low, void* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
                 void* const* outputs, void* const* sources, float* values) {
     return guarded([&] {
-        low ? forward(*net, as<BFloat16>(packed), static_cast<const BFloat16*>(wide), base, narrow, proposals, batch, as<BFloat16>(outputs), as<BFloat16>(sources), values)
-            : forward(*net, as<float>(packed), static_cast<const float*>(wide), base, narrow, proposals, batch, as<float>(outputs), as<float>(sources), values);
+        low ? forward(*net, as<BFloat16>(packed), wide, base, narrow, proposals, batch, as<BFloat16>(outputs), as<BFloat16>(sources), values)
+            : forward(*net, as<float>(packed), wide, base, narrow, proposals, batch, as<float>(outputs), as<float>(sources), values);
     });
 }
 
@@ -408,6 +536,16 @@ int backward_net(const Net* net, int low, void* const* packed, i64 rows, void* c
         low ? backward(*net, as<BFloat16>(packed), rows, as<BFloat16>(sources), upstream, as<BFloat16>(grads), stride, below)
             : backward(*net, as<float>(packed), rows, as<float>(sources), upstream, as<float>(grads), stride, below);
     });
+}
+
+int chain_forward_net(const Net* net, void* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
+                      const float* std, i64 steps, i64 rows, i64 from, float* latents, void* const* kept) {
+    return guarded([&] { chain_forward(*net, as<float>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<float>(kept)); });
+}
+
+int chain_backward_net(const Net* net, void* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows, void* const* kept,
+                       float* of_output, void* const* grads) {
+    return guarded([&] { chain_backward(*net, as<float>(packed), upstream, keep, drift, steps, rows, as<float>(kept), of_output, as<float>(grads)); });
 }
 
 int weight_gradients_net(const Net* net, int low, i64 rows, const void* inputs, void* const* outputs, void* const* grads, i64 stride, const float* upstream,

@@ -25,9 +25,11 @@ from saddlepoint.types import EnvShape, Learner, UserError
 
 C = TypeVar("C", contravariant=True)
 
-COMPILE_PAYS_AFTER = 40_000
-"""updates from which ``--compile auto`` compiles: on two cores that takes 70 to 100 s once, and saves ALGD 21 ms an update on an Intel Xeon
-(benchmarks/results/algd_update_2threads.json) and saved it 1.5 to 2.4 ms with bfloat16 on an AMD EPYC (algd_update_2threads_amd.json)"""
+COMPILE_PAYS_AFTER = 1_000
+"""updates from which ``--compile auto`` compiles on a CPU: building the C++ passes takes some 15 s, once for each machine and version, and saves ALGD 15 ms an
+update and more (benchmarks/results/algd_update_2threads.json)"""
+CUDA_COMPILE_PAYS_AFTER = 40_000
+"""the same where PyTorch compiles whole updates, which takes a minute or two"""
 
 
 class LearnerFactory(Protocol[C]):
@@ -160,4 +162,5 @@ def compiles(config: TrainConfig, learner: LearnerFactory[C], learner_config: C,
     if device.type == "cpu" and not (isinstance(learner, GainsByCompiling) and learner.gains_by_compiling(learner_config)):
         return False
     without = 0 if config.catch_up else config.warmup_steps
-    return config.updates_per_step * (config.total_steps - without) >= COMPILE_PAYS_AFTER
+    least = COMPILE_PAYS_AFTER if device.type == "cpu" else CUDA_COMPILE_PAYS_AFTER
+    return config.updates_per_step * (config.total_steps - without) >= least

@@ -1,0 +1,191 @@
+"""The C++ passes (nn/fused.cpp) against PyTorch's, autograd's, and themselves with other threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from saddlepoint.algd.agent import ALGD
+from saddlepoint.algd.config import PARITY, PARITY_VP, ALGDConfig
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.nn import fused
+from saddlepoint.nn.critics import Ensemble, action_gradient, trace, weight_gradients
+from saddlepoint.types import Batch, EnvShape
+
+pytestmark = pytest.mark.skipif(not fused.works(torch.float32), reason="no C++ compiler, or no AVX-512")
+LOW = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not fused.works(torch.bfloat16), reason="no products in bfloat16"))
+CONFIG = ALGDConfig(critic_hidden=(64, 32), policy_hidden=(32, 96, 64), batch_size=70)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize(
+    ("members", "state", "action", "hidden", "proposals", "batch"),
+    [(1, 3, 1, (32,), 1, 1), (3, 33, 2, (64, 96), 3, 70), (2, 60, 5, (32, 64, 32), 2, 128), (6, 32, 17, (256, 256), 1, 33)],
+)
+def test_passes_are_those_of_autograd(dtype, activation, members, state, action, hidden, proposals, batch, generator):
+    critic = Ensemble(members, state, action, hidden, activation, generator)
+    with torch.no_grad():
+        for bias in critic.biases:
+            bias.normal_(std=0.3, generator=generator)
+    s = torch.randn(batch, state, generator=generator)
+    a = torch.randn(proposals, batch, action, generator=generator).requires_grad_()
+    values = torch.stack([critic(s, one) for one in a], 1)
+    upstream = torch.randn(values.shape, generator=generator) * (torch.rand(values.shape, generator=generator) < 0.6)
+    slopes = torch.autograd.grad(values, a, upstream)[0]
+    wanted = torch.autograd.grad(critic(s, a[0]), list(critic.parameters()), upstream[:, 0])
+    a = a.detach()
+
+    def found() -> list[Tensor]:
+        net = critic.layers(dtype)
+        saved = trace(net, s, a, activation, "slopes")
+        first = trace(net, s, a[:1], activation)
+        weights, biases = weight_gradients(net, first, torch.cat([s, a[0]], -1), upstream[:, 0], activation)
+        parts = [saved.values, trace(net, s, a, activation, "nothing").values, action_gradient(net, saved, upstream, activation, state), *weights, *biases]
+        return [part.detach() for part in parts]
+
+    exact = [values.detach(), values.detach(), slopes, *wanted]
+    layered = found()
+    critic.fuse()
+    assert isinstance(critic.layers(dtype), fused.FusedNet)
+    for got, by_pytorch, want in zip(found(), layered, exact, strict=True):
+        assert got.shape == want.shape
+        # Exact in float32; in bfloat16, where a ReLU near 0 goes either way, no further off than PyTorch's.
+        allowed = 1e-5 * want.norm() if dtype == torch.float32 else 0.01 * want.norm() + 1.5 * (by_pytorch - want).norm()
+        assert (got - want).norm() <= allowed
+
+
+def test_passes_take_up_weights_that_have_moved(generator):
+    critic = Ensemble(2, 4, 2, (32, 32), "silu", generator)
+    s, a = torch.randn(5, 4, generator=generator), torch.randn(1, 5, 2, generator=generator)
+    critic.fuse()
+    with torch.no_grad():
+        before = trace(critic.layers(), s, a, "silu").values
+        critic.weights[1].mul_(2)
+        after = trace(critic.layers(), s, a, "silu").values
+        torch.testing.assert_close(after[:, 0], critic(s, a[0]))
+    assert not torch.allclose(before, after)
+
+
+VARIANTS = {
+    "default": {}, "no entropy": {"entropy": "none"}, "action space": {"score_space": "action"}, "variance preserving": {"schedule": "vp"},
+    "clean": {"prediction": "clean"}, "score": {"prediction": "score"}, "attached": {"detach_point": False, "score_pairing": "after"},
+    "mean form": {"score_form": "mean", "proposals": 6}, "plain": {"energy": "plain"}, "one step": {"steps": 1, "schedule": "vp"},
+}  # fmt: skip
+
+
+def agents(config: ALGDConfig, constraints: int = 1) -> tuple[ALGD, ALGD]:
+    shape = EnvShape(33, (-1.0, -2.0), (1.0, 0.5), constraints)
+    budgets = (CostBudget(0.01),) * constraints
+    one, two = (ALGD(config, shape, budgets, seed=3, compile=compiled) for compiled in (False, True))
+    return one, two
+
+
+def batch_of(rows: int, constraints: int, generator: torch.Generator) -> Batch:
+    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    ends = (torch.rand(rows, generator=generator) < 0.1).float()
+    return Batch(draw(rows, 33), torch.tanh(draw(rows, 2)), draw(rows), draw(rows, constraints).abs(), draw(rows, 33), ends)
+
+
+def follow_each_other(config: ALGDConfig, constraints: int, generator: torch.Generator) -> None:
+    eager, compiled = agents(config, constraints)
+    assert compiled.policy.network._fused
+    assert not eager.policy.network._fused
+    spent = torch.full((constraints,), 0.5, dtype=torch.float64) if config.multiplier_actions == "recent" else None
+    for _ in range(3):
+        batch = batch_of(config.batch_size, constraints, generator)
+        metrics = [agent.update_batch(batch, agent.draw(config.batch_size), spent) for agent in (eager, compiled)]
+    for name in metrics[0]:
+        assert float(metrics[1][name]) == pytest.approx(float(metrics[0][name]), rel=1e-3, abs=1e-5), name
+    for (name, one), two in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
+        if one.is_floating_point():  # Adam's steps are the signs of gradients at first: those that are 0 but for rounding go either way
+            assert (one - two).norm() <= 2e-3 * one.norm() + 1e-4, name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiled_updates_are_eager_ones(name, generator):
+    follow_each_other(replace(CONFIG, **VARIANTS[name]), 1, generator)
+
+
+@pytest.mark.parametrize("preset", [PARITY, PARITY_VP], ids=["parity", "parity-vp"])
+def test_compiled_updates_of_the_release_are_eager_ones(preset, generator):
+    follow_each_other(replace(preset, critic_hidden=(64, 32), policy_hidden=(32, 64), batch_size=64), 1, generator)
+
+
+def test_compiled_updates_with_several_constraints(generator):
+    follow_each_other(CONFIG, 2, generator)
+
+
+def test_compiled_agents_act_as_eager_ones(generator):
+    eager, compiled = agents(CONFIG)
+    states = torch.randn(9, 33, generator=generator)
+    for mode in ("explore", "deterministic"):
+        for rows in (1, 9):
+            one, two = (agent.act(states[:rows], mode, torch.Generator().manual_seed(1)) for agent in (eager, compiled))
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_do_not_change_a_bit(generator):
+    batch, found = batch_of(256, 1, generator), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            _, agent = agents(replace(CONFIG, batch_size=256))
+            step, _ = agent.critic_step(batch, agent.draw(256))
+            found.append([*step.reward_gradients, *step.cost_gradients])
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_is_found(generator):
+    _, agent = agents(CONFIG)
+    batch = batch_of(70, 1, generator)
+    batch.reward[3] = float("nan")
+    with pytest.raises(Exception, match="not finite"):
+        agent.update_batch(batch, agent.draw(70), torch.zeros(1, dtype=torch.float64))
+    batch = batch_of(70, 1, generator)
+    batch.observation[3, 5] = float("inf")
+    with pytest.raises(Exception, match="not finite"):
+        agent.update_batch(batch, agent.draw(70), torch.zeros(1, dtype=torch.float64))
+
+
+def test_widths_that_do_not_fit_stay_with_pytorch(generator):
+    critic = Ensemble(2, 4, 2, (40, 32), "silu", generator)
+    critic.fuse()
+    assert isinstance(critic.layers(), list)
+
+
+def test_without_a_compiler_pytorch_goes_on(monkeypatch, generator, caplog):
+    def broken(_: str) -> None:
+        raise RuntimeError("no compiler\nlong story")
+
+    monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", broken)
+    for cached in (fused.library, fused.works):
+        cached.cache_clear()
+    try:
+        critic = Ensemble(2, 4, 2, (32, 32), "silu", generator)
+        critic.fuse()
+        assert isinstance(critic.layers(), list)
+        assert "cannot be built here (no compiler)" in caplog.text
+    finally:
+        for cached in (fused.library, fused.works):
+            cached.cache_clear()
+
+
+def test_wrong_tensors_are_refused(generator):
+    critic = Ensemble(2, 4, 2, (32, 32), "relu", generator)
+    critic.fuse()
+    net = critic.layers()
+    with pytest.raises(ValueError, match=r"dense torch\.float32 tensor"):
+        trace(net, torch.zeros(5, 3), torch.zeros(1, 5, 2), "relu")
+    with pytest.raises(ValueError, match=r"dense torch\.float32 tensor"):
+        trace(net, torch.zeros(5, 4), torch.zeros(1, 5, 2, dtype=torch.float64), "relu")
