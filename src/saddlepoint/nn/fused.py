@@ -243,4 +243,4 @@ def _floats(numbers: Sequence[float]) -> Pointers:
 
 
 def _pointers(tensors: Sequence[Tensor] | None) -> Pointers:
-    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
