@@ -88,6 +88,7 @@ def test_the_run_folder_has_what_it_should(whole: Path) -> None:
 
 def test_auto_compiles_only_where_it_was_measured_to_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saddlepoint.train.start.shutil.which", lambda name: name)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     cpu, cuda, auto = torch.device("cpu"), torch.device("cuda"), replace(CONFIG, compile="auto", updates_per_step=1.0)
     long = replace(auto, total_steps=CONFIG.warmup_steps + COMPILE_PAYS_AFTER)
     short, longer = (replace(long, total_steps=steps) for steps in (long.total_steps - 1, CONFIG.warmup_steps + CUDA_COMPILE_PAYS_AFTER))
@@ -100,6 +101,9 @@ def test_auto_compiles_only_where_it_was_measured_to_win(monkeypatch: pytest.Mon
     ):  # fmt: skip
         chosen: Any = learner
         assert compiles(config, chosen, learner_config, device) is wanted, (config.total_steps, learner.system, device)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    factory: Any = ALGD
+    assert not compiles(long, factory, ALGDConfig(), cpu)
 
 
 @pytest.mark.parametrize("stop", [39, 200, 390])

@@ -20,7 +20,7 @@ from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted
 from saddlepoint.diffusion.network import Conditioned
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
-from saddlepoint.nn.fused import WIDTHS
+from saddlepoint.nn.fused import promises
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
@@ -120,7 +120,7 @@ class ALGD:
     @staticmethod
     def gains_by_compiling(config: ALGDConfig) -> bool:
         """Whether a compiled update was measured to be faster on a CPU (benchmarks/results/algd_update_*.json)."""
-        return all(width % WIDTHS == 0 for width in config.critic_hidden)
+        return promises(*config.critic_hidden)
 
     def _compile(self, enabled: bool) -> None:
         """The one compile site. On a CPU the networks' passes are C++ (nn/fused.py); elsewhere PyTorch compiles the two halves of an update, pure functions

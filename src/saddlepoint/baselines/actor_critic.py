@@ -16,7 +16,7 @@ from saddlepoint.baselines.policy import GaussianPolicy, Sample
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Activation
 from saddlepoint.nn.finite import require_finite
-from saddlepoint.nn.fused import WIDTHS
+from saddlepoint.nn.fused import promises
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
@@ -78,7 +78,7 @@ class ActorCritic(ABC, Generic[C]):
     @staticmethod
     def gains_by_compiling(config: SACConfig) -> bool:
         """Whether the critics have the C++ passes on a CPU."""
-        return all(width % WIDTHS == 0 for width in config.critic_hidden)
+        return promises(*config.critic_hidden)
 
     @abstractmethod
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:

@@ -44,7 +44,7 @@ inline Two load(const float* p) { return {Vec::loadu(p), Vec::loadu(p + Vec::siz
 inline Two load(const BFloat16* p) { return at::vec::convert_to_float<BFloat16>(at::vec::Vectorized<BFloat16>::loadu(p)); }
 inline void store(float* p, Vec a, Vec b) { a.store(p), b.store(p + Vec::size()); }
 inline void store(BFloat16* p, Vec a, Vec b) {
-#ifdef __AVX512BF16__  // in one instruction, where PyTorch's takes a dozen
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)  // in one instruction, where PyTorch's takes a dozen
     _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 #else
     at::vec::convert_from_float<BFloat16>(a, b).store(p);
