@@ -144,20 +144,20 @@ void pad(const float* in, i64 rows, i64 columns, T* out, i64 depth) {
 // A weight (rows, columns), or its transpose, as a factor of depth padded(...), written to `out` (with room for whole blocks of columns).
 template <class T>
 void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
-    constexpr bool same = std::is_same_v<T, float>;
-    const i64 depth = turned ? columns : rows, wide = turned ? rows : columns;
-    Buffer<T> cast(same ? 0 : rows * columns), scratch(same ? 0 : padded(depth) * wide);
-    const T* from;
-    if constexpr (same) from = weight;
-    else {
+    if constexpr (std::is_same_v<T, float>) {
+        if (turned) return transpose(weight, columns, rows, columns, out, rows);
+        std::fill(std::copy(weight, weight + rows * columns, out), out + padded(rows) * columns, 0.0f);
+    } else {
+        Buffer<T> cast(padded(rows) * columns);
         for (i64 i = 0; i < rows * columns; i += STEP) std::apply([&](Vec a, Vec b) { store(cast + i, a, b); }, load(weight + i));
-        from = cast;
+        if (!turned) {
+            std::fill(cast + rows * columns, cast + padded(rows) * columns, T(0));
+            return interleave<T>(cast, padded(rows), columns, out);
+        }
+        for (i64 n = 0; n < rows; n += COLUMNS)  // pairs of numbers that are neighbours here belong together there
+            transpose(reinterpret_cast<const float*>(cast + n * columns), columns / 2, std::min(COLUMNS, rows - n), columns / 2,
+                      reinterpret_cast<float*>(out + n * columns), COLUMNS);
     }
-    T* dense = same ? out : static_cast<T*>(scratch);
-    if (turned) transpose(from, columns, rows, columns, dense, wide);
-    else std::copy(from, from + rows * columns, dense);
-    std::fill(dense + depth * wide, dense + padded(depth) * wide, T(0));
-    interleave(dense, padded(depth), wide, out);
 }
 
 i64 packed_size(i64 depth, i64 columns) { return padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS); }
@@ -170,16 +170,18 @@ Factor<T> factor(const Net& net, T* const* packed, i64 layer, i64 member, bool b
     return {packed[layer] + member * packed_size(depth, columns), padded(depth), columns};
 }
 
+// All factors of the forward passes and, where `turned` is given, of the backward ones.
 template <class T>
-void pack_all(const Net& net, bool backward, T* const* packed) {
-    const i64 first = backward || !net.wide ? 1 : 0, count = net.hidden - first;
-    at::parallel_for(0, net.members * count, 1, [&](i64 begin, i64 end) {
+void pack_all(const Net& net, T* const* packed, T* const* turned) {
+    const i64 kinds = turned ? 2 : 1;
+    at::parallel_for(0, net.members * net.hidden * kinds, 1, [&](i64 begin, i64 end) {
         for (i64 task = begin; task < end; ++task) {
-            const i64 member = task / count, layer = first + task % count;
+            const i64 layer = task / kinds % net.hidden, member = task / kinds / net.hidden;
+            const bool backward = task % kinds, flipped = layer && net.flipped;
+            if (!layer && (backward || !net.wide)) continue;
             const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
             const float* weight = net.weights[layer] + member * (layer ? in : net.wide + net.narrow) * out;
-            const bool flipped = layer && net.flipped;
-            T* to = packed[layer] + member * (backward ? packed_size(out, in) : packed_size(in, out));
+            T* to = (backward ? turned : packed)[layer] + member * (backward ? packed_size(out, in) : packed_size(in, out));
             flipped ? pack(weight, out, in, !backward, to) : pack(weight, in, out, backward, to);
         }
     });
@@ -519,8 +521,8 @@ extern "C" {
 
 i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
 
-int pack_net(const Net* net, int low, int backward, void* const* packed) {
-    return guarded([&] { low ? pack_all(*net, backward, as<BFloat16>(packed)) : pack_all(*net, backward, as<float>(packed)); });
+int pack_net(const Net* net, int low, void* const* packed, void* const* turned) {
+    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), as<BFloat16>(turned)) : pack_all(*net, as<float>(packed), as<float>(turned)); });
 }
 
 int forward_net(const Net* net, int low, void* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,

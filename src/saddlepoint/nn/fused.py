@@ -20,7 +20,7 @@ WIDTHS = 32
 """hidden widths are multiples of it"""
 
 ARGUMENTS = {
-    "room": "ii", "pack_net": "piip", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
+    "room": "ii", "pack_net": "pipp", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
     "chain_forward_net": "pppppppp" "iii" "pp", "chain_backward_net": "ppppp" "ii" "ppp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
@@ -107,9 +107,7 @@ class FusedNet:
 
     def refresh(self, backward: bool = True) -> FusedNet:
         """Lay the weights out for the products as they are now, for the backward passes only if asked."""
-        self._call("pack_net", self.low, 0, self.forwards)
-        if backward:
-            self._call("pack_net", self.low, 1, self.backwards)
+        self._call("pack_net", self.low, self.forwards, self.backwards if backward else None)
         return self
 
     def hidden(self, rows: int, stride: int | None = None) -> list[Tensor]:
