@@ -133,6 +133,18 @@ def test_compiled_agents_act_as_eager_ones(generator):
             torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
 
+def test_a_stored_agent_goes_on_to_the_bit(generator):
+    _, agent = agents(CONFIG)
+    batches, spent = [batch_of(70, 1, generator) for _ in range(2)], torch.zeros(1, dtype=torch.float64)
+    agent.update_batch(batches[0], agent.draw(70), spent)
+    _, other = agents(CONFIG)
+    other.load_state_dict(agent.state_dict())
+    for each in (agent, other):
+        each.update_batch(batches[1], each.draw(70), spent)
+    for (name, one), two in zip(agent.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
 def test_threads_do_not_change_a_bit(generator):
     batch, found = batch_of(256, 1, generator), []
     for threads in (1, 2):

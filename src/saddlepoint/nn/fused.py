@@ -61,7 +61,8 @@ def works(dtype: torch.dtype) -> bool:
     net = FusedNet(weights, [torch.zeros(1, w.shape[-1]) for w in weights], 32, silu=False, flipped=False, dtype=dtype)
     try:
         net.refresh().forward(torch.zeros(1, 32), torch.zeros(1, 1, 1))
-    except RuntimeError:
+    except RuntimeError as error:
+        logging.getLogger(__name__).warning("%s: PyTorch's passes are used.", error)
         return False
     return True
 
