@@ -86,12 +86,8 @@ class ALGD:
         )
         self.policy = DiffusionPolicy(config, shape.observation, box, init).place(self.device, dtype)
         members = shape.constraints * config.cost_members
-        self.critic = Ensemble(2, shape.observation, shape.action, config.critic_hidden, "relu", init).to(
-            self.device, dtype
-        )
-        self.cost_critic = Ensemble(members, shape.observation, shape.action, config.critic_hidden, "silu", init).to(
-            self.device, dtype
-        )
+        self.critic = Ensemble(2, shape.observation, shape.action, config.critic_hidden, "relu", init).to(self.device, dtype)
+        self.cost_critic = Ensemble(members, shape.observation, shape.action, config.critic_hidden, "silu", init).to(self.device, dtype)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.cost_target = copy.deepcopy(self.cost_critic).requires_grad_(False)
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
