@@ -11,8 +11,9 @@ from torch import Tensor
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PARITY, PARITY_VP, ALGDConfig
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.nn import fused
+from saddlepoint.nn import fused, fused_normed, native
 from saddlepoint.nn.critics import Ensemble, action_gradient, trace, weight_gradients
+from saddlepoint.nn.normed import NormedMLP
 from saddlepoint.types import Batch, EnvShape
 
 pytestmark = pytest.mark.skipif(not fused.works(torch.float32), reason="no C++ compiler, or no AVX-512")
@@ -181,15 +182,16 @@ def test_without_a_compiler_pytorch_goes_on(monkeypatch, generator, caplog):
         raise RuntimeError("no compiler\nlong story")
 
     monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load", broken)
-    for cached in (fused.library, fused.works):
+    for cached in (native.library, fused.works, fused_normed.works):
         cached.cache_clear()
     try:
         critic = Ensemble(2, 4, 2, (32, 32), "silu", generator)
         critic.fuse()
         assert isinstance(critic.layers(), list)
         assert "cannot be built here (no compiler)" in caplog.text
+        assert not NormedMLP((4, 2), (32,), 3, generator).fuse()
     finally:
-        for cached in (fused.library, fused.works):
+        for cached in (native.library, fused.works, fused_normed.works):
             cached.cache_clear()
 
 

@@ -20,8 +20,8 @@ from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted
 from saddlepoint.diffusion.network import Conditioned
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
-from saddlepoint.nn.fused import promises
 from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.native import promises
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError

@@ -16,8 +16,8 @@ from saddlepoint.baselines.policy import GaussianPolicy, Sample
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Activation
 from saddlepoint.nn.finite import require_finite
-from saddlepoint.nn.fused import promises
 from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.native import promises
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError

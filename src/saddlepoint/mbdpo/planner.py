@@ -6,11 +6,15 @@ A plan is (batch, horizon, action) in [-1, 1]; proposals are (batch, proposals, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from saddlepoint.diffusion.schedule import Schedule
+
+X = TypeVar("X", Tensor, float)
 
 EPSILON = 1e-8  # the release's guard of the division by 1 - alpha_bar
 LEAST_STD = 1e-4
@@ -44,7 +48,7 @@ def plan_score(point: Tensor, proposals: Tensor, values: Tensor, alpha_bar: Tens
     return score_of_mean(point, plan_mean(proposals, values, temperature, elites), alpha_bar)
 
 
-def score_of_mean(point: Tensor, mean: Tensor, alpha_bar: Tensor | float) -> Tensor:
+def score_of_mean(point: X, mean: X, alpha_bar: Any) -> X:
     """(sqrt(alpha_bar) * mean - x) / (1 - alpha_bar): the score of a Gaussian noising of a plan known to be ``mean`` (Tweedie). Shape as ``point``."""
     return (alpha_bar**0.5 * mean - point) / (1 - alpha_bar + EPSILON)
 
@@ -73,9 +77,14 @@ def denoise(start: Tensor, schedule: Schedule, levels: Sequence[int], score: Cal
     """
     alpha_bar = schedule.alpha_bar.tolist()
     x = alpha_bar[-1] ** 0.5 * start
-    for tau, after in zip(levels, [*levels[1:], 0]):
-        x = (x + (1 - alpha_bar[tau]) * score(x, tau)) * (alpha_bar[after] / alpha_bar[tau]) ** 0.5
+    for tau, after in pairwise([*levels, 0]):
+        x = denoising_step(x, score(x, tau), alpha_bar[tau], alpha_bar[after])
     return x.clamp(-1, 1)
+
+
+def denoising_step(x: X, score: X, alpha_bar: float, after: float) -> X:
+    """From the level with ``alpha_bar`` to that with ``after``; numbers or tensors of one shape."""
+    return (x + (1 - alpha_bar) * score) * (after / alpha_bar) ** 0.5
 
 
 def mppi(

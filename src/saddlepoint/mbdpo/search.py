@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, vp_schedule
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.mbdpo.imagine import Constraint, Rolled, policy_rollouts, roll, sequence_values
-from saddlepoint.mbdpo.planner import denoise, mppi, plan_score, propose, score_of_mean, visited
+from saddlepoint.mbdpo.planner import X, denoise, denoising_step, mppi, plan_score, propose, score_of_mean, visited
 from saddlepoint.mbdpo.world_model import WorldModel
 from saddlepoint.nn.normed import linear
 
@@ -54,9 +55,11 @@ def draw_critics(critics: int, rounds: int, generator: torch.Generator) -> Tenso
     return torch.rand(rounds, critics, generator=generator, device=generator.device).argsort(-1)[:, :2]
 
 
-def _lower(model: WorldModel) -> WorldModel:
-    """The model with weights in bfloat16; its discounts and running statistics are shared, in full precision."""
-    low = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
+def _lower(model: WorldModel, fused: bool) -> WorldModel:
+    """A copy of the model whose products are in bfloat16: in C++, or else with all its weights so; its discounts and running statistics are shared."""
+    low = copy.deepcopy(model).requires_grad_(False)
+    if not (fused and low.fuse(torch.bfloat16)):
+        low = low.to(torch.bfloat16)
     low.gamma, low.energy_mean, low.energy_std = model.gamma, model.energy_mean, model.energy_std
     return low
 
@@ -68,9 +71,13 @@ class Search:
         self.config, self.model = config, model
         self.schedule: Schedule = vp_schedule(linear_betas(config.steps, config.beta_first, config.beta_last))
         self.alpha_bar: list[float] = self.schedule.alpha_bar.tolist()
-        self._low = _lower(model) if config.precision == "bfloat16" else None
-        # The one compile site: the imagined steps are nearly all of a plan's work.
-        self.roll: Callable[..., Rolled] = torch.compile(roll, dynamic=False) if compile else roll
+        # The one compile site. On a CPU the networks' passes are C++ (``NormedMLP.fuse``); elsewhere PyTorch compiles the imagined steps, which are nearly
+        # all of a plan's work.
+        fused = compile and model.energy_mean.device.type == "cpu"
+        self._low = _lower(model, fused) if config.precision == "bfloat16" else None
+        if fused:
+            model.fuse()
+        self.roll: Callable[..., Rolled] = torch.compile(roll, dynamic=False) if compile and not fused else roll
 
     def refresh(self) -> None:
         """Take over the model's weights where planning works on a copy of lower precision."""
@@ -146,14 +153,29 @@ class Search:
         layers = net.layers(frozen=True)[0]
         fixed = sum((linear(part, weight) for part, weight in zip(parts, layers.first)), start=layers.biases[0])
         times, of_plan = linear(model.times, layers.first[-1]), layers.first[-2].mT
-        mask = None if task is None else task[:, None]
+        mask, visits = None if task is None else task[:, None], visited(self.config.steps, levels)
+        start = model.masked(start, mask)
+        if net.fused is not None and start.dtype == torch.float32:
+            held = None if task is None else model.masked(torch.ones_like(start), mask).flatten(1)
+            x = self.alpha_bar[-1] ** 0.5 * start.flatten(1)
+            return net.fused.chain(len(parts), fixed, times[visits], x, self._steps(visits), held).clamp_(-1, 1).view_as(start)
 
         def score(x: Tensor, tau: int) -> Tensor:
             pre = torch.addmm(fixed + times[tau], x.flatten(1), of_plan)
             return model.masked(self.score_from_output(x, net.after_first(layers, pre).view_as(x), self.alpha_bar[tau]), mask)
 
-        return denoise(model.masked(start, mask), self.schedule, visited(self.config.steps, levels), score)
+        return denoise(start, self.schedule, visits, score)
 
-    def score_from_output(self, x: Tensor, output: Tensor, alpha_bar: float) -> Tensor:
+    def _steps(self, levels: Sequence[int]) -> tuple[list[float], list[float]]:
+        """(keep, drift): a denoising step from each of ``levels`` is x <- keep x + drift output. Both are linear in either."""
+
+        def step(x: float, output: float, tau: int, after: int) -> float:
+            alpha_bar = self.alpha_bar[tau]
+            return denoising_step(x, self.score_from_output(x, output, alpha_bar), alpha_bar, self.alpha_bar[after])
+
+        pairs = list(pairwise([*levels, 0]))
+        return [step(1.0, 0.0, *pair) for pair in pairs], [step(0.0, 1.0, *pair) for pair in pairs]
+
+    def score_from_output(self, x: X, output: X, alpha_bar: float) -> X:
         """The score that the network's output means: itself (released), or that of the mean plan which it predicts."""
         return output if self.config.score_training == "released" else score_of_mean(x, output, alpha_bar)

@@ -48,6 +48,7 @@ class Pretrained:
     system: ClassVar[str] = MBDPO.system
     needs_cost: ClassVar[bool] = MBDPO.needs_cost
     sees_pixels: ClassVar[bool] = MBDPO.sees_pixels
+    gains_by_compiling = staticmethod(MBDPO.gains_by_compiling)
 
     def __call__(
         self, config: MBDPOConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int, device: torch.device, *, compile: bool

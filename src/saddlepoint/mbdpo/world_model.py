@@ -88,6 +88,11 @@ class WorldModel(nn.Module):
         self.register_buffer("value_scale", torch.ones(()))
         self.register_buffer("times", time_table(c.steps, c.time_embedding), persistent=False)
 
+    def fuse(self, dtype: torch.dtype = torch.float32) -> bool:
+        """Have the C++ passes of ``NormedMLP.fuse`` from now on; whether every network has."""
+        fused = [net.fuse(dtype) for net in self.modules() if isinstance(net, NormedMLP)]
+        return all(fused)
+
     # ------------------------------------------------------------------------------------------------ state and task
 
     def _state(self, z: Tensor, task: Tensor | None) -> tuple[Tensor, ...]:

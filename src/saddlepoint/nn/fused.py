@@ -10,22 +10,19 @@ import ctypes
 import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-WIDTHS = 32
-"""hidden widths are multiples of it"""
+from saddlepoint.nn import native
+from saddlepoint.nn.native import WIDTHS, floats, integers, pointer, pointers, require
 
 ARGUMENTS = {
-    "room": "ii", "pack_net": "pipp", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
+    "pack_net": "pipp", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
     "chain_forward_net": "pppppppp" "iii" "pp", "chain_backward_net": "ppppp" "ii" "ppp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
-
-Pointers = Any  # a ctypes array
 
 
 class _Net(ctypes.Structure):
@@ -34,22 +31,9 @@ class _Net(ctypes.Structure):
     ]
 
 
-@functools.cache
 def library() -> ctypes.CDLL | None:
-    """The C++ passes, built for this processor at the first call (some ten seconds, kept by PyTorch on disk); None, with a warning, where that cannot be."""
-    from torch._inductor.codecache import (
-        CppCodeCache,  # picks the compiler and its flags, locks, and keeps what was built
-    )
-
-    try:
-        built = cast(ctypes.CDLL, CppCodeCache.load((Path(__file__).parent / "fused.cpp").read_text()))
-    except Exception as error:  # whatever a compiler can come to
-        logging.getLogger(__name__).warning("the fused passes cannot be built here (%s): PyTorch's are used.", str(error).splitlines()[0])
-        return None
-    for name, kinds in ARGUMENTS.items():
-        getattr(built, name).argtypes = [ctypes.c_int64 if kind == "i" else ctypes.c_void_p for kind in kinds]
-    built.room.restype = ctypes.c_int64
-    return built
+    """The C++ passes (fused.cpp), built at the first call; None, with a warning, where that cannot be."""
+    return native.library("fused", **ARGUMENTS)
 
 
 @functools.cache
@@ -65,11 +49,6 @@ def works(dtype: torch.dtype) -> bool:
         logging.getLogger(__name__).warning("%s: PyTorch's passes are used.", error)
         return False
     return True
-
-
-def promises(*widths: int) -> bool:
-    """Whether networks with ``widths`` hidden units can be expected to have the fused passes here, and to gain by them, without building any."""
-    return all(w % WIDTHS == 0 for w in widths) and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def fits(first: Tensor, widths: Sequence[int]) -> bool:
@@ -95,16 +74,16 @@ class FusedNet:
         self.kept = ([w.detach() for w in weights], [b.detach() for b in biases])
         built = library()
         for tensor in (*self.kept[0], *self.kept[1]):
-            _require(tensor, tuple(tensor.shape))
+            require(tensor, tuple(tensor.shape))
         if built is None or any(w % WIDTHS for w in self.widths) or not (flipped or self.head == 1):
             raise ValueError("the fused passes are not for this network or not on this machine: see `fits`")
         self.built = built
-        self.pointers = ((ctypes.c_int64 * len(self.widths))(*self.widths), *map(_pointers, self.kept))
+        self.pointers = (integers(self.widths), *map(pointers, self.kept))
         self.net = _Net(members, wide, self.narrow, len(self.widths), self.head, silu, flipped, *map(ctypes.addressof, self.pointers))
         sides = list(zip([wide, *self.widths], self.widths))
         self.packed = [torch.empty(members * built.room(into, out), dtype=dtype) for into, out in sides]
         self.turned = [torch.empty(members * built.room(out, into), dtype=dtype) for into, out in sides]
-        self.here, self.forwards, self.backwards = ctypes.addressof(self.net), _pointers(self.packed), _pointers(self.turned)
+        self.here, self.forwards, self.backwards = ctypes.addressof(self.net), pointers(self.packed), pointers(self.turned)
 
     def refresh(self, backward: bool = True) -> FusedNet:
         """Lay the weights out for the products as they are now, for the backward passes only if asked."""
@@ -123,16 +102,16 @@ class FusedNet:
         Filled where given: the hidden layers' ``outputs`` and, of SiLU, ``sources``, its derivatives; as ``hidden`` makes them, for proposals * batch rows.
         """
         proposals, batch, _ = narrow.shape
-        narrow = _require(narrow.contiguous(), (proposals, batch, self.narrow))
-        wide = None if wide is None else _require(wide.contiguous(), (batch, self.wide))
+        narrow = require(narrow.contiguous(), (proposals, batch, self.narrow))
+        wide = None if wide is None else require(wide.contiguous(), (batch, self.wide))
         if base is not None or wide is None:
-            _require(base, (batch, self.widths[0]))
+            require(base, (batch, self.widths[0]))
         self._require_layers(outputs, proposals * batch)
         self._require_layers(sources, proposals * batch)
         values = torch.empty(self.members, proposals, batch, self.head)
         self._call(
-            "forward_net", self.low, self.forwards, _pointer(wide), _pointer(base), _pointer(narrow), proposals, batch,
-            _pointers(outputs), _pointers(sources if self.silu else None), _pointer(values),
+            "forward_net", self.low, self.forwards, pointer(wide), pointer(base), pointer(narrow), proposals, batch,
+            pointers(outputs), pointers(sources if self.silu else None), pointer(values),
         )  # fmt: skip
         return values
 
@@ -140,13 +119,13 @@ class FusedNet:
         """From ``upstream`` (members, rows, head) to the pre-activations' gradients ``grads`` or to those at the narrow inputs, ``below`` (rows, narrow),
         summed over members. ``sources``: SiLU's derivatives, ReLU's outputs."""
         rows = upstream.shape[1]
-        upstream = _require(upstream.contiguous(), (self.members, rows, self.head))
+        upstream = require(upstream.contiguous(), (self.members, rows, self.head))
         stride = grads[0].shape[1] if grads else rows
         if grads is None:
-            _require(below, (rows, self.narrow))
+            require(below, (rows, self.narrow))
         self._require_layers(sources, rows)
         self._require_layers(grads, stride)
-        self._call("backward_net", self.low, self.backwards, rows, _pointers(sources), _pointer(upstream), _pointers(grads), stride, _pointer(below))
+        self._call("backward_net", self.low, self.backwards, rows, pointers(sources), pointer(upstream), pointers(grads), stride, pointer(below))
 
     def weight_gradients(self, inputs: Tensor, outputs: list[Tensor], sources: list[Tensor], upstream: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of weights and biases, shaped as these, for ``inputs`` (rows, wide + narrow) and ``upstream`` (members, rows, head)."""
@@ -169,14 +148,14 @@ class FusedNet:
     ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         rows, stride = upstream.shape[1], grads[0].shape[1]
         if inputs is not None:
-            _require(inputs, (rows, self.inputs), self.dtype)
-        _require(upstream, (self.members, rows, self.head))
+            require(inputs, (rows, self.inputs), self.dtype)
+        require(upstream, (self.members, rows, self.head))
         self._require_layers(outputs, rows)
         self._require_layers(grads, stride)
         weights, biases = ([torch.empty_like(t) for t in kept] for kept in self.kept)
         self._call(
-            "weight_gradients_net", self.low, rows, _pointer(inputs), _pointers(outputs), _pointers(grads), stride, _pointer(upstream),
-            _pointers(weights), _pointers(biases),
+            "weight_gradients_net", self.low, rows, pointer(inputs), pointers(outputs), pointers(grads), stride, pointer(upstream),
+            pointers(weights), pointers(biases),
         )  # fmt: skip
         return weights, biases
 
@@ -190,15 +169,15 @@ class FusedNet:
         layers' outputs are left there.
         """
         (rows, size), steps = start.shape, len(times)
-        common, times = _require(common.contiguous(), (rows, self.widths[0])), _require(times.contiguous(), (steps, self.widths[0]))
-        noise = None if noise is None else _require(noise.contiguous(), (steps, rows, size))
+        common, times = require(common.contiguous(), (rows, self.widths[0])), require(times.contiguous(), (steps, self.widths[0]))
+        noise = None if noise is None else require(noise.contiguous(), (steps, rows, size))
         recorded = kept[0].shape[1] if kept else 0
         self._require_chain(kept, steps, recorded, size)
         latents = start.new_empty(steps + 1, rows, size)
         latents[-1] = start
         self._call(
-            "chain_forward_net", self.forwards, _pointer(common), _pointer(times), _pointer(noise), *map(_floats, table), steps, rows, rows - recorded,
-            _pointer(latents), _pointers(kept),
+            "chain_forward_net", self.forwards, pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows, rows - recorded,
+            pointer(latents), pointers(kept),
         )  # fmt: skip
         return latents
 
@@ -208,43 +187,22 @@ class FusedNet:
         steps, rows, size = len(upstream) - 1, *upstream.shape[1:]
         self._require_chain(kept, steps, rows, size)
         self._require_chain(grads, steps, rows, size)
-        _require(of_output, (max(steps, len(of_output)), rows, size))
-        upstream = _require(upstream.contiguous(), (steps + 1, rows, size))
+        require(of_output, (max(steps, len(of_output)), rows, size))
+        upstream = require(upstream.contiguous(), (steps + 1, rows, size))
         self._call(
-            "chain_backward_net", self.backwards, _pointer(upstream), *map(_floats, table[:2]), steps, rows, _pointers(kept), _pointer(of_output),
-            _pointers(grads),
+            "chain_backward_net", self.backwards, pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept), pointer(of_output),
+            pointers(grads),
         )  # fmt: skip
 
     def _require_chain(self, tensors: list[Tensor] | None, steps: int, rows: int, size: int) -> None:
         if self.members != 1 or self.low or not size == self.narrow == self.head:
             raise ValueError("a chain needs a net of one member in float32 whose outputs are as many as its narrow inputs")
         for tensor, width in zip(tensors or (), self.widths, strict=tensors is not None):
-            _require(tensor, (max(steps, len(tensor)), rows, width))
+            require(tensor, (max(steps, len(tensor)), rows, width))
 
     def _require_layers(self, tensors: list[Tensor] | None, rows: int) -> None:
         for tensor, width in zip(tensors or (), self.widths, strict=tensors is not None):
-            _require(tensor, (self.members, rows, width), self.dtype)
+            require(tensor, (self.members, rows, width), self.dtype)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        if getattr(self.built, name)(self.here, *arguments):
-            raise RuntimeError(f"oneDNN has no such products on this processor ({name}, {self.dtype})")
-
-
-def _require(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The tensor, if C++ may read or write that much behind its pointer."""
-    if tensor is None or tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
-        found = None if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.stride())
-        raise ValueError(f"the fused passes take a dense {dtype} tensor of {shape} on the CPU here, not {found}")
-    return tensor
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _floats(numbers: Sequence[float]) -> Pointers:
-    return (ctypes.c_float * len(numbers))(*numbers)
-
-
-def _pointers(tensors: Sequence[Tensor] | None) -> Pointers:
-    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
+        native.call(self.built, name, self.here, *arguments)

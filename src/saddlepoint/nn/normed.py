@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saddlepoint.nn.fused_normed import FusedNormed, Parameters, Request, differentiable, spread, works
 from saddlepoint.nn.layers import truncated_normal
+from saddlepoint.nn.native import WIDTHS
 from saddlepoint.nn.products import ONEDNN, affine
 
 INITIAL_STD = 0.02
@@ -110,6 +112,7 @@ class NormedMLP(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.members, self.simplex, self.dropout = members, simplex, dropout
+        self.fused: FusedNormed | None = None
         lead = (members,) if members else ()
         widths = (*hidden, outputs)
 
@@ -131,11 +134,60 @@ class NormedMLP(nn.Module):
         Of an ensemble: (members, ..., outputs), or (chosen, ..., outputs) from the members ``chosen`` alone. ``frozen`` parameters are constants, ``drop`` is
         ``drop_mask``'s, (members, rows, hidden), for parts of (rows, width).
         """
+        if self.fused is not None and (found := self._by_fused(self.fused, parts, chosen, frozen, drop)) is not None:
+            return found
         layers = self.layers(frozen)
         if not self.members:
             return self._one(layers[0], parts, drop)
         members = range(self.members) if chosen is None else chosen
         return torch.stack([self._one(layers[m], parts, None if drop is None else drop[m]) for m in members])
+
+    def fuse(self, dtype: torch.dtype = torch.float32) -> bool:
+        """Have the C++ passes from now on where they are to be had, with products in ``dtype``, and say whether. The parameters must stay where they are."""
+        widths = [gain.shape[-1] for gain in self.gains]
+        here = self.first[0].device.type == "cpu" and self.first[0].dtype == torch.float32
+        if here and not any(width % WIDTHS for width in widths) and works(dtype):
+            self.fused = FusedNormed(self.grouped(), self.members, self.simplex, dtype)
+        return self.fused is not None
+
+    def grouped(self) -> Parameters:
+        return Parameters(*map(list, (self.first, self.weights, self.biases, self.gains, self.shifts)))
+
+    def _by_fused(
+        self, net: FusedNormed, parts: Sequence[Tensor], chosen: Sequence[int] | None, frozen: bool, drop: Tensor | None
+    ) -> Tensor | None:  # fmt: skip
+        """``forward`` in C++; None where it cannot serve."""
+        learning = torch.is_grad_enabled() and not frozen and self.first[0].requires_grad
+        if any(part.dtype != torch.float32 for part in parts) or (learning and (net.low or chosen is not None)):
+            return None
+        layout = spread(parts)
+        if layout is None:
+            lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+            parts = [part.expand(*lead, -1) for part in parts]
+            layout = spread(parts)
+            assert layout is not None
+        lead, whole, base_rows, repeat = layout
+        rows, members = lead.numel(), tuple(range(max(self.members, 1)) if chosen is None else chosen)
+        base = None
+        if not all(whole):
+            layers = self.layers(frozen)
+            base = torch.stack([self._base(layers[m], parts, whole) for m in members]).reshape(len(members), base_rows, -1)
+        flat = [part.reshape(rows, -1).contiguous() if full else None for part, full in zip(parts, whole)]
+        request = Request(flat, rows, members, base, repeat, None if drop is None else drop.view(len(members), rows, -1))
+        if learning or (torch.is_grad_enabled() and any(part.requires_grad for part in parts)):
+            lead_axis = (lambda p: p) if self.members else (lambda p: p.unsqueeze(0))
+            parameters = Parameters(*([lead_axis(p.detach() if frozen else p) for p in group] for group in self.grouped()))
+            values = differentiable(net, request, parameters)
+        else:
+            values = net(request)
+        values = values.view(-1, *lead, values.shape[-1])
+        return values if self.members else values[0]
+
+    @staticmethod
+    def _base(layers: Layers, parts: Sequence[Tensor], whole: Sequence[bool]) -> Tensor:
+        """The bias and the products of the parts that have fewer rows than there are: (..., hidden)."""
+        few = [linear(part, weight) for part, weight, full in zip(parts, layers.first, whole) if not full]
+        return sum(few, start=layers.biases[0])
 
     def layers(self, frozen: bool = False) -> list[Layers]:
         """The parameters of each member, or of the one network."""

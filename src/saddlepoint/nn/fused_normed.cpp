@@ -1,0 +1,378 @@
+// Passes of MLPs of Linear, LayerNorm and Mish on a CPU (nn/normed.py): each layer's product is normed and activated 64 rows at a time while it is in the
+// cache, and whole denoising chains run in one call. All (member, rows) tiles are shared out among the threads; no sum depends on how.
+//
+// A net is: first layer  sum of (part of the input) @ W_0,part^T + b_0  [ * drop],  LayerNorm, Mish;  hidden layers like it;  a last layer that is plain, or
+// with `simplex` LayerNorm and a softmax within groups. Widths that are normed are multiples of 32. nn/fused_normed.py checks everything that comes in here.
+
+extern "C" struct Normed {
+    i64 members, parts, layers, simplex;
+    const i64* inputs;            // columns of each part
+    const i64* widths;            // of the layers, the last one included
+    const float* const* first;    // of each part (members, widths[0], inputs)
+    const float* const* weights;  // of each later layer (members, width, width before)
+    const float* const* biases;   // of each layer (members, width)
+    const float* const* gains;    // of each normed layer (members, width)
+    const float* const* shifts;
+};
+
+namespace {
+
+constexpr float EPSILON = 1e-5f;  // of LayerNorm
+
+i64 normed_layers(const Normed& net) { return net.simplex ? net.layers : net.layers - 1; }
+
+i64 broadest(const Normed& net) { return *std::max_element(net.widths, net.widths + net.layers); }
+
+// What a pass sees of the inputs: parts (rows, inputs), null where `base` has them; base (members chosen, base rows, widths[0]) in place of the bias.
+struct Inputs {
+    const float* const* parts;
+    const float* base;
+    i64 base_rows, repeat;  // row r of the pass has row (r / repeat) % base_rows of the base
+    const float* drop;      // (members chosen, rows, widths[0]), or null
+};
+
+template <class T>
+Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {  // of a part, then of the later layers
+    const i64 layer = index - net.parts;
+    const i64 in = layer < 0 ? net.inputs[index] : net.widths[layer], out = layer < 0 ? net.widths[0] : net.widths[layer + 1];
+    return {packed[index] + member * packed_size(in, out), padded_for<T>(in), out, true};
+}
+
+template <class T>
+void pack_all(const Normed& net, T* const* packed) {
+    const i64 count = net.parts + net.layers - 1;
+    at::parallel_for(0, net.members * count, 1, [&](i64 begin, i64 end) {
+        for (i64 task = begin; task < end; ++task) {
+            const i64 index = task % count, member = task / count;
+            const Factor<T> to = factor(net, packed, index, member);
+            const i64 in = index < net.parts ? net.inputs[index] : net.widths[index - net.parts];
+            const float* weight = (index < net.parts ? net.first[index] : net.weights[index - net.parts]) + member * to.columns * in;
+            if constexpr (std::is_same_v<T, float>) {
+                for (i64 n = 0; n < to.columns; n += COLUMNS) transpose(weight + n * in, in, std::min(COLUMNS, to.columns - n), in, const_cast<T*>(to.data) + n * in, COLUMNS);
+            } else pack(weight, to.columns, in, true, const_cast<T*>(to.data));
+        }
+    });
+}
+
+// x * tanh(log(1 + exp(x))) = x (1 - q^2) / (1 + q^2) with q = 1 / (1 + exp(x)).
+inline Vec mish(Vec x) {
+    const Vec q = sigmoid(x.neg()), q2 = q * q;
+    return x * (Vec(1) - q2) / (Vec(1) + q2);
+}
+
+inline Vec mish_slope(Vec x) {
+    const Vec q = sigmoid(x.neg()), q2 = q * q, t = (Vec(1) - q2) / (Vec(1) + q2);
+    return at::vec::fmadd(x * (Vec(1) - t * t), Vec(1) - q, t);
+}
+
+// p = softmax of each group of y, in place: (width).
+void softmax_groups(float* y, i64 width, i64 group) {
+    for (i64 j = 0; j < width; j += group) {
+        const float most = *std::max_element(y + j, y + j + group);
+        for (i64 k = j; k < j + group; ++k) y[k] -= most;
+    }
+    i64 j = 0;
+    for (; j + Vec::size() <= width; j += Vec::size()) Vec::loadu(y + j).exp_u20().store(y + j);
+    for (; j < width; ++j) y[j] = std::exp(y[j]);
+    for (j = 0; j < width; j += group) {
+        const float scale = 1 / std::accumulate(y + j, y + j + group, 0.0f);
+        for (i64 k = j; k < j + group; ++k) y[k] *= scale;
+    }
+}
+
+// One normed row: mean and deviation of pre, then hat = (pre - mean) * inverse and out = activation(hat * gain + shift).
+template <class T>
+void norm_row(const float* pre, i64 width, const float* gain, const float* shift, i64 simplex, T* out, float* hat, float* inverse) {
+    Vec sum(0), squares(0);
+    for (i64 j = 0; j < width; j += STEP) {
+        auto [a, b] = load(pre + j);
+        sum = sum + a + b;
+    }
+    const Vec mean(total(sum) / width);
+    for (i64 j = 0; j < width; j += STEP) {
+        auto [a, b] = load(pre + j);
+        const Vec low = a - mean, high = b - mean;
+        squares = at::vec::fmadd(low, low, squares), squares = at::vec::fmadd(high, high, squares);
+    }
+    const float scale = 1 / std::sqrt(total(squares) / width + EPSILON);
+    if (inverse) *inverse = scale;
+    for (i64 j = 0; j < width; j += STEP) {
+        auto [a, b] = load(pre + j);
+        auto [g0, g1] = load(gain + j);
+        auto [s0, s1] = load(shift + j);
+        const Vec h0 = (a - mean) * Vec(scale), h1 = (b - mean) * Vec(scale);
+        if (hat) store(hat + j, h0, h1);
+        const Vec y0 = at::vec::fmadd(h0, g0, s0), y1 = at::vec::fmadd(h1, g1, s1);
+        simplex ? store(out + j, y0, y1) : store(out + j, mish(y0), mish(y1));
+    }
+    if constexpr (std::is_same_v<T, float>)
+        if (simplex) softmax_groups(out, width, simplex);
+}
+
+// to = c + more: (count).
+inline void add(const float* c, const float* more, i64 count, float* to) {
+    i64 j = 0;
+    for (; j + Vec::size() <= count; j += Vec::size()) (Vec::loadu(c + j) + Vec::loadu(more + j)).store(to + j);
+    for (; j < count; ++j) to[j] = c[j] + more[j];
+}
+
+// What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows, width), inverses (rows).
+struct Trail {
+    float *const *outputs, *const *hats, *const *inverses;
+};
+
+// The layers from the first pre-activations `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). `at`: the first row in the trail.
+template <class T>
+void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, float* pre, T* ping, T* pong, const Trail* trail, i64 at, float* values) {
+    const i64 normed = normed_layers(net), last = net.layers - 1;
+    T* h = nullptr;
+    for (i64 layer = 0; layer < net.layers; ++layer) {
+        const i64 width = net.widths[layer];
+        const float* bias = net.biases[layer] + member * width;
+        const bool plain = layer >= normed;
+        if (layer) {
+            float* to = plain ? values : pre;
+            product<T>(h, net.widths[layer - 1], n, factor(net, packed, net.parts + layer - 1, member), [&](i64 from, i64 count, const float* c) {
+                for (i64 r = 0; r < n; ++r) add(c + r * COLUMNS, bias + from, count, to + r * width + from);
+            });
+        } else if (plain) {
+            std::copy(pre, pre + n * width, values);
+        }
+        if (plain) break;
+        const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
+        const auto norm = [&](auto* out, i64 simplex) {
+            for (i64 r = 0; r < n; ++r)
+                norm_row(pre + r * width, width, gain, shift, simplex, out + r * width, trail ? trail->hats[layer] + (at + r) * width : nullptr,
+                         trail ? trail->inverses[layer] + at + r : nullptr);
+        };
+        if (layer == last) {
+            norm(values, net.simplex);
+            break;
+        }
+        if constexpr (std::is_same_v<T, float>) h = trail ? trail->outputs[layer] + at * width : (h == ping ? pong : ping);
+        else h = h == ping ? pong : ping;
+        norm(h, 0);
+    }
+}
+
+// Values (chosen, rows, last width).
+template <class T>
+void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail* trail, float* values) {
+    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], out = net.widths[net.layers - 1];
+    at::parallel_for(0, count * tiles, 1, [&](i64 begin, i64 end) {
+        Buffer<float> pre(ROWS * broadest(net));
+        Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net));
+        std::vector<Buffer<T>> cast;
+        if constexpr (!std::is_same_v<T, float>)
+            for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(ROWS * padded(net.inputs[p]));
+        for (i64 task = begin; task < end; ++task) {
+            const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
+            const float* bias = net.biases[0] + member * first;
+            const auto extra = [&](i64 r) { return in.base ? in.base + (which * in.base_rows + (start + r) / in.repeat % in.base_rows) * first : bias; };
+            const float* drop = in.drop ? in.drop + (which * rows + start) * first : nullptr;
+            std::vector<Term<T>> terms;
+            for (i64 p = 0; p < net.parts; ++p)
+                if (in.parts[p]) {
+                    const i64 width = net.inputs[p];
+                    const float* part = in.parts[p] + start * width;
+                    const Factor<T> weight = factor(net, packed, p, member);
+                    if constexpr (std::is_same_v<T, float>) terms.push_back({part, width, weight});
+                    else pad(part, n, width, static_cast<T*>(cast[p]), padded(width)), terms.push_back({cast[p], padded(width), weight});
+                }
+            product<T>(terms, n, [&](i64 from, i64 wide, const float* c) {
+                for (i64 r = 0; r < n; ++r) {
+                    float* to = pre + r * first + from;
+                    add(c + r * COLUMNS, extra(r) + from, wide, to);
+                    if (drop)
+                        for (i64 j = 0; j < wide; ++j) to[j] *= drop[r * first + from + j];
+                }
+            });
+            layers_forward<T>(net, packed, member, n, pre, ping, pong, trail, which * rows + start, values + (which * rows + start) * out);
+        }
+        blas::brgemm_release(!std::is_same_v<T, float>);
+    });
+}
+
+// x <- keep_k x + drift_k output(common + times_k + x W^T) * mask, for k from 0 to steps - 1, in place at x (rows, inputs[part]); the other parts of the input
+// are in `common` (rows, widths[0]), bias included, and `times` (steps, widths[0]). The mask (rows, inputs[part]) may be null.
+template <class T>
+void chain(const Normed& net, T* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift, const float* mask,
+           i64 steps, i64 rows, float* x) {
+    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], size = net.inputs[part];
+    at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+        Buffer<float> pre(ROWS * broadest(net)), output(ROWS * size);
+        Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net)), cast(ROWS * padded(size));
+        for (i64 tile = begin; tile < end; ++tile) {
+            const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
+            float* here = x + start * size;
+            const float *shared = common + start * first, *held = mask ? mask + start * size : nullptr;
+            for (i64 k = 0; k < steps; ++k) {
+                const T* input;
+                if constexpr (std::is_same_v<T, float>) input = here;
+                else pad(here, n, size, static_cast<T*>(cast), padded(size)), input = cast;
+                product<T>(input, padded_for<T>(size), n, factor(net, packed, part, 0), [&](i64 from, i64 wide, const float* c) {
+                    for (i64 r = 0; r < n; ++r) {
+                        float* to = pre + r * first + from;
+                        add(c + r * COLUMNS, shared + r * first + from, wide, to);
+                        add(to, times + k * first + from, wide, to);
+                    }
+                });
+                layers_forward<T>(net, packed, 0, n, pre, ping, pong, nullptr, 0, output);
+                for (i64 i = 0; i < n * size; ++i) here[i] = keep[k] * here[i] + drift[k] * output[i] * (held ? held[i] : 1.0f);
+            }
+        }
+        blas::brgemm_release(!std::is_same_v<T, float>);
+    });
+}
+
+// The gradient at a normed layer's pre-activations, in place of that at its outputs, `grad` (width); `sums`: what it adds to those of gain and shift.
+void norm_row_back(float* grad, const float* hat, float inverse, i64 width, const float* gain, const float* shift, i64 simplex, const float* values, float* sums) {
+    if (simplex)
+        for (i64 j = 0; j < width; j += simplex) {
+            float along = 0;
+            for (i64 k = j; k < j + simplex; ++k) along += values[k] * grad[k];
+            for (i64 k = j; k < j + simplex; ++k) grad[k] = values[k] * (grad[k] - along);
+        }
+    Vec mean(0), along(0);
+    for (i64 j = 0; j < width; j += Vec::size()) {
+        const Vec h = Vec::loadu(hat + j), g = Vec::loadu(gain + j);
+        Vec y = Vec::loadu(grad + j);
+        if (!simplex) y = y * mish_slope(at::vec::fmadd(h, g, Vec::loadu(shift + j)));
+        at::vec::fmadd(y, h, Vec::loadu(sums + j)).store(sums + j);
+        (Vec::loadu(sums + width + j) + y).store(sums + width + j);
+        const Vec up = y * g;
+        up.store(grad + j);
+        mean = mean + up, along = at::vec::fmadd(up, h, along);
+    }
+    const Vec centre(total(mean) / width), slope(total(along) / width), scale(inverse);
+    for (i64 j = 0; j < width; j += Vec::size())
+        ((Vec::loadu(grad + j) - at::vec::fmadd(Vec::loadu(hat + j), slope, centre)) * scale).store(grad + j);
+}
+
+struct Gradients {  // of the parameters of the chosen members, null where not wanted; of the input's parts (rows, inputs), null where not wanted
+    float *const *first, *const *weights, *const *biases, *const *gains, *const *shifts, *const *parts;
+};
+
+// From `upstream` (chosen, rows, last width) at the values to `grads` (chosen, rows, width) at every layer's pre-activations (of a plain last layer: upstream
+// itself, not written), and what is wanted of the other gradients.
+void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail& trail, const float* values, const float* upstream,
+              float* const* grads, const Gradients& wanted) {
+    const i64 tiles = (rows + ROWS - 1) / ROWS, normed = normed_layers(net), last = net.layers - 1;
+    std::vector<i64> offset(normed + 1, 0);
+    for (i64 layer = 0; layer < normed; ++layer) offset[layer + 1] = offset[layer] + 2 * net.widths[layer];
+    Buffer<float> sums(count * tiles * offset[normed]);
+    at::parallel_for(0, count * tiles, 1, [&](i64 begin, i64 end) {
+        for (i64 task = begin; task < end; ++task) {
+            const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start), at = which * rows + start;
+            float* sum = sums + task * offset[normed];
+            std::fill(sum, sum + offset[normed], 0.0f);
+            if (net.simplex) std::copy(upstream + at * net.widths[last], upstream + (at + n) * net.widths[last], grads[last] + at * net.widths[last]);
+            for (i64 layer = last; layer >= 0; --layer) {
+                const i64 width = net.widths[layer];
+                const float* g = layer < normed ? grads[layer] + at * width : upstream + at * width;
+                if (layer < normed)
+                    for (i64 r = 0; r < n; ++r)
+                        norm_row_back(grads[layer] + (at + r) * width, trail.hats[layer] + (at + r) * width, trail.inverses[layer][at + r], width,
+                                      net.gains[layer] + member * width, net.shifts[layer] + member * width, layer == last ? net.simplex : 0,
+                                      values + (at + r) * width, sum + offset[layer]);
+                if (!layer) break;
+                const i64 below = net.widths[layer - 1];
+                float* to = grads[layer - 1] + at * below;
+                const Factor<float> weight{net.weights[layer - 1] + member * width * below, width, below};
+                product<float>(g, width, n, weight, [&](i64 from, i64 wide, const float* c) {
+                    for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + wide, to + r * below + from);
+                });
+            }
+            if (in.drop) {
+                float* g = grads[0] + at * net.widths[0];
+                const float* drop = in.drop + at * net.widths[0];
+                for (i64 i = 0; i < n * net.widths[0]; ++i) g[i] *= drop[i];
+            }
+        }
+        blas::brgemm_release(false);
+    });
+    const float* const front = normed ? grads[0] : upstream;
+    const i64 first = net.widths[0];
+    for (i64 p = 0; p < net.parts; ++p)  // summed over members
+        if (wanted.parts[p]) {
+            const i64 size = net.inputs[p];
+            at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+                for (i64 tile = begin; tile < end; ++tile) {
+                    const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
+                    std::vector<Term<float>> terms;
+                    for (i64 which = 0; which < count; ++which)
+                        terms.push_back({front + (which * rows + start) * first, first, {net.first[p] + chosen[which] * first * size, first, size}});
+                    product<float>(terms, n, [&](i64 from, i64 wide, const float* c) {
+                        for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + wide, wanted.parts[p] + (start + r) * size + from);
+                    });
+                }
+                blas::brgemm_release(false);
+            });
+        }
+    if (!wanted.biases) return;
+    std::vector<std::tuple<i64, i64, i64>> tasks;  // member, layer, first row of the weight
+    for (i64 which = 0; which < count; ++which)
+        for (i64 layer = 0; layer < net.layers; ++layer)
+            for (i64 k = 0; k < net.widths[layer]; k += ROWS) tasks.emplace_back(which, layer, k);
+    at::parallel_for(0, static_cast<i64>(tasks.size()), 1, [&](i64 begin, i64 end) {
+        Buffer<float> turned(ROWS * rows);
+        for (i64 task = begin; task < end; ++task) {
+            auto [which, layer, k] = tasks[task];
+            const i64 width = net.widths[layer], n = std::min(ROWS, width - k);
+            const float* g = (layer < normed ? grads[layer] : upstream) + which * rows * width;
+            transpose(g + k, width, rows, n, static_cast<float*>(turned), rows);
+            for (i64 r = 0; r < n; ++r) wanted.biases[layer][which * width + k + r] = sum_of(turned + r * rows, rows);
+            const auto weight = [&](const float* below, i64 size, float* to) {
+                product<float>(turned, rows, n, {below, rows, size}, [&](i64 from, i64 wide, const float* c) {
+                    for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + wide, to + (which * width + k + r) * size + from);
+                });
+            };
+            if (layer) weight(trail.outputs[layer - 1] + which * rows * net.widths[layer - 1], net.widths[layer - 1], wanted.weights[layer - 1]);
+            else
+                for (i64 p = 0; p < net.parts; ++p)
+                    if (in.parts[p]) weight(in.parts[p], net.inputs[p], wanted.first[p]);
+            if (layer < normed)
+                for (i64 j = k; j < k + n; ++j) {
+                    float gain = 0, shift = 0;
+                    for (i64 tile = 0; tile < tiles; ++tile) {
+                        const float* sum = sums + (which * tiles + tile) * offset[normed] + offset[layer];
+                        gain += sum[j], shift += sum[width + j];
+                    }
+                    wanted.gains[layer][which * width + j] = gain, wanted.shifts[layer][which * width + j] = shift;
+                }
+        }
+        blas::brgemm_release(false);
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
+
+int pack_normed(const Normed* net, int low, void* const* packed) {
+    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed)) : pack_all(*net, as<float>(packed)); });
+}
+
+int forward_normed(const Normed* net, int low, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
+    return guarded([&] {
+        low ? forward(*net, as<BFloat16>(packed), chosen, count, *in, rows, nullptr, values)
+            : forward(*net, as<float>(packed), chosen, count, *in, rows, trail, values);
+    });
+}
+
+int chain_normed(const Normed* net, int low, void* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift,
+                 const float* mask, i64 steps, i64 rows, float* x) {
+    return guarded([&] {
+        low ? chain(*net, as<BFloat16>(packed), part, common, times, keep, drift, mask, steps, rows, x)
+            : chain(*net, as<float>(packed), part, common, times, keep, drift, mask, steps, rows, x);
+    });
+}
+
+int backward_normed(const Normed* net, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, const float* values, const float* upstream,
+                    float* const* grads, const Gradients* wanted) {
+    return guarded([&] { backward(*net, chosen, count, *in, rows, *trail, values, upstream, grads, *wanted); });
+}
+
+}  // extern "C"

@@ -1,0 +1,75 @@
+"""C++ that PyTorch builds for this processor, and handing tensors over to it. The sources lie beside this file."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Pointers = Any  # a ctypes array
+
+WIDTHS = 32
+"""hidden widths of networks with fused passes are multiples of it"""
+
+
+@functools.cache
+def library(name: str, **arguments: str) -> ctypes.CDLL | None:
+    """``name``.cpp, built at the first call (some ten seconds, kept by PyTorch on disk); None, with a warning, where that cannot be.
+
+    ``arguments`` of each C function: i for an integer, p for a pointer. They return an int, 0 for success.
+    """
+    from torch._inductor.codecache import (
+        CppCodeCache,  # picks the compiler and its flags, locks, and keeps what was built
+    )
+
+    here = Path(__file__).parent
+    try:
+        built = cast(ctypes.CDLL, CppCodeCache.load((here / "tiles.h").read_text() + (here / f"{name}.cpp").read_text()))
+    except Exception as error:  # whatever a compiler can come to
+        logging.getLogger(__name__).warning("the fused passes cannot be built here (%s): PyTorch's are used.", str(error).splitlines()[0])
+        return None
+    for function, kinds in arguments.items():
+        getattr(built, function).argtypes = [ctypes.c_int64 if kind == "i" else ctypes.c_void_p for kind in kinds]
+    built.room.argtypes, built.room.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    return built
+
+
+def promises(*widths: int) -> bool:
+    """Whether networks with ``widths`` hidden units can be expected to have fused passes here, and to gain by them, without building any."""
+    return all(w % WIDTHS == 0 for w in widths) and "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def call(built: ctypes.CDLL, function: str, *arguments: Any) -> None:
+    """Raises ``RuntimeError`` where the processor lacks what the function needs."""
+    if getattr(built, function)(*arguments):
+        raise RuntimeError(f"oneDNN has no such products on this processor ({function})")
+
+
+def require(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The tensor, if C++ may read or write that much behind its pointer; else ``ValueError``."""
+    if tensor is None or tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        found = None if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.stride())
+        raise ValueError(f"the fused passes take a dense {dtype} tensor of {shape} on the CPU here, not {found}")
+    return tensor
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def pointers(tensors: Sequence[Tensor | None] | None) -> Pointers:
+    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*map(pointer, tensors))
+
+
+def floats(numbers: Sequence[float]) -> Pointers:
+    return (ctypes.c_float * len(numbers))(*numbers)
+
+
+def integers(numbers: Sequence[int]) -> Pointers:
+    return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -1,0 +1,196 @@
+// What passes of small networks on a CPU are made of: rows of vectors, matrix products 64 rows and columns at a time, layouts for them.
+//
+// Matrix products are oneDNN's (at::native::cpublas::brgemm: AVX-512 in float32, AMX or AVX-512 in bfloat16, always summed in float32); what follows a product
+// is done block by block while it is still in the cache. nn/native.py puts this text before that of the passes.
+
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/native/CPUBlas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+using at::BFloat16;
+using i64 = int64_t;
+namespace blas = at::native::cpublas;
+
+namespace {
+
+constexpr i64 ROWS = 64, COLUMNS = 64;  // of a tile, and of one product: with AMX three times as fast as 32, 128 or 256 rows
+using Vec = at::vec::Vectorized<float>;
+constexpr i64 STEP = 2 * Vec::size();
+using Two = std::tuple<Vec, Vec>;
+
+inline Two load(const float* p) { return {Vec::loadu(p), Vec::loadu(p + Vec::size())}; }
+inline Two load(const BFloat16* p) { return at::vec::convert_to_float<BFloat16>(at::vec::Vectorized<BFloat16>::loadu(p)); }
+inline void store(float* p, Vec a, Vec b) { a.store(p), b.store(p + Vec::size()); }
+inline void store(BFloat16* p, Vec a, Vec b) {
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)  // in one instruction, where PyTorch's takes a dozen
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+#else
+    at::vec::convert_from_float<BFloat16>(a, b).store(p);
+#endif
+}
+
+// 1 / (1 + exp(-x)).
+inline Vec sigmoid(Vec x) {
+#ifdef CPU_CAPABILITY_AVX512  // half the instructions of the line below: 2^y as 2^round(y) times Cephes' polynomial (exp2f), 1/z as 14 bits and a step of Newton's
+    const Vec y(_mm512_min_ps(_mm512_set1_ps(115), x * Vec(-1.44269504f)));  // from there on the result is 0 in float32; what is not a number stays so
+    const Vec whole(_mm512_roundscale_ps(y, 0)), f = y - whole;
+    Vec power(1.535336188e-4f);
+    for (float c : {1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.0f}) power = at::vec::fmadd(power, f, Vec(c));
+    const Vec z = Vec(1) + Vec(_mm512_scalef_ps(power, whole)), inverse(_mm512_rcp14_ps(z));
+    return inverse * at::vec::fnmadd(z, inverse, Vec(2));
+#else
+    return (Vec(1) + x.neg().exp_u20()).reciprocal();
+#endif
+}
+
+inline float total(Vec v) {
+    return at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return a + b; }, v);
+}
+
+inline float sum_of(const float* a, i64 n) {
+    Vec sum(0);
+    i64 j = 0;
+    for (; j + Vec::size() <= n; j += Vec::size()) sum = sum + Vec::loadu(a + j);
+    return std::accumulate(a + j, a + n, total(sum));
+}
+
+template <class A, class B>
+float dot(const A* a, const B* b, i64 n) {
+    Vec low(0), high(0);
+    for (i64 j = 0; j < n; j += STEP) {
+        auto [a0, a1] = load(a + j);
+        auto [b0, b1] = load(b + j);
+        low = at::vec::fmadd(a0, b0, low), high = at::vec::fmadd(a1, b1, high);
+    }
+    return total(low + high);
+}
+
+inline i64 padded(i64 n) { return (n + 31) / 32 * 32; }  // oneDNN is slow for other depths in bfloat16
+
+// Columns that rows of numbers of the type T have where they are the left factor of a product.
+template <class T>
+i64 padded_for(i64 n) { return std::is_same_v<T, float> ? n : padded(n); }
+
+template <class T>
+struct Buffer {  // uninitialised, aligned
+    explicit Buffer(i64 n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64 + 64)), std::free) {}
+    operator T*() const { return data.get(); }
+    std::unique_ptr<T, decltype(&std::free)> data;
+};
+
+// The right factor of a product, (depth, columns): as it is, or laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved.
+template <class T>
+struct Factor {
+    const T* data;
+    i64 depth, columns;
+    bool blocks = !std::is_same_v<T, float>;
+    const T* block(i64 n) const { return blocks ? data + n * depth : data + n; }
+    i64 stride() const { return blocks ? COLUMNS : columns; }
+};
+
+// A product to be summed: (rows, depth) with a row stride, times a factor.
+template <class T>
+struct Term {
+    const T* a;
+    i64 stride;
+    Factor<T> b;
+};
+
+// The sum of products of equal size, handed on in blocks: done(first column, columns, (rows, 64) float).
+template <class T, class F>
+void product(const std::vector<Term<T>>& terms, i64 rows, F done) {
+    alignas(64) float c[ROWS * COLUMNS];
+    const i64 columns = terms.front().b.columns;
+    for (i64 n = 0; n < columns; n += COLUMNS) {
+        const i64 width = std::min(COLUMNS, columns - n);
+        for (size_t i = 0; i < terms.size(); ++i) {
+            const auto& [a, stride, b] = terms[i];
+            blas::brgemm(rows, width, b.depth, stride, b.stride(), COLUMNS, i > 0, a, b.block(n), c, !std::is_same_v<T, float>);
+        }
+        done(n, width, c);
+    }
+}
+
+template <class T, class F>
+void product(const T* a, i64 stride, i64 rows, const Factor<T>& b, F done) {
+    product<T>({{a, stride, b}}, rows, done);
+}
+
+// (rows, columns) with a row stride -> (columns, rows) with another.
+template <class T>
+void transpose(const T* in, i64 stride, i64 rows, i64 columns, T* out, i64 out_stride) {
+    constexpr i64 B = at::vec::Vectorized<T>::size();
+    for (i64 r = 0; r < rows; r += B)
+        for (i64 c = 0; c < columns; c += B)
+            at::vec::transpose_mxn<T>(in + r * stride + c, stride, out + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
+}
+
+template <class T>
+void interleave(const T* rows, i64 depth, i64 columns, T* out) {
+    if constexpr (std::is_same_v<T, BFloat16>)
+        for (i64 n = 0; n < columns; n += COLUMNS)
+            blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
+}
+
+// (rows, columns) to (rows, depth) with zeros at the end of each, in another precision.
+template <class T>
+void pad(const float* in, i64 rows, i64 columns, T* out, i64 depth) {
+    float row[STEP];
+    for (i64 r = 0; r < rows; ++r)
+        for (i64 j = 0; j < depth; j += STEP) {
+            const float* from = in + r * columns + j;
+            if (j + STEP > columns) {
+                std::fill(std::copy(from, from + std::max(columns - j, i64(0)), row), row + STEP, 0.0f);
+                from = row;
+            }
+            auto [a, b] = load(from);
+            store(out + r * depth + j, a, b);
+        }
+}
+
+// A weight (rows, columns), or its transpose, as a factor of depth padded(...), written to `out` (with room for whole blocks of columns).
+template <class T>
+void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (turned) return transpose(weight, columns, rows, columns, out, rows);
+        std::fill(std::copy(weight, weight + rows * columns, out), out + padded(rows) * columns, 0.0f);
+    } else {
+        const i64 depth = turned ? padded(columns) : columns;
+        Buffer<T> cast(padded(rows) * depth);
+        pad(weight, rows, columns, static_cast<T*>(cast), depth);
+        if (!turned) {
+            std::fill(cast + rows * columns, cast + padded(rows) * columns, T(0));
+            return interleave<T>(cast, padded(rows), columns, out);
+        }
+        for (i64 n = 0; n < rows; n += COLUMNS)  // pairs of numbers that are neighbours here belong together there
+            transpose(reinterpret_cast<const float*>(cast + n * depth), depth / 2, std::min(COLUMNS, rows - n), depth / 2,
+                      reinterpret_cast<float*>(out + n * depth), COLUMNS);
+    }
+}
+
+i64 packed_size(i64 depth, i64 columns) { return padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS); }
+
+template <class F>
+int guarded(F work) {  // nothing is thrown across the border
+    try {
+        work();
+        return 0;
+    } catch (const std::exception&) {
+        return 1;
+    }
+}
+
+template <class T>
+T* const* as(void* const* pointers) { return reinterpret_cast<T* const*>(pointers); }
+
+}  // namespace
