@@ -80,13 +80,15 @@ void softmax_groups(float* y, i64 width, i64 group) {
     }
 }
 
-// One normed row: mean and deviation of pre, then hat = (pre - mean) * inverse and out = activation(hat * gain + shift).
+// One normed row: pre + more [* drop], in place, its mean and deviation, then hat = (pre - mean) * inverse and out = activation(hat * gain + shift).
 template <class T>
-void norm_row(const float* pre, i64 width, const float* gain, const float* shift, i64 simplex, T* out, float* hat, float* inverse) {
+void norm_row(float* pre, const float* more, const float* drop, i64 width, const float* gain, const float* shift, i64 simplex, T* out, float* hat, float* inverse) {
     Vec sum(0), squares(0);
-    for (i64 j = 0; j < width; j += STEP) {
-        auto [a, b] = load(pre + j);
-        sum = sum + a + b;
+    for (i64 j = 0; j < width; j += Vec::size()) {
+        Vec x = Vec::loadu(pre + j) + Vec::loadu(more + j);
+        if (drop) x = x * Vec::loadu(drop + j);
+        x.store(pre + j);
+        sum = sum + x;
     }
     const Vec mean(total(sum) / width);
     for (i64 j = 0; j < width; j += STEP) {
@@ -109,11 +111,10 @@ void norm_row(const float* pre, i64 width, const float* gain, const float* shift
         if (simplex) softmax_groups(out, width, simplex);
 }
 
-// to = c + more: (count).
-inline void add(const float* c, const float* more, i64 count, float* to) {
+inline void add(float* to, const float* more, i64 count) {
     i64 j = 0;
-    for (; j + Vec::size() <= count; j += Vec::size()) (Vec::loadu(c + j) + Vec::loadu(more + j)).store(to + j);
-    for (; j < count; ++j) to[j] = c[j] + more[j];
+    for (; j + Vec::size() <= count; j += Vec::size()) (Vec::loadu(to + j) + Vec::loadu(more + j)).store(to + j);
+    for (; j < count; ++j) to[j] += more[j];
 }
 
 // What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows, width), inverses (rows).
@@ -121,29 +122,28 @@ struct Trail {
     float *const *outputs, *const *hats, *const *inverses;
 };
 
-// The layers from the first pre-activations `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). `at`: the first row in the trail.
-template <class T>
-void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, float* pre, T* ping, T* pong, const Trail* trail, i64 at, float* values) {
+// The layers from the first one's products `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). more(row) is what is added to
+// the first products, `drop` (n, widths[0]) what multiplies them then, or null; `at` the first row in the trail.
+template <class T, class M>
+void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, float* pre, M more, const float* drop, T* ping, T* pong, const Trail* trail, i64 at,
+                    float* values) {
     const i64 normed = normed_layers(net), last = net.layers - 1;
     T* h = nullptr;
     for (i64 layer = 0; layer < net.layers; ++layer) {
         const i64 width = net.widths[layer];
         const float* bias = net.biases[layer] + member * width;
-        const bool plain = layer >= normed;
-        if (layer) {
-            float* to = plain ? values : pre;
-            product<T>(h, net.widths[layer - 1], n, factor(net, packed, net.parts + layer - 1, member), [&](i64 from, i64 count, const float* c) {
-                for (i64 r = 0; r < n; ++r) add(c + r * COLUMNS, bias + from, count, to + r * width + from);
-            });
-        } else if (plain) {
-            std::copy(pre, pre + n * width, values);
+        const auto added = [&](i64 r) { return layer ? bias : more(r); };
+        if (layer) product_to<T>({{h, net.widths[layer - 1], factor(net, packed, net.parts + layer - 1, member)}}, n, layer < normed ? pre : values, width);
+        if (layer >= normed) {
+            if (!layer) std::copy(pre, pre + n * width, values);
+            for (i64 r = 0; r < n; ++r) add(values + r * width, added(r), width);
+            break;
         }
-        if (plain) break;
         const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
         const auto norm = [&](auto* out, i64 simplex) {
             for (i64 r = 0; r < n; ++r)
-                norm_row(pre + r * width, width, gain, shift, simplex, out + r * width, trail ? trail->hats[layer] + (at + r) * width : nullptr,
-                         trail ? trail->inverses[layer] + at + r : nullptr);
+                norm_row(pre + r * width, added(r), layer || !drop ? nullptr : drop + r * width, width, gain, shift, simplex, out + r * width,
+                         trail ? trail->hats[layer] + (at + r) * width : nullptr, trail ? trail->inverses[layer] + at + r : nullptr);
         };
         if (layer == last) {
             norm(values, net.simplex);
@@ -168,7 +168,7 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
         for (i64 task = begin; task < end; ++task) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
             const float* bias = net.biases[0] + member * first;
-            const auto extra = [&](i64 r) { return in.base ? in.base + (which * in.base_rows + (start + r) / in.repeat % in.base_rows) * first : bias; };
+            const auto more = [&](i64 r) { return in.base ? in.base + (which * in.base_rows + (start + r) / in.repeat % in.base_rows) * first : bias; };
             const float* drop = in.drop ? in.drop + (which * rows + start) * first : nullptr;
             std::vector<Term<T>> terms;
             for (i64 p = 0; p < net.parts; ++p)
@@ -179,15 +179,8 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
                     if constexpr (std::is_same_v<T, float>) terms.push_back({part, width, weight});
                     else pad(part, n, width, static_cast<T*>(cast[p]), padded(width)), terms.push_back({cast[p], padded(width), weight});
                 }
-            product<T>(terms, n, [&](i64 from, i64 wide, const float* c) {
-                for (i64 r = 0; r < n; ++r) {
-                    float* to = pre + r * first + from;
-                    add(c + r * COLUMNS, extra(r) + from, wide, to);
-                    if (drop)
-                        for (i64 j = 0; j < wide; ++j) to[j] *= drop[r * first + from + j];
-                }
-            });
-            layers_forward<T>(net, packed, member, n, pre, ping, pong, trail, which * rows + start, values + (which * rows + start) * out);
+            product_to<T>(terms, n, pre, first);
+            layers_forward<T>(net, packed, member, n, pre, more, drop, ping, pong, trail, which * rows + start, values + (which * rows + start) * out);
         }
         blas::brgemm_release(!std::is_same_v<T, float>);
     });
@@ -210,14 +203,9 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
                 const T* input;
                 if constexpr (std::is_same_v<T, float>) input = here;
                 else pad(here, n, size, static_cast<T*>(cast), padded(size)), input = cast;
-                product<T>(input, padded_for<T>(size), n, factor(net, packed, part, 0), [&](i64 from, i64 wide, const float* c) {
-                    for (i64 r = 0; r < n; ++r) {
-                        float* to = pre + r * first + from;
-                        add(c + r * COLUMNS, shared + r * first + from, wide, to);
-                        add(to, times + k * first + from, wide, to);
-                    }
-                });
-                layers_forward<T>(net, packed, 0, n, pre, ping, pong, nullptr, 0, output);
+                product_to<T>({{input, padded_for<T>(size), factor(net, packed, part, 0)}}, n, pre, first);
+                for (i64 r = 0; r < n; ++r) add(pre + r * first, times + k * first, first);
+                layers_forward<T>(net, packed, 0, n, pre, [&](i64 r) { return shared + r * first; }, nullptr, ping, pong, nullptr, 0, output);
                 for (i64 i = 0; i < n * size; ++i) here[i] = keep[k] * here[i] + drift[k] * output[i] * (held ? held[i] : 1.0f);
             }
         }
@@ -279,9 +267,7 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
                 const i64 below = net.widths[layer - 1];
                 float* to = grads[layer - 1] + at * below;
                 const Factor<float> weight{net.weights[layer - 1] + member * width * below, width, below};
-                product<float>(g, width, n, weight, [&](i64 from, i64 wide, const float* c) {
-                    for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + wide, to + r * below + from);
-                });
+                product_to<float>({{g, width, weight}}, n, to, below);
             }
             if (in.drop) {
                 float* g = grads[0] + at * net.widths[0];
@@ -302,9 +288,7 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
                     std::vector<Term<float>> terms;
                     for (i64 which = 0; which < count; ++which)
                         terms.push_back({front + (which * rows + start) * first, first, {net.first[p] + chosen[which] * first * size, first, size}});
-                    product<float>(terms, n, [&](i64 from, i64 wide, const float* c) {
-                        for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + wide, wanted.parts[p] + (start + r) * size + from);
-                    });
+                    product_to<float>(terms, n, wanted.parts[p] + start * size, size);
                 }
                 blas::brgemm_release(false);
             });
@@ -323,9 +307,7 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
             transpose(g + k, width, rows, n, static_cast<float*>(turned), rows);
             for (i64 r = 0; r < n; ++r) wanted.biases[layer][which * width + k + r] = sum_of(turned + r * rows, rows);
             const auto weight = [&](const float* below, i64 size, float* to) {
-                product<float>(turned, rows, n, {below, rows, size}, [&](i64 from, i64 wide, const float* c) {
-                    for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + wide, to + (which * width + k + r) * size + from);
-                });
+                product_to<float>({{turned, rows, {below, rows, size}}}, n, to + (which * width + k) * size, size);
             };
             if (layer) weight(trail.outputs[layer - 1] + which * rows * net.widths[layer - 1], net.widths[layer - 1], wanted.weights[layer - 1]);
             else

@@ -121,6 +121,17 @@ void product(const std::vector<Term<T>>& terms, i64 rows, F done) {
     }
 }
 
+// The same, written to `out` (rows, columns) with a row stride.
+template <class T>
+void product_to(const std::vector<Term<T>>& terms, i64 rows, float* out, i64 out_stride) {
+    const i64 columns = terms.front().b.columns;
+    for (i64 n = 0; n < columns; n += COLUMNS)
+        for (size_t i = 0; i < terms.size(); ++i) {
+            const auto& [a, stride, b] = terms[i];
+            blas::brgemm(rows, std::min(COLUMNS, columns - n), b.depth, stride, b.stride(), out_stride, i > 0, a, b.block(n), out + n, !std::is_same_v<T, float>);
+        }
+}
+
 template <class T, class F>
 void product(const T* a, i64 stride, i64 rows, const Factor<T>& b, F done) {
     product<T>({{a, stride, b}}, rows, done);
