@@ -16,6 +16,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.check import check_env
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import PRESETS
+from saddlepoint.nn.fused_normed import works
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import EnvShape, UserError
@@ -43,13 +44,15 @@ def config(env: str, out: Path, **changes) -> TrainConfig:
     return replace(base, **changes)
 
 
-@pytest.mark.parametrize("planner", ["denoise", "mppi"])
-def test_stopped_and_resumed_runs_equal_one_in_one_go(planner, tmp_path):
+@pytest.mark.parametrize("name", ["denoise", "mppi", "compiled", "compiled bfloat16"])
+def test_stopped_and_resumed_runs_equal_one_in_one_go(name, tmp_path):
     """Stopped in mid-episode, so that the plans in memory matter."""
-    learner = replace(TINY, planner=planner)
-    train(config(COSTLY, tmp_path / "whole"), MBDPO, learner, BUDGET)
-    train(config(COSTLY, tmp_path / "parts", total_steps=130), MBDPO, learner, BUDGET)
-    train(config(COSTLY, tmp_path / "parts"), MBDPO, learner, BUDGET, resume=True)
+    learner, compile = replace(TINY, planner=name), "off"
+    if name.startswith("compiled"):
+        learner, compile = replace(TINY, width=32, latent=32, encoder_width=32, precision="bfloat16" if "bfloat16" in name else "float32"), "on"
+    train(config(COSTLY, tmp_path / "whole", compile=compile), MBDPO, learner, BUDGET)
+    train(config(COSTLY, tmp_path / "parts", compile=compile, total_steps=130), MBDPO, learner, BUDGET)
+    train(config(COSTLY, tmp_path / "parts", compile=compile), MBDPO, learner, BUDGET, resume=True)
     one, two = (load(latest(tmp_path / run)[0]) for run in ("whole", "parts"))
     assert np.abs(one.state["memory"]).max() > 0
     np.testing.assert_array_equal(one.state["memory"], two.state["memory"])
@@ -57,6 +60,12 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(planner, tmp_path):
         left, right = vars(one)[part], vars(two)[part]
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
+    if name == "compiled":
+        eager, compiled = load_policy(tmp_path / "whole"), load_policy(tmp_path / "whole", compile=True)
+        assert eager.learner.model.dynamics.fused is None
+        assert (compiled.learner.model.dynamics.fused is not None) == works(torch.float32)
+        observation = np.zeros(eager.shape.observation)
+        np.testing.assert_allclose(eager.act(observation), compiled.act(observation), atol=1e-3)
 
 
 def test_the_command_line_on_the_toy(tmp_path, capsys):

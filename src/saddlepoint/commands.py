@@ -250,7 +250,7 @@ def evaluate_command(args: list[str]) -> None:
     if flags.video:
         render_headless()
     folder = Path(args[0])
-    policy = load_policy(folder, flags.device, flags.task, _acting(folder, flags.acting))
+    policy = load_policy(folder, flags.device, flags.task, _acting(folder, flags.acting), compile=True)
     name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting]).replace("/", "-")
     if policy.note:
         print(f"warning: {policy.note}")

@@ -168,18 +168,21 @@ class TrainedPolicy:
 
 
 def load_policy(
-    folder: str | Path, device: str | torch.device = "cpu", task: str | None = None, acting: Mapping[str, Any] = MappingProxyType({})
-) -> TrainedPolicy:
+    folder: str | Path, device: str | torch.device = "cpu", task: str | None = None, acting: Mapping[str, Any] = MappingProxyType({}),
+    *, compile: bool = False,
+) -> TrainedPolicy:  # fmt: skip
     """The policy of a run's newest checkpoint whose learner is whole. Raises ``UserError`` when there is none.
 
     ``acting`` changes settings of acting alone (``ACTING`` of the system's config), such as ``{"evaluation": "best_of_n"}`` for ALGD, or
     ``{"planner": "score"}`` for MBDPO. Raises ``UserError`` for others.
 
+    ``compile`` on a CPU has a run that was compiled act so again: in C++, which is built once in some ten seconds and may round otherwise.
+
     A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
     neither are the environments nor the training loop imported.
     """
     folder = Path(folder)
-    learner, content, step, note = load_learner(folder, device, acting)
+    learner, content, step, note = load_learner(folder, device, acting, compile=compile)
     train, budgets = content["train"], run.budgets_of(content)
     if "tasks" not in content:
         if task is not None:
@@ -215,11 +218,11 @@ def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any
 
 
 def load_learner(
-    folder: Path, device: str | torch.device, acting: Mapping[str, Any] = MappingProxyType({})
+    folder: Path, device: str | torch.device, acting: Mapping[str, Any] = MappingProxyType({}), *, compile: bool = False
 ) -> tuple[Any, dict[str, Any], int, str | None]:
     """The learner of a run's newest checkpoint whose learner is whole, the run's config.json, its steps, and a sentence about newer, damaged ones.
 
-    That of a run of `saddlepoint pretrain` knows several tasks. ``acting`` as in ``load_policy``. Raises ``UserError`` when there is none.
+    That of a run of `saddlepoint pretrain` knows several tasks. ``acting`` and ``compile`` as in ``load_policy``. Raises ``UserError`` when there is none.
     """
     content = run.read(folder)
     if content["system"] not in SYSTEMS:
@@ -233,6 +236,7 @@ def load_learner(
         from saddlepoint.mbdpo.tasks import model_tasks, stored_tasks
 
         several["tasks"] = model_tasks(stored_tasks(content))
-    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=False, **several)
+    compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
+    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **several)
     learner.load_state_dict(checkpoint.load_learner(path))
     return learner, content, int(path.name), note

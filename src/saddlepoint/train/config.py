@@ -51,8 +51,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes some 15 s to build once, for algd and the baselines from a
-    thousand updates on; on CUDA in long runs"""
+    """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes some 15 s to build once, from a thousand updates on where the
+    processor has AVX-512; on CUDA in long runs"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False
