@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parity, score network": {"preset": "parity", "planner": "score"},
     "default": {},
     "default, bfloat16": {"precision": "bfloat16"},
+    "default, learning in bfloat16": {"learning_precision": "bfloat16"},
     "default, score network": {"planner": "score"},
     "td-mpc2": {"preset": "td-mpc2"},
     "small": {"preset": "small"},

@@ -49,7 +49,7 @@ class MBDPOConfig:
     mppi_max_std: float = 2.0
     """largest, with which it begins"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """precision of what is imagined while planning; learning is in float32"""
+    """precision of what is imagined while planning"""
 
     # --- the energy of behaviour
     energy_weight: float = 0.01
@@ -122,6 +122,8 @@ class MBDPOConfig:
     """sub-sequences an update"""
     learning_rate: float = 3e-4
     """Adam's step"""
+    learning_precision: Literal["float32", "bfloat16"] = "float32"
+    """precision of all matrix products of learning, and then of planning; weights, norms, activations and losses stay in float32"""
     encoder_rate: float = 0.3
     """the encoder's step as a share of it"""
     clip: float = 20.0
@@ -303,7 +305,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
     "mppi_iterations": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_min_std": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_max_std": (lambda c: c.planner == "mppi", "--planner mppi"),
-    "precision": (_imagines, "--planner denoise or mppi"),
+    "precision": (lambda c: _imagines(c) and c.learning_precision == "float32", "--planner denoise or mppi, and learning in float32"),
     **dict.fromkeys(
         ("energy_clip", "energy_momentum", "energy_pairs", "negative_noise", "contrastive_weight"),
         (lambda c: c.energy_weight > 0, "an --energy-weight above 0"),

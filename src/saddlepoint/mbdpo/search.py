@@ -58,8 +58,8 @@ def draw_critics(critics: int, rounds: int, generator: torch.Generator) -> Tenso
 def _lower(model: WorldModel, fused: bool) -> WorldModel:
     """A copy of the model whose products are in bfloat16: in C++, or else with all its weights so; its discounts and running statistics are shared."""
     low = copy.deepcopy(model).requires_grad_(False)
-    if not (fused and low.fuse(torch.bfloat16)):
-        low = low.to(torch.bfloat16)
+    if not (fused and low.lower().fuse()):
+        low = copy.deepcopy(model).requires_grad_(False).to(torch.bfloat16)
     low.gamma, low.energy_mean, low.energy_std = model.gamma, model.energy_mean, model.energy_std
     return low
 
@@ -74,7 +74,8 @@ class Search:
         # The one compile site. On a CPU the networks' passes are C++ (``NormedMLP.fuse``); elsewhere PyTorch compiles the imagined steps, which are nearly
         # all of a plan's work.
         fused = compile and model.energy_mean.device.type == "cpu"
-        self._low = _lower(model, fused) if config.precision == "bfloat16" else None
+        planning = config.precision == "bfloat16" and config.learning_precision == "float32"  # where learning is so, the model itself is
+        self._low = _lower(model, fused) if planning else None
         if fused:
             model.fuse()
         self.roll: Callable[..., Rolled] = torch.compile(roll, dynamic=False) if compile and not fused else roll

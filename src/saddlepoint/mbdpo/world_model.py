@@ -87,11 +87,22 @@ class WorldModel(nn.Module):
         self.register_buffer("energy_std", torch.ones(()))
         self.register_buffer("value_scale", torch.ones(()))
         self.register_buffer("times", time_table(c.steps, c.time_embedding), persistent=False)
+        if c.learning_precision == "bfloat16":
+            self.lower()
 
-    def fuse(self, dtype: torch.dtype = torch.float32) -> bool:
+    def lower(self) -> WorldModel:
+        """Have all products in bfloat16 from now on."""
+        for net in self._nets():
+            net.low = True
+        return self
+
+    def fuse(self) -> bool:
         """Have the C++ passes of ``NormedMLP.fuse`` from now on; whether every network has."""
-        fused = [net.fuse(dtype) for net in self.modules() if isinstance(net, NormedMLP)]
+        fused = [net.fuse() for net in self._nets()]
         return all(fused)
+
+    def _nets(self) -> list[NormedMLP]:
+        return [net for net in self.modules() if isinstance(net, NormedMLP)]
 
     # ------------------------------------------------------------------------------------------------ state and task
 

@@ -31,25 +31,53 @@ struct Inputs {
     const float* drop;      // (members chosen, rows, widths[0]), or null
 };
 
-template <class T>
-Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {  // of a part, then of the later layers
+// The weight `index` of a member, (out, in): that of a part of the input, then those of the later layers.
+struct Weight {
+    const float* data;
+    i64 out, in;
+};
+
+Weight weight_of(const Normed& net, i64 index, i64 member) {
     const i64 layer = index - net.parts;
-    const i64 in = layer < 0 ? net.inputs[index] : net.widths[layer], out = layer < 0 ? net.widths[0] : net.widths[layer + 1];
-    return {packed[index] + member * packed_size(in, out), padded_for<T>(in), out, true};
+    if (layer < 0) return {net.first[index] + member * net.widths[0] * net.inputs[index], net.widths[0], net.inputs[index]};
+    return {net.weights[layer] + member * net.widths[layer + 1] * net.widths[layer], net.widths[layer + 1], net.widths[layer]};
 }
 
 template <class T>
-void pack_all(const Normed& net, T* const* packed) {
+Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {
+    const Weight w = weight_of(net, index, member);
+    return {packed[index] + member * packed_size(w.in, w.out), padded_for<T>(w.in), w.out, true};
+}
+
+// The same for going back.
+template <class T>
+Factor<T> factor_back(const Normed& net, T* const* turned, i64 index, i64 member) {
+    const Weight w = weight_of(net, index, member);
+    if constexpr (std::is_same_v<T, float>) return {w.data, w.out, w.in};
+    else return {turned[index] + member * packed_size(w.out, w.in), padded(w.out), w.in};
+}
+
+// Rows of numbers as the left factor of a product: as they are, or cast in `room`.
+template <class T>
+Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
+    if constexpr (std::is_same_v<T, float>) return {a, width, b};
+    else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
+}
+
+template <class T>
+void pack_all(const Normed& net, T* const* packed, T* const* turned) {
     const i64 count = net.parts + net.layers - 1;
     at::parallel_for(0, net.members * count, 1, [&](i64 begin, i64 end) {
         for (i64 task = begin; task < end; ++task) {
             const i64 index = task % count, member = task / count;
-            const Factor<T> to = factor(net, packed, index, member);
-            const i64 in = index < net.parts ? net.inputs[index] : net.widths[index - net.parts];
-            const float* weight = (index < net.parts ? net.first[index] : net.weights[index - net.parts]) + member * to.columns * in;
+            const Weight w = weight_of(net, index, member);
+            T* to = const_cast<T*>(factor(net, packed, index, member).data);
             if constexpr (std::is_same_v<T, float>) {
-                for (i64 n = 0; n < to.columns; n += COLUMNS) transpose(weight + n * in, in, std::min(COLUMNS, to.columns - n), in, const_cast<T*>(to.data) + n * in, COLUMNS);
-            } else pack(weight, to.columns, in, true, const_cast<T*>(to.data));
+                for (i64 n = 0; n < w.out; n += COLUMNS) transpose(w.data + n * w.in, w.in, std::min(COLUMNS, w.out - n), w.in, to + n * w.in, COLUMNS);
+            } else {
+                pack(w.data, w.out, w.in, true, to);
+                pack(w.data, w.out, w.in, false, const_cast<T*>(factor_back(net, turned, index, member).data));
+            }
         }
     });
 }
@@ -119,7 +147,8 @@ inline void add(float* to, const float* more, i64 count) {
 
 // What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows, width), inverses (rows).
 struct Trail {
-    float *const *outputs, *const *hats, *const *inverses;
+    void* const* outputs;  // in the type of the products
+    float *const *hats, *const *inverses;
 };
 
 // The layers from the first one's products `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). more(row) is what is added to
@@ -149,8 +178,7 @@ void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, floa
             norm(values, net.simplex);
             break;
         }
-        if constexpr (std::is_same_v<T, float>) h = trail ? trail->outputs[layer] + at * width : (h == ping ? pong : ping);
-        else h = h == ping ? pong : ping;
+        h = trail ? as<T>(trail->outputs)[layer] + at * width : (h == ping ? pong : ping);
         norm(h, 0);
     }
 }
@@ -163,8 +191,7 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
         Buffer<float> pre(ROWS * broadest(net));
         Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net));
         std::vector<Buffer<T>> cast;
-        if constexpr (!std::is_same_v<T, float>)
-            for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(ROWS * padded(net.inputs[p]));
+        for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(ROWS * padded(net.inputs[p]));
         for (i64 task = begin; task < end; ++task) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
             const float* bias = net.biases[0] + member * first;
@@ -172,13 +199,7 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
             const float* drop = in.drop ? in.drop + (which * rows + start) * first : nullptr;
             std::vector<Term<T>> terms;
             for (i64 p = 0; p < net.parts; ++p)
-                if (in.parts[p]) {
-                    const i64 width = net.inputs[p];
-                    const float* part = in.parts[p] + start * width;
-                    const Factor<T> weight = factor(net, packed, p, member);
-                    if constexpr (std::is_same_v<T, float>) terms.push_back({part, width, weight});
-                    else pad(part, n, width, static_cast<T*>(cast[p]), padded(width)), terms.push_back({cast[p], padded(width), weight});
-                }
+                if (in.parts[p]) terms.push_back(term<T>(in.parts[p] + start * net.inputs[p], n, net.inputs[p], cast[p], factor(net, packed, p, member)));
             product_to<T>(terms, n, pre, first);
             layers_forward<T>(net, packed, member, n, pre, more, drop, ping, pong, trail, which * rows + start, values + (which * rows + start) * out);
         }
@@ -200,10 +221,7 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
             float* here = x + start * size;
             const float *shared = common + start * first, *held = mask ? mask + start * size : nullptr;
             for (i64 k = 0; k < steps; ++k) {
-                const T* input;
-                if constexpr (std::is_same_v<T, float>) input = here;
-                else pad(here, n, size, static_cast<T*>(cast), padded(size)), input = cast;
-                product_to<T>({{input, padded_for<T>(size), factor(net, packed, part, 0)}}, n, pre, first);
+                product_to<T>({term<T>(here, n, size, cast, factor(net, packed, part, 0))}, n, pre, first);
                 for (i64 r = 0; r < n; ++r) add(pre + r * first, times + k * first, first);
                 layers_forward<T>(net, packed, 0, n, pre, [&](i64 r) { return shared + r * first; }, nullptr, ping, pong, nullptr, 0, output);
                 for (i64 i = 0; i < n * size; ++i) here[i] = keep[k] * here[i] + drift[k] * output[i] * (held ? held[i] : 1.0f);
@@ -243,13 +261,16 @@ struct Gradients {  // of the parameters of the chosen members, null where not w
 
 // From `upstream` (chosen, rows, last width) at the values to `grads` (chosen, rows, width) at every layer's pre-activations (of a plain last layer: upstream
 // itself, not written), and what is wanted of the other gradients.
-void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail& trail, const float* values, const float* upstream,
-              float* const* grads, const Gradients& wanted) {
+template <class T>
+void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail& trail, const float* values,
+              const float* upstream, float* const* grads, const Gradients& wanted) {
+    constexpr bool same = std::is_same_v<T, float>;
     const i64 tiles = (rows + ROWS - 1) / ROWS, normed = normed_layers(net), last = net.layers - 1;
     std::vector<i64> offset(normed + 1, 0);
     for (i64 layer = 0; layer < normed; ++layer) offset[layer + 1] = offset[layer] + 2 * net.widths[layer];
     Buffer<float> sums(count * tiles * offset[normed]);
     at::parallel_for(0, count * tiles, 1, [&](i64 begin, i64 end) {
+        Buffer<T> cast(ROWS * padded(broadest(net)));
         for (i64 task = begin; task < end; ++task) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start), at = which * rows + start;
             float* sum = sums + task * offset[normed];
@@ -265,9 +286,7 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
                                       values + (at + r) * width, sum + offset[layer]);
                 if (!layer) break;
                 const i64 below = net.widths[layer - 1];
-                float* to = grads[layer - 1] + at * below;
-                const Factor<float> weight{net.weights[layer - 1] + member * width * below, width, below};
-                product_to<float>({{g, width, weight}}, n, to, below);
+                product_to<T>({term<T>(g, n, width, cast, factor_back(net, turned, net.parts + layer - 1, member))}, n, grads[layer - 1] + at * below, below);
             }
             if (in.drop) {
                 float* g = grads[0] + at * net.widths[0];
@@ -275,7 +294,7 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
                 for (i64 i = 0; i < n * net.widths[0]; ++i) g[i] *= drop[i];
             }
         }
-        blas::brgemm_release(false);
+        blas::brgemm_release(!same);
     });
     const float* const front = normed ? grads[0] : upstream;
     const i64 first = net.widths[0];
@@ -283,36 +302,60 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
         if (wanted.parts[p]) {
             const i64 size = net.inputs[p];
             at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+                Buffer<T> cast(count * ROWS * padded(first));
                 for (i64 tile = begin; tile < end; ++tile) {
                     const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
-                    std::vector<Term<float>> terms;
+                    std::vector<Term<T>> terms;
                     for (i64 which = 0; which < count; ++which)
-                        terms.push_back({front + (which * rows + start) * first, first, {net.first[p] + chosen[which] * first * size, first, size}});
-                    product_to<float>(terms, n, wanted.parts[p] + start * size, size);
+                        terms.push_back(term<T>(front + (which * rows + start) * first, n, first, cast + which * ROWS * padded(first), factor_back(net, turned, p, chosen[which])));
+                    product_to<T>(terms, n, wanted.parts[p] + start * size, size);
                 }
-                blas::brgemm_release(false);
+                blas::brgemm_release(!same);
             });
         }
     if (!wanted.biases) return;
+    // The right factors of the weights' gradients: the parts of the input, and each member's hidden outputs.
+    const i64 hidden = net.layers - 1;
+    std::vector<i64> place(net.parts + count * hidden + 1, 0);
+    const auto columns_of = [&](i64 index) { return index < net.parts ? net.inputs[index] : net.widths[(index - net.parts) % hidden]; };
+    for (size_t index = 0; index + 1 < place.size(); ++index) place[index + 1] = place[index] + packed_size(rows, columns_of(index));
+    Buffer<T> laid(same ? 0 : place.back());
+    const auto outputs = [&](i64 index) {
+        const i64 layer = (index - net.parts) % hidden;
+        return as<T>(trail.outputs)[layer] + (index - net.parts) / hidden * rows * net.widths[layer];
+    };
+    const auto right = [&](i64 index) -> Factor<T> {
+        if constexpr (same) return {index < net.parts ? in.parts[index] : outputs(index), rows, columns_of(index)};
+        else return {laid + place[index], padded(rows), columns_of(index)};
+    };
+    if constexpr (!same)
+        at::parallel_for(0, static_cast<i64>(place.size()) - 1, 1, [&](i64 begin, i64 end) {
+            for (i64 index = begin; index < end; ++index)
+                if (index >= net.parts) lay(outputs(index), rows, columns_of(index), laid + place[index]);
+                else if (in.parts[index]) pack(in.parts[index], rows, columns_of(index), false, laid + place[index]);
+        });
     std::vector<std::tuple<i64, i64, i64>> tasks;  // member, layer, first row of the weight
     for (i64 which = 0; which < count; ++which)
         for (i64 layer = 0; layer < net.layers; ++layer)
             for (i64 k = 0; k < net.widths[layer]; k += ROWS) tasks.emplace_back(which, layer, k);
     at::parallel_for(0, static_cast<i64>(tasks.size()), 1, [&](i64 begin, i64 end) {
-        Buffer<float> turned(ROWS * rows);
+        Buffer<float> across(ROWS * rows);
+        Buffer<T> cast(same ? 0 : ROWS * padded(rows));
         for (i64 task = begin; task < end; ++task) {
             auto [which, layer, k] = tasks[task];
             const i64 width = net.widths[layer], n = std::min(ROWS, width - k);
             const float* g = (layer < normed ? grads[layer] : upstream) + which * rows * width;
-            transpose(g + k, width, rows, n, static_cast<float*>(turned), rows);
-            for (i64 r = 0; r < n; ++r) wanted.biases[layer][which * width + k + r] = sum_of(turned + r * rows, rows);
-            const auto weight = [&](const float* below, i64 size, float* to) {
-                product_to<float>({{turned, rows, {below, rows, size}}}, n, to + (which * width + k) * size, size);
+            transpose(g + k, width, rows, n, static_cast<float*>(across), rows);
+            for (i64 r = 0; r < n; ++r) wanted.biases[layer][which * width + k + r] = sum_of(across + r * rows, rows);
+            Term<T> product = term<T>(across, n, rows, cast, {});
+            const auto weight = [&](i64 index, float* to) {
+                product.b = right(index);
+                product_to<T>({product}, n, to + (which * width + k) * product.b.columns, product.b.columns);
             };
-            if (layer) weight(trail.outputs[layer - 1] + which * rows * net.widths[layer - 1], net.widths[layer - 1], wanted.weights[layer - 1]);
+            if (layer) weight(net.parts + which * hidden + layer - 1, wanted.weights[layer - 1]);
             else
                 for (i64 p = 0; p < net.parts; ++p)
-                    if (in.parts[p]) weight(in.parts[p], net.inputs[p], wanted.first[p]);
+                    if (in.parts[p]) weight(p, wanted.first[p]);
             if (layer < normed)
                 for (i64 j = k; j < k + n; ++j) {
                     float gain = 0, shift = 0;
@@ -323,7 +366,7 @@ void backward(const Normed& net, const i64* chosen, i64 count, const Inputs& in,
                     wanted.gains[layer][which * width + j] = gain, wanted.shifts[layer][which * width + j] = shift;
                 }
         }
-        blas::brgemm_release(false);
+        blas::brgemm_release(!same);
     });
 }
 
@@ -333,13 +376,13 @@ extern "C" {
 
 i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
 
-int pack_normed(const Normed* net, int low, void* const* packed) {
-    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed)) : pack_all(*net, as<float>(packed)); });
+int pack_normed(const Normed* net, int low, void* const* packed, void* const* turned) {
+    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), as<BFloat16>(turned)) : pack_all<float>(*net, as<float>(packed), nullptr); });
 }
 
 int forward_normed(const Normed* net, int low, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
     return guarded([&] {
-        low ? forward(*net, as<BFloat16>(packed), chosen, count, *in, rows, nullptr, values)
+        low ? forward(*net, as<BFloat16>(packed), chosen, count, *in, rows, trail, values)
             : forward(*net, as<float>(packed), chosen, count, *in, rows, trail, values);
     });
 }
@@ -352,9 +395,12 @@ int chain_normed(const Normed* net, int low, void* const* packed, i64 part, cons
     });
 }
 
-int backward_normed(const Normed* net, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, const float* values, const float* upstream,
-                    float* const* grads, const Gradients* wanted) {
-    return guarded([&] { backward(*net, chosen, count, *in, rows, *trail, values, upstream, grads, *wanted); });
+int backward_normed(const Normed* net, int low, void* const* turned, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail,
+                    const float* values, const float* upstream, float* const* grads, const Gradients* wanted) {
+    return guarded([&] {
+        low ? backward(*net, as<BFloat16>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted)
+            : backward<float>(*net, nullptr, chosen, count, *in, rows, *trail, values, upstream, grads, *wanted);
+    });
 }
 
 }  // extern "C"

@@ -21,7 +21,7 @@ from saddlepoint.nn import native
 from saddlepoint.nn.native import floats, integers, pointer, pointers, require
 
 ARGUMENTS = {
-    "pack_normed": "pip", "forward_normed": "pippipipp", "chain_normed": "pipippppp" "iip", "backward_normed": "ppipippppp",
+    "pack_normed": "pipp", "forward_normed": "pippipipp", "chain_normed": "pipippppp" "iip", "backward_normed": "pippipipp" "ppp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
 
@@ -103,22 +103,22 @@ class FusedNormed:
         self.packed = [torch.empty(self.members * built.room(into, out), dtype=dtype) for into, out in sides]
         self.pointers = (integers(self.inputs), integers(self.widths), *map(pointers, self.kept))
         self.net = _Normed(self.members, len(self.inputs), len(self.widths), simplex, *map(ctypes.addressof, self.pointers))
-        self.here, self.forwards = ctypes.addressof(self.net), pointers(self.packed)
+        self.turned = [torch.empty(self.members * built.room(out, into), dtype=dtype) for into, out in sides] if self.low else None  # for the way back
+        self.here, self.forwards, self.backwards = ctypes.addressof(self.net), pointers(self.packed), pointers(self.turned)
         self.versions: list[int] = []
 
     def refresh(self) -> None:
         """Lay the weights out for the forward products where PyTorch says that they have changed."""
         versions = [w._version for group in self.kept[:2] for w in group]
         if versions != self.versions:
-            native.call(self.built, "pack_normed", self.here, self.low, self.forwards)
+            native.call(self.built, "pack_normed", self.here, self.low, self.forwards, self.backwards)
             self.versions = versions
 
     def __call__(self, request: Request, trail: Trail | None = None) -> Tensor:
-        """Values (chosen, rows, outputs); what is needed to come back is left in ``trail``, of float32 passes alone."""
+        """Values (chosen, rows, outputs); what is needed to come back is left in ``trail``."""
         self.refresh()
         values = torch.empty(len(request.chosen), request.rows, self.widths[-1])
         held, inputs = self._inputs(request)
-        assert trail is None or not self.low
         native.call(
             self.built, "forward_normed", self.here, self.low, self.forwards, integers(request.chosen), len(request.chosen), ctypes.addressof(inputs),
             request.rows, None if trail is None else trail.address, pointer(values),
@@ -180,8 +180,8 @@ class FusedNormed:
         wanted_of = [*(map(pointers, found) if found else [None] * 5), pointers(of_parts)]
         gradients = _Gradients(*(None if each is None else ctypes.addressof(each) for each in wanted_of))
         native.call(
-            self.built, "backward_normed", self.here, integers(request.chosen), count, ctypes.addressof(inputs), rows, trail.address, pointer(values),
-            pointer(upstream), pointers(grads), ctypes.addressof(gradients),
+            self.built, "backward_normed", self.here, self.low, self.backwards, integers(request.chosen), count, ctypes.addressof(inputs), rows,
+            trail.address, pointer(values), pointer(upstream), pointers(grads), ctypes.addressof(gradients),
         )  # fmt: skip
         del held, wanted_of
         return Back(grads[0] if grads else upstream, of_parts, found)
@@ -200,7 +200,7 @@ class Trail:
 
     def __init__(self, net: FusedNormed, count: int, rows: int) -> None:
         normed = net.widths[: net.normed]
-        self.outputs = [torch.empty(count, rows, width) for width in net.widths[:-1]]
+        self.outputs = [torch.empty(count, rows, width, dtype=net.dtype) for width in net.widths[:-1]]
         self.hats = [torch.empty(count, rows, width) for width in normed]
         self.inverses = [torch.empty(count, rows) for _ in normed]
         self._pointers = [pointers(group) for group in (self.outputs, self.hats, self.inverses)]

@@ -47,8 +47,11 @@ class _Affine(torch.autograd.Function):
         )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight^T + bias: (..., in), (out, in), (out,) -> (..., out). Differentiable; by oneDNN where that is faster."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: bool = False) -> Tensor:
+    """x @ weight^T + bias: (..., in), (out, in), (out,) -> (..., out). Differentiable; by oneDNN where that is faster; ``low`` multiplies in bfloat16."""
+    if low:
+        y = F.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)
+        return y if bias is None else y + bias
     if not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
@@ -112,6 +115,7 @@ class NormedMLP(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.members, self.simplex, self.dropout = members, simplex, dropout
+        self.low = False  # whether to multiply in bfloat16
         self.fused: FusedNormed | None = None
         lead = (members,) if members else ()
         widths = (*hidden, outputs)
@@ -142,8 +146,9 @@ class NormedMLP(nn.Module):
         members = range(self.members) if chosen is None else chosen
         return torch.stack([self._one(layers[m], parts, None if drop is None else drop[m]) for m in members])
 
-    def fuse(self, dtype: torch.dtype = torch.float32) -> bool:
-        """Have the C++ passes from now on where they are to be had, with products in ``dtype``, and say whether. The parameters must stay where they are."""
+    def fuse(self) -> bool:
+        """Have the C++ passes from now on where they are to be had, and say whether. The parameters must stay where they are."""
+        dtype = torch.bfloat16 if self.low else torch.float32
         widths = [gain.shape[-1] for gain in self.gains]
         here = self.first[0].device.type == "cpu" and self.first[0].dtype == torch.float32
         if here and not any(width % WIDTHS for width in widths) and works(dtype):
@@ -158,7 +163,7 @@ class NormedMLP(nn.Module):
     ) -> Tensor | None:  # fmt: skip
         """``forward`` in C++; None where it cannot serve."""
         learning = torch.is_grad_enabled() and not frozen and self.first[0].requires_grad
-        if any(part.dtype != torch.float32 for part in parts) or (learning and (net.low or chosen is not None)):
+        if any(part.dtype != torch.float32 for part in parts) or (learning and chosen is not None):
             return None
         layout = spread(parts)
         if layout is None:
@@ -183,10 +188,9 @@ class NormedMLP(nn.Module):
         values = values.view(-1, *lead, values.shape[-1])
         return values if self.members else values[0]
 
-    @staticmethod
-    def _base(layers: Layers, parts: Sequence[Tensor], whole: Sequence[bool]) -> Tensor:
+    def _base(self, layers: Layers, parts: Sequence[Tensor], whole: Sequence[bool]) -> Tensor:
         """The bias and the products of the parts that have fewer rows than there are: (..., hidden)."""
-        few = [linear(part, weight) for part, weight, full in zip(parts, layers.first, whole) if not full]
+        few = [linear(part, weight, low=self.low) for part, weight, full in zip(parts, layers.first, whole) if not full]
         return sum(few, start=layers.biases[0])
 
     def layers(self, frozen: bool = False) -> list[Layers]:
@@ -200,9 +204,9 @@ class NormedMLP(nn.Module):
         return [Layers(*(list(parameters[m]) for parameters in members)) for m in range(self.members)]
 
     def _one(self, layers: Layers, parts: Sequence[Tensor], drop: Tensor | None) -> Tensor:
-        pre = linear(parts[0], layers.first[0], layers.biases[0])
+        pre = linear(parts[0], layers.first[0], layers.biases[0], self.low)
         for part, weight in zip(parts[1:], layers.first[1:], strict=True):
-            pre = pre + linear(part, weight)
+            pre = pre + linear(part, weight, low=self.low)
         return self.after_first(layers, pre if drop is None else pre * drop.view_as(pre))
 
     def after_first(self, layers: Layers, pre: Tensor) -> Tensor:
@@ -210,7 +214,7 @@ class NormedMLP(nn.Module):
         last = len(layers.weights)
         for n in range(last + 1):
             if n:
-                pre = linear(pre, layers.weights[n - 1], layers.biases[n])
+                pre = linear(pre, layers.weights[n - 1], layers.biases[n], self.low)
             if n < last or self.simplex:
                 pre = F.layer_norm(pre, pre.shape[-1:], layers.gains[n], layers.shifts[n])
                 pre = mish(pre) if n < last else simnorm(pre, self.simplex)

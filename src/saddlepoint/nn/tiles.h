@@ -177,7 +177,7 @@ void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
         std::fill(std::copy(weight, weight + rows * columns, out), out + padded(rows) * columns, 0.0f);
     } else {
         const i64 depth = turned ? padded(columns) : columns;
-        Buffer<T> cast(padded(rows) * depth);
+        Buffer<T> cast(padded(rows) * depth + STEP);  // the last row's end is written in steps
         pad(weight, rows, columns, static_cast<T*>(cast), depth);
         if (!turned) {
             std::fill(cast + rows * columns, cast + padded(rows) * columns, T(0));
@@ -187,6 +187,15 @@ void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
             transpose(reinterpret_cast<const float*>(cast + n * depth), depth / 2, std::min(COLUMNS, rows - n), depth / 2,
                       reinterpret_cast<float*>(out + n * depth), COLUMNS);
     }
+}
+
+// Rows (rows, columns) as a factor of depth padded(rows).
+template <class T>
+void lay(const T* in, i64 rows, i64 columns, T* out) {
+    if (rows == padded(rows)) return interleave(in, rows, columns, out);
+    Buffer<T> whole(padded(rows) * columns);
+    std::fill(std::copy(in, in + rows * columns, static_cast<T*>(whole)), whole + padded(rows) * columns, T(0));
+    interleave<T>(whole, padded(rows), columns, out);
 }
 
 i64 packed_size(i64 depth, i64 columns) { return padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS); }
