@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted
 from saddlepoint.diffusion.network import Conditioned
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
+from saddlepoint.nn.flat import Adam, Flat
 from saddlepoint.nn.fused import promises
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.state import gather, restore
@@ -99,14 +100,11 @@ class ALGD:
             config.derivative, config.smoothing,
         )  # fmt: skip
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.critic.parameters()), "lr": config.critic_learning_rate},
-            {"params": list(self.cost_critic.parameters()), "lr": config.cost_learning_rate},
-        ]
-        self.critic_optimiser = torch.optim.Adam(groups, fused=True)
-        self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.policy_learning_rate, fused=True)
-        self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate, fused=True)
-        self._named = {owner: list(module.named_parameters()) for owner, module in self._modules().items()}
+        self.flat = {owner: Flat(module) for owner, module in (self._modules() | {"beta": nn.ParameterList([self.log_beta])}).items()}
+        rates = {"critic": config.critic_learning_rate, "cost_critic": config.cost_learning_rate}
+        self.critic_optimiser = Adam([(self.flat[owner], rate) for owner, rate in rates.items()])
+        self.policy_optimiser = Adam([(self.flat["policy"], config.policy_learning_rate)])
+        self.beta_optimiser = Adam([(self.flat["beta"], config.temperature_rate)])
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
@@ -269,13 +267,13 @@ class ALGD:
         policy = self.policy_step(
             batch.observation, chain, noise.tau, noise.proposals, noise.policy, multiplier.to(self.device, self.dtype), beta
         )
-        self._set_gradients("policy", [policy.gradients.get(name) for name, _ in self._named["policy"]])
+        self._set_gradients("policy", [policy.gradients.get(name) for name, _ in self.policy.named_parameters()])
         self._require_finite(("policy",), policy_loss=policy.loss)
         self.policy_optimiser.step()
 
         if cfg.entropy == "tuned":
             excess = policy.entropy - cfg.target_entropy * self.shape.action
-            self.log_beta.grad = excess.to("cpu", torch.float64)
+            self.flat["beta"].gradient.copy_(excess)
             self.beta_optimiser.step()
         risk, violation = self._constraint(batch, policy, episode_cost)
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
@@ -286,8 +284,8 @@ class ALGD:
         return self._metrics(critics, policy, risk, violation, multiplier)
 
     def _set_gradients(self, owner: str, gradients: Sequence[Tensor | None]) -> None:
-        for (_, parameter), gradient in zip(self._named[owner], gradients, strict=True):
-            parameter.grad = gradient
+        found = [(room, gradient) for room, gradient in zip(self.flat[owner].gradients, gradients, strict=True) if gradient is not None]
+        torch._foreach_copy_([room for room, _ in found], [gradient for _, gradient in found])
 
     def _constraint(self, batch: Batch, policy: PolicyStep, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
@@ -305,8 +303,8 @@ class ALGD:
 
     @torch.no_grad()
     def _polyak(self) -> None:
-        for target, online in ((self.critic_target, self.critic), (self.cost_target, self.cost_critic)):
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
+        for target, online in (("critic_target", "critic"), ("cost_target", "cost_critic")):
+            self.flat[target].whole.lerp_(self.flat[online].whole, self.config.polyak)
 
     def _metrics(self, critics: CriticStep, policy: PolicyStep, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
@@ -322,8 +320,9 @@ class ALGD:
         return metrics
 
     def _require_finite(self, owners: tuple[str, ...], **losses: Tensor) -> None:
-        gradients = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in self._named[owner])
-        require_finite(self.updates, losses, gradients)
+        modules = self._modules()
+        named = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in modules[owner].named_parameters())
+        require_finite(self.updates, losses, [self.flat[owner].gradient for owner in owners], named)
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
 
@@ -370,7 +369,7 @@ class ALGD:
         return {"policy": self.policy, "critic": self.critic, "cost_critic": self.cost_critic,
                 "critic_target": self.critic_target, "cost_target": self.cost_target}  # fmt: skip
 
-    def _optimisers(self) -> dict[str, torch.optim.Adam]:
+    def _optimisers(self) -> dict[str, Adam]:
         return {"critics": self.critic_optimiser, "policy": self.policy_optimiser, "beta": self.beta_optimiser}
 
     def state_dict(self) -> dict[str, Tensor]:
