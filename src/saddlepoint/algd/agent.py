@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
-from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Record
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Level, Record
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import cautious, ensemble_risk
@@ -42,6 +42,7 @@ class Chain(NamedTuple):
 
     at: Conditioned
     latents: Tensor  # (K + 1, batch, action)
+    action: Tensor  # (batch, action)
     record: Record
 
 
@@ -94,6 +95,7 @@ class ALGD:
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
         self.unit = cost_units(budgets, config.cost_unit)
+        self.limits = (self.budget.to(self.device, dtype), self.unit.to(self.device, dtype))
         self.ceiling = violation_ceiling(budgets, config.largest_violation)
         self.multiplier_update = MultiplierUpdate(
             config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional,
@@ -141,7 +143,7 @@ class ALGD:
     def penalty(self, multiplier: Tensor | None = None) -> Penalty:
         """What the constraints add to the energy at the present multiplier, or at another."""
         cfg, multiplier = self.config, self.multiplier if multiplier is None else multiplier
-        return Penalty(cfg.energy, multiplier, self.budget, self.unit, cfg.rho, cfg.risk_std)
+        return Penalty(cfg.energy, multiplier, *self.limits, cfg.rho, cfg.risk_std)
 
     @torch.no_grad()
     def _critic_step(self, batch: Batch, noise: UpdateNoise) -> tuple[CriticStep, Chain]:
@@ -150,7 +152,8 @@ class ALGD:
         rows = len(batch.reward)
         draws = ChainNoise(torch.cat([noise.next.start, noise.policy.start]), torch.cat([noise.next.steps, noise.policy.steps], 1))
         latents, at, record = self.policy.recorded(state, draws, rows)
-        return self._bellman(batch, self.policy.box.squash(latents[0, :rows])), Chain(at, latents[:, rows:], record)
+        action = self.policy.box.squash(latents[0])
+        return self._bellman(batch, action[:rows]), Chain(at, latents[:, rows:], action[rows:], record)
 
     def _bellman(self, batch: Batch, next_action: Tensor) -> CriticStep:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
@@ -169,7 +172,7 @@ class ALGD:
         target = target.clamp(min=0) if cfg.nonnegative_costs else target
         cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
-        inputs = torch.cat([batch.observation, batch.action], dim=-1)
+        inputs = torch.cat([batch.observation, batch.action], dim=-1).to(self.low_precision or self.dtype)
 
         def fit(critic: Ensemble, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
             layers = critic.layers(self.low_precision)
@@ -189,24 +192,24 @@ class ALGD:
     ) -> PolicyStep:
         """mean[L_A(s, a_0)] + score_weight * mse(phi, phi*) - beta * mean[H] and its gradients, by hand: critics, lambda and beta are constants."""
         cfg, policy = self.config, self.policy
-        latents, action = chain.latents, policy.box.squash(chain.latents[0])
+        latents, action, level = chain.latents, chain.action, policy.level(tau)
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
         matched = chain.at.evaluate(policy.point(point), tau, "score", [kept[-1:] for kept in chain.record.kept])
-        phi = policy.gains[tau].unsqueeze(-1) * matched.output + policy.shifts[tau].unsqueeze(-1) * point
-        energy, slope, target = self._guide(state, action, point, tau, proposals, multiplier, beta)
+        phi = level.gain.unsqueeze(-1) * matched.output + level.shift.unsqueeze(-1) * point
+        energy, slope, target = self._guide(state, action, point, level, proposals, multiplier, beta)
 
         error = phi - target
-        weight = (beta * policy.sigma[tau].square()).unsqueeze(-1) if cfg.score_loss_scale == "energy" else torch.ones_like(error)
+        weight = (beta * level.sigma.square()).unsqueeze(-1) if cfg.score_loss_scale == "energy" else torch.ones_like(error)
         score_loss = (weight * error.square()).mean()
         of_score = (2 * cfg.score_weight / error.numel()) * weight * error
-        upstream = torch.zeros_like(latents)
-        upstream[0] = slope * policy.box.slope(action) / len(action)
-        entropy = latents.new_zeros(())
-        if cfg.entropy != "none":
-            entropy = policy.path_entropy(latents, noise).mean()
-            upstream -= beta / len(action) * policy.path_entropy_slope(latents)
-        gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row)
+        if cfg.entropy == "none":
+            entropy, upstream = latents.new_zeros(()), torch.zeros_like(latents)
+        else:
+            entropies, of_entropy = policy.path_entropy(latents, noise)
+            entropy, upstream = entropies.mean(), of_entropy * (-beta / len(action))
+        upstream[0] += slope * policy.box.slope(action) / len(action)
+        gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row, level)
         mean_energy = energy.value[0].mean()
         # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
         effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1)
@@ -214,16 +217,14 @@ class ALGD:
         return PolicyStep(loss, score_loss, entropy, mean_energy, energy.risk[:, 0].mean(-1), effective, gradients)
 
     def _guide(
-        self, state: Tensor, action: Tensor, point: Tensor, tau: Tensor, noise: Tensor, multiplier: Tensor, beta: Tensor
+        self, state: Tensor, action: Tensor, point: Tensor, level: Level, noise: Tensor, multiplier: Tensor, beta: Tensor
     ) -> tuple[Lagrangian, Tensor, Tensor]:
         """Energy at the chain's actions, its action gradient there, and the Monte-Carlo score phi* at ``point``: one pass of the critics."""
         cfg, box = self.config, self.policy.box
         latent = cfg.score_space == "latent"
         # The released proposals are Gaussian in action space with the latent's width, and not divided by alpha [9].
-        alpha = self.policy.alpha[tau] if latent else torch.ones_like(self.policy.alpha[tau])
-        sigma = (
-            self.policy.sigma[tau] if cfg.prediction != "guided" else (self.policy.sigma[tau].square() + 1e-8).sqrt()
-        )
+        alpha = level.alpha if latent else torch.ones_like(level.alpha)
+        sigma = level.sigma if cfg.prediction != "guided" else (level.sigma.square() + 1e-8).sqrt()
         centre = point if latent else box.squash(point)
         candidates = propose(centre, alpha, sigma, noise)
         proposals = box.squash(candidates) if latent else candidates
@@ -284,8 +285,10 @@ class ALGD:
         return self._metrics(critics, policy, risk, violation, multiplier)
 
     def _set_gradients(self, owner: str, gradients: Sequence[Tensor | None]) -> None:
-        found = [(room, gradient) for room, gradient in zip(self.flat[owner].gradients, gradients, strict=True) if gradient is not None]
-        torch._foreach_copy_([room for room, _ in found], [gradient for _, gradient in found])
+        pairs = zip(self.flat[owner].gradients, gradients, strict=True)
+        found = [(room, gradient) for room, gradient in pairs if gradient is not None and gradient is not room]  # C++ may have written there
+        if found:
+            torch._foreach_copy_([room for room, _ in found], [gradient for _, gradient in found])
 
     def _constraint(self, batch: Batch, policy: PolicyStep, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
@@ -308,7 +311,7 @@ class ALGD:
 
     def _metrics(self, critics: CriticStep, policy: PolicyStep, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
-        effective = policy.effective_multiplier * self.unit.to(self.device, self.dtype)
+        effective = policy.effective_multiplier * self.limits[1]
         metrics: Metrics = {
             "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": policy.energy,
             "score_loss": policy.score_loss, "entropy": policy.entropy / self.shape.action, "beta": self.beta,
