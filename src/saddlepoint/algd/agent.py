@@ -170,7 +170,7 @@ class ALGD:
             members = target.unflatten(0, (len(self.budgets), -1))
             target = cautious(members, cfg.cost_bootstrap == "pair").unsqueeze(1).expand_as(members).flatten(0, 1)
         target = target.clamp(min=0) if cfg.nonnegative_costs else target
-        cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
+        cost = batch.cost.T.unsqueeze(1).expand(-1, cfg.cost_members, -1).flatten(0, 1)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
         inputs = torch.cat([batch.observation, batch.action], dim=-1).to(self.low_precision or self.dtype)
 
@@ -323,9 +323,9 @@ class ALGD:
         return metrics
 
     def _require_finite(self, owners: tuple[str, ...], **losses: Tensor) -> None:
-        modules = self._modules()
-        named = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in modules[owner].named_parameters())
-        require_finite(self.updates, losses, [self.flat[owner].gradient for owner in owners], named)
+        named = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in self._modules()[owner].named_parameters())
+        total = torch.stack([self.flat[owner].gradient.sum() for owner in owners]).sum()
+        require_finite(self.updates, losses, total, named)
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
 

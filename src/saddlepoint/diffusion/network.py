@@ -99,7 +99,7 @@ class Conditioned(NamedTuple):
 
     def evaluate(self, u: Tensor, k: int | Tensor, head: str, room: list[Tensor] | None = None) -> Evaluation:
         """At ``u`` (batch, action) and the step k, one or (batch,) of them. ``room`` (1, batch, hidden) each: where C++ leaves the hidden layers' outputs."""
-        first = self.shared + self.times[k]
+        first = self.shared + (self.times[k] if isinstance(k, int) else self.times.index_select(0, k))
         if self.nets:
             net = self.nets[head]
             room = room or net.hidden(len(u))

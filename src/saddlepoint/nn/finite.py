@@ -11,11 +11,10 @@ from torch import Tensor
 from saddlepoint.types import NonFiniteError
 
 
-def require_finite(update: int, losses: dict[str, Tensor], gradients: list[Tensor], named: Iterable[tuple[str, Tensor | None]]) -> None:
-    """One look at the sum of the losses and the gradients' norms, and only when that is odd one at each. Raises ``NonFiniteError`` naming the first loss, or
-    of the same gradients ``named``, that is not finite."""
-    norms = torch._foreach_norm(gradients)
-    if math.isfinite(torch.stack([*norms, *losses.values()]).sum()):
+def require_finite(update: int, losses: dict[str, Tensor], total: Tensor, named: Iterable[tuple[str, Tensor | None]]) -> None:
+    """One look at the losses and ``total``, 0-d, a sum that is finite only if all gradients are, and at each only when that is odd. Raises ``NonFiniteError``
+    naming the first loss, or gradient of ``named``, that is not finite."""
+    if math.isfinite(torch.stack([total, *losses.values()]).sum()):
         return
     found = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
     found += [f"the gradient of {name}" for name, gradient in named if gradient is not None and not bool(torch.isfinite(gradient).all())]
