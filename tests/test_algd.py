@@ -265,13 +265,13 @@ def test_the_policys_gradients_are_autograds(change):
     point = latents[row, torch.arange(rows)]
     point = point.detach() if config.detach_point else point
     phi = policy.score(at, point, noise.tau)
-    energy, slope, target = agent._guide(state, action.detach(), point.detach(), noise.tau, noise.proposals, multiplier, beta)
+    energy, slope, target = agent._guide(state, action.detach(), point.detach(), policy.level(noise.tau), noise.proposals, multiplier, beta)
     error = (phi - target).square()
     if config.score_loss_scale == "energy":
         error = error * (beta * policy.sigma[noise.tau].square())[:, None]
     loss = (action * slope).sum(-1).mean() + config.score_weight * error.mean()
     if config.entropy != "none":
-        loss = loss - beta * policy.path_entropy(latents, noise.policy).mean()
+        loss = loss - beta * policy.path_entropy(latents, noise.policy)[0].mean()
     names = [name for name, _ in policy.named_parameters()]
     wanted = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
     assert sum(w is not None for w in wanted) >= len(names) - 2
@@ -374,7 +374,7 @@ def test_path_entropy_is_a_tight_lower_bound_for_a_gaussian(schedule):
         *(torch.randn(s, generator=generator, dtype=torch.float64) for s in ((4_000, 1), (steps, 4_000, 1)))
     )
     latents = sample_chain(exact, policy.process, policy.process.start * noise.start, noise.steps)
-    bound = policy.path_entropy(latents, noise).mean()
+    bound = policy.path_entropy(latents, noise)[0].mean()
     jacobian = policy.box.log_jacobian(latents[0]).mean()
     exact_entropy = 0.5 * math.log(2 * math.pi * math.e * float(latents[0].var())) + jacobian
     assert bound <= exact_entropy + 0.03

@@ -1,4 +1,4 @@
-"""Critics' hand-written backward passes against autograd; initialisers; the squash."""
+"""Critics' hand-written backward passes against autograd; initialisers; the squash; flat networks against PyTorch's Adam."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from saddlepoint.nn.critics import Ensemble, action_gradient, trace, weight_gradients
+from saddlepoint.nn.flat import Adam, Flat
 from saddlepoint.nn.layers import ActionBox, truncated_normal
 
 F64 = torch.float64
@@ -95,3 +97,24 @@ def test_squash_and_its_jacobian():
     jacobian = torch.func.vmap(torch.func.jacrev(box.squash))(x[:2])
     torch.testing.assert_close(box.log_jacobian(x[:2]), torch.linalg.slogdet(jacobian).logabsdet)
     assert torch.isfinite(box.log_jacobian(x)).all()
+
+
+def test_flat_networks_step_as_pytorchs_adam_steps_them_and_take_up_its_state(generator):
+    module, wanted = (nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)) for _ in range(2))
+    wanted.load_state_dict(module.state_dict())
+    flat, pytorch = Flat(module), torch.optim.Adam(wanted.parameters(), lr=1e-2, fused=True)
+    adam = Adam([(flat, 1e-2)])
+    assert not adam.state_dict()["state"]
+    for step in range(4):
+        if step == 2:  # another goes on from PyTorch's state
+            adam = Adam([(flat, 1e-2)])
+            adam.load_state_dict(pytorch.state_dict())
+        for p, q in zip(module.parameters(), wanted.parameters()):
+            q.grad = torch.randn(q.shape, generator=generator)
+            p.grad.copy_(q.grad)
+        adam.step()
+        pytorch.step()
+    for p, q in zip(module.parameters(), wanted.parameters()):
+        torch.testing.assert_close(p, q)
+    torch.testing.assert_close(torch.cat([p.flatten() for p in module.parameters()]), flat.whole)
+    torch.testing.assert_close(adam.state_dict()["state"], pytorch.state_dict()["state"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
-from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Record
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Level, Record
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import cautious, ensemble_risk
@@ -20,6 +20,7 @@ from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted
 from saddlepoint.diffusion.network import Conditioned
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
+from saddlepoint.nn.flat import Adam, Flat
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.native import promises
 from saddlepoint.nn.state import gather, restore
@@ -41,6 +42,7 @@ class Chain(NamedTuple):
 
     at: Conditioned
     latents: Tensor  # (K + 1, batch, action)
+    action: Tensor  # (batch, action)
     record: Record
 
 
@@ -93,20 +95,18 @@ class ALGD:
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
         self.unit = cost_units(budgets, config.cost_unit)
+        self.limits = (self.budget.to(self.device, dtype), self.unit.to(self.device, dtype))
         self.ceiling = violation_ceiling(budgets, config.largest_violation)
         self.multiplier_update = MultiplierUpdate(
             config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional,
             config.derivative, config.smoothing,
         )  # fmt: skip
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.critic.parameters()), "lr": config.critic_learning_rate},
-            {"params": list(self.cost_critic.parameters()), "lr": config.cost_learning_rate},
-        ]
-        self.critic_optimiser = torch.optim.Adam(groups, fused=True)
-        self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.policy_learning_rate, fused=True)
-        self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate, fused=True)
-        self._named = {owner: list(module.named_parameters()) for owner, module in self._modules().items()}
+        self.flat = {owner: Flat(module) for owner, module in (self._modules() | {"beta": nn.ParameterList([self.log_beta])}).items()}
+        rates = {"critic": config.critic_learning_rate, "cost_critic": config.cost_learning_rate}
+        self.critic_optimiser = Adam([(self.flat[owner], rate) for owner, rate in rates.items()])
+        self.policy_optimiser = Adam([(self.flat["policy"], config.policy_learning_rate)])
+        self.beta_optimiser = Adam([(self.flat["beta"], config.temperature_rate)])
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
@@ -143,7 +143,7 @@ class ALGD:
     def penalty(self, multiplier: Tensor | None = None) -> Penalty:
         """What the constraints add to the energy at the present multiplier, or at another."""
         cfg, multiplier = self.config, self.multiplier if multiplier is None else multiplier
-        return Penalty(cfg.energy, multiplier, self.budget, self.unit, cfg.rho, cfg.risk_std)
+        return Penalty(cfg.energy, multiplier, *self.limits, cfg.rho, cfg.risk_std)
 
     @torch.no_grad()
     def _critic_step(self, batch: Batch, noise: UpdateNoise) -> tuple[CriticStep, Chain]:
@@ -152,7 +152,8 @@ class ALGD:
         rows = len(batch.reward)
         draws = ChainNoise(torch.cat([noise.next.start, noise.policy.start]), torch.cat([noise.next.steps, noise.policy.steps], 1))
         latents, at, record = self.policy.recorded(state, draws, rows)
-        return self._bellman(batch, self.policy.box.squash(latents[0, :rows])), Chain(at, latents[:, rows:], record)
+        action = self.policy.box.squash(latents[0])
+        return self._bellman(batch, action[:rows]), Chain(at, latents[:, rows:], action[rows:], record)
 
     def _bellman(self, batch: Batch, next_action: Tensor) -> CriticStep:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
@@ -169,9 +170,9 @@ class ALGD:
             members = target.unflatten(0, (len(self.budgets), -1))
             target = cautious(members, cfg.cost_bootstrap == "pair").unsqueeze(1).expand_as(members).flatten(0, 1)
         target = target.clamp(min=0) if cfg.nonnegative_costs else target
-        cost = batch.cost.T.repeat_interleave(cfg.cost_members, 0)  # (constraints * members, batch)
+        cost = batch.cost.T.unsqueeze(1).expand(-1, cfg.cost_members, -1).flatten(0, 1)  # (constraints * members, batch)
         cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
-        inputs = torch.cat([batch.observation, batch.action], dim=-1)
+        inputs = torch.cat([batch.observation, batch.action], dim=-1).to(self.low_precision or self.dtype)
 
         def fit(critic: Ensemble, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
             layers = critic.layers(self.low_precision)
@@ -191,24 +192,24 @@ class ALGD:
     ) -> PolicyStep:
         """mean[L_A(s, a_0)] + score_weight * mse(phi, phi*) - beta * mean[H] and its gradients, by hand: critics, lambda and beta are constants."""
         cfg, policy = self.config, self.policy
-        latents, action = chain.latents, policy.box.squash(chain.latents[0])
+        latents, action, level = chain.latents, chain.action, policy.level(tau)
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
         matched = chain.at.evaluate(policy.point(point), tau, "score", [kept[-1:] for kept in chain.record.kept])
-        phi = policy.gains[tau].unsqueeze(-1) * matched.output + policy.shifts[tau].unsqueeze(-1) * point
-        energy, slope, target = self._guide(state, action, point, tau, proposals, multiplier, beta)
+        phi = level.gain.unsqueeze(-1) * matched.output + level.shift.unsqueeze(-1) * point
+        energy, slope, target = self._guide(state, action, point, level, proposals, multiplier, beta)
 
         error = phi - target
-        weight = (beta * policy.sigma[tau].square()).unsqueeze(-1) if cfg.score_loss_scale == "energy" else torch.ones_like(error)
+        weight = (beta * level.sigma.square()).unsqueeze(-1) if cfg.score_loss_scale == "energy" else torch.ones_like(error)
         score_loss = (weight * error.square()).mean()
         of_score = (2 * cfg.score_weight / error.numel()) * weight * error
-        upstream = torch.zeros_like(latents)
-        upstream[0] = slope * policy.box.slope(action) / len(action)
-        entropy = latents.new_zeros(())
-        if cfg.entropy != "none":
-            entropy = policy.path_entropy(latents, noise).mean()
-            upstream -= beta / len(action) * policy.path_entropy_slope(latents)
-        gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row)
+        if cfg.entropy == "none":
+            entropy, upstream = latents.new_zeros(()), torch.zeros_like(latents)
+        else:
+            entropies, of_entropy = policy.path_entropy(latents, noise)
+            entropy, upstream = entropies.mean(), of_entropy * (-beta / len(action))
+        upstream[0] += slope * policy.box.slope(action) / len(action)
+        gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row, level)
         mean_energy = energy.value[0].mean()
         # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
         effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1)
@@ -216,16 +217,14 @@ class ALGD:
         return PolicyStep(loss, score_loss, entropy, mean_energy, energy.risk[:, 0].mean(-1), effective, gradients)
 
     def _guide(
-        self, state: Tensor, action: Tensor, point: Tensor, tau: Tensor, noise: Tensor, multiplier: Tensor, beta: Tensor
+        self, state: Tensor, action: Tensor, point: Tensor, level: Level, noise: Tensor, multiplier: Tensor, beta: Tensor
     ) -> tuple[Lagrangian, Tensor, Tensor]:
         """Energy at the chain's actions, its action gradient there, and the Monte-Carlo score phi* at ``point``: one pass of the critics."""
         cfg, box = self.config, self.policy.box
         latent = cfg.score_space == "latent"
         # The released proposals are Gaussian in action space with the latent's width, and not divided by alpha [9].
-        alpha = self.policy.alpha[tau] if latent else torch.ones_like(self.policy.alpha[tau])
-        sigma = (
-            self.policy.sigma[tau] if cfg.prediction != "guided" else (self.policy.sigma[tau].square() + 1e-8).sqrt()
-        )
+        alpha = level.alpha if latent else torch.ones_like(level.alpha)
+        sigma = level.sigma if cfg.prediction != "guided" else (level.sigma.square() + 1e-8).sqrt()
         centre = point if latent else box.squash(point)
         candidates = propose(centre, alpha, sigma, noise)
         proposals = box.squash(candidates) if latent else candidates
@@ -269,13 +268,13 @@ class ALGD:
         policy = self.policy_step(
             batch.observation, chain, noise.tau, noise.proposals, noise.policy, multiplier.to(self.device, self.dtype), beta
         )
-        self._set_gradients("policy", [policy.gradients.get(name) for name, _ in self._named["policy"]])
+        self._set_gradients("policy", [policy.gradients.get(name) for name, _ in self.policy.named_parameters()])
         self._require_finite(("policy",), policy_loss=policy.loss)
         self.policy_optimiser.step()
 
         if cfg.entropy == "tuned":
             excess = policy.entropy - cfg.target_entropy * self.shape.action
-            self.log_beta.grad = excess.to("cpu", torch.float64)
+            self.flat["beta"].gradient.copy_(excess)
             self.beta_optimiser.step()
         risk, violation = self._constraint(batch, policy, episode_cost)
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
@@ -286,8 +285,10 @@ class ALGD:
         return self._metrics(critics, policy, risk, violation, multiplier)
 
     def _set_gradients(self, owner: str, gradients: Sequence[Tensor | None]) -> None:
-        for (_, parameter), gradient in zip(self._named[owner], gradients, strict=True):
-            parameter.grad = gradient
+        pairs = zip(self.flat[owner].gradients, gradients, strict=True)
+        found = [(room, gradient) for room, gradient in pairs if gradient is not None and gradient is not room]  # C++ may have written there
+        if found:
+            torch._foreach_copy_([room for room, _ in found], [gradient for _, gradient in found])
 
     def _constraint(self, batch: Batch, policy: PolicyStep, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
@@ -305,12 +306,12 @@ class ALGD:
 
     @torch.no_grad()
     def _polyak(self) -> None:
-        for target, online in ((self.critic_target, self.critic), (self.cost_target, self.cost_critic)):
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
+        for target, online in (("critic_target", "critic"), ("cost_target", "cost_critic")):
+            self.flat[target].whole.lerp_(self.flat[online].whole, self.config.polyak)
 
     def _metrics(self, critics: CriticStep, policy: PolicyStep, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
-        effective = policy.effective_multiplier * self.unit.to(self.device, self.dtype)
+        effective = policy.effective_multiplier * self.limits[1]
         metrics: Metrics = {
             "reward_critic_loss": critics.reward_loss, "cost_critic_loss": critics.cost_loss, "energy": policy.energy,
             "score_loss": policy.score_loss, "entropy": policy.entropy / self.shape.action, "beta": self.beta,
@@ -322,8 +323,9 @@ class ALGD:
         return metrics
 
     def _require_finite(self, owners: tuple[str, ...], **losses: Tensor) -> None:
-        gradients = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in self._named[owner])
-        require_finite(self.updates, losses, gradients)
+        named = ((f"{owner}.{name}", p.grad) for owner in owners for name, p in self._modules()[owner].named_parameters())
+        total = torch.stack([self.flat[owner].gradient.sum() for owner in owners]).sum()
+        require_finite(self.updates, losses, total, named)
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
 
@@ -370,7 +372,7 @@ class ALGD:
         return {"policy": self.policy, "critic": self.critic, "cost_critic": self.cost_critic,
                 "critic_target": self.critic_target, "cost_target": self.cost_target}  # fmt: skip
 
-    def _optimisers(self) -> dict[str, torch.optim.Adam]:
+    def _optimisers(self) -> dict[str, Adam]:
         return {"critics": self.critic_optimiser, "policy": self.policy_optimiser, "beta": self.beta_optimiser}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from saddlepoint.constrained.lagrangian import augmented_penalty, effective_multiplier, plain_penalty
+from saddlepoint.constrained.lagrangian import effective_multiplier, penalty_of_slope, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk_gradient
 from saddlepoint.nn.critics import Ensemble, Net, action_gradient, trace
 
@@ -50,14 +50,14 @@ def lagrangian(reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
     multiplier, budget, unit = (each.to(risk).view(column) for each in (penalty.multiplier, penalty.budget, penalty.unit))
     violation = (risk - budget) / unit
     if penalty.kind == "augmented":
-        value = value + augmented_penalty(violation, multiplier, rho).sum(0)
         slope = effective_multiplier(violation, multiplier, rho)
+        value = value + penalty_of_slope(slope, multiplier, rho).sum(0)
     elif penalty.kind == "plain":
         value = value + plain_penalty(violation, multiplier).sum(0)
         slope = multiplier.expand_as(violation)
     else:
         slope = torch.zeros_like(violation)
-    return Lagrangian(value, reward_slope, (risk_slope * slope / unit).transpose(0, 1).flatten(0, 1), risk)
+    return Lagrangian(value, reward_slope, (risk_slope * (slope / unit)).transpose(0, 1).flatten(0, 1), risk)
 
 
 def energy_and_gradient(

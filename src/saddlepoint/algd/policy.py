@@ -22,7 +22,7 @@ from saddlepoint.diffusion.network import (
 from saddlepoint.diffusion.sample import sample_chain
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, prior_reaching_betas, ve_schedule, vp_schedule
 from saddlepoint.nn.fused import FusedNet
-from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.layers import ActionBox, log_tanh_slope
 
 
 class ChainNoise(NamedTuple):
@@ -30,6 +30,15 @@ class ChainNoise(NamedTuple):
 
     start: Tensor
     steps: Tensor
+
+
+class Level(NamedTuple):
+    """What the schedule and the score have at some steps, (batch,) each: x_k = alpha x_0 + sigma eps, and score = gain * output + shift * x_k."""
+
+    alpha: Tensor
+    sigma: Tensor
+    gain: Tensor
+    shift: Tensor
 
 
 class Record(NamedTuple):
@@ -87,6 +96,7 @@ class DiffusionPolicy(nn.Module):
         """Move everything, tables included, to ``device`` and ``dtype``."""
         self.alpha, self.sigma = (t.to(device, dtype) for t in self.schedule)
         self.gains, self.shifts = (torch.tensor(table, device=device, dtype=dtype) for table in (self.gain, self.shift))
+        self.levels = torch.stack([self.alpha, self.sigma, self.gains, self.shifts])
         # Of the path entropy: the variance that each noising step adds, what it keeps of the latent, and all that does not depend on the path.
         previous = self.schedule.previous()
         ratio = self.schedule.alpha / previous.alpha
@@ -98,6 +108,10 @@ class DiffusionPolicy(nn.Module):
         return self.to(device, dtype)
 
     # ------------------------------------------------------------------------------------------------ forward
+
+    def level(self, k: Tensor) -> Level:
+        """That of the steps k (batch,)."""
+        return Level(*self.levels.index_select(1, k).unbind())
 
     def point(self, x: Tensor) -> Tensor:
         """Where the network looks for the latent x (..., action): there, or (released) at the action [6]."""
@@ -160,14 +174,15 @@ class DiffusionPolicy(nn.Module):
     # ------------------------------------------------------------------------------------------------ backward
 
     def gradients(
-        self, state: Tensor, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor, matched: Evaluation, of_score: Tensor, row: Tensor
+        self, state: Tensor, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor, matched: Evaluation, of_score: Tensor, row: Tensor,
+        level: Level,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Gradients of the parameters, by name, for a loss with gradients ``upstream`` (K + 1, batch, action) at the chain's latents.
 
-        ``record`` is what ``latents`` left; ``matched`` is the evaluation at the latents of rows ``row`` (batch,), whose score the loss has the gradient
-        ``of_score`` (batch, action) at. The chain rule by hand, from x_0 to x_K, where x_{k-1} = keep_k x_k + drift_k output(x_k) + std_k eps.
+        ``record`` is what ``latents`` left; ``matched`` is the evaluation at the latents of rows ``row`` (batch,), whose score, that of ``level``, the loss
+        has the gradient ``of_score`` (batch, action) at. The chain rule by hand, from x_0 to x_K, where x_{k-1} = keep_k x_k + drift_k output(x_k) + std_k eps.
         """
-        gain, shift = (table[matched.k].unsqueeze(-1) for table in (self.gains, self.shifts))
+        gain, shift = level.gain.unsqueeze(-1), level.shift.unsqueeze(-1)
         grads = [torch.empty_like(kept) for kept in record.kept]
         below, pulled = at.backward(matched, gain * of_score, [grad[-1:] for grad in grads])
         if not self.config.detach_point:
@@ -198,7 +213,8 @@ class DiffusionPolicy(nn.Module):
         of_output[-1] = pulled.upstream
         at.nets["score"].chain_backward(upstream, self._table, record.kept, grads, of_output)
         u = torch.cat([latents[1:], matched.u.unsqueeze(0)])
-        return Stacked([*range(steps), matched.k], u, record.kept, grads, {"score": (of_output, record.kept[-1])})
+        k = torch.cat([torch.arange(steps).unsqueeze(-1).expand(-1, len(matched.u)), torch.as_tensor(matched.k).unsqueeze(0)])
+        return Stacked(k, u, record.kept, grads, {"score": (of_output, record.kept[-1])})
 
     def _to_latent(self, below: Tensor, x: Tensor) -> Tensor:
         """The gradient at the latent for one where the network looked."""
@@ -221,28 +237,21 @@ class DiffusionPolicy(nn.Module):
             self.latents(state, torch.zeros(len(state), len(self.box.scale)).to(self.box.scale), None)[0]
         )
 
-    def path_entropy(self, latents: Tensor, noise: ChainNoise) -> Tensor:
-        """A lower bound on the entropy of the action, scaled to [-1, 1], from the chain's own path. (batch,).
+    def path_entropy(self, latents: Tensor, noise: ChainNoise) -> tuple[Tensor, Tensor]:
+        """A lower bound on the entropy of the action, scaled to [-1, 1], from the chain's own path, (batch,); and its gradient at the latents, shaped as these.
 
         H(a) >= E[ sum_k log q(x_k | x_{k-1}) - log p(x_{k-1} | x_k) ] - E log p(x_K) + E log|da/dx|, where q is the noising process and p the
         reverse chain: the data-processing inequality, as in maximum-entropy diffusion policies (DIME, arXiv 2502.02316).
         """
         log_start = math.log(self.process.start) + 0.5 * math.log(2 * math.pi)
-        unit = self.box.log_jacobian(latents[0]) - self.box.scale.log().sum()
-        path = 0.5 * (noise.steps.square() - self._residual(latents).square() / self.added).sum((0, 2)) + 0.5 * noise.start.square().sum(-1)
-        return path + latents.shape[-1] * (self.log_ratio + log_start) + unit
-
-    def path_entropy_slope(self, latents: Tensor) -> Tensor:
-        """The gradient of ``path_entropy`` at the latents, row by row of the batch. Shape as ``latents``."""
-        pull = self._residual(latents) / self.added
+        residual = latents[1:] - self.ratio * latents[:-1]  # what noising would have added on the way
+        pull = residual / self.added
+        path = (noise.steps.square() - residual * pull).sum((0, 2)) + noise.start.square().sum(-1)
+        entropy = 0.5 * path + (log_tanh_slope(latents[0]) + latents.shape[-1] * (self.log_ratio + log_start))
         slope = torch.cat([self.ratio * pull, torch.zeros_like(latents[:1])])
         slope[1:] -= pull
         slope[0] -= 2 * torch.tanh(latents[0])
-        return slope
-
-    def _residual(self, latents: Tensor) -> Tensor:
-        """x_k - (alpha_k / alpha_{k-1}) x_{k-1}: what noising would have added on the way. (K, batch, action)."""
-        return latents[1:] - self.ratio * latents[:-1]
+        return entropy, slope
 
 
 def score_of_output(config: ALGDConfig, schedule: Schedule) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -108,7 +108,8 @@ class ActorCritic(ABC, Generic[C]):
         modules = self._modules()
         for owner, (loss, gradients) in fits.items():
             names = (f"{owner}.{name}" for name, _ in modules[owner].named_parameters())
-            require_finite(self.updates, {f"{owner}_loss": loss}, zip(names, gradients))
+            total = torch.stack(torch._foreach_norm(gradients)).sum()
+            require_finite(self.updates, {f"{owner}_loss": loss}, total, zip(names, gradients))
         for owner, (_, gradients) in fits.items():
             for parameter, gradient in zip(modules[owner].parameters(), gradients):
                 parameter.grad = gradient

@@ -118,13 +118,14 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     those begun earlier lend theirs, which cancels on average. Before that can be, when the steps are fewer than a whole episode's and not every
     environment has ended one, the mean step stands for what is to come of a plain sum.
     """
-    began, ended = max(int((age == 0).sum()), 1), bool((age[1:] == 0).any(0).all())
+    fresh = age == 0
+    began, ended = max(int(fresh.sum()), 1), bool(fresh[1:].any(0).all())
     sums = []
-    for budget, of_one in zip(budgets, cost.to(torch.float64).unbind(-1), strict=True):
+    for budget, of_one in zip(budgets, cost.unbind(-1), strict=True):
         if budget.discounted:
-            sums.append((budget.gamma**age * of_one).sum() / began)
+            sums.append((budget.gamma**age * of_one).sum(dtype=torch.float64) / began)
         else:
-            episode = of_one.sum() / began if ended or len(age) >= budget.horizon else of_one.mean() * budget.horizon
+            episode = of_one.sum(dtype=torch.float64) / began if ended or len(age) >= budget.horizon else of_one.mean(dtype=torch.float64) * budget.horizon
             sums.append(episode * geometric_sum(budget.gamma, budget.horizon) / budget.horizon)
     return torch.stack(sums).cpu()
 

@@ -22,7 +22,12 @@ def plain_penalty(violation: Tensor, multiplier: Tensor) -> Tensor:
 def augmented_penalty(violation: Tensor, multiplier: Tensor | float, rho: Tensor | float) -> Tensor:
     """([multiplier + rho*violation]_+^2 - multiplier^2) / (2 rho), elementwise.  ALGD, Eq. for L_A; violation = R - h."""
     multiplier = torch.as_tensor(multiplier, dtype=violation.dtype, device=violation.device)
-    return (effective_multiplier(violation, multiplier, rho).square() - multiplier.square()) / (2 * rho)
+    return penalty_of_slope(effective_multiplier(violation, multiplier, rho), multiplier, rho)
+
+
+def penalty_of_slope(slope: Tensor, multiplier: Tensor, rho: Tensor | float) -> Tensor:
+    """``augmented_penalty`` where its slope, ``effective_multiplier``, is at hand."""
+    return (slope.square() - multiplier.square()) / (2 * rho)
 
 
 def effective_multiplier(violation: Tensor, multiplier: Tensor | float, rho: Tensor | float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,8 @@ def ensemble_risk_gradient(values: Tensor, k: float = 1.0) -> tuple[Tensor, Tens
     if members == 1:
         return mean, share.expand_as(values)
     deviation = values - mean
-    std = (deviation.square().sum(0) / (members - 1)).sqrt()
-    slope = k * deviation / ((members - 1) * std).clamp(min=1e-12)
-    return mean + k * std, share + slope
+    spread, share_of_spread = deviation.square().sum(0).sqrt(), k / math.sqrt(members - 1)  # k std = share_of_spread * spread
+    return mean + share_of_spread * spread, share + deviation * (share_of_spread / spread.clamp(min=1e-12))
 
 
 def cautious(members: Tensor, pair: bool) -> Tensor:

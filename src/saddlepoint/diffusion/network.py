@@ -99,7 +99,7 @@ class Conditioned(NamedTuple):
 
     def evaluate(self, u: Tensor, k: int | Tensor, head: str, room: list[Tensor] | None = None) -> Evaluation:
         """At ``u`` (batch, action) and the step k, one or (batch,) of them. ``room`` (1, batch, hidden) each: where C++ leaves the hidden layers' outputs."""
-        first = self.shared + self.times[k]
+        first = self.shared + (self.times[k] if isinstance(k, int) else self.times.index_select(0, k))
         if self.nets:
             net = self.nets[head]
             room = room or net.hidden(len(u))
@@ -156,7 +156,7 @@ class Pulled(NamedTuple):
 class Stacked(NamedTuple):
     """Several evaluations after their backward passes, all conditioned on the same states, one after another: (evaluations, batch, ...)."""
 
-    k: list[int | Tensor]
+    k: Tensor  # (evaluations, batch)
     u: Tensor
     hidden: list[Tensor]
     grads: list[Tensor]
@@ -171,7 +171,10 @@ def stack(pulled: list[Pulled]) -> Stacked:
     layers = range(len(pulled[0].grads))
     hidden = [torch.stack([p.evaluation.hidden[layer] for p in pulled]) for layer in layers[:-1]]
     grads = [torch.stack([p.grads[layer] for p in pulled]) for layer in layers]
-    return Stacked([p.evaluation.k for p in pulled], torch.stack([p.evaluation.u for p in pulled]), hidden, grads, heads)
+    u = torch.stack([p.evaluation.u for p in pulled])
+    steps = [p.evaluation.k for p in pulled]
+    k = torch.stack([k if isinstance(k, Tensor) else u.new_full(u.shape[1:2], k, dtype=torch.int64) for k in steps])
+    return Stacked(k, u, hidden, grads, heads)
 
 
 def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked, net: FusedNet | None = None) -> dict[str, Tensor]:
@@ -188,7 +191,7 @@ def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked, net: 
     if net is None:
         for index in range(1, len(network.weights)):
             gradients[f"weights.{index}"] = product(found.grads[index], found.hidden[index - 1])
-            gradients[f"biases.{index}"] = found.grads[index].sum((0, 1))
+        gradients |= {f"biases.{index}": grad.sum((0, 1)) for index, grad in enumerate(found.grads)}
         for head, (upstream, last) in found.heads.items():
             gradients[f"head_weights.{head}"] = product(upstream, last)
             gradients[f"head_biases.{head}"] = upstream.sum((0, 1))
@@ -196,17 +199,12 @@ def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked, net: 
         [(head, (upstream, _))] = found.heads.items()
         weights, biases = net.later_weight_gradients(found.hidden, found.grads, upstream)
         for index in range(1, len(network.weights)):
-            gradients |= {f"weights.{index}": weights[index][0], f"biases.{index}": biases[index]}
+            gradients[f"weights.{index}"] = weights[index][0]
+        gradients |= {f"biases.{index}": bias for index, bias in enumerate(biases[:-1])}
         gradients |= {f"head_weights.{head}": weights[-1][0], f"head_biases.{head}": biases[-1]}
 
     embedding, weight, first = network.embedding.detach(), network.weights[0].detach(), found.grads[0]
-    total, per_step = first.sum(0), weight.new_zeros(len(embedding), len(weight))
-    for k, grad in zip(found.k, first):
-        if isinstance(k, Tensor):
-            per_step += F.one_hot(k, len(embedding)).to(weight).mT @ grad
-        else:
-            per_step[k] += grad.sum(0)
-    columns = [affine(total.mT, state.mT, None), product(first, found.u), per_step.mT @ embedding]
-    return gradients | {
-        "weights.0": torch.cat(columns, dim=1), "biases.0": total.sum(0), "embedding": per_step @ weight[:, network.state + network.action :]
-    }  # fmt: skip
+    at_step = found.k.flatten() == torch.arange(len(embedding), device=weight.device).unsqueeze(-1)
+    of_u, of_step = (torch.cat([found.u.flatten(0, 1).mT, at_step]) @ first.flatten(0, 1)).split([network.action, len(embedding)])
+    columns = [affine(first.sum(0).mT, state.mT, None), of_u.mT, of_step.mT @ embedding]
+    return gradients | {"weights.0": torch.cat(columns, dim=1), "embedding": of_step @ weight[:, network.state + network.action :]}

@@ -61,8 +61,8 @@ class FusedNet:
 
     ``weights``: the first layer (members, wide + narrow, out), hidden layers (members, in, out), or ``flipped`` (members, out, in), and a head (members, last,
     head), or flipped (members, head, last); a head of several columns must be flipped. ``biases`` (members, out) each, in any shape. All float32; they may
-    change, but stay where they are. Inputs are ``wide`` columns and some narrow ones: a state and an action. Instead of the wide part, its product with the
-    first layer may be given, bias included.
+    change, but stay where they are, and so their ``grad``: gradients are written into those that have one. Inputs are ``wide`` columns and some narrow ones: a
+    state and an action. Instead of the wide part, its product with the first layer may be given, bias included.
     """
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], wide: int, *, silu: bool, flipped: bool, dtype: torch.dtype):
@@ -72,6 +72,7 @@ class FusedNet:
         self.head = weights[-1].shape[1] if flipped else weights[-1].shape[2]
         self.dtype, self.low, self.silu = dtype, int(dtype == torch.bfloat16), silu
         self.kept = ([w.detach() for w in weights], [b.detach() for b in biases])
+        self.rooms = [[t.grad for t in tensors] for tensors in (weights, biases)]
         built = library()
         for tensor in (*self.kept[0], *self.kept[1]):
             require(tensor, tuple(tensor.shape))
@@ -152,7 +153,7 @@ class FusedNet:
         require(upstream, (self.members, rows, self.head))
         self._require_layers(outputs, rows)
         self._require_layers(grads, stride)
-        weights, biases = ([torch.empty_like(t) for t in kept] for kept in self.kept)
+        weights, biases = ([torch.empty_like(t) if room is None else room for t, room in zip(*each)] for each in zip(self.kept, self.rooms))
         self._call(
             "weight_gradients_net", self.low, rows, pointer(inputs), pointers(outputs), pointers(grads), stride, pointer(upstream),
             pointers(weights), pointers(biases),

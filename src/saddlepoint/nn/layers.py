@@ -26,6 +26,11 @@ def fan_in_uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generat
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
+def log_tanh_slope(x: Tensor) -> Tensor:
+    """log(1 - tanh^2 x) = 2 (log 2 - x - softplus(-2 x)), which is stable, summed over the last axis: (..., action) -> (...)."""
+    return 2 * (x.shape[-1] * math.log(2.0) - (x + torch.nn.functional.softplus(-2 * x)).sum(-1))
+
+
 class ActionBox(NamedTuple):
     """Action bounds and the squashing  a = tanh(x) * scale + bias  between them. Fields (action,); bounds may be asymmetric."""
 
@@ -53,8 +58,8 @@ class ActionBox(NamedTuple):
         return (action - self.low) * (self.high - action) / self.scale
 
     def log_jacobian(self, latent: Tensor) -> Tensor:
-        """log |da/dx| of ``squash`` summed over the action: log scale + log(1 - tanh^2 x), in its stable form. (..., action) -> (...)."""
-        return (self.scale.log() + 2 * (math.log(2.0) - latent - torch.nn.functional.softplus(-2 * latent))).sum(-1)
+        """log |da/dx| of ``squash`` summed over the action: log scale + log(1 - tanh^2 x). (..., action) -> (...)."""
+        return self.scale.log().sum() + log_tanh_slope(latent)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ActionBox:
         return ActionBox(self.scale.to(device, dtype), self.bias.to(device, dtype))

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from saddlepoint.nn.flat import Adam
 
-def gather(modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+
+def gather(modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer | Adam]) -> dict[str, Tensor]:
     """``<module>.<parameter>`` and ``adam.<optimiser>.<index>.<slot>``. The tensors are those in use: clone what must not change."""
     state = {f"{owner}.{name}": p for owner, module in modules.items() for name, p in module.state_dict().items()}
     for owner, optimiser in optimisers.items():
@@ -18,7 +20,7 @@ def gather(modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.opti
 
 
 def restore(
-    state: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
+    state: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer | Adam]
 ) -> None:
     """Undo ``gather``; other names in ``state`` are left alone. Raises ``RuntimeError``, ``KeyError`` or ``ValueError`` where it does not fit."""
     for owner, module in modules.items():
