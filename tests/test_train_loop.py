@@ -95,7 +95,7 @@ def test_auto_compiles_only_where_it_was_measured_to_win(monkeypatch: pytest.Mon
     for config, learner, learner_config, device, wanted in (
         (long, ALGD, ALGDConfig(), cpu, True), (short, ALGD, ALGDConfig(), cpu, False), (long, ALGD, ALGDConfig(precision="bfloat16"), cpu, True),
         (long, ALGD, ALGDConfig(critic_hidden=(100, 100)), cpu, False), (long, SAC, SACConfig(), cpu, True), (short, SAC, SACConfig(), cpu, False),
-        (longer, MBDPO, MBDPOConfig(precision="bfloat16"), cpu, False),
+        (long, MBDPO, MBDPOConfig(), cpu, True), (long, MBDPO, MBDPOConfig(width=100), cpu, False),
         (longer, ALGD, ALGDConfig(), cuda, True), (longer, SAC, SACConfig(), cuda, True), (long, SAC, SACConfig(), cuda, False),
         (replace(short, compile="on"), SAC, SACConfig(), cpu, True), (replace(longer, compile="off"), ALGD, ALGDConfig(), cpu, False),
     ):  # fmt: skip
