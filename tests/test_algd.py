@@ -85,7 +85,7 @@ def test_the_released_agents_learn_the_bandit():
 
 
 def test_tuned_temperature_reaches_its_target_entropy():
-    config = replace(SMALL, target_entropy=-2.5, beta=0.2, temperature_rate=0.02)
+    config = replace(SMALL, entropy="tuned", target_entropy=-2.5, beta=0.2, temperature_rate=0.02)
     agent, generator = bandit_agent(config), torch.Generator().manual_seed(3)
     entropies = [agent.update_batch(bandit_batch(64, generator), agent.draw(64))["entropy"] for _ in range(700)]
     assert float(torch.stack(entropies[-100:]).mean()) == pytest.approx(-2.5, abs=0.4)
@@ -313,7 +313,7 @@ def test_best_of_n_takes_the_sample_of_least_energy():
     [
         ({"rho": 0}, "--rho"), ({"gamma": 1.5}, "--gamma"), ({"critic_hidden": ()}, "--critic-hidden"), ({"multiplier": -1}, "negative"),
         ({"sigma_min": 2.0}, "--sigma-min"),
-        ({"sigma_min": 1.0}, "--sigma-min"), ({"rho": float("inf")}, "finite"), ({"target_entropy": 1.0}, "log 2"),
+        ({"sigma_min": 1.0}, "--sigma-min"), ({"rho": float("inf")}, "finite"), ({"entropy": "tuned", "target_entropy": 1.0}, "log 2"),
         ({"prediction": "guided"}, "--prediction guided"), ({"schedule": "vp", "step_noise": "euler"}, "euler"),
         ({"step_noise": "euler"}, "path entropy"), ({"multiplier_rule": "log_adam", "multiplier": 0.0}, "log lambda"), ({"beta_first": 0.5}, "--beta-first"),
     ],
@@ -333,7 +333,7 @@ def test_options_that_would_do_nothing_are_refused():
     for name, change in (
         ("guidance", {}),
         ("clip_proposals", {}),
-        ("target_entropy", {"entropy": "fixed"}),
+        ("target_entropy", {}),
         ("sigma_max", {"schedule": "vp"}),
         ("multiplier", {"energy": "none"}),
         ("largest_violation", {"energy": "none"}),
@@ -343,7 +343,8 @@ def test_options_that_would_do_nothing_are_refused():
     ):
         with pytest.raises(UserError, match="does nothing"):
             replace(ALGDConfig(), **change).refuse_idle({name})
-    ALGDConfig().refuse_idle({"rho", "sigma_min", "target_entropy", "env"})
+    ALGDConfig().refuse_idle({"rho", "sigma_min", "beta", "env"})
+    ALGDConfig(entropy="tuned").refuse_idle({"target_entropy", "temperature_rate"})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

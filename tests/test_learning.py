@@ -15,7 +15,7 @@ def last_evaluation(out: Path, energy: str) -> dict[str, float]:
         env="saddlepoint/Toy-v0", total_steps=10_000, warmup_steps=1000, eval_every=10_000, checkpoint_every=10_000,
         replay_size=20_000, threads=1, compile="off", out=out, quiet=True,
     )  # fmt: skip
-    learner = ALGDConfig(energy=energy, critic_hidden=(64, 64), policy_hidden=(64, 64), target_entropy=-0.6)
+    learner = ALGDConfig(energy=energy, critic_hidden=(64, 64), policy_hidden=(64, 64))
     train(config, ALGD, learner)
     return [line for line in read_metrics(out) if line["kind"] == "eval"][-1]
 

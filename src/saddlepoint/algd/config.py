@@ -48,10 +48,11 @@ class ALGDConfig:
     """weight of the score in ``guided``"""
     score_space: Literal["latent", "action"] = "latent"
     """where the score lives: in the latent with the tanh Jacobian, or (released) taken at the action and added to the latent [6]"""
-    entropy: Literal["tuned", "fixed", "none"] = "tuned"
-    """the temperature's hold on the policy's noise: a path-entropy bonus with beta tuned to ``target_entropy``, with beta fixed, or none (released)"""
+    entropy: Literal["fixed", "tuned", "none"] = "fixed"
+    """the temperature's hold on the policy's noise: a path-entropy bonus with beta fixed, so that noise falls as the policy earns; with beta tuned to
+    ``target_entropy``, so that it does not; or none (released)"""
     beta: float = 0.1
-    """temperature of pi ~ exp(-L_A / beta); the start value when tuned"""
+    """temperature of pi ~ exp(-L_A / beta), in units of reward (``reward_unit``); the start value when tuned"""
     target_entropy: float = -0.8
     """wanted path entropy per action dimension, in nats, for actions scaled to [-1, 1] (a Gaussian of std 0.11 has -0.8)"""
 
