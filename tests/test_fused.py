@@ -125,6 +125,27 @@ def test_compiled_updates_with_several_constraints(generator):
     follow_each_other(CONFIG, 2, generator)
 
 
+@pytest.mark.skipif(not fused.works(torch.bfloat16), reason="no products in bfloat16")
+@pytest.mark.parametrize("change", [{}, {"entropy": "none", "step_noise": "euler"}, {"schedule": "vp"}], ids=str)
+@pytest.mark.parametrize("rows", [64, 70])
+def test_chains_in_bfloat16_have_the_gradients_of_those_in_float32(change, rows, generator):
+    """Of the same updates, with the same critics: the policy's gradients; and actions, which stay as they are."""
+    config = replace(CONFIG, batch_size=rows, precision="bfloat16", **change)
+    low, high = (agents(config)[1] for _ in range(2))
+    assert low.policy.network._learning["score"].low
+    high.policy.network._learning = high.policy.network._fused
+    batch, gradients = batch_of(rows, 1, generator), []
+    noise = high.draw(rows)
+    for agent in (low, high):
+        agent.update_batch(batch, noise, torch.zeros(1, dtype=torch.float64))
+        gradients.append(agent.flat["policy"].gradient.clone())
+    assert 0 < float((gradients[0] - gradients[1]).norm()) < 0.05 * float(gradients[1].norm())  # a ReLU near 0 goes either way
+    low.load_state_dict(high.state_dict())
+    states = torch.randn(9, 33, generator=generator)
+    acts = [agent.act(states, "explore", torch.Generator().manual_seed(1)) for agent in (low, high)]
+    assert torch.equal(*acts)
+
+
 def test_compiled_agents_act_as_eager_ones(generator):
     eager, compiled = agents(CONFIG)
     states = torch.randn(9, 33, generator=generator)

@@ -119,11 +119,11 @@ class ALGD:
         return promises(*config.critic_hidden)
 
     def _compile(self, enabled: bool) -> None:
-        """The one compile site. On a CPU the networks' passes are C++ (nn/fused.py); elsewhere PyTorch compiles the two halves of an update, pure functions
-        of tensors without autograd."""
+        """The one compile site. On a CPU the networks' passes are C++ (nn/fused.py); elsewhere PyTorch compiles both halves of an update, pure functions."""
         if enabled and self.device.type == "cpu":
-            for net in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
-                net.fuse()
+            self.policy.network.fuse(self.low_precision or torch.float32)
+            for critic in (self.critic, self.cost_critic, self.critic_target, self.cost_target):
+                critic.fuse()
         wrap = torch.compile if enabled and self.device.type != "cpu" else (lambda f, **_: f)
         self.critic_step = wrap(self._critic_step, dynamic=False)
         self.policy_step = wrap(self._policy_step, dynamic=False)

@@ -138,7 +138,7 @@ class ALGDConfig:
     target_every: int = 1
     """updates between two Polyak steps"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """precision of the critics' matrix products"""
+    """precision of the critics' matrix products, and where an update is compiled on a CPU of its score network's; acting is in float32"""
 
     # --- acting without noise
     evaluation: Literal["zero", "best_of_n"] = "zero"

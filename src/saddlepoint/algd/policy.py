@@ -125,10 +125,10 @@ class DiffusionPolicy(nn.Module):
 
     def recorded(self, state: Tensor, noise: ChainNoise, rows: int) -> tuple[Tensor, Conditioned, Record]:
         """The latents of chains at ``state``, the network there, and what the backward pass needs, both from row ``rows`` on."""
-        at, start = self.network.condition(state), self.process.start * noise.start
+        at, start = self.network.condition(state, learning=True), self.process.start * noise.start
         net = self._fused(at)
         if net is not None:
-            kept = [start.new_empty(self.config.steps + 1, len(state) - rows, width) for width in net.widths]
+            kept = [start.new_empty(self.config.steps + 1, len(state) - rows, width, dtype=net.dtype) for width in net.widths]
             latents = net.chain_forward(at.shared, at.times, start, noise.steps, self._table, kept)
             return latents, at.rows(rows), Record([], kept)
         record: list[Evaluation] = []

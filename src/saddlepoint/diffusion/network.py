@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saddlepoint.nn.fused import FusedNet, fits
+from saddlepoint.nn.fused import FusedNet, fits, works
 from saddlepoint.nn.layers import fan_in_uniform
 from saddlepoint.nn.products import affine
 
@@ -34,6 +34,7 @@ class ScoreNetwork(nn.Module):
         super().__init__()
         self.state, self.action = state, action
         self._fused: dict[str, FusedNet] = {}
+        self._learning: dict[str, FusedNet] = {}  # the same for updates, in their precision
         self.embedding = nn.Parameter(torch.randn(steps, embedding, generator=generator))
         pairs = list(pairwise((state + action + embedding, *hidden)))
         last = hidden[-1]
@@ -43,20 +44,28 @@ class ScoreNetwork(nn.Module):
         self.head_weights = nn.ParameterDict({h: fan_in_uniform((action, last), last, generator) for h in heads})
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
 
-    def fuse(self) -> None:
-        """Have the C++ passes from now on, where ``fits`` says that they can. The parameters must stay where they are."""
+    def fuse(self, learning: torch.dtype = torch.float32) -> None:
+        """Have the C++ passes from now on, where ``fits`` says that they can, with products in ``learning`` where ``condition`` is told so. The parameters
+        must stay where they are."""
         if not fits(self.weights[0], [len(w) for w in self.weights]):
             return
-        columns = torch.empty(1, self.action, len(self.weights[0]))
-        hidden = [w.detach().unsqueeze(0) for w in self.weights[1:]]
-        for head, weight in self.head_weights.items():  # each with what follows on the first layer's sums, which ``condition`` makes
-            weights, biases = [columns, *hidden, weight.detach().unsqueeze(0)], [*self.biases, self.head_biases[head]]
-            self._fused[head] = FusedNet(weights, biases, 0, silu=False, flipped=True, dtype=weight.dtype)
 
-    def condition(self, state: Tensor, live: bool = False, backward: bool = True) -> Conditioned:
+        def nets(dtype: torch.dtype) -> dict[str, FusedNet]:
+            columns = torch.empty(1, self.action, len(self.weights[0]))
+            hidden = [w.detach().unsqueeze(0) for w in self.weights[1:]]
+            found = {}
+            for head, weight in self.head_weights.items():  # each with what follows on the first layer's sums, which ``condition`` makes
+                weights, biases = [columns, *hidden, weight.detach().unsqueeze(0)], [*self.biases, self.head_biases[head]]
+                found[head] = FusedNet(weights, biases, 0, silu=False, flipped=True, dtype=dtype)
+            return found
+
+        self._fused = nets(torch.float32)
+        self._learning = nets(learning) if learning != torch.float32 and works(learning) else self._fused
+
+    def condition(self, state: Tensor, live: bool = False, backward: bool = True, learning: bool = False) -> Conditioned:
         """The network at given states (batch, state), for any number of evaluations; autograd sees the parameters only where they are ``live``.
 
-        For evaluations alone, without their backward passes, unless ``backward``.
+        For evaluations alone, without their backward passes, unless ``backward``; for an update if ``learning``.
         """
         keep = (lambda p: p) if live else torch.Tensor.detach
         first, split = keep(self.weights[0]), self.state + self.action
@@ -71,14 +80,15 @@ class ScoreNetwork(nn.Module):
             biases=biases[1:],
             heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
             live=live,
-            nets={} if live else self._refreshed(first[:, self.state : split], backward),
+            nets={} if live else self._refreshed(self._learning if learning else self._fused, first[:, self.state : split], backward),
         )
 
-    def _refreshed(self, columns: Tensor, backward: bool) -> dict[str, FusedNet]:
-        for net in self._fused.values():
+    @staticmethod
+    def _refreshed(nets: dict[str, FusedNet], columns: Tensor, backward: bool) -> dict[str, FusedNet]:
+        for net in nets.values():
             net.kept[0][0].copy_(columns.mT.unsqueeze(0))
             net.refresh(backward)
-        return self._fused
+        return nets
 
     def forward(self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
         """``at`` from ``condition()``, ``u`` (batch, action), ``k`` a step or (batch,) of them -> (batch, action)."""
@@ -122,7 +132,7 @@ class Conditioned(NamedTuple):
         if self.nets:
             net, room = self.nets[evaluation.head], room or self.nets[evaluation.head].hidden(len(upstream))
             net.backward([h.unsqueeze(0) for h in hidden], upstream.unsqueeze(0), room)
-            return room[0][0] @ self.columns, Pulled(evaluation, [h[0] for h in room], upstream)
+            return room[0][0].to(self.columns) @ self.columns, Pulled(evaluation, [h[0] for h in room], upstream)
         below = upstream @ self.heads[evaluation.head][0]
         grads = [torch.ops.aten.threshold_backward(below, hidden[-1], 0)]
         for weight, h in zip(self.weights[::-1], hidden[-2::-1]):
@@ -203,7 +213,7 @@ def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked, net: 
         gradients |= {f"biases.{index}": bias for index, bias in enumerate(biases[:-1])}
         gradients |= {f"head_weights.{head}": weights[-1][0], f"head_biases.{head}": biases[-1]}
 
-    embedding, weight, first = network.embedding.detach(), network.weights[0].detach(), found.grads[0]
+    embedding, weight, first = network.embedding.detach(), network.weights[0].detach(), found.grads[0].to(found.u)
     at_step = found.k.flatten() == torch.arange(len(embedding), device=weight.device).unsqueeze(-1)
     of_u, of_step = (torch.cat([found.u.flatten(0, 1).mT, at_step]) @ first.flatten(0, 1)).split([network.action, len(embedding)])
     columns = [affine(first.sum(0).mT, state.mT, None), of_u.mT, of_step.mT @ embedding]

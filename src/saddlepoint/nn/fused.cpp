@@ -241,32 +241,35 @@ void backward(const Net& net, T* const* packed, i64 rows, T* const* sources, con
 
 // A chain of a score network (one member): x_k = keep_k x_{k+1} + drift_k output(common + times_k, x_{k+1}) + std_k noise_k, for k from steps - 1 down to 0,
 // in `latents` (steps + 1, rows, narrow), whose last row is given. Of rows from `from` on, the hidden layers' outputs go to `kept` (steps, rows - from, width).
-void chain_forward(const Net& net, float* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
-                   const float* std, i64 steps, i64 rows, i64 from, float* latents, float* const* kept) {
+template <class T>
+void chain_forward(const Net& net, T* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
+                   const float* std, i64 steps, i64 rows, i64 from, float* latents, T* const* kept) {
     const i64 before = (from + ROWS - 1) / ROWS, tiles = before + (rows - from + ROWS - 1) / ROWS, first = net.widths[0], size = net.narrow;
     at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
-        Buffer<float> ping(ROWS * widest(net)), pong(ROWS * widest(net)), output(ROWS * size);
+        Buffer<T> ping(ROWS * widest(net)), pong(ROWS * widest(net));
+        Buffer<float> output(ROWS * size);
         for (i64 tile = begin; tile < end; ++tile) {
             const bool record = kept && tile >= before;
             const i64 start = tile < before ? tile * ROWS : from + (tile - before) * ROWS, n = std::min(ROWS, (tile < before ? from : rows) - start);
             for (i64 k = steps - 1; k >= 0; --k) {
-                const Kept<float> outputs{record ? kept : nullptr, net, k * (rows - from) + start - from};
+                const Kept<T> outputs{record ? kept : nullptr, net, k * (rows - from) + start - from};
                 float *x = latents + ((k + 1) * rows + start) * size, *next = latents + (k * rows + start) * size;
-                float* h = record ? outputs[0] : static_cast<float*>(ping);
-                first_layer<float>(net, 0, common + start * first, times + k * first, x, n, h, nullptr);
-                layers_forward<float>(net, packed, 0, n, h, outputs, {nullptr, net, 0}, ping, pong, output);
+                T* h = record ? outputs[0] : static_cast<T*>(ping);
+                first_layer<T>(net, 0, common + start * first, times + k * first, x, n, h, nullptr);
+                layers_forward<T>(net, packed, 0, n, h, outputs, {nullptr, net, 0}, ping, pong, output);
                 for (i64 i = 0; i < n * size; ++i)
                     next[i] = keep[k] * x[i] + drift[k] * output[i] + (noise ? std[k] * noise[(k * rows + start) * size + i] : 0.0f);
             }
         }
-        blas::brgemm_release(false);
+        blas::brgemm_release(!std::is_same_v<T, float>);
     });
 }
 
 // Back along a chain from `upstream` (steps + 1, rows, narrow) at its latents: gradients at the outputs of all steps to `of_output` (steps, rows, narrow), and
 // at the pre-activations to `grads` (steps, rows, width).
-void chain_backward(const Net& net, float* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows, float* const* kept,
-                    float* of_output, float* const* grads) {
+template <class T>
+void chain_backward(const Net& net, T* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows, T* const* kept,
+                    float* of_output, T* const* grads) {
     const i64 tiles = (rows + ROWS - 1) / ROWS, size = net.narrow;
     const Every every;
     at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
@@ -278,12 +281,12 @@ void chain_backward(const Net& net, float* const* packed, const float* upstream,
                 const i64 at = k * rows + start;
                 float* up = of_output + at * size;
                 for (i64 i = 0; i < n * size; ++i) up[i] = drift[k] * pull[i];
-                const float* g = layers_back<float>(net, packed, 0, every.rows, n, up, {kept, net, at}, {grads, net, at}, nullptr, nullptr);
+                const T* g = layers_back<T>(net, packed, 0, every.rows, n, up, {kept, net, at}, {grads, net, at}, nullptr, nullptr);
                 for (i64 i = 0; i < n * size; ++i) pull[i] = upstream[(at + rows) * size + i] + keep[k] * pull[i];
                 narrow_back(net, 0, every.rows, n, g, pull);
             }
         }
-        blas::brgemm_release(false);
+        blas::brgemm_release(!std::is_same_v<T, float>);
     });
 }
 
@@ -323,7 +326,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
                 for (i64 r = 0; r < rows; ++r) add(d_bias, Vec(1), grads[layer] + (member * stride + r) * width, width);
                 if (layer >= first) {
                     const Sides s = sides(member, layer);
-                    interleave(s.right, stride, s.out, factor_of(member, layer));
+                    if constexpr (!same) lay(s.right, s.right_rows, s.out, factor_of(member, layer));
                 }
                 continue;
             }
@@ -385,14 +388,20 @@ int backward_net(const Net* net, int low, void* const* packed, i64 rows, void* c
     });
 }
 
-int chain_forward_net(const Net* net, void* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
-                      const float* std, i64 steps, i64 rows, i64 from, float* latents, void* const* kept) {
-    return guarded([&] { chain_forward(*net, as<float>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<float>(kept)); });
+int chain_forward_net(const Net* net, int low, void* const* packed, const float* common, const float* times, const float* noise, const float* keep,
+                      const float* drift, const float* std, i64 steps, i64 rows, i64 from, float* latents, void* const* kept) {
+    return guarded([&] {
+        low ? chain_forward(*net, as<BFloat16>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<BFloat16>(kept))
+            : chain_forward(*net, as<float>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<float>(kept));
+    });
 }
 
-int chain_backward_net(const Net* net, void* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows, void* const* kept,
-                       float* of_output, void* const* grads) {
-    return guarded([&] { chain_backward(*net, as<float>(packed), upstream, keep, drift, steps, rows, as<float>(kept), of_output, as<float>(grads)); });
+int chain_backward_net(const Net* net, int low, void* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows,
+                       void* const* kept, float* of_output, void* const* grads) {
+    return guarded([&] {
+        low ? chain_backward(*net, as<BFloat16>(packed), upstream, keep, drift, steps, rows, as<BFloat16>(kept), of_output, as<BFloat16>(grads))
+            : chain_backward(*net, as<float>(packed), upstream, keep, drift, steps, rows, as<float>(kept), of_output, as<float>(grads));
+    });
 }
 
 int weight_gradients_net(const Net* net, int low, i64 rows, const void* inputs, void* const* outputs, void* const* grads, i64 stride, const float* upstream,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saddlepoint.nn import native
@@ -20,7 +21,7 @@ from saddlepoint.nn.native import WIDTHS, floats, integers, pointer, pointers, r
 
 ARGUMENTS = {
     "pack_net": "pipp", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
-    "chain_forward_net": "pppppppp" "iii" "pp", "chain_backward_net": "ppppp" "ii" "ppp",
+    "chain_forward_net": "pipppppppiiipp", "chain_backward_net": "pippppiippp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
 
@@ -142,6 +143,8 @@ class FusedNet:
         """Gradients of all weights but the first layer's, whose place holds nothing, and of all biases, from what ``chain_forward`` and ``chain_backward``
         left: (evaluations, batch, width or head) each."""
         outputs, grads = ([t.view(1, -1, t.shape[-1]) for t in tensors] for tensors in (outputs, grads))
+        lacking = -grads[0].shape[1] % WIDTHS if self.low else 0
+        grads = [F.pad(grad, (0, 0, 0, lacking)) for grad in grads] if lacking else grads
         return self._weight_gradients(None, outputs, grads, upstream.view(1, -1, self.head))
 
     def _weight_gradients(
@@ -177,7 +180,7 @@ class FusedNet:
         latents = start.new_empty(steps + 1, rows, size)
         latents[-1] = start
         self._call(
-            "chain_forward_net", self.forwards, pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows, rows - recorded,
+            "chain_forward_net", self.low, self.forwards, pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows, rows - recorded,
             pointer(latents), pointers(kept),
         )  # fmt: skip
         return latents
@@ -191,15 +194,15 @@ class FusedNet:
         require(of_output, (max(steps, len(of_output)), rows, size))
         upstream = require(upstream.contiguous(), (steps + 1, rows, size))
         self._call(
-            "chain_backward_net", self.backwards, pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept), pointer(of_output),
+            "chain_backward_net", self.low, self.backwards, pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept), pointer(of_output),
             pointers(grads),
         )  # fmt: skip
 
     def _require_chain(self, tensors: list[Tensor] | None, steps: int, rows: int, size: int) -> None:
-        if self.members != 1 or self.low or not size == self.narrow == self.head:
-            raise ValueError("a chain needs a net of one member in float32 whose outputs are as many as its narrow inputs")
+        if self.members != 1 or not size == self.narrow == self.head:
+            raise ValueError("a chain needs a net of one member whose outputs are as many as its narrow inputs")
         for tensor, width in zip(tensors or (), self.widths, strict=tensors is not None):
-            require(tensor, (max(steps, len(tensor)), rows, width))
+            require(tensor, (max(steps, len(tensor)), rows, width), self.dtype)
 
     def _require_layers(self, tensors: list[Tensor] | None, rows: int) -> None:
         for tensor, width in zip(tensors or (), self.widths, strict=tensors is not None):
