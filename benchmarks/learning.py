@@ -102,7 +102,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
         f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {QUICK}",
         {"algd": ""}, (0, 1, 2), anchors=(("SAC-Lag, 1M steps (published)", 2834), ("SAC-PID, 1M steps (published)", 2689)),
-        steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000},
+        steps_of={"algd-0": 50_000, "algd-1": 30_000, "algd-2": 30_000},
     ),
     "halfcheetah-mbdpo": Experiment(
         "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
@@ -182,7 +182,9 @@ def run(name: str, only: str | None) -> None:
         if only and only != f"{label}-{seed}":
             continue
         fresh = not (folder / "config.json").exists()
-        arguments = [*command, "--out", str(folder)] if fresh else ["train", EXPERIMENTS[name].system_for(label), "--resume", str(folder), "--quiet"]
+        steps = command[command.index("--total-steps") + 1]  # which may have changed since
+        again = ["train", EXPERIMENTS[name].system_for(label), "--resume", str(folder), "--total-steps", steps, "--quiet"]
+        arguments = [*command, "--out", str(folder)] if fresh else again
         print("saddlepoint", *arguments, flush=True)
         load = float(Path("/proc/loadavg").read_text().split()[0])
         stamp = {
