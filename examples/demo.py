@@ -22,7 +22,7 @@ from saddlepoint.commands import evaluate_command
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import UserError
 
-STEPS = int(os.environ.get("DEMO_STEPS", "18000"))
+STEPS = int(os.environ.get("DEMO_STEPS", "21000"))
 
 
 def draw(run: Path) -> Path:
