@@ -209,6 +209,7 @@ CONFIGS = {
     "mppi": (replace(WIDE, planner="mppi"), 0),
     "no energy": (replace(WIDE, energy_weight=0.0, td_action="prior"), 1),
     "dropout": (replace(WIDE, dropout=0.1), 0),
+    "no rollouts": (replace(WIDE, policy_rollouts=0), 0),
 }
 
 

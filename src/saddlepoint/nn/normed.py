@@ -163,7 +163,7 @@ class NormedMLP(nn.Module):
     ) -> Tensor | None:  # fmt: skip
         """``forward`` in C++; None where it cannot serve."""
         learning = torch.is_grad_enabled() and not frozen and self.first[0].requires_grad
-        if any(part.dtype != torch.float32 for part in parts) or (learning and chosen is not None):
+        if any(part.dtype != torch.float32 or not part.numel() for part in parts) or (learning and chosen is not None):
             return None
         layout = spread(parts)
         if layout is None:
@@ -185,7 +185,7 @@ class NormedMLP(nn.Module):
             values = differentiable(net, request, parameters)
         else:
             values = net(request)
-        values = values.view(-1, *lead, values.shape[-1])
+        values = values.view(len(members), *lead, values.shape[-1])
         return values if self.members else values[0]
 
     def _base(self, layers: Layers, parts: Sequence[Tensor], whole: Sequence[bool]) -> Tensor:
