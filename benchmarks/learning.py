@@ -60,7 +60,7 @@ FIRST = (
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet --entropy tuned"
 QUICK = "--warmup-steps 2000 --precision bfloat16 --threads 1 --quiet"
 PLANNERS = {
-    "denoise": "", "prior-targets": "--td-action prior",
+    "denoise": "", "prior-targets": "--td-action prior", "bfloat16": "--learning-precision bfloat16",
     "mppi": "--planner mppi --td-action prior --energy-weight 0 --eval-every 12500",
     "mppi-held": "--planner mppi --td-action prior --energy-weight 0 --warmup-actions held --warmup-steps 5000",
     "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
@@ -81,7 +81,9 @@ def control(
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "cartpole-swingup": control("cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881))),
+    "cartpole-swingup": control(
+        "cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881)), ("denoise", "mppi", "prior-targets", "bfloat16"),
+    ),
     "pendulum-swingup": control(
         "pendulum-swingup", (("TD-MPC2 at 100,000 steps (published)", 724), ("MBDPO (published)", 997)), ("wide", "denoise", "mppi-held"), eval_every=12500,
     ),
