@@ -284,6 +284,25 @@ def test_the_policys_gradients_are_autograds(change):
     assert critics.reward_loss.ndim == 0
 
 
+def test_proposals_whose_weight_is_lost_in_rounding_need_no_gradient(monkeypatch, generator):
+    from saddlepoint.algd import agent as module
+
+    left_out, plain = [], module.energy_gradient
+
+    def whole(*arguments):
+        left_out.append(int((~arguments[-1]).sum()))
+        return plain(*arguments[:-1])
+
+    batch, found = bandit_batch(64, generator), []
+    for gradient in (plain, whole):
+        monkeypatch.setattr(module, "energy_gradient", gradient)
+        agent = bandit_agent(replace(SMALL, beta=1e-3, entropy="fixed"), seed=3)
+        agent.update_batch(batch, agent.draw(64))
+        found.append(agent.flat["policy"].gradient)
+    assert left_out[0] > 20
+    assert (found[0] - found[1]).norm() <= 1e-5 * found[1].norm()
+
+
 def test_non_finite_numbers_stop_the_update_and_name_themselves():
     agent, generator = bandit_agent(SMALL), torch.Generator().manual_seed(3)
     batch = bandit_batch(64, generator)

@@ -20,6 +20,7 @@ from saddlepoint.baselines.policy import GaussianPolicy, bounded_log_std, log_pr
 from saddlepoint.baselines.sac import SAC, SACPID, SACLag
 from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.nn import fused
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.systems import SYSTEMS, load_policy
 from saddlepoint.train import checkpoint
@@ -36,13 +37,13 @@ def box(dtype: torch.dtype = F64) -> ActionBox:
     return ActionBox.from_bounds(torch.tensor(LOW, dtype=dtype), torch.tensor(HIGH, dtype=dtype))
 
 
-def learner(name: str, constraints: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+def learner(name: str, constraints: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32, compile: bool = False, **options: Any) -> Any:
     system = SYSTEMS[name]
     if name != "sac":  # most tests update from a batch, without a replay
         options = {"multiplier_actions": "policy"} | options
     config = replace(system.presets()["default"], **{"critic_hidden": (8, 7), "policy_hidden": (6, 5), "batch_size": 16, **options})
     shape = EnvShape(3, LOW, HIGH, constraints)
-    return system.learner_class()(config, shape, (BUDGET,) * constraints, seed, torch.device("cpu"), dtype=dtype)  # type: ignore[call-arg]
+    return system.learner_class()(config, shape, (BUDGET,) * constraints, seed, torch.device("cpu"), dtype=dtype, compile=compile)  # type: ignore[call-arg]
 
 
 def random_batch(rows: int, constraints: int = 1, dtype: torch.dtype = F64, seed: int = 5) -> Batch:
@@ -165,6 +166,19 @@ def test_policy_gradient_is_autograds(name, actions):
     torch.testing.assert_close(entropy, -log_density.mean().detach())
     for got, right in zip(fit.gradients, torch.autograd.grad(loss, list(agent.policy.parameters())), strict=True):
         torch.testing.assert_close(got, right)
+
+
+@pytest.mark.skipif(not fused.works(torch.float32), reason="no C++ compiler, or no AVX-512")
+@pytest.mark.parametrize("name", BASELINES)
+def test_compiled_updates_are_eager_ones(name):
+    eager, compiled = (learner(name, critic_hidden=(32, 64), compile=compile) for compile in (False, True))
+    for seed in range(4):  # so that the C++ passes must take up weights that Adam and Polyak have moved
+        batch = random_batch(16, dtype=torch.float32, seed=seed)
+        for agent in (eager, compiled):
+            agent.update_batch(batch, agent.draw(16))
+    for (key, one), two in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
+        if one.is_floating_point():
+            assert (one - two).norm() <= 1e-3 * one.norm() + 1e-5, key
 
 
 def test_cals_price_is_the_rectified_multiplier_and_never_negative():

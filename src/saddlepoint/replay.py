@@ -132,9 +132,11 @@ class Replay:
         """
         self._require_filled()
         rows = min(max(steps // self.num_envs, horizon), self._filled)
+        cost, age = (ring.unflatten(0, (self.rows, self.num_envs)) for ring in (self._fields.cost, self._age))
+        if rows <= self._head:
+            return cost[self._head - rows : self._head], age[self._head - rows : self._head]
         row = torch.arange(self._head - rows, self._head, device=self.device) % self.rows
-        cost, age = (ring.unflatten(0, (self.rows, self.num_envs)).index_select(0, row) for ring in (self._fields.cost, self._age))
-        return cost, age
+        return cost.index_select(0, row), age.index_select(0, row)
 
     def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
         """What an episode of late cost, (constraints,) float64 in the units of each h (``budget.spent``), from the last ``steps`` or a whole episode of each

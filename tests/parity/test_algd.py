@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD, UpdateNoise
 from saddlepoint.algd.config import PARITY, PARITY_VP
-from saddlepoint.algd.energy import Penalty, energy_and_gradient
+from saddlepoint.algd.energy import Penalty, energy_gradient, evaluate
 from saddlepoint.algd.policy import ChainNoise
 from saddlepoint.constrained.budget import CostBudget, discounted_budget
 from saddlepoint.constrained.lagrangian import augmented_penalty, effective_multiplier
@@ -132,7 +132,7 @@ def test_action_box_and_networks(recording):
 
 def test_augmented_lagrangian_and_its_action_gradient(recording):
     agent = agent_of(recording)
-    layers = (agent.critic.layers(), agent.cost_critic.layers())
+    critics = agent.critic, agent.cost_critic, (agent.critic.layers(), agent.cost_critic.layers())
     state, action = recording["la.state"], recording["la.action"]
     values, gradients, arguments = [], [], []
     lams, rhos, budgets = recording["la.lam"], recording["la.rho"], recording["la.h"]
@@ -140,7 +140,8 @@ def test_augmented_lagrangian_and_its_action_gradient(recording):
         for j, rho in enumerate(rhos):
             for k in range(budgets.shape[2]):
                 terms = Penalty("augmented", lam[None], budgets[i, j, k][None], torch.ones(1), float(rho), 1.0)
-                energy, gradient = energy_and_gradient(agent.critic, agent.cost_critic, layers, state, action[None], terms)
+                at = evaluate(*critics, state, action[None], terms)
+                energy, gradient = at.energy, energy_gradient(*critics, at, terms)
                 violation = energy.risk[0, 0] - budgets[i, j, k]
                 penalty = augmented_penalty(violation, lam, rho)
                 torch.testing.assert_close(
@@ -197,7 +198,7 @@ def test_monte_carlo_score(recording, name):
     sigma = agent.policy.sigma[tau]
     if agent.config.prediction == "guided":
         sigma = (sigma.square() + 1e-8).sqrt()
-    layers = (agent.critic.layers(), agent.cost_critic.layers())
+    critics = agent.critic, agent.cost_critic, (agent.critic.layers(), agent.cost_critic.layers())
     lam, h = torch.tensor([s[f"{name}.lam"]], dtype=torch.float64), torch.tensor([s[f"{name}.h"]], dtype=torch.float64)
     state, rho, beta = recording[f"{name}.state"], s[f"{name}.rho"], s[f"{name}.beta"]
 
@@ -209,7 +210,8 @@ def test_monte_carlo_score(recording, name):
     proposals = propose(point, 1.0, sigma, noise)
     recording.close(proposals.transpose(0, 1), f"{name}.a0")
     terms = Penalty("augmented", lam, h, torch.ones_like(h), rho, 1.0)
-    lagrangian, gradient = energy_and_gradient(agent.critic, agent.cost_critic, layers, state, proposals, terms)
+    at = evaluate(*critics, state, proposals, terms)
+    lagrangian, gradient = at.energy, energy_gradient(*critics, at, terms)
     recording.close(lagrangian.value.T, f"{name}.la")
     recording.close(gradient.transpose(0, 1), f"{name}.grad")
     recording.close(energy_weights(lagrangian.value, beta).T, f"{name}.weights")

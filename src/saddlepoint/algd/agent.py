@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
-from saddlepoint.algd.energy import Lagrangian, Penalty, energy_and_gradient
+from saddlepoint.algd.energy import Lagrangian, Penalty, energy_gradient, evaluate
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Level, Record
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
@@ -230,19 +230,19 @@ class ALGD:
         proposals = box.squash(candidates) if latent else candidates
         if cfg.clip_proposals and not latent:
             candidates = proposals = proposals.clamp(box.low, box.high)
-        reward_layers, cost_layers = (c.layers(self.low_precision) for c in (self.critic, self.cost_critic))
-        energy, gradient = energy_and_gradient(
-            self.critic, self.cost_critic, (reward_layers, cost_layers), state, torch.cat([action[None], proposals]), self.penalty(multiplier)
-        )  # fmt: skip
-        values, slope = energy.value[1:], gradient[1:]
+        low, penalty = self.low_precision, self.penalty(multiplier)
+        critics = self.critic, self.cost_critic, (self.critic.layers(low), self.cost_critic.layers(low))
+        at = evaluate(*critics, state, torch.cat([action[None], proposals]), penalty)
+        values = at.energy.value[1:]
         if latent:  # the density of the latent is that of the action times |da/dx|
             values = values - beta * box.log_jacobian(candidates)
-            slope = slope * box.slope(proposals) + 2 * beta * torch.tanh(candidates)
-        weights = energy_weights(values, beta)
-        target = weighted_score(
-            centre, candidates, weights, alpha, sigma, beta, slope if cfg.score_form == "gradient" else None
-        )
-        return energy, gradient[0], target
+        weights, form = energy_weights(values, beta), cfg.score_form
+        # Gradients are wanted at the chain's actions, and at proposals whose weight rounding does not lose (of a trained agent's it does of a quarter).
+        matters = weights > (torch.finfo(weights.dtype).eps if form == "gradient" else 1)
+        of_action = energy_gradient(*critics, at, penalty, torch.cat([torch.ones_like(matters[:1]), matters]))
+        slope = of_action[1:] * box.slope(proposals) + 2 * beta * torch.tanh(candidates) if latent else of_action[1:]
+        target = weighted_score(centre, candidates, weights, alpha, sigma, beta, slope if form == "gradient" else None)
+        return at.energy, of_action[0], target
 
     # ------------------------------------------------------------------------------------------------ one update
 
@@ -308,6 +308,7 @@ class ALGD:
     def _polyak(self) -> None:
         for target, online in (("critic_target", "critic"), ("cost_target", "cost_critic")):
             self.flat[target].whole.lerp_(self.flat[online].whole, self.config.polyak)
+            self.flat[target].written()
 
     def _metrics(self, critics: CriticStep, policy: PolicyStep, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
         """What this update used and found; one suffix per constraint where there are several."""
@@ -362,10 +363,9 @@ class ALGD:
         if self.config.evaluation == "zero":
             return self.policy.mean_action(state)
         n = self.config.evaluation_samples
-        rows = state.repeat(n, 1)
-        actions = self.policy.sample(rows, self.policy.draw(len(rows), generator)).view(n, len(state), -1)
+        actions = self.policy.sample(state.repeat(n, 1), self.policy.draw(n * len(state), generator)).view(n, len(state), -1)
         layers = (self.critic.layers(), self.cost_critic.layers())
-        energy, _ = energy_and_gradient(self.critic, self.cost_critic, layers, state, actions, self.penalty())
+        energy = evaluate(self.critic, self.cost_critic, layers, state, actions, self.penalty()).energy
         return actions[energy.value.argmin(0), torch.arange(len(state), device=self.device)]
 
     def _modules(self) -> dict[str, nn.Module]:

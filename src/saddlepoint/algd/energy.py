@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saddlepoint.constrained.lagrangian import effective_multiplier, penalty_of_slope, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk_gradient
-from saddlepoint.nn.critics import Ensemble, Net, action_gradient, trace
+from saddlepoint.nn.critics import Ensemble, Net, Trace, action_gradient, trace
 
 EnergyKind = Literal["augmented", "plain", "none"]
 
@@ -60,16 +60,29 @@ def lagrangian(reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
     return Lagrangian(value, reward_slope, (risk_slope * (slope / unit)).transpose(0, 1).flatten(0, 1), risk)
 
 
-def energy_and_gradient(
-    critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], state: Tensor, action: Tensor, penalty: Penalty
-) -> tuple[Lagrangian, Tensor]:  # fmt: skip
-    """L and dL/da at (batch, state), (proposals, batch, action): one pass forward, one back to the action only. Gradient as ``action``."""
+class Evaluated(NamedTuple):
+    """The energy at some actions, and what its gradient is made of."""
+
+    energy: Lagrangian
+    reward: Trace
+    cost: Trace
+
+
+def evaluate(critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], state: Tensor, action: Tensor, penalty: Penalty) -> Evaluated:
+    """L at (batch, state), (proposals, batch, action): one pass forward."""
     reward = trace(layers[0], state, action, critic.activation, "slopes")
     cost = trace(layers[1], state, action, cost_critic.activation, "slopes")
-    energy = lagrangian(reward.values, cost.values, penalty)
-    gradient = action_gradient(layers[0], reward, energy.reward_slope, critic.activation, state.shape[-1])
+    return Evaluated(lagrangian(reward.values, cost.values, penalty), reward, cost)
+
+
+def energy_gradient(
+    critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], at: Evaluated, penalty: Penalty, where: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """dL/da, (proposals, batch, action), by one pass back to the action only; 0 except ``where`` (proposals, batch) is true, and of other rows nothing is
+    computed where that pays."""
+    slopes = at.energy.reward_slope, at.energy.cost_slope
+    reward_slope, cost_slope = slopes if where is None else (slope * where for slope in slopes)
+    found = action_gradient(layers[0], at.reward, reward_slope, critic.activation, critic.state)
     if penalty.kind != "none":
-        gradient = gradient + action_gradient(
-            layers[1], cost, energy.cost_slope, cost_critic.activation, state.shape[-1]
-        )
-    return energy, gradient
+        found = found + action_gradient(layers[1], at.cost, cost_slope, cost_critic.activation, critic.state)
+    return found

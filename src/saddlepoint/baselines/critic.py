@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.nn.critics import Activation, Ensemble, Trace, action_gradient, trace, weight_gradients
+from saddlepoint.nn.native import tell_of_steps
 
 
 class Fit(NamedTuple):
@@ -28,6 +29,7 @@ class Critic:
         self.online = Ensemble(members, state, action, hidden, activation, generator).to(device, dtype)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.online.parameters(), lr=rate, fused=True)
+        tell_of_steps(self.optimiser)
 
     def fuse(self) -> None:
         """Have the C++ passes from now on (``Ensemble.fuse``)."""

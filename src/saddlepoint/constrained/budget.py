@@ -119,7 +119,8 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     environment has ended one, the mean step stands for what is to come of a plain sum.
     """
     fresh = age == 0
-    began, ended = max(int(fresh.sum()), 1), bool(fresh[1:].any(0).all())
+    began = max(int(fresh.sum()), 1)
+    ended = all(len(age) >= budget.horizon for budget in budgets) or bool(fresh[1:].any(0).all())
     sums = []
     for budget, of_one in zip(budgets, cost.unbind(-1), strict=True):
         if budget.discounted:

@@ -35,6 +35,7 @@ class ScoreNetwork(nn.Module):
         self.state, self.action = state, action
         self._fused: dict[str, FusedNet] = {}
         self._learning: dict[str, FusedNet] = {}  # the same for updates, in their precision
+        self._seen: dict[FusedNet, int] = {}  # which version of the first layer's weights each has a copy of a part of
         self.embedding = nn.Parameter(torch.randn(steps, embedding, generator=generator))
         pairs = list(pairwise((state + action + embedding, *hidden)))
         last = hidden[-1]
@@ -80,13 +81,15 @@ class ScoreNetwork(nn.Module):
             biases=biases[1:],
             heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
             live=live,
-            nets={} if live else self._refreshed(self._learning if learning else self._fused, first[:, self.state : split], backward),
+            nets={} if live else self._refreshed(self._learning if learning else self._fused, backward),
         )
 
-    @staticmethod
-    def _refreshed(nets: dict[str, FusedNet], columns: Tensor, backward: bool) -> dict[str, FusedNet]:
+    def _refreshed(self, nets: dict[str, FusedNet], backward: bool) -> dict[str, FusedNet]:
+        first = self.weights[0].detach()
         for net in nets.values():
-            net.kept[0][0].copy_(columns.mT.unsqueeze(0))
+            if self._seen.get(net) != first._version:
+                net.kept[0][0].copy_(first[:, self.state : self.state + self.action].mT.unsqueeze(0))
+                self._seen[net] = first._version
             net.refresh(backward)
         return nets
 

@@ -28,7 +28,7 @@ from saddlepoint.mbdpo.peers import Alone, Peers
 from saddlepoint.mbdpo.search import PlanNoise, Search
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.nn.native import promises
+from saddlepoint.nn.native import promises, tell_of_steps
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
@@ -41,11 +41,6 @@ class Targets(NamedTuple):
     value: Tensor  # (horizon, batch)
     cost: Tensor | None  # (constraints * members, horizon, batch)
     risk: Tensor  # (constraints,) float64: mean risk of the target's actions
-
-
-def _written(optimiser: torch.optim.Optimizer, *_: Any) -> None:
-    """Say that the parameters have changed, which PyTorch's fused Adam does not, and which the C++ passes must know."""
-    torch.autograd.graph.increment_version([p for group in optimiser.param_groups for p in group["params"]])
 
 
 class MBDPO:
@@ -94,7 +89,7 @@ class MBDPO:
         self.model_optimiser = torch.optim.Adam(groups, fused=True)
         self.policy_optimiser = torch.optim.Adam(ours, lr=config.learning_rate, eps=1e-5, fused=True)
         for optimiser in (self.model_optimiser, self.policy_optimiser):
-            optimiser.register_step_post_hook(_written)
+            tell_of_steps(optimiser)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.peers: Peers = Alone()  # those that share an update: pretraining in several processes
         self.updates = 0

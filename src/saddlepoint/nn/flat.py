@@ -23,6 +23,10 @@ class Flat:
         for parameter, part, gradient in zip(self.parameters, self.split(self.whole), self.gradients):
             parameter.data, parameter.grad = part, gradient
 
+    def written(self) -> None:
+        """Count what was written into ``whole`` as a change of the parameters, which C++ passes look out for (nn/native.py)."""
+        torch.autograd.graph.increment_version(self.parameters)
+
     def split(self, whole: Tensor) -> list[Tensor]:
         """Views of ``whole`` (numbers,), shaped as the parameters."""
         parts = whole.split([p.numel() for p in self.parameters])
@@ -51,6 +55,7 @@ class Adam:
                 [flat.whole], [flat.gradient], [first], [second], [], [step],
                 lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
+            flat.written()
 
     def state_dict(self) -> dict[str, Any]:
         """In ``torch.optim.Adam``'s form: nothing of networks that never stepped."""

@@ -18,27 +18,36 @@ extern "C" struct Net {
 
 namespace {
 
+// Whether the products of a direction take a layer's weights as they lie, (depth, columns): in float32, where they need not be turned round for it.
+template <class T>
+bool as_it_lies(const Net& net, i64 layer, bool backward) { return std::is_same_v<T, float> && (layer && net.flipped) == backward; }
+
+const float* weight_of(const Net& net, i64 layer, i64 member) {
+    return net.weights[layer] + member * (layer ? net.widths[layer - 1] : net.wide + net.narrow) * net.widths[layer];
+}
+
 // The layers l (from 0) whose products the passes need: out of layer l going forward, back into it going backward.
 template <class T>
 Factor<T> factor(const Net& net, T* const* packed, i64 layer, i64 member, bool backward) {
     const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
     const i64 depth = backward ? out : in, columns = backward ? in : out;
+    if constexpr (std::is_same_v<T, float>)
+        if (as_it_lies<T>(net, layer, backward)) return {weight_of(net, layer, member), depth, columns};
     return {packed[layer] + member * packed_size(depth, columns), padded(depth), columns};
 }
 
-// All factors of the forward passes and, where `turned` is given, of the backward ones.
+// Lays out all factors of the forward passes (or backward ones) that are not weights as they lie.
 template <class T>
-void pack_all(const Net& net, T* const* packed, T* const* turned) {
-    const i64 kinds = turned ? 2 : 1;
-    at::parallel_for(0, net.members * net.hidden * kinds, 1, [&](i64 begin, i64 end) {
+void pack_all(const Net& net, T* const* packed, bool backward) {
+    at::parallel_for(0, net.members * net.hidden, 1, [&](i64 begin, i64 end) {
         for (i64 task = begin; task < end; ++task) {
-            const i64 layer = task / kinds % net.hidden, member = task / kinds / net.hidden;
-            const bool backward = task % kinds, flipped = layer && net.flipped;
+            const i64 layer = task % net.hidden, member = task / net.hidden;
             if (!layer && (backward || !net.wide)) continue;
+            if (as_it_lies<T>(net, layer, backward)) continue;
             const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
-            const float* weight = net.weights[layer] + member * (layer ? in : net.wide + net.narrow) * out;
-            T* to = (backward ? turned : packed)[layer] + member * (backward ? packed_size(out, in) : packed_size(in, out));
-            flipped ? pack(weight, out, in, !backward, to) : pack(weight, in, out, backward, to);
+            const float* weight = weight_of(net, layer, member);
+            T* to = packed[layer] + member * (backward ? packed_size(out, in) : packed_size(in, out));
+            layer && net.flipped ? pack(weight, out, in, !backward, to) : pack(weight, in, out, backward, to);
         }
     });
 }
@@ -74,7 +83,7 @@ struct Kept {
 i64 widest(const Net& net) { return *std::max_element(net.widths, net.widths + net.hidden); }
 
 // The columns of the first layer that see the narrow inputs: (narrow, widths[0]).
-const float* narrow_columns(const Net& net, i64 member) { return net.weights[0] + (member * (net.wide + net.narrow) + net.wide) * net.widths[0]; }
+const float* narrow_columns(const Net& net, i64 member) { return weight_of(net, 0, member) + net.wide * net.widths[0]; }
 
 // The first layer at n rows: activation(common (n, width) + more (width) + narrow @ columns).
 template <class T>
@@ -129,15 +138,17 @@ void forward(const Net& net, T* const* packed, const float* wide, const float* b
              T* const* outputs, T* const* sources, float* values) {
     const i64 tiles = (batch + ROWS - 1) / ROWS, rows = proposals * batch, first = net.widths[0];
     at::parallel_for(0, net.members * tiles, 1, [&](i64 begin, i64 end) {
-        const i64 depth = padded(net.wide);
+        const i64 depth = padded_for<T>(net.wide);
         Buffer<float> shared(ROWS * first);
-        Buffer<T> input(ROWS * depth), ping(ROWS * widest(net)), pong(ROWS * widest(net));
+        Buffer<T> cast(std::is_same_v<T, float> ? 0 : ROWS * depth), ping(ROWS * widest(net)), pong(ROWS * widest(net));
         for (i64 task = begin; task < end; ++task) {
             const i64 member = task / tiles, start = task % tiles * ROWS, n = std::min(ROWS, batch - start);
             const float* common = base ? base + start * first : static_cast<float*>(shared);
             if (!base) {
                 const float* bias = net.biases[0] + member * first;
-                pad(wide + start * net.wide, n, net.wide, static_cast<T*>(input), depth);
+                const T* input = cast;
+                if constexpr (std::is_same_v<T, float>) input = wide + start * net.wide;
+                else pad(wide + start * net.wide, n, net.wide, static_cast<T*>(cast), depth);
                 product<T>(input, depth, n, factor(net, packed, 0, member, false), [&](i64 from, i64 width, const float* c) {
                     for (i64 r = 0; r < n; ++r)
                         for (i64 j = 0; j < width; j += STEP) {
@@ -369,8 +380,8 @@ extern "C" {
 
 i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
 
-int pack_net(const Net* net, int low, void* const* packed, void* const* turned) {
-    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), as<BFloat16>(turned)) : pack_all(*net, as<float>(packed), as<float>(turned)); });
+int pack_net(const Net* net, int low, void* const* packed, int backward) {
+    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), backward) : pack_all(*net, as<float>(packed), backward); });
 }
 
 int forward_net(const Net* net, int low, void* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,

@@ -20,7 +20,7 @@ from saddlepoint.nn import native
 from saddlepoint.nn.native import WIDTHS, floats, integers, pointer, pointers, require
 
 ARGUMENTS = {
-    "pack_net": "pipp", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
+    "pack_net": "pipi", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
     "chain_forward_net": "pipppppppiiipp", "chain_backward_net": "pippppiippp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
@@ -86,10 +86,16 @@ class FusedNet:
         self.packed = [torch.empty(members * built.room(into, out), dtype=dtype) for into, out in sides]
         self.turned = [torch.empty(members * built.room(out, into), dtype=dtype) for into, out in sides]
         self.here, self.forwards, self.backwards = ctypes.addressof(self.net), pointers(self.packed), pointers(self.turned)
+        self.versions: dict[bool, list[int]] = {}  # of the weights that were laid out for the forward and the backward passes
 
     def refresh(self, backward: bool = True) -> FusedNet:
-        """Lay the weights out for the products as they are now, for the backward passes only if asked."""
-        self._call("pack_net", self.low, self.forwards, self.backwards if backward else None)
+        """Lay the weights out for the products as they are now, for the backward passes only if asked. Nothing is done for weights that PyTorch counts no
+        change of: who writes them otherwise must tell it (``torch.autograd.graph.increment_version``)."""
+        versions = [w._version for w in self.kept[0]]
+        for direction in (False, True) if backward else (False,):
+            if self.versions.get(direction) != versions:
+                self._call("pack_net", self.low, self.backwards if direction else self.forwards, direction)
+                self.versions[direction] = versions
         return self
 
     def hidden(self, rows: int, stride: int | None = None) -> list[Tensor]:

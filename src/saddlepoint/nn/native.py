@@ -59,6 +59,12 @@ def require(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = 
     return tensor
 
 
+def tell_of_steps(optimiser: torch.optim.Optimizer) -> None:
+    """Have PyTorch count every step as a change of the parameters: its fused Adam does not, and C++ passes keep what they made of weights until they change."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
