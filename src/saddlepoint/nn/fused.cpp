@@ -32,8 +32,8 @@ Factor<T> factor(const Net& net, T* const* packed, i64 layer, i64 member, bool b
     const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
     const i64 depth = backward ? out : in, columns = backward ? in : out;
     if constexpr (std::is_same_v<T, float>)
-        if (as_it_lies<T>(net, layer, backward)) return {weight_of(net, layer, member), depth, columns};
-    return {packed[layer] + member * packed_size(depth, columns), padded(depth), columns};
+        if (as_it_lies<T>(net, layer, backward)) return {weight_of(net, layer, member), depth, columns, false};
+    return {packed[layer] + member * packed_size(depth, columns), padded_for<T>(depth), columns};
 }
 
 // Lays out all factors of the forward passes (or backward ones) that are not weights as they lie.
@@ -365,7 +365,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
             transpose(s.left + k, s.in, rows, n, static_cast<T*>(turned), stride);
             for (i64 c = 0; c < n; ++c) std::fill(turned + c * stride + rows, turned + (c + 1) * stride, T(0));
             float* d_weight = d_weights[layer] + (member * s.in + k) * s.out;
-            const Factor<T> right{same ? s.right : factor_of(member, layer), stride, s.out};
+            const Factor<T> right{same ? s.right : factor_of(member, layer), stride, s.out, !same};
             product<T>(turned, stride, n, right, [&, out = s.out](i64 from, i64 count, const float* c) {
                 for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + count, d_weight + r * out + from);
             });

@@ -46,15 +46,14 @@ Weight weight_of(const Normed& net, i64 index, i64 member) {
 template <class T>
 Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {
     const Weight w = weight_of(net, index, member);
-    return {packed[index] + member * packed_size(w.in, w.out), padded_for<T>(w.in), w.out, true};
+    return {packed[index] + member * packed_size(w.in, w.out), padded_for<T>(w.in), w.out};
 }
 
 // The same for going back.
 template <class T>
 Factor<T> factor_back(const Normed& net, T* const* turned, i64 index, i64 member) {
     const Weight w = weight_of(net, index, member);
-    if constexpr (std::is_same_v<T, float>) return {w.data, w.out, w.in};
-    else return {turned[index] + member * packed_size(w.out, w.in), padded(w.out), w.in};
+    return {turned[index] + member * packed_size(w.out, w.in), padded_for<T>(w.out), w.in};
 }
 
 // Rows of numbers as the left factor of a product: as they are, or cast in `room`.
@@ -64,20 +63,15 @@ Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
     else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
 }
 
+// Lays out all factors of the forward passes, or of the backward ones.
 template <class T>
-void pack_all(const Normed& net, T* const* packed, T* const* turned) {
+void pack_all(const Normed& net, T* const* to, bool backward) {
     const i64 count = net.parts + net.layers - 1;
     at::parallel_for(0, net.members * count, 1, [&](i64 begin, i64 end) {
         for (i64 task = begin; task < end; ++task) {
             const i64 index = task % count, member = task / count;
             const Weight w = weight_of(net, index, member);
-            T* to = const_cast<T*>(factor(net, packed, index, member).data);
-            if constexpr (std::is_same_v<T, float>) {
-                for (i64 n = 0; n < w.out; n += COLUMNS) transpose(w.data + n * w.in, w.in, std::min(COLUMNS, w.out - n), w.in, to + n * w.in, COLUMNS);
-            } else {
-                pack(w.data, w.out, w.in, true, to);
-                pack(w.data, w.out, w.in, false, const_cast<T*>(factor_back(net, turned, index, member).data));
-            }
+            pack(w.data, w.out, w.in, !backward, const_cast<T*>((backward ? factor_back(net, to, index, member) : factor(net, to, index, member)).data));
         }
     });
 }
@@ -319,21 +313,17 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     std::vector<i64> place(net.parts + count * hidden + 1, 0);
     const auto columns_of = [&](i64 index) { return index < net.parts ? net.inputs[index] : net.widths[(index - net.parts) % hidden]; };
     for (size_t index = 0; index + 1 < place.size(); ++index) place[index + 1] = place[index] + packed_size(rows, columns_of(index));
-    Buffer<T> laid(same ? 0 : place.back());
+    Buffer<T> laid(place.back());
     const auto outputs = [&](i64 index) {
         const i64 layer = (index - net.parts) % hidden;
         return as<T>(trail.outputs)[layer] + (index - net.parts) / hidden * rows * net.widths[layer];
     };
-    const auto right = [&](i64 index) -> Factor<T> {
-        if constexpr (same) return {index < net.parts ? in.parts[index] : outputs(index), rows, columns_of(index)};
-        else return {laid + place[index], padded(rows), columns_of(index)};
-    };
-    if constexpr (!same)
-        at::parallel_for(0, static_cast<i64>(place.size()) - 1, 1, [&](i64 begin, i64 end) {
-            for (i64 index = begin; index < end; ++index)
-                if (index >= net.parts) lay(outputs(index), rows, columns_of(index), laid + place[index]);
-                else if (in.parts[index]) pack(in.parts[index], rows, columns_of(index), false, laid + place[index]);
-        });
+    const auto right = [&](i64 index) -> Factor<T> { return {laid + place[index], padded_for<T>(rows), columns_of(index)}; };
+    at::parallel_for(0, static_cast<i64>(place.size()) - 1, 1, [&](i64 begin, i64 end) {
+        for (i64 index = begin; index < end; ++index)
+            if (index >= net.parts) lay(outputs(index), rows, columns_of(index), laid + place[index]);
+            else if (in.parts[index]) pack(in.parts[index], rows, columns_of(index), false, laid + place[index]);
+    });
     std::vector<std::tuple<i64, i64, i64>> tasks;  // member, layer, first row of the weight
     for (i64 which = 0; which < count; ++which)
         for (i64 layer = 0; layer < net.layers; ++layer)
@@ -376,8 +366,8 @@ extern "C" {
 
 i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
 
-int pack_normed(const Normed* net, int low, void* const* packed, void* const* turned) {
-    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), as<BFloat16>(turned)) : pack_all<float>(*net, as<float>(packed), nullptr); });
+int pack_normed(const Normed* net, int low, void* const* to, int backward) {
+    return guarded([&] { low ? pack_all(*net, as<BFloat16>(to), backward) : pack_all(*net, as<float>(to), backward); });
 }
 
 int forward_normed(const Normed* net, int low, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
@@ -399,7 +389,7 @@ int backward_normed(const Normed* net, int low, void* const* turned, const i64* 
                     const float* values, const float* upstream, float* const* grads, const Gradients* wanted) {
     return guarded([&] {
         low ? backward(*net, as<BFloat16>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted)
-            : backward<float>(*net, nullptr, chosen, count, *in, rows, *trail, values, upstream, grads, *wanted);
+            : backward(*net, as<float>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted);
     });
 }
 

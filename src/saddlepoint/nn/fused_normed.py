@@ -21,7 +21,7 @@ from saddlepoint.nn import native
 from saddlepoint.nn.native import floats, integers, pointer, pointers, require
 
 ARGUMENTS = {
-    "pack_normed": "pipp", "forward_normed": "pippipipp", "chain_normed": "pipippppp" "iip", "backward_normed": "pippipipp" "ppp",
+    "pack_normed": "pipi", "forward_normed": "pippipipp", "chain_normed": "pipippppp" "iip", "backward_normed": "pippipipp" "ppp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
 
@@ -103,16 +103,16 @@ class FusedNormed:
         self.packed = [torch.empty(self.members * built.room(into, out), dtype=dtype) for into, out in sides]
         self.pointers = (integers(self.inputs), integers(self.widths), *map(pointers, self.kept))
         self.net = _Normed(self.members, len(self.inputs), len(self.widths), simplex, *map(ctypes.addressof, self.pointers))
-        self.turned = [torch.empty(self.members * built.room(out, into), dtype=dtype) for into, out in sides] if self.low else None  # for the way back
+        self.turned = [torch.empty(self.members * built.room(out, into), dtype=dtype) for into, out in sides]  # for the way back; untouched without one
         self.here, self.forwards, self.backwards = ctypes.addressof(self.net), pointers(self.packed), pointers(self.turned)
-        self.versions: list[int] = []
+        self.versions: dict[bool, list[int]] = {}  # of the weights that were laid out for the forward and the backward passes
 
-    def refresh(self) -> None:
-        """Lay the weights out for the forward products where PyTorch says that they have changed."""
+    def refresh(self, backward: bool = False) -> None:
+        """Lay the weights out for the forward or the backward products where PyTorch says that they have changed."""
         versions = [w._version for group in self.kept[:2] for w in group]
-        if versions != self.versions:
-            native.call(self.built, "pack_normed", self.here, self.low, self.forwards, self.backwards)
-            self.versions = versions
+        if self.versions.get(backward) != versions:
+            native.call(self.built, "pack_normed", self.here, self.low, self.backwards if backward else self.forwards, backward)
+            self.versions[backward] = versions
 
     def __call__(self, request: Request, trail: Trail | None = None) -> Tensor:
         """Values (chosen, rows, outputs); what is needed to come back is left in ``trail``."""
@@ -176,6 +176,7 @@ class FusedNormed:
         found: Parameters | None = None
         if parameters:
             found = Parameters(*([p.new_empty(count, *p.shape[1:]) for p in group] for group in self.kept))
+        self.refresh(backward=True)
         held, inputs = self._inputs(request)
         wanted_of = [*(map(pointers, found) if found else [None] * 5), pointers(of_parts)]
         gradients = _Gradients(*(None if each is None else ctypes.addressof(each) for each in wanted_of))

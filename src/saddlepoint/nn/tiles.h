@@ -88,12 +88,13 @@ struct Buffer {  // uninitialised, aligned
     std::unique_ptr<T, decltype(&std::free)> data;
 };
 
-// The right factor of a product, (depth, columns): as it is, or laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved.
+// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, or as it is. In blocks it is
+// read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where blocks reach 93).
 template <class T>
 struct Factor {
     const T* data;
     i64 depth, columns;
-    bool blocks = !std::is_same_v<T, float>;
+    bool blocks = true;
     const T* block(i64 n) const { return blocks ? data + n * depth : data + n; }
     i64 stride() const { return blocks ? COLUMNS : columns; }
 };
@@ -146,11 +147,15 @@ void transpose(const T* in, i64 stride, i64 rows, i64 columns, T* out, i64 out_s
             at::vec::transpose_mxn<T>(in + r * stride + c, stride, out + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
 }
 
+// (depth, columns) in blocks of 64 columns, in bfloat16 with pairs of rows interleaved.
 template <class T>
 void interleave(const T* rows, i64 depth, i64 columns, T* out) {
-    if constexpr (std::is_same_v<T, BFloat16>)
-        for (i64 n = 0; n < columns; n += COLUMNS)
-            blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
+    for (i64 n = 0; n < columns; n += COLUMNS) {
+        const i64 width = std::min(COLUMNS, columns - n);
+        if constexpr (std::is_same_v<T, BFloat16>) blas::pack(depth, width, columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
+        else
+            for (i64 r = 0; r < depth; ++r) std::copy(rows + r * columns + n, rows + r * columns + n + width, out + n * depth + r * COLUMNS);
+    }
 }
 
 // (rows, columns) to (rows, depth) with zeros at the end of each, in another precision.
@@ -169,12 +174,12 @@ void pad(const float* in, i64 rows, i64 columns, T* out, i64 depth) {
         }
 }
 
-// A weight (rows, columns), or its transpose, as a factor of depth padded(...), written to `out` (with room for whole blocks of columns).
+// A weight (rows, columns), or its transpose, as a factor of depth padded_for<T>(...), written to `out` (with room for whole blocks of columns).
 template <class T>
 void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
     if constexpr (std::is_same_v<T, float>) {
-        if (turned) return transpose(weight, columns, rows, columns, out, rows);
-        std::fill(std::copy(weight, weight + rows * columns, out), out + padded(rows) * columns, 0.0f);
+        if (!turned) return interleave(weight, rows, columns, out);
+        for (i64 n = 0; n < rows; n += COLUMNS) transpose(weight + n * columns, columns, std::min(COLUMNS, rows - n), columns, out + n * columns, COLUMNS);
     } else {
         const i64 depth = turned ? padded(columns) : columns;
         Buffer<T> cast(padded(rows) * depth + STEP);  // the last row's end is written in steps
@@ -189,10 +194,10 @@ void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
     }
 }
 
-// Rows (rows, columns) as a factor of depth padded(rows).
+// Rows (rows, columns) as a factor of depth padded_for<T>(rows).
 template <class T>
 void lay(const T* in, i64 rows, i64 columns, T* out) {
-    if (rows == padded(rows)) return interleave(in, rows, columns, out);
+    if (rows == padded_for<T>(rows)) return interleave(in, rows, columns, out);
     Buffer<T> whole(padded(rows) * columns);
     std::fill(std::copy(in, in + rows * columns, static_cast<T*>(whole)), whole + padded(rows) * columns, T(0));
     interleave<T>(whole, padded(rows), columns, out);
