@@ -161,7 +161,7 @@ class ALGD:
         alive = 1 - batch.terminated
 
         def following(critic: Ensemble) -> Tensor:
-            layers = critic.layers(self.low_precision, backward=False)
+            layers = critic.layers(self.low_precision)
             return trace(layers, batch.next_observation, next_action[None], critic.activation, "nothing").values[:, 0]
 
         reward_target = batch.reward + cfg.gamma * alive * following(self.critic_target).amin(0)
@@ -300,7 +300,7 @@ class ALGD:
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
         """R(s, a) of every constraint: (constraints, batch)."""
-        layers = self.cost_critic.layers(self.low_precision, backward=False)
+        layers = self.cost_critic.layers(self.low_precision)
         values = trace(layers, state, action[None], "silu", "nothing").values[:, 0]
         return ensemble_risk(values.unflatten(0, (len(self.budget), -1)).transpose(0, 1), self.config.risk_std)
 

@@ -151,7 +151,7 @@ class DiffusionPolicy(nn.Module):
 
         The network's evaluations are added to ``record``, in the order of the steps.
         """
-        network = at or self.network.condition(state, backward=False)
+        network = at or self.network.condition(state)
         guided, net = self.config.prediction == "guided", self._fused(network)
         if net is not None and record is None:
             return net.chain_forward(network.shared, network.times, start, noise, self._table)

@@ -42,7 +42,7 @@ class Critic:
 
     def target_values(self, state: Tensor, action: Tensor) -> Tensor:
         """Q' at (batch, state), (batch, action): (members, batch)."""
-        return trace(self.target.layers(backward=False), state, action[None], self.target.activation, "nothing").values[:, 0]
+        return trace(self.target.layers(), state, action[None], self.target.activation, "nothing").values[:, 0]
 
     def slope(self, saved: Trace, upstream: Tensor) -> Tensor:
         """sum_m upstream_m * dQ_m/da, with ``upstream`` (members, batch): (batch, action)."""

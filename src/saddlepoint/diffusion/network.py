@@ -63,10 +63,10 @@ class ScoreNetwork(nn.Module):
         self._fused = nets(torch.float32)
         self._learning = nets(learning) if learning != torch.float32 and works(learning) else self._fused
 
-    def condition(self, state: Tensor, live: bool = False, backward: bool = True, learning: bool = False) -> Conditioned:
+    def condition(self, state: Tensor, live: bool = False, learning: bool = False) -> Conditioned:
         """The network at given states (batch, state), for any number of evaluations; autograd sees the parameters only where they are ``live``.
 
-        For evaluations alone, without their backward passes, unless ``backward``; for an update if ``learning``.
+        ``learning``: for an update, in its precision.
         """
         keep = (lambda p: p) if live else torch.Tensor.detach
         first, split = keep(self.weights[0]), self.state + self.action
@@ -81,16 +81,16 @@ class ScoreNetwork(nn.Module):
             biases=biases[1:],
             heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
             live=live,
-            nets={} if live else self._refreshed(self._learning if learning else self._fused, backward),
+            nets={} if live else self._with_columns(self._learning if learning else self._fused),
         )
 
-    def _refreshed(self, nets: dict[str, FusedNet], backward: bool) -> dict[str, FusedNet]:
+    def _with_columns(self, nets: dict[str, FusedNet]) -> dict[str, FusedNet]:
+        """``nets`` once their first layers, the columns of u, are as this network's."""
         first = self.weights[0].detach()
         for net in nets.values():
             if self._seen.get(net) != first._version:
                 net.kept[0][0].copy_(first[:, self.state : self.state + self.action].mT.unsqueeze(0))
                 self._seen[net] = first._version
-            net.refresh(backward)
         return nets
 
     def forward(self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:

@@ -101,15 +101,15 @@ class Ensemble(nn.Module):
                 for dtype in (torch.float32, torch.bfloat16) if works(dtype)
             }  # fmt: skip
 
-    def layers(self, dtype: torch.dtype | None = None, backward: bool = True) -> Net:
-        """The parameters as they are now, detached and cast for the products; for a forward pass alone unless ``backward``.
+    def layers(self, dtype: torch.dtype | None = None) -> Net:
+        """The parameters as they are now, detached and cast for the products.
 
         PyTorch's, one member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9
         ms against 2.7 batched), and in float32 where oneDNN makes them. Else all in one part: MKL gives each core members of its own.
         """
         wanted = dtype or self.weights[0].dtype
         if wanted in self._fused:
-            return self._fused[wanted].refresh(backward)
+            return self._fused[wanted]
         single = wanted == torch.bfloat16 or (ONEDNN and wanted == torch.float32)
         if self.weights[0].device.type != "cpu" or not single:
             return [Layers([w.detach().to(wanted) for w in self.weights], [b.detach().to(wanted) for b in self.biases])]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saddlepoint.nn import native
-from saddlepoint.nn.native import WIDTHS, floats, integers, pointer, pointers, require
+from saddlepoint.nn.native import WIDTHS, Layouts, floats, integers, pointer, pointers, require, structure
 
 ARGUMENTS = {
     "pack_net": "pipi", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
@@ -26,10 +26,7 @@ ARGUMENTS = {
 """of each C function: integers and pointers"""
 
 
-class _Net(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("members", "wide", "narrow", "hidden", "head", "silu", "flipped")] + [
-        (name, ctypes.c_void_p) for name in ("widths", "weights", "biases")
-    ]
+_Net = structure("members wide narrow hidden head silu flipped", "widths weights biases")
 
 
 def library() -> ctypes.CDLL | None:
@@ -45,7 +42,7 @@ def works(dtype: torch.dtype) -> bool:
     weights = [torch.zeros(1, 33, 32), torch.zeros(1, 32, 32), torch.zeros(1, 32, 1)]
     net = FusedNet(weights, [torch.zeros(1, w.shape[-1]) for w in weights], 32, silu=False, flipped=False, dtype=dtype)
     try:
-        net.refresh().forward(torch.zeros(1, 32), torch.zeros(1, 1, 1))
+        net.forward(torch.zeros(1, 32), torch.zeros(1, 1, 1))
     except RuntimeError as error:
         logging.getLogger(__name__).warning("%s: PyTorch's passes are used.", error)
         return False
@@ -58,7 +55,7 @@ def fits(first: Tensor, widths: Sequence[int]) -> bool:
 
 
 class FusedNet:
-    """An ensemble of MLPs as the C++ passes see it; ``refresh`` takes up its weights as they are now.
+    """An ensemble of MLPs as the C++ passes see it.
 
     ``weights``: the first layer (members, wide + narrow, out), hidden layers (members, in, out), or ``flipped`` (members, out, in), and a head (members, last,
     head), or flipped (members, head, last); a head of several columns must be flipped. ``biases`` (members, out) each, in any shape. All float32; they may
@@ -83,20 +80,7 @@ class FusedNet:
         self.pointers = (integers(self.widths), *map(pointers, self.kept))
         self.net = _Net(members, wide, self.narrow, len(self.widths), self.head, silu, flipped, *map(ctypes.addressof, self.pointers))
         sides = list(zip([wide, *self.widths], self.widths))
-        self.packed = [torch.empty(members * built.room(into, out), dtype=dtype) for into, out in sides]
-        self.turned = [torch.empty(members * built.room(out, into), dtype=dtype) for into, out in sides]
-        self.here, self.forwards, self.backwards = ctypes.addressof(self.net), pointers(self.packed), pointers(self.turned)
-        self.versions: dict[bool, list[int]] = {}  # of the weights that were laid out for the forward and the backward passes
-
-    def refresh(self, backward: bool = True) -> FusedNet:
-        """Lay the weights out for the products as they are now, for the backward passes only if asked. Nothing is done for weights that PyTorch counts no
-        change of: who writes them otherwise must tell it (``torch.autograd.graph.increment_version``)."""
-        versions = [w._version for w in self.kept[0]]
-        for direction in (False, True) if backward else (False,):
-            if self.versions.get(direction) != versions:
-                self._call("pack_net", self.low, self.backwards if direction else self.forwards, direction)
-                self.versions[direction] = versions
-        return self
+        self.layouts = Layouts(built, "pack_net", self.net, self.kept[0], sides, members, dtype)
 
     def hidden(self, rows: int, stride: int | None = None) -> list[Tensor]:
         """Room for something of every hidden layer: (members, rows, width) each."""
@@ -118,7 +102,7 @@ class FusedNet:
         self._require_layers(sources, proposals * batch)
         values = torch.empty(self.members, proposals, batch, self.head)
         self._call(
-            "forward_net", self.low, self.forwards, pointer(wide), pointer(base), pointer(narrow), proposals, batch,
+            "forward_net", self.low, self.layouts.at(False), pointer(wide), pointer(base), pointer(narrow), proposals, batch,
             pointers(outputs), pointers(sources if self.silu else None), pointer(values),
         )  # fmt: skip
         return values
@@ -133,7 +117,7 @@ class FusedNet:
             require(below, (rows, self.narrow))
         self._require_layers(sources, rows)
         self._require_layers(grads, stride)
-        self._call("backward_net", self.low, self.backwards, rows, pointers(sources), pointer(upstream), pointers(grads), stride, pointer(below))
+        self._call("backward_net", self.low, self.layouts.at(True), rows, pointers(sources), pointer(upstream), pointers(grads), stride, pointer(below))
 
     def weight_gradients(self, inputs: Tensor, outputs: list[Tensor], sources: list[Tensor], upstream: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of weights and biases, shaped as these, for ``inputs`` (rows, wide + narrow) and ``upstream`` (members, rows, head)."""
@@ -186,8 +170,8 @@ class FusedNet:
         latents = start.new_empty(steps + 1, rows, size)
         latents[-1] = start
         self._call(
-            "chain_forward_net", self.low, self.forwards, pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows, rows - recorded,
-            pointer(latents), pointers(kept),
+            "chain_forward_net", self.low, self.layouts.at(False), pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows,
+            rows - recorded, pointer(latents), pointers(kept),
         )  # fmt: skip
         return latents
 
@@ -200,7 +184,7 @@ class FusedNet:
         require(of_output, (max(steps, len(of_output)), rows, size))
         upstream = require(upstream.contiguous(), (steps + 1, rows, size))
         self._call(
-            "chain_backward_net", self.low, self.backwards, pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept), pointer(of_output),
+            "chain_backward_net", self.low, self.layouts.at(True), pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept), pointer(of_output),
             pointers(grads),
         )  # fmt: skip
 
@@ -215,4 +199,4 @@ class FusedNet:
             require(tensor, (self.members, rows, width), self.dtype)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        native.call(self.built, name, self.here, *arguments)
+        native.call(self.built, name, ctypes.addressof(self.net), *arguments)

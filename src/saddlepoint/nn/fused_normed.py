@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from saddlepoint.nn import native
-from saddlepoint.nn.native import floats, integers, pointer, pointers, require
+from saddlepoint.nn.native import Layouts, floats, integers, pointer, pointers, require, structure
 
 ARGUMENTS = {
     "pack_normed": "pipi", "forward_normed": "pippipipp", "chain_normed": "pipippppp" "iip", "backward_normed": "pippipipp" "ppp",
@@ -26,14 +26,9 @@ ARGUMENTS = {
 """of each C function: integers and pointers"""
 
 
-def _structure(numbers: str, addresses: str) -> type[ctypes.Structure]:
-    fields = [(name, ctypes.c_int64) for name in numbers.split()] + [(name, ctypes.c_void_p) for name in addresses.split()]
-    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
-
-
-_Normed = _structure("members parts layers simplex", "inputs widths first weights biases gains shifts")
-_Trail = _structure("", "outputs hats inverses")
-_Gradients = _structure("", "first weights biases gains shifts parts")
+_Normed = structure("members parts layers simplex", "inputs widths first weights biases gains shifts")
+_Trail = structure("", "outputs hats inverses")
+_Gradients = structure("", "first weights biases gains shifts parts")
 
 
 class _Inputs(ctypes.Structure):
@@ -100,27 +95,17 @@ class FusedNormed:
             raise ValueError(f"normed layers must have a multiple of {native.WIDTHS} units")
         self.built = built
         sides = [(i, self.widths[0]) for i in self.inputs] + list(zip(self.widths, self.widths[1:]))
-        self.packed = [torch.empty(self.members * built.room(into, out), dtype=dtype) for into, out in sides]
         self.pointers = (integers(self.inputs), integers(self.widths), *map(pointers, self.kept))
         self.net = _Normed(self.members, len(self.inputs), len(self.widths), simplex, *map(ctypes.addressof, self.pointers))
-        self.turned = [torch.empty(self.members * built.room(out, into), dtype=dtype) for into, out in sides]  # for the way back; untouched without one
-        self.here, self.forwards, self.backwards = ctypes.addressof(self.net), pointers(self.packed), pointers(self.turned)
-        self.versions: dict[bool, list[int]] = {}  # of the weights that were laid out for the forward and the backward passes
-
-    def refresh(self, backward: bool = False) -> None:
-        """Lay the weights out for the forward or the backward products where PyTorch says that they have changed."""
-        versions = [w._version for group in self.kept[:2] for w in group]
-        if self.versions.get(backward) != versions:
-            native.call(self.built, "pack_normed", self.here, self.low, self.backwards if backward else self.forwards, backward)
-            self.versions[backward] = versions
+        self.here = ctypes.addressof(self.net)
+        self.layouts = Layouts(built, "pack_normed", self.net, [*self.kept.first, *self.kept.weights], sides, self.members, dtype)
 
     def __call__(self, request: Request, trail: Trail | None = None) -> Tensor:
         """Values (chosen, rows, outputs); what is needed to come back is left in ``trail``."""
-        self.refresh()
         values = torch.empty(len(request.chosen), request.rows, self.widths[-1])
         held, inputs = self._inputs(request)
         native.call(
-            self.built, "forward_normed", self.here, self.low, self.forwards, integers(request.chosen), len(request.chosen), ctypes.addressof(inputs),
+            self.built, "forward_normed", self.here, self.low, self.layouts.at(False), integers(request.chosen), len(request.chosen), ctypes.addressof(inputs),
             request.rows, None if trail is None else trail.address, pointer(values),
         )  # fmt: skip
         del held
@@ -156,12 +141,11 @@ class FusedNormed:
         size = self.inputs[part]
         if self.members != 1 or self.widths[-1] != size or self.normed != len(self.widths) - 1 or {len(t) for t in table} != {steps}:
             raise ValueError("a chain needs a single plain net whose outputs are as many as that part of its inputs, and two numbers a step")
-        self.refresh()
         x = require(x.clone(memory_format=torch.contiguous_format), (rows, size))
         common, times = require(common.contiguous(), (rows, self.widths[0])), require(times.contiguous(), (steps, self.widths[0]))
         mask = None if mask is None else require(mask.expand(rows, size).contiguous(), (rows, size))
         native.call(
-            self.built, "chain_normed", self.here, self.low, self.forwards, part, pointer(common), pointer(times), *map(floats, table), pointer(mask),
+            self.built, "chain_normed", self.here, self.low, self.layouts.at(False), part, pointer(common), pointer(times), *map(floats, table), pointer(mask),
             steps, rows, pointer(x),
         )  # fmt: skip
         return x
@@ -176,12 +160,11 @@ class FusedNormed:
         found: Parameters | None = None
         if parameters:
             found = Parameters(*([p.new_empty(count, *p.shape[1:]) for p in group] for group in self.kept))
-        self.refresh(backward=True)
         held, inputs = self._inputs(request)
         wanted_of = [*(map(pointers, found) if found else [None] * 5), pointers(of_parts)]
         gradients = _Gradients(*(None if each is None else ctypes.addressof(each) for each in wanted_of))
         native.call(
-            self.built, "backward_normed", self.here, self.low, self.backwards, integers(request.chosen), count, ctypes.addressof(inputs), rows,
+            self.built, "backward_normed", self.here, self.low, self.layouts.at(True), integers(request.chosen), count, ctypes.addressof(inputs), rows,
             trail.address, pointer(values), pointer(upstream), pointers(grads), ctypes.addressof(gradients),
         )  # fmt: skip
         del held, wanted_of

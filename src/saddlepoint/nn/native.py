@@ -65,6 +65,34 @@ def tell_of_steps(optimiser: torch.optim.Optimizer) -> None:
     optimiser.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
 
 
+def structure(numbers: str, addresses: str) -> type[ctypes.Structure]:
+    """A C struct of 64-bit integers, then pointers, by their names."""
+    fields = [(name, ctypes.c_int64) for name in numbers.split()] + [(name, ctypes.c_void_p) for name in addresses.split()]
+    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
+
+
+class Layouts:
+    """Weights as the products of C++ passes take them, forward and backward, laid out anew where PyTorch counts a change of them (``tell_of_steps``)."""
+
+    def __init__(
+        self, built: ctypes.CDLL, function: str, net: ctypes.Structure, weights: Sequence[Tensor], sides: Sequence[tuple[int, int]], members: int,
+        dtype: torch.dtype,
+    ):  # fmt: skip
+        """``function`` lays out the ``weights`` of ``net``, of whose ``members`` each has products of the ``sides`` (inputs, outputs)."""
+        self.built, self.function, self.net, self.weights, self.low = built, function, ctypes.addressof(net), weights, int(dtype == torch.bfloat16)
+        self.rooms = [[torch.empty(members * built.room(*(side[::-1] if back else side)), dtype=dtype) for side in sides] for back in (False, True)]
+        self.addresses = [pointers(room) for room in self.rooms]
+        self.versions: list[list[int]] = [[], []]
+
+    def at(self, backward: bool) -> Pointers:
+        """Where they lie, as the weights are now."""
+        versions = [weight._version for weight in self.weights]
+        if self.versions[backward] != versions:
+            call(self.built, self.function, self.net, self.low, self.addresses[backward], backward)
+            self.versions[backward] = versions
+        return self.addresses[backward]
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
