@@ -155,6 +155,18 @@ def test_compiled_agents_act_as_eager_ones(generator):
             torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
 
+def test_agents_made_in_inference_mode_take_up_their_weights(generator):
+    state = torch.randn(5, 33, generator=generator)
+    with torch.inference_mode():  # where PyTorch counts no changes
+        eager, compiled = agents(CONFIG)
+        for _ in range(2):
+            one, two = (agent.act(state, "stochastic", torch.Generator().manual_seed(1)) for agent in (eager, compiled))
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+            for agent in (eager, compiled):
+                for parameter in agent.policy.network.parameters():
+                    parameter.mul_(1.5)
+
+
 def test_a_stored_agent_goes_on_to_the_bit(generator):
     _, agent = agents(CONFIG)
     batches, spent = [batch_of(70, 1, generator) for _ in range(2)], torch.zeros(1, dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saddlepoint.nn.fused import FusedNet, fits, works
 from saddlepoint.nn.layers import fan_in_uniform
+from saddlepoint.nn.native import version_of
 from saddlepoint.nn.products import affine
 
 
@@ -35,7 +36,7 @@ class ScoreNetwork(nn.Module):
         self.state, self.action = state, action
         self._fused: dict[str, FusedNet] = {}
         self._learning: dict[str, FusedNet] = {}  # the same for updates, in their precision
-        self._seen: dict[FusedNet, int] = {}  # which version of the first layer's weights each has a copy of a part of
+        self._seen: dict[FusedNet, int | None] = {}  # which version of the first layer's weights each has a copy of a part of
         self.embedding = nn.Parameter(torch.randn(steps, embedding, generator=generator))
         pairs = list(pairwise((state + action + embedding, *hidden)))
         last = hidden[-1]
@@ -88,9 +89,9 @@ class ScoreNetwork(nn.Module):
         """``nets`` once their first layers, the columns of u, are as this network's."""
         first = self.weights[0].detach()
         for net in nets.values():
-            if self._seen.get(net) != first._version:
+            if (version := version_of(first)) is None or self._seen.get(net) != version:
                 net.kept[0][0].copy_(first[:, self.state : self.state + self.action].mT.unsqueeze(0))
-                self._seen[net] = first._version
+                self._seen[net] = version
         return nets
 
     def forward(self, at: Conditioned, u: Tensor, k: int | Tensor, head: str = "score") -> Tensor:

@@ -71,6 +71,11 @@ def structure(numbers: str, addresses: str) -> type[ctypes.Structure]:
     return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 
+def version_of(tensor: Tensor) -> int | None:
+    """How many changes of the tensor PyTorch has counted; None where it counts none, in what was made in inference mode."""
+    return None if tensor.is_inference() else tensor._version
+
+
 class Layouts:
     """Weights as the products of C++ passes take them, forward and backward, laid out anew where PyTorch counts a change of them (``tell_of_steps``)."""
 
@@ -82,12 +87,12 @@ class Layouts:
         self.built, self.function, self.net, self.weights, self.low = built, function, ctypes.addressof(net), weights, int(dtype == torch.bfloat16)
         self.rooms = [[torch.empty(members * built.room(*(side[::-1] if back else side)), dtype=dtype) for side in sides] for back in (False, True)]
         self.addresses = [pointers(room) for room in self.rooms]
-        self.versions: list[list[int]] = [[], []]
+        self.versions: list[list[int | None]] = [[], []]
 
     def at(self, backward: bool) -> Pointers:
         """Where they lie, as the weights are now."""
-        versions = [weight._version for weight in self.weights]
-        if self.versions[backward] != versions:
+        versions = [version_of(weight) for weight in self.weights]
+        if None in versions or self.versions[backward] != versions:
             call(self.built, self.function, self.net, self.low, self.addresses[backward], backward)
             self.versions[backward] = versions
         return self.addresses[backward]
