@@ -12,6 +12,7 @@ import torch
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.algd.energy import Penalty, lagrangian
+from saddlepoint.algd.formulas import Formulas
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, violation_ceiling
 from saddlepoint.constrained.risk import cautious
@@ -285,17 +286,16 @@ def test_the_policys_gradients_are_autograds(change):
 
 
 def test_proposals_whose_weight_is_lost_in_rounding_need_no_gradient(monkeypatch, generator):
-    from saddlepoint.algd import agent as module
+    left_out, plain = [], Formulas.weigh
 
-    left_out, plain = [], module.energy_gradient
-
-    def whole(*arguments):
-        left_out.append(int((~arguments[-1]).sum()))
-        return plain(*arguments[:-1])
+    def whole(self, energy, proposals, beta):
+        weights, masked = plain(self, energy, proposals, beta)
+        left_out.append(int(((masked.reward_slope == 0) & (energy.reward_slope != 0)).sum()))
+        return weights, energy
 
     batch, found = bandit_batch(64, generator), []
-    for gradient in (plain, whole):
-        monkeypatch.setattr(module, "energy_gradient", gradient)
+    for weigh in (plain, whole):
+        monkeypatch.setattr(Formulas, "weigh", weigh)
         agent = bandit_agent(replace(SMALL, beta=1e-3, entropy="fixed"), seed=3)
         agent.update_batch(batch, agent.draw(64))
         found.append(agent.flat["policy"].gradient)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty, energy_gradient, evaluate
+from saddlepoint.algd.fused_formulas import formulas
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Level, Record
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
-from saddlepoint.constrained.risk import cautious, ensemble_risk
-from saddlepoint.diffusion.energy_score import energy_weights, propose, weighted_score
+from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.network import Conditioned
 from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
 from saddlepoint.nn.finite import require_finite
@@ -119,12 +119,15 @@ class ALGD:
         return promises(*config.critic_hidden)
 
     def _compile(self, enabled: bool) -> None:
-        """The one compile site. On a CPU the networks' passes are C++ (nn/fused.py); elsewhere PyTorch compiles both halves of an update, pure functions."""
-        if enabled and self.device.type == "cpu":
+        """The one compile site. On a CPU the networks' passes (nn/fused.py) and what is between them are C++; elsewhere PyTorch compiles both halves,
+        pure functions."""
+        fused = enabled and self.device.type == "cpu"
+        self.formulas = formulas(self.config, self.policy, len(self.budgets), fused and self.dtype == torch.float32)
+        if fused:
             self.policy.network.fuse(self.low_precision or torch.float32)
             for critic in (self.critic, self.cost_critic, self.critic_target, self.cost_target):
                 critic.fuse()
-        wrap = torch.compile if enabled and self.device.type != "cpu" else (lambda f, **_: f)
+        wrap = torch.compile if enabled and not fused else (lambda f, **_: f)
         self.critic_step = wrap(self._critic_step, dynamic=False)
         self.policy_step = wrap(self._policy_step, dynamic=False)
 
@@ -157,33 +160,24 @@ class ALGD:
 
     def _bellman(self, batch: Batch, next_action: Tensor) -> CriticStep:
         """Squared Bellman errors: summed over reward heads, averaged over cost members; gradients by hand (no autograd graph)."""
-        cfg = self.config
-        alive = 1 - batch.terminated
 
         def following(critic: Ensemble) -> Tensor:
             layers = critic.layers(self.low_precision)
             return trace(layers, batch.next_observation, next_action[None], critic.activation, "nothing").values[:, 0]
 
-        reward_target = batch.reward + cfg.gamma * alive * following(self.critic_target).amin(0)
-        target = following(self.cost_target)
-        if cfg.cost_bootstrap != "own":
-            members = target.unflatten(0, (len(self.budgets), -1))
-            target = cautious(members, cfg.cost_bootstrap == "pair").unsqueeze(1).expand_as(members).flatten(0, 1)
-        target = target.clamp(min=0) if cfg.nonnegative_costs else target
-        cost = batch.cost.T.unsqueeze(1).expand(-1, cfg.cost_members, -1).flatten(0, 1)  # (constraints * members, batch)
-        cost_target = cost + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * target
+        wanted, wanted_cost = self.formulas.bellman(batch, following(self.critic_target), following(self.cost_target))
         inputs = torch.cat([batch.observation, batch.action], dim=-1).to(self.low_precision or self.dtype)
 
         def fit(critic: Ensemble, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
             layers = critic.layers(self.low_precision)
             saved = trace(layers, batch.observation, batch.action[None], critic.activation)
-            error = saved.values[:, 0] - wanted
-            weights, biases = weight_gradients(layers, saved, inputs, 2 * scale * error, critic.activation)
-            return scale * error.square().sum(), [*weights, *biases]
+            loss, upstream = self.formulas.fit(saved.values[:, 0], wanted, scale)
+            weights, biases = weight_gradients(layers, saved, inputs, upstream, critic.activation)
+            return loss, [*weights, *biases]
 
         rows = len(inputs)
-        reward_loss, reward_gradients = fit(self.critic, reward_target.expand(2, -1), 1 / rows)
-        cost_loss, cost_gradients = fit(self.cost_critic, cost_target, 1 / (rows * cfg.cost_members))
+        reward_loss, reward_gradients = fit(self.critic, wanted, 1 / rows)
+        cost_loss, cost_gradients = fit(self.cost_critic, wanted_cost, 1 / (rows * self.config.cost_members))
         return CriticStep(reward_loss, cost_loss, reward_gradients, cost_gradients)
 
     @torch.no_grad()
@@ -196,19 +190,9 @@ class ALGD:
         row = tau + 1 if cfg.score_pairing == "before" else tau
         point = latents.gather(0, row.view(1, -1, 1).expand(1, -1, latents.shape[-1]))[0]
         matched = chain.at.evaluate(policy.point(point), tau, "score", [kept[-1:] for kept in chain.record.kept])
-        phi = level.gain.unsqueeze(-1) * matched.output + level.shift.unsqueeze(-1) * point
         energy, slope, target = self._guide(state, action, point, level, proposals, multiplier, beta)
-
-        error = phi - target
-        weight = (beta * level.sigma.square()).unsqueeze(-1) if cfg.score_loss_scale == "energy" else torch.ones_like(error)
-        score_loss = (weight * error.square()).mean()
-        of_score = (2 * cfg.score_weight / error.numel()) * weight * error
-        if cfg.entropy == "none":
-            entropy, upstream = latents.new_zeros(()), torch.zeros_like(latents)
-        else:
-            entropies, of_entropy = policy.path_entropy(latents, noise)
-            entropy, upstream = entropies.mean(), of_entropy * (-beta / len(action))
-        upstream[0] += slope * policy.box.slope(action) / len(action)
+        score_loss, of_score = self.formulas.match(matched.output, point, level, target, beta)
+        entropy, upstream = self.formulas.upstream(latents, noise, action, slope, beta)
         gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row, level)
         mean_energy = energy.value[0].mean()
         # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
@@ -220,29 +204,13 @@ class ALGD:
         self, state: Tensor, action: Tensor, point: Tensor, level: Level, noise: Tensor, multiplier: Tensor, beta: Tensor
     ) -> tuple[Lagrangian, Tensor, Tensor]:
         """Energy at the chain's actions, its action gradient there, and the Monte-Carlo score phi* at ``point``: one pass of the critics."""
-        cfg, box = self.config, self.policy.box
-        latent = cfg.score_space == "latent"
-        # The released proposals are Gaussian in action space with the latent's width, and not divided by alpha [9].
-        alpha = level.alpha if latent else torch.ones_like(level.alpha)
-        sigma = level.sigma if cfg.prediction != "guided" else (level.sigma.square() + 1e-8).sqrt()
-        centre = point if latent else box.squash(point)
-        candidates = propose(centre, alpha, sigma, noise)
-        proposals = box.squash(candidates) if latent else candidates
-        if cfg.clip_proposals and not latent:
-            candidates = proposals = proposals.clamp(box.low, box.high)
-        low, penalty = self.low_precision, self.penalty(multiplier)
+        formulas, low, penalty = self.formulas, self.low_precision, self.penalty(multiplier)
+        proposals = formulas.propose(point, action, level, noise)
         critics = self.critic, self.cost_critic, (self.critic.layers(low), self.cost_critic.layers(low))
-        at = evaluate(*critics, state, torch.cat([action[None], proposals]), penalty)
-        values = at.energy.value[1:]
-        if latent:  # the density of the latent is that of the action times |da/dx|
-            values = values - beta * box.log_jacobian(candidates)
-        weights, form = energy_weights(values, beta), cfg.score_form
-        # Gradients are wanted at the chain's actions, and at proposals whose weight rounding does not lose (of a trained agent's it does of a quarter).
-        matters = weights > (torch.finfo(weights.dtype).eps if form == "gradient" else 1)
-        of_action = energy_gradient(*critics, at, penalty, torch.cat([torch.ones_like(matters[:1]), matters]))
-        slope = of_action[1:] * box.slope(proposals) + 2 * beta * torch.tanh(candidates) if latent else of_action[1:]
-        target = weighted_score(centre, candidates, weights, alpha, sigma, beta, slope if form == "gradient" else None)
-        return at.energy, of_action[0], target
+        at = evaluate(*critics, state, proposals.actions, penalty, formulas.lagrangian)
+        weights, energy = formulas.weigh(at.energy, proposals, beta)
+        of_action = energy_gradient(*critics, at._replace(energy=energy), penalty)
+        return energy, of_action[0], formulas.target(proposals, weights, of_action, beta)
 
     # ------------------------------------------------------------------------------------------------ one update
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,21 +69,19 @@ class Evaluated(NamedTuple):
     cost: Trace
 
 
-def evaluate(critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], state: Tensor, action: Tensor, penalty: Penalty) -> Evaluated:
+def evaluate(
+    critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], state: Tensor, action: Tensor, penalty: Penalty,
+    formula: Callable[[Tensor, Tensor, Penalty], Lagrangian] = lagrangian,
+) -> Evaluated:  # fmt: skip
     """L at (batch, state), (proposals, batch, action): one pass forward."""
     reward = trace(layers[0], state, action, critic.activation, "slopes")
     cost = trace(layers[1], state, action, cost_critic.activation, "slopes")
-    return Evaluated(lagrangian(reward.values, cost.values, penalty), reward, cost)
+    return Evaluated(formula(reward.values, cost.values, penalty), reward, cost)
 
 
-def energy_gradient(
-    critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], at: Evaluated, penalty: Penalty, where: Tensor | None = None
-) -> Tensor:  # fmt: skip
-    """dL/da, (proposals, batch, action), by one pass back to the action only; 0 except ``where`` (proposals, batch) is true, and of other rows nothing is
-    computed where that pays."""
-    slopes = at.energy.reward_slope, at.energy.cost_slope
-    reward_slope, cost_slope = slopes if where is None else (slope * where for slope in slopes)
-    found = action_gradient(layers[0], at.reward, reward_slope, critic.activation, critic.state)
+def energy_gradient(critic: Ensemble, cost_critic: Ensemble, layers: tuple[Net, Net], at: Evaluated, penalty: Penalty) -> Tensor:
+    """dL/da, (proposals, batch, action): one pass back to the action only, where that pays without the rows whose slopes are 0."""
+    found = action_gradient(layers[0], at.reward, at.energy.reward_slope, critic.activation, critic.state)
     if penalty.kind != "none":
-        found = found + action_gradient(layers[1], at.cost, cost_slope, cost_critic.activation, critic.state)
+        found = found + action_gradient(layers[1], at.cost, at.energy.cost_slope, cost_critic.activation, critic.state)
     return found

@@ -11,6 +11,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class _Inputs(ctypes.Structure):
 
 
 def library() -> ctypes.CDLL | None:
-    return native.library("fused_normed", **ARGUMENTS)
+    return native.library(Path(__file__).with_name("fused_normed.cpp"), native.TILES, **ARGUMENTS)
 
 
 @functools.cache

@@ -18,25 +18,30 @@ WIDTHS = 32
 """hidden widths of networks with fused passes are multiples of it"""
 
 
-@functools.cache
-def library(name: str, **arguments: str) -> ctypes.CDLL | None:
-    """``name``.cpp, built at the first call (some ten seconds, kept by PyTorch on disk); None, with a warning, where that cannot be.
+TILES = Path(__file__).with_name("tiles.h")
+"""what passes of networks are made of"""
 
-    ``arguments`` of each C function: i for an integer, p for a pointer. They return an int, 0 for success.
+KINDS = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+
+
+@functools.cache
+def library(source: Path, *before: Path, **arguments: str) -> ctypes.CDLL | None:
+    """``source``, after the text of the files ``before``, built at the first call (some ten seconds with ``TILES``, kept by PyTorch on disk); None, with a
+    warning, where that cannot be.
+
+    ``arguments`` of each C function: i for an integer, f for a float, p for a pointer. They return an int, 0 for success.
     """
     from torch._inductor.codecache import (
         CppCodeCache,  # picks the compiler and its flags, locks, and keeps what was built
     )
 
-    here = Path(__file__).parent
     try:
-        built = cast(ctypes.CDLL, CppCodeCache.load((here / "tiles.h").read_text() + (here / f"{name}.cpp").read_text()))
+        built = cast(ctypes.CDLL, CppCodeCache.load("".join(path.read_text() for path in (*before, source))))
     except Exception as error:  # whatever a compiler can come to
         logging.getLogger(__name__).warning("the fused passes cannot be built here (%s): PyTorch's are used.", str(error).splitlines()[0])
         return None
     for function, kinds in arguments.items():
-        getattr(built, function).argtypes = [ctypes.c_int64 if kind == "i" else ctypes.c_void_p for kind in kinds]
-    built.room.argtypes, built.room.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+        getattr(built, function).argtypes = [KINDS[kind] for kind in kinds]
     return built
 
 
@@ -85,6 +90,7 @@ class Layouts:
     ):  # fmt: skip
         """``function`` lays out the ``weights`` of ``net``, of whose ``members`` each has products of the ``sides`` (inputs, outputs)."""
         self.built, self.function, self.net, self.weights, self.low = built, function, ctypes.addressof(net), weights, int(dtype == torch.bfloat16)
+        built.room.argtypes, built.room.restype = [ctypes.c_int64] * 2, ctypes.c_int64
         self.rooms = [[torch.empty(members * built.room(*(side[::-1] if back else side)), dtype=dtype) for side in sides] for back in (False, True)]
         self.addresses = [pointers(room) for room in self.rooms]
         self.versions: list[list[int | None]] = [[], []]
