@@ -71,7 +71,8 @@ class Formulas:
 
     def weigh(self, energy: Lagrangian, proposals: Proposals, beta: Tensor) -> tuple[Tensor, Lagrangian]:
         """The proposals' weights (proposals, batch), and the energy with slopes only where its gradient matters: at the chain's actions, and at proposals whose
-        weight is not lost in rounding (of a trained agent's a quarter is). The density of the latent is that of the action times |da/dx|."""
+        weight is not lost in rounding (of five trained agents' on four tasks 18 to 29 % were). The density of the latent is that of the action times
+        |da/dx|."""
         values = energy.value[1:]
         if proposals.log_jacobian is not None:
             values = values - beta * proposals.log_jacobian
