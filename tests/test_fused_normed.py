@@ -101,6 +101,29 @@ def test_passes_are_those_of_autograd(options, leads, generator):
     assert off(frozen, wanted) < 3e-6
 
 
+def test_mish_of_any_size_is_that_of_float64(generator):
+    """With weights of 0 in front, a norm gives its shifts alone, whatever they are: their activations, and the slopes there, are those of float64."""
+    net = net_of(generator, hidden=(320,), outputs=320)
+    edges = torch.tensor([0.0, 1e-8, -1e-8, -20.0, -40.0, -87.0, 40.0, 88.0, 1e4, 1e9, 1e30, -1e4, -1e30])
+    x = torch.cat([torch.linspace(-30, 30, 320 - len(edges)), edges])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.shifts[0].copy_(x)
+        net.weights[0].copy_(torch.eye(320))
+    assert net.fuse()
+    values = net(torch.zeros(1, 48), torch.zeros(1, 6))
+    values.sum().backward()
+    wide = x.double().requires_grad_()
+    wanted = torch.nn.functional.mish(wide)
+    wanted.sum().backward()
+    torch.testing.assert_close(values[0].double(), wanted, rtol=4e-6, atol=1e-30)
+    torch.testing.assert_close(net.shifts[0].grad.double(), wide.grad, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        net.shifts[0][7] = float("nan")
+        assert bool(net(torch.zeros(1, 48), torch.zeros(1, 6))[0, 7].isnan())
+
+
 @LOW
 @pytest.mark.parametrize("rows", [64, 70])
 @pytest.mark.parametrize("options", NETS, ids=str)

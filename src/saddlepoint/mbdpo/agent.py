@@ -262,8 +262,10 @@ class MBDPO:
     def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
         """Clip the peers' mean gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or gradient that is not finite."""
         self.peers.average(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if bool(torch.isfinite(norm)):
+            if bool(norm > self.config.clip):
+                nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
             return norm
         odd = [f"the {name} loss" for name, loss in losses.items() if not bool(torch.isfinite(loss))]
         odd += [f"the gradient of {n}" for n, p in self.model.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]

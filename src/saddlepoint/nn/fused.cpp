@@ -39,8 +39,8 @@ Factor<T> factor(const Net& net, T* const* packed, i64 layer, i64 member, bool b
 // Lays out all factors of the forward passes (or backward ones) that are not weights as they lie.
 template <class T>
 void pack_all(const Net& net, T* const* packed, bool backward) {
-    at::parallel_for(0, net.members * net.hidden, 1, [&](i64 begin, i64 end) {
-        for (i64 task = begin; task < end; ++task) {
+    share(net.members * net.hidden, [&](Tasks& queue) {
+        for (i64 task; queue.next(task);) {
             const i64 layer = task % net.hidden, member = task / net.hidden;
             if (!layer && (backward || !net.wide)) continue;
             if (as_it_lies<T>(net, layer, backward)) continue;
@@ -137,11 +137,11 @@ template <class T>
 void forward(const Net& net, T* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
              T* const* outputs, T* const* sources, float* values) {
     const i64 tiles = (batch + ROWS - 1) / ROWS, rows = proposals * batch, first = net.widths[0];
-    at::parallel_for(0, net.members * tiles, 1, [&](i64 begin, i64 end) {
+    share(net.members * tiles, [&](Tasks& queue) {
         const i64 depth = padded_for<T>(net.wide);
         Buffer<float> shared(ROWS * first);
         Buffer<T> cast(std::is_same_v<T, float> ? 0 : ROWS * depth), ping(ROWS * widest(net)), pong(ROWS * widest(net));
-        for (i64 task = begin; task < end; ++task) {
+        for (i64 task; queue.next(task);) {
             const i64 member = task / tiles, start = task % tiles * ROWS, n = std::min(ROWS, batch - start);
             const float* common = base ? base + start * first : static_cast<float*>(shared);
             if (!base) {
@@ -226,9 +226,9 @@ template <class T>
 void backward(const Net& net, T* const* packed, i64 rows, T* const* sources, const float* upstream, T* const* grads, i64 stride, float* below) {
     const i64 tiles = (rows + ROWS - 1) / ROWS;
     const Every every;
-    at::parallel_for(0, (grads ? net.members : 1) * tiles, 1, [&](i64 begin, i64 end) {
+    share((grads ? net.members : 1) * tiles, [&](Tasks& queue) {
         Buffer<T> ping(ROWS * widest(net)), pong(ROWS * widest(net));
-        for (i64 task = begin; task < end; ++task) {
+        for (i64 task; queue.next(task);) {
             const i64 start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
             if (grads) {
                 const i64 member = task / tiles, at = member * rows + start;
@@ -256,10 +256,10 @@ template <class T>
 void chain_forward(const Net& net, T* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
                    const float* std, i64 steps, i64 rows, i64 from, float* latents, T* const* kept) {
     const i64 before = (from + ROWS - 1) / ROWS, tiles = before + (rows - from + ROWS - 1) / ROWS, first = net.widths[0], size = net.narrow;
-    at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+    share(tiles, [&](Tasks& queue) {
         Buffer<T> ping(ROWS * widest(net)), pong(ROWS * widest(net));
         Buffer<float> output(ROWS * size);
-        for (i64 tile = begin; tile < end; ++tile) {
+        for (i64 tile; queue.next(tile);) {
             const bool record = kept && tile >= before;
             const i64 start = tile < before ? tile * ROWS : from + (tile - before) * ROWS, n = std::min(ROWS, (tile < before ? from : rows) - start);
             for (i64 k = steps - 1; k >= 0; --k) {
@@ -283,9 +283,9 @@ void chain_backward(const Net& net, T* const* packed, const float* upstream, con
                     float* of_output, T* const* grads) {
     const i64 tiles = (rows + ROWS - 1) / ROWS, size = net.narrow;
     const Every every;
-    at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+    share(tiles, [&](Tasks& queue) {
         Buffer<float> pull(ROWS * size);
-        for (i64 tile = begin; tile < end; ++tile) {
+        for (i64 tile; queue.next(tile);) {
             const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
             std::copy(upstream + start * size, upstream + (start + n) * size, static_cast<float*>(pull));
             for (i64 k = 0; k < steps; ++k) {
@@ -320,8 +320,8 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
     for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size(stride, std::max(net.widths[layer], layer ? net.widths[layer - 1] : 0));
     Buffer<T> packed(same ? 0 : net.members * offset[net.hidden]);
     const auto factor_of = [&](i64 member, i64 layer) { return packed + member * offset[net.hidden] + offset[layer]; };
-    at::parallel_for(0, net.members * layers, 1, [&](i64 begin, i64 end) {
-        for (i64 task = begin; task < end; ++task) {
+    share(net.members * layers, [&](Tasks& queue) {
+        for (i64 task; queue.next(task);) {
             const i64 member = task / layers, layer = task % layers;
             const auto add = [](float* to, Vec scale, const T* row, i64 width) {
                 for (i64 j = 0; j < width; j += STEP) {
@@ -356,9 +356,9 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
     for (i64 member = 0; member < net.members; ++member)
         for (i64 layer = first; layer < net.hidden; ++layer)
             for (i64 k = 0; k < sides(member, layer).in; k += ROWS) tasks.emplace_back(member, layer, k);
-    at::parallel_for(0, static_cast<i64>(tasks.size()), 1, [&](i64 begin, i64 end) {
+    share(static_cast<i64>(tasks.size()), [&](Tasks& queue) {
         Buffer<T> turned(ROWS * stride);
-        for (i64 task = begin; task < end; ++task) {
+        for (i64 task; queue.next(task);) {
             auto [member, layer, k] = tasks[task];
             const Sides s = sides(member, layer);
             const i64 n = std::min(ROWS, s.in - k);

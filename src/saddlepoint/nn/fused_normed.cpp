@@ -67,8 +67,8 @@ Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
 template <class T>
 void pack_all(const Normed& net, T* const* to, bool backward) {
     const i64 count = net.parts + net.layers - 1;
-    at::parallel_for(0, net.members * count, 1, [&](i64 begin, i64 end) {
-        for (i64 task = begin; task < end; ++task) {
+    share(net.members * count, [&](Tasks& queue) {
+        for (i64 task; queue.next(task);) {
             const i64 index = task % count, member = task / count;
             const Weight w = weight_of(net, index, member);
             pack(w.data, w.out, w.in, !backward, const_cast<T*>((backward ? factor_back(net, to, index, member) : factor(net, to, index, member)).data));
@@ -76,15 +76,21 @@ void pack_all(const Normed& net, T* const* to, bool backward) {
     });
 }
 
-// x * tanh(log(1 + exp(x))) = x (1 - q^2) / (1 + q^2) with q = 1 / (1 + exp(x)).
-inline Vec mish(Vec x) {
-    const Vec q = sigmoid(x.neg()), q2 = q * q;
-    return x * (Vec(1) - q2) / (Vec(1) + q2);
-}
+// exp(x), and t = tanh(log(1 + exp(x))) = n / (n + 2) with n = exp(x) (exp(x) + 2).
+struct Mish {
+    Vec exponential, inverse, t;  // inverse: 1 / (n + 2)
+    explicit Mish(Vec x) : exponential(exp_up_to(x, 43)) {  // n is then all but the largest number; t is 1 in float32 from 10 on
+        const Vec n = exponential * (exponential + Vec(2));
+        inverse = reciprocal(n + Vec(2)), t = n * inverse;
+    }
+};
 
+inline Vec mish(Vec x) { return x * Mish(x).t; }
+
+// t + x dt/dx, where dt/dx = 4 exp(x) (exp(x) + 1) / (n + 2)^2.
 inline Vec mish_slope(Vec x) {
-    const Vec q = sigmoid(x.neg()), q2 = q * q, t = (Vec(1) - q2) / (Vec(1) + q2);
-    return at::vec::fmadd(x * (Vec(1) - t * t), Vec(1) - q, t);
+    const Mish m(x);
+    return at::vec::fmadd(x * (Vec(4) * m.exponential * m.inverse), (m.exponential + Vec(1)) * m.inverse, m.t);
 }
 
 // p = softmax of each group of y, in place: (width).
@@ -181,12 +187,12 @@ void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, floa
 template <class T>
 void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail* trail, float* values) {
     const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], out = net.widths[net.layers - 1];
-    at::parallel_for(0, count * tiles, 1, [&](i64 begin, i64 end) {
+    share(count * tiles, [&](Tasks& queue) {
         Buffer<float> pre(ROWS * broadest(net));
         Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net));
         std::vector<Buffer<T>> cast;
         for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(ROWS * padded(net.inputs[p]));
-        for (i64 task = begin; task < end; ++task) {
+        for (i64 task; queue.next(task);) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
             const float* bias = net.biases[0] + member * first;
             const auto more = [&](i64 r) { return in.base ? in.base + (which * in.base_rows + (start + r) / in.repeat % in.base_rows) * first : bias; };
@@ -207,10 +213,10 @@ template <class T>
 void chain(const Normed& net, T* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift, const float* mask,
            i64 steps, i64 rows, float* x) {
     const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], size = net.inputs[part];
-    at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+    share(tiles, [&](Tasks& queue) {
         Buffer<float> pre(ROWS * broadest(net)), output(ROWS * size);
         Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net)), cast(ROWS * padded(size));
-        for (i64 tile = begin; tile < end; ++tile) {
+        for (i64 tile; queue.next(tile);) {
             const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
             float* here = x + start * size;
             const float *shared = common + start * first, *held = mask ? mask + start * size : nullptr;
@@ -263,9 +269,9 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     std::vector<i64> offset(normed + 1, 0);
     for (i64 layer = 0; layer < normed; ++layer) offset[layer + 1] = offset[layer] + 2 * net.widths[layer];
     Buffer<float> sums(count * tiles * offset[normed]);
-    at::parallel_for(0, count * tiles, 1, [&](i64 begin, i64 end) {
+    share(count * tiles, [&](Tasks& queue) {
         Buffer<T> cast(ROWS * padded(broadest(net)));
-        for (i64 task = begin; task < end; ++task) {
+        for (i64 task; queue.next(task);) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start), at = which * rows + start;
             float* sum = sums + task * offset[normed];
             std::fill(sum, sum + offset[normed], 0.0f);
@@ -295,9 +301,9 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     for (i64 p = 0; p < net.parts; ++p)  // summed over members
         if (wanted.parts[p]) {
             const i64 size = net.inputs[p];
-            at::parallel_for(0, tiles, 1, [&](i64 begin, i64 end) {
+            share(tiles, [&](Tasks& queue) {
                 Buffer<T> cast(count * ROWS * padded(first));
-                for (i64 tile = begin; tile < end; ++tile) {
+                for (i64 tile; queue.next(tile);) {
                     const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
                     std::vector<Term<T>> terms;
                     for (i64 which = 0; which < count; ++which)
@@ -319,8 +325,8 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
         return as<T>(trail.outputs)[layer] + (index - net.parts) / hidden * rows * net.widths[layer];
     };
     const auto right = [&](i64 index) -> Factor<T> { return {laid + place[index], padded_for<T>(rows), columns_of(index)}; };
-    at::parallel_for(0, static_cast<i64>(place.size()) - 1, 1, [&](i64 begin, i64 end) {
-        for (i64 index = begin; index < end; ++index)
+    share(static_cast<i64>(place.size()) - 1, [&](Tasks& queue) {
+        for (i64 index; queue.next(index);)
             if (index >= net.parts) lay(outputs(index), rows, columns_of(index), laid + place[index]);
             else if (in.parts[index]) pack(in.parts[index], rows, columns_of(index), false, laid + place[index]);
     });
@@ -328,10 +334,10 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     for (i64 which = 0; which < count; ++which)
         for (i64 layer = 0; layer < net.layers; ++layer)
             for (i64 k = 0; k < net.widths[layer]; k += ROWS) tasks.emplace_back(which, layer, k);
-    at::parallel_for(0, static_cast<i64>(tasks.size()), 1, [&](i64 begin, i64 end) {
+    share(static_cast<i64>(tasks.size()), [&](Tasks& queue) {
         Buffer<float> across(ROWS * rows);
         Buffer<T> cast(same ? 0 : ROWS * padded(rows));
-        for (i64 task = begin; task < end; ++task) {
+        for (i64 task; queue.next(task);) {
             auto [which, layer, k] = tasks[task];
             const i64 width = net.widths[layer], n = std::min(ROWS, width - k);
             const float* g = (layer < normed ? grads[layer] : upstream) + which * rows * width;

@@ -9,6 +9,7 @@
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <exception>
@@ -39,19 +40,30 @@ inline void store(BFloat16* p, Vec a, Vec b) {
 #endif
 }
 
-// 1 / (1 + exp(-x)).
-inline Vec sigmoid(Vec x) {
-#ifdef CPU_CAPABILITY_AVX512  // half the instructions of the line below: 2^y as 2^round(y) times Cephes' polynomial (exp2f), 1/z as 14 bits and a step of Newton's
-    const Vec y(_mm512_min_ps(_mm512_set1_ps(115), x * Vec(-1.44269504f)));  // from there on the result is 0 in float32; what is not a number stays so
-    const Vec whole(_mm512_roundscale_ps(y, 0)), f = y - whole;
-    Vec power(1.535336188e-4f);
-    for (float c : {1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.0f}) power = at::vec::fmadd(power, f, Vec(c));
-    const Vec z = Vec(1) + Vec(_mm512_scalef_ps(power, whole)), inverse(_mm512_rcp14_ps(z));
-    return inverse * at::vec::fnmadd(z, inverse, Vec(2));
+// 1/x, to the last bit or two.
+inline Vec reciprocal(Vec x) {
+#ifdef CPU_CAPABILITY_AVX512  // 14 bits and a step of Newton's: a division keeps its unit busy for 16 cycles
+    const Vec inverse(_mm512_rcp14_ps(x));
+    return inverse * at::vec::fnmadd(x, inverse, Vec(2));
 #else
-    return (Vec(1) + x.neg().exp_u20()).reciprocal();
+    return x.reciprocal();
 #endif
 }
+
+// exp(x) for x up to `most`, and exp(most) from there on; what is not a number stays so.
+inline Vec exp_up_to(Vec x, float most) {
+#ifdef CPU_CAPABILITY_AVX512  // half the instructions of the line below: 2^y as 2^round(y) times Cephes' polynomial (exp2f)
+    const Vec y = Vec(_mm512_min_ps(_mm512_set1_ps(most), x)) * Vec(1.44269504f), whole(_mm512_roundscale_ps(y, 0)), f = y - whole;
+    Vec power(1.535336188e-4f);
+    for (float c : {1.339887440e-3f, 9.618437358e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472029e-1f, 1.0f}) power = at::vec::fmadd(power, f, Vec(c));
+    return Vec(_mm512_scalef_ps(power, whole));
+#else
+    return at::vec::minimum(x, Vec(most)).exp_u20();
+#endif
+}
+
+// 1 / (1 + exp(-x)); 0 below -80.
+inline Vec sigmoid(Vec x) { return reciprocal(Vec(1) + exp_up_to(x.neg(), 80)); }
 
 inline float total(Vec v) {
     return at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return a + b; }, v);
@@ -150,12 +162,15 @@ void transpose(const T* in, i64 stride, i64 rows, i64 columns, T* out, i64 out_s
 // (depth, columns) in blocks of 64 columns, in bfloat16 with pairs of rows interleaved.
 template <class T>
 void interleave(const T* rows, i64 depth, i64 columns, T* out) {
-    for (i64 n = 0; n < columns; n += COLUMNS) {
-        const i64 width = std::min(COLUMNS, columns - n);
-        if constexpr (std::is_same_v<T, BFloat16>) blas::pack(depth, width, columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
-        else
-            for (i64 r = 0; r < depth; ++r) std::copy(rows + r * columns + n, rows + r * columns + n + width, out + n * depth + r * COLUMNS);
-    }
+    if constexpr (std::is_same_v<T, BFloat16>) {
+        for (i64 n = 0; n < columns; n += COLUMNS)
+            blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
+    } else
+        for (i64 r = 0; r < depth; ++r)  // read from end to end
+            for (i64 n = 0; n < columns; n += COLUMNS) {
+                const i64 width = std::min(COLUMNS, columns - n);
+                std::copy(rows + r * columns + n, rows + r * columns + n + width, out + n * depth + r * COLUMNS);
+            }
 }
 
 // (rows, columns) to (rows, depth) with zeros at the end of each, in another precision.
@@ -204,6 +219,35 @@ void lay(const T* in, i64 rows, i64 columns, T* out) {
 }
 
 i64 packed_size(i64 depth, i64 columns) { return padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS); }
+
+// A thread's share of the tasks 0, 1, ..., and then what the others have not begun of theirs.
+class Tasks {
+    const i64 count, shares, own;
+    std::atomic<i64>* const begun;  // of each share
+
+   public:
+    Tasks(i64 count, i64 shares, i64 own, std::atomic<i64>* begun) : count(count), shares(shares), own(own), begun(begun) {}
+    bool next(i64& task) {
+        for (i64 k = 0; k < shares; ++k) {
+            const i64 share = (own + k) % shares, first = share * count / shares;
+            task = first + begun[share].fetch_add(1, std::memory_order_relaxed);
+            if (task < (share + 1) * count / shares) return true;
+        }
+        return false;
+    }
+};
+
+// work(tasks) on every thread. A core that others use as well does fewer of them, where with fixed shares the rest would wait for it. Who does what must make
+// no difference to what comes out.
+template <class F>
+void share(i64 count, F work) {
+    const i64 shares = std::min<i64>(count, at::get_num_threads());
+    std::vector<std::atomic<i64>> begun(shares);
+    at::parallel_for(0, shares, 1, [&](i64 begin, i64) {
+        Tasks tasks(count, shares, begin, begun.data());
+        work(tasks);
+    });
+}
 
 template <class F>
 int guarded(F work) {  // nothing is thrown across the border
