@@ -103,8 +103,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "halfcheetah-velocity": Experiment(
         "HalfCheetahVelocity-v0: cost 1 above 3.21 m/s, 25 an episode",
         f"--env saddlepoint/HalfCheetahVelocity-v0 --eval-every 5000 --checkpoint-every 25000 --replay-size 100000 {QUICK}",
-        {"algd": ""}, (0, 1, 2), anchors=(("SAC-Lag, 1M steps (published)", 2834), ("SAC-PID, 1M steps (published)", 2689)),
-        steps_of={"algd-0": 100_000, "algd-1": 30_000, "algd-2": 30_000},
+        {"algd": "", "quick-costs": "--cost-polyak 0.02"}, (0, 1, 2),
+        anchors=(("SAC-Lag, 1M steps (published)", 2834), ("SAC-PID, 1M steps (published)", 2689)),
+        steps_of={"algd-0": 100_000} | dict.fromkeys(("algd-1", "algd-2", "quick-costs-0", "quick-costs-1", "quick-costs-2"), 30000),
     ),
     "halfcheetah-mbdpo": Experiment(
         "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
@@ -116,7 +117,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         "HalfCheetahSpeed-v0: discounted speed at most 76, half the paper's budget",
         "--env saddlepoint/HalfCheetahSpeed-v0 --cost-limit 76 --total-steps 20000 --warmup-steps 2000 --eval-every 10000 --checkpoint-every 5000"
         " --replay-size 20000 --threads 1 --quiet",
-        {"safe-mbdpo": "--preset small", "algd": "--precision bfloat16 --compile off --entropy tuned"}, system_of={"safe-mbdpo": "mbdpo"},
+        {
+            "safe-mbdpo": "--preset small", "safe-mbdpo-quick": "--preset small --cost-polyak 0.05",
+            "algd": "--precision bfloat16 --compile off --entropy tuned", "algd-fixed": "--precision bfloat16",
+        },
+        system_of={"safe-mbdpo": "mbdpo", "safe-mbdpo-quick": "mbdpo"},
     ),
     "halfcheetah-speed": Experiment(
         "HalfCheetahSpeed-v0: discounted speed at most 151.989",

@@ -92,6 +92,28 @@ def test_tuned_temperature_reaches_its_target_entropy():
     assert float(torch.stack(entropies[-100:]).mean()) == pytest.approx(-2.5, abs=0.4)
 
 
+def test_target_cost_critics_follow_at_their_own_rate():
+    agent, generator = bandit_agent(replace(SMALL, polyak=0.1, cost_polyak=0.5)), torch.Generator().manual_seed(3)
+    before = {name: value for name, value in agent.state_dict().items() if "target" in name}
+    agent.update_batch(bandit_batch(64, generator), agent.draw(64))
+    after = agent.state_dict()
+    for target, online, rate in (("critic_target", "critic", 0.1), ("cost_target", "cost_critic", 0.5)):
+        for name in (n for n in before if n.startswith(f"{target}.")):
+            torch.testing.assert_close(after[name], before[name].lerp(after[name.replace(target, online)], rate))
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.005, 0, 10), (0.2, 40, 70)])
+def test_how_soon_cost_estimates_close_their_gap(share, least, most):
+    """A cost of 1 for ever is worth 100 at a discount of 0.99, and 100 (1 - exp(-share * 0.01 * updates)) on the way there: 2 and 55 after 400 updates."""
+    agent = bandit_agent(replace(SMALL, cost_polyak=share))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(400):
+        batch = bandit_batch(64, generator)
+        batch = batch._replace(cost=torch.ones_like(batch.cost), terminated=torch.zeros_like(batch.terminated))
+        agent.update_batch(batch, agent.draw(64))
+    assert least < float(agent.risk(batch.observation, batch.action).mean()) < most
+
+
 @pytest.mark.parametrize("nonnegative", [True, False])
 def test_cost_targets_below_zero_count_as_zero(nonnegative):
     """With target critics at -5 the cost members are fitted to c, or to c - 5 gamma_c as released."""
@@ -332,6 +354,7 @@ def test_best_of_n_takes_the_sample_of_least_energy():
     [
         ({"rho": 0}, "--rho"), ({"gamma": 1.5}, "--gamma"), ({"critic_hidden": ()}, "--critic-hidden"), ({"multiplier": -1}, "negative"),
         ({"sigma_min": 2.0}, "--sigma-min"),
+        ({"cost_polyak": 0.0}, "--cost-polyak"),
         ({"sigma_min": 1.0}, "--sigma-min"), ({"rho": float("inf")}, "finite"), ({"entropy": "tuned", "target_entropy": 1.0}, "log 2"),
         ({"prediction": "guided"}, "--prediction guided"), ({"schedule": "vp", "step_noise": "euler"}, "euler"),
         ({"step_noise": "euler"}, "path entropy"), ({"multiplier_rule": "log_adam", "multiplier": 0.0}, "log lambda"), ({"beta_first": 0.5}, "--beta-first"),

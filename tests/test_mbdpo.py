@@ -219,6 +219,18 @@ def test_negatives_of_the_energy_have_nothing_in_what_a_task_does_not_use(genera
     assert bool(losses[0] == losses[1]) == (pairs == "aligned")
 
 
+def test_target_cost_critics_follow_at_their_own_rate(generator):
+    agent = agent_of(replace(TINY, polyak=0.1, cost_polyak=0.5, multiplier_actions="policy"), 1)
+    before = {name: value for name, value in agent.state_dict().items() if "target" in name}
+    agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    after = agent.state_dict()
+    for target, online, rate in (("target_critics", "critics", 0.1), ("target_cost_critics", "cost_critics", 0.5)):
+        names = [name for name in before if f".{target}." in name]
+        assert names
+        for name in names:
+            torch.testing.assert_close(after[name], before[name].lerp(after[name.replace(target, online)], rate))
+
+
 def test_a_violation_moves_lambda_as_if_at_most_so_many_budgets(generator):
     for cap, step in ((2.0, 2.0), (None, 30.0)):
         agent = agent_of(replace(TINY, multiplier_actions="recent", multiplier_rate=0.1, largest_violation=cap), 1)

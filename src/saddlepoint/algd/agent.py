@@ -274,8 +274,10 @@ class ALGD:
 
     @torch.no_grad()
     def _polyak(self) -> None:
-        for target, online in (("critic_target", "critic"), ("cost_target", "cost_critic")):
-            self.flat[target].whole.lerp_(self.flat[online].whole, self.config.polyak)
+        cfg = self.config
+        rates = {"critic": ("critic_target", cfg.polyak), "cost_critic": ("cost_target", cfg.polyak if cfg.cost_polyak is None else cfg.cost_polyak)}
+        for online, (target, rate) in rates.items():
+            self.flat[target].whole.lerp_(self.flat[online].whole, rate)
             self.flat[target].written()
 
     def _metrics(self, critics: CriticStep, policy: PolicyStep, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:

@@ -135,6 +135,9 @@ class ALGDConfig:
     """transitions an update"""
     polyak: float = 0.005
     """share of the online critics that enters the targets"""
+    cost_polyak: float | None = None
+    """the same for the cost critics (None: as --polyak). A cost estimate closes its gap in some 1/(share * (1 - cost_gamma)) updates: 20,000 with 0.005
+    and 0.99"""
     target_every: int = 1
     """updates between two Polyak steps"""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -168,8 +171,8 @@ class ALGDConfig:
             raise UserError(
                 f"--target-entropy {self.target_entropy} cannot be reached: no policy on [-1, 1] has more than log 2 = 0.69 a dimension."
             )
-        for name in ("gamma", "cost_gamma", "polyak"):
-            if not 0 < getattr(self, name) <= 1:
+        for name in ("gamma", "cost_gamma", "polyak", "cost_polyak"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must lie in (0, 1], not {getattr(self, name)}.")
         for name in ("critic_hidden", "policy_hidden"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:

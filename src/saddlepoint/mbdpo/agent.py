@@ -253,11 +253,12 @@ class MBDPO:
 
     @torch.no_grad()
     def _polyak(self) -> None:
-        model, pairs = self.model, [(self.model.target_critics, self.model.critics)]
+        c, model = self.config, self.model
+        pairs = [(model.target_critics, model.critics, c.polyak)]
         if self.budgets:
-            pairs.append((model.target_cost_critics, model.cost_critics))
-        for target, online in pairs:
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.config.polyak)
+            pairs.append((model.target_cost_critics, model.cost_critics, c.polyak if c.cost_polyak is None else c.cost_polyak))
+        for target, online, rate in pairs:
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
     def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
         """Clip the peers' mean gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or gradient that is not finite."""

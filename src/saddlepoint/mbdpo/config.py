@@ -94,6 +94,9 @@ class MBDPOConfig:
     """members of each constraint's cost ensemble"""
     cost_gamma: float = 0.99
     """discount of costs"""
+    cost_polyak: float | None = None
+    """share of the online cost critics that enters their targets (None: as --polyak). A cost estimate closes its gap in some 1/(share * (1 - cost_gamma))
+    updates: 10,000 with 0.01 and 0.99"""
     cost_weight: float = 0.1
     """weight of the losses of the cost head and the cost critics"""
     multiplier_rule: MultiplierRule = "dual_ascent"
@@ -204,8 +207,8 @@ class MBDPOConfig:
         for name, value in vars(self).items():
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{_flag(name)} must be a finite number that is not negative, not {value}.")
-        for name in ("gamma", "cost_gamma", "polyak"):
-            if not 0 < getattr(self, name) <= 1:
+        for name in ("gamma", "cost_gamma", "polyak", "cost_polyak"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{_flag(name)} must lie in (0, 1], not {getattr(self, name)}.")
         if self.steps < 2:
             raise UserError(f"--steps {self.steps} leaves no level to visit: the cleanest is not; give at least 2.")
@@ -281,7 +284,7 @@ def _diffuses(c: MBDPOConfig) -> bool:
 
 
 COST_OPTIONS = frozenset({
-    "rho", "risk_std", "cost_members", "cost_gamma", "cost_weight", "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier",
+    "rho", "risk_std", "cost_members", "cost_gamma", "cost_polyak", "cost_weight", "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier",
     "multiplier_rate", "proportional", "derivative", "smoothing", "multiplier_interval", "largest_violation",
 })  # fmt: skip
 """options that act where there are costs only"""
