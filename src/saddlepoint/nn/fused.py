@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,7 @@ def works(dtype: torch.dtype) -> bool:
         return False
     weights = [torch.zeros(1, 33, 32), torch.zeros(1, 32, 32), torch.zeros(1, 32, 1)]
     net = FusedNet(weights, [torch.zeros(1, w.shape[-1]) for w in weights], 32, silu=False, flipped=False, dtype=dtype)
-    try:
-        net.forward(torch.zeros(1, 32), torch.zeros(1, 1, 1))
-    except RuntimeError as error:
-        logging.getLogger(__name__).warning("%s: PyTorch's passes are used.", error)
-        return False
-    return True
+    return native.serves(lambda: net.forward(torch.zeros(1, 32), torch.zeros(1, 1, 1)))
 
 
 def fits(first: Tensor, widths: Sequence[int]) -> bool:

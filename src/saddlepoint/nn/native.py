@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,6 +54,16 @@ def call(built: ctypes.CDLL, function: str, *arguments: Any) -> None:
     """Raises ``RuntimeError`` where the processor lacks what the function needs."""
     if getattr(built, function)(*arguments):
         raise RuntimeError(f"oneDNN has no such products on this processor ({function})")
+
+
+def serves(pass_: Callable[[], Any]) -> bool:
+    """Whether a small pass can be made on this processor; with a warning where not."""
+    try:
+        pass_()
+    except RuntimeError as error:
+        logging.getLogger(__name__).warning("%s: PyTorch's passes are used.", error)
+        return False
+    return True
 
 
 def require(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
