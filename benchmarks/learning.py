@@ -1,4 +1,4 @@
-"""The learning runs behind the README's figures: start them, collect them, draw them.
+"""The learning runs behind the figures of docs/results.md: start them, collect them, draw them.
 
     python benchmarks/learning.py list
     python benchmarks/learning.py run halfcheetah-velocity [--only LABEL-SEED]   # resumes what was interrupted, skips what is done

@@ -1,4 +1,4 @@
-"""Post-training of the tiny world's pipeline: the runs behind the README's table and pictures.
+"""Post-training of the tiny world's pipeline: the runs behind the tables and pictures of docs/results.md.
 
     python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
     python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures

@@ -1,7 +1,7 @@
 """Passes of small MLPs on a CPU, written in C++ (fused.cpp): this file builds them, checks what goes in, and hands over the tensors.
 
 PyTorch works layer by layer: each product's result goes to memory and comes back for the activation, each small product pays some 50 us to be dispatched, and
-one library call does not use two cores well. Measured beside it (benchmarks/algd_update.py): see README.
+one library call does not use two cores well. Measured beside it (benchmarks/algd_update.py): see docs/results.md.
 """
 
 from __future__ import annotations

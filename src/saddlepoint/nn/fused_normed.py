@@ -1,7 +1,7 @@
 """Passes of MLPs of Linear, LayerNorm and Mish on a CPU, written in C++ (fused_normed.cpp): what goes in is checked here, and autograd served.
 
 PyTorch's norms and activations each read and write a layer once more: they took half of an update of the default size. Measured beside it
-(benchmarks/mbdpo.py): see README.
+(benchmarks/mbdpo.py): see docs/results.md.
 """
 
 from __future__ import annotations
