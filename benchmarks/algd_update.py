@@ -67,12 +67,12 @@ def ours(preset: str, precision: str, compiled: bool, limit: float, size: dict[s
     shape = EnvShape(size["observation"], (-1.0,) * size["action"], (1.0,) * size["action"], 1)
     agent = ALGD(config, shape, (CostBudget(limit),), compile=compiled)
     rng = np.random.default_rng(0)
-    replay = Replay(100_000, size["observation"], size["action"], 1, num_envs=1000)
-    for _ in range(20):
-        observation, following = rng.normal(size=(2, 1000, size["observation"])).astype(np.float32)
-        action = rng.uniform(-1, 1, (1000, size["action"])).astype(np.float32)
-        reward, cost = rng.normal(size=1000).astype(np.float32), rng.random((1000, 1)).astype(np.float32)
-        replay.add(observation, action, reward, cost, following, np.zeros(1000, bool), np.zeros(1000, bool))
+    replay = Replay(100_000, size["observation"], size["action"], 1)
+    never = np.zeros(1, bool)
+    for _ in range(20_000):
+        observation, following = rng.normal(size=(2, 1, size["observation"])).astype(np.float32)
+        action, reward = rng.uniform(-1, 1, (1, size["action"])).astype(np.float32), rng.normal(size=1).astype(np.float32)
+        replay.add(observation, action, reward, rng.random((1, 1)).astype(np.float32), following, never, never)
     generator, state = torch.Generator().manual_seed(0), torch.randn(1, size["observation"])
     return {"update": lambda: agent.update(replay, 1), "act": lambda: agent.act(state, "explore", generator)}
 
