@@ -221,6 +221,10 @@ def collect(name: str) -> None:
         keys = ("step", "wall_s", "train/multiplier", "train/effective_multiplier", "train/risk", "train/beta", "train/entropy",
                 "train/return_mean", "train/cost_mean", "train/discounted_cost_mean")  # fmt: skip
         trains = [{k: line[k] for k in keys if k in line} for line in lines if line["kind"] == "train"]
+        for line in evals:  # what an episode of training cost until then
+            paid = [at["train/cost_mean"] for at in trains if "train/cost_mean" in at and at["step"] <= line["step"]]
+            if paid:
+                line |= {"training_cost_mean": float(np.mean(paid)), "training_cost_most": max(paid)}
         runs.append({"label": label, "seed": seed, **json.loads((folder / "started.json").read_text()),
                      "wall_s": lines[-1]["wall_s"], "eval": evals, "train": trains})  # fmt: skip
         budgets = json.loads((folder / "config.json").read_text())["budgets"]

@@ -21,22 +21,25 @@ from saddlepoint import load_policy
 from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
-from saddlepoint.mbdpo.config import PRESETS, heuristic_discount
+from saddlepoint.mbdpo.config import PRESETS, MBDPOConfig, heuristic_discount
 from saddlepoint.mbdpo.losses import Sequences, UpdateNoise
 from saddlepoint.mbdpo.search import PlanNoise
 from saddlepoint.mbdpo.tasks import Task, model_tasks, padded_shape
 from saddlepoint.mbdpo.transfer import Pretrained, adopt, specialise, task_config
+from saddlepoint.nn.fused_normed import works
+from saddlepoint.nn.native import promises
 from saddlepoint.offline.config import PretrainConfig
 from saddlepoint.offline.dataset import Dataset, Writer
 from saddlepoint.offline.evaluate import over_tasks
 from saddlepoint.offline.loop import Pretraining
-from saddlepoint.offline.pretrain import _require_even, pretrain
+from saddlepoint.offline.pretrain import _compiles, _require_even, pretrain
 from saddlepoint.offline.processes import Processes
 from saddlepoint.systems import start_from
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.processes import leave_processes
 from saddlepoint.train.signals import StopRequest
+from saddlepoint.train.start import COMPILE_PAYS_AFTER
 from saddlepoint.types import EnvShape, ForeignFault, NonFiniteError, UserError
 
 TINY = replace(
@@ -180,6 +183,28 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(folder, whole, tmp_path):
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == [2, 4, 6]
     assert lines[0][-1].keys() >= {"train/reward_loss", "train/value_loss", "train/score_loss", "train/updates"}
+
+
+@pytest.mark.skipif(not works(torch.float32), reason="no C++ compiler, or no AVX-512")
+def test_compiled_pretraining_is_the_eager_one_and_goes_on_to_the_bit(folder, tmp_path):
+    wide = replace(TINY, width=32, latent=32, encoder_width=32)
+    eager = pretrain(config(folder, tmp_path / "eager"), wide)
+    compiled = pretrain(config(folder, tmp_path / "compiled", compile="on", eval_every=6), wide)
+    assert [json.loads((run / "config.json").read_text())["resolved"]["compiled"] for run in (eager, compiled)] == [False, True]
+    states = [load(latest(run)[0]).learner for run in (eager, compiled)]
+    assert not same(*states)
+    for name, value in states[0].items():
+        if name.startswith("model."):
+            torch.testing.assert_close(states[1][name], value, rtol=2e-3, atol=2e-4)
+    pretrain(config(folder, tmp_path / "parts", compile="on", total_updates=3), wide)
+    assert_runs_equal(compiled, pretrain(config(folder, tmp_path / "parts", compile="on"), wide, resume=True))
+    assert load_policy(compiled, task="swing", compile=True).learner.compiled
+
+
+def test_auto_compiles_long_pretraining():
+    for updates, widths, wanted in ((COMPILE_PAYS_AFTER, {}, promises(32)), (COMPILE_PAYS_AFTER - 1, {}, False), (COMPILE_PAYS_AFTER, {"width": 48}, False)):
+        found = _compiles(PretrainConfig(total_updates=updates), MBDPOConfig(**widths), torch.device("cpu"))
+        assert found is wanted, (updates, widths)
 
 
 def test_losses_fall_and_every_task_has_its_discount(folder, tmp_path):

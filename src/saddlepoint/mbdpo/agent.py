@@ -64,7 +64,7 @@ class MBDPO:
             config.refuse_pixel_options()
         require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.compiled = torch.device(device), dtype, compile
         init = torch.Generator().manual_seed(seed)
         bounds = (torch.tensor(edge, dtype=dtype, device=self.device) for edge in (shape.action_low, shape.action_high))
         self.box = ActionBox.from_bounds(*bounds)

@@ -24,6 +24,7 @@ from saddlepoint.train import run as run_folder
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import LEARNER, stream
 from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.train.start import pays_to_compile
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, UserError
 
@@ -56,11 +57,12 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
         run_folder.require_new(folder)
     processes.wait()
     shape = padded_shape(data.observation, data.action)
-    content = _describe(config, learner_config, shape, tasks, data, processes)
+    compiled = saved["resolved"].get("compiled", False) if saved else _compiles(config, learner_config, processes.device)
+    content = _describe(config, learner_config, shape, tasks, data, processes, compiled)
     if saved:
         require_same(saved, content, folder)
         content["tasks"] = saved["tasks"]  # environments may be missing on this machine that were there
-    agent = MBDPO(learner_config, shape, (), stream(config.seed, LEARNER), processes.device, tasks=model_tasks(data.tasks))
+    agent = MBDPO(learner_config, shape, (), stream(config.seed, LEARNER), processes.device, compile=compiled, tasks=model_tasks(data.tasks))
     agent.peers = processes
     with stop_on_signal() as stop, contextlib.ExitStack() as files:
         log: RunLog | None = None
@@ -77,6 +79,12 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
             run_folder.write(folder, content)
         loop.run()
     return folder
+
+
+def _compiles(config: PretrainConfig, learner_config: MBDPOConfig, device: torch.device) -> bool:
+    """What ``--compile`` comes to; kept in config.json for when the run is resumed."""
+    gains = device.type == "cpu" and MBDPO.gains_by_compiling(learner_config)  # with several tasks it was not measured on CUDA
+    return pays_to_compile(config.compile, config.total_updates, gains, device)
 
 
 def _require_even(config: MBDPOConfig, processes: int) -> None:
@@ -115,10 +123,11 @@ def _introduce(
 
 
 def _describe(
-    config: PretrainConfig, learner_config: MBDPOConfig, shape: EnvShape, tasks: tuple[Task, ...], data: Dataset, processes: Processes
+    config: PretrainConfig, learner_config: MBDPOConfig, shape: EnvShape, tasks: tuple[Task, ...], data: Dataset, processes: Processes, compiled: bool
 ) -> dict[str, Any]:
     """The content of config.json, as it will be read back: that of a training run, with ``tasks``."""
-    resolved = {"device": processes.device.type, "threads": torch.get_num_threads(), "processes": processes.count, "data_sha256": data.digest()}
+    resolved = {"device": processes.device.type, "threads": torch.get_num_threads(), "processes": processes.count, "data_sha256": data.digest(),
+                "compiled": compiled}  # fmt: skip
     content = {
         "format": run_folder.FORMAT, "system": MBDPO.system, "train": asdict(config), "learner": asdict(learner_config), "shape": shape._asdict(),
         "budgets": [], "resolved": resolved, "tasks": [task.to_json() for task in tasks],

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -154,13 +154,16 @@ def compiles(config: TrainConfig, learner: LearnerFactory[C], learner_config: C,
 
     On a CPU auto compiles only where that was measured to win. Raises ``UserError`` for ``on`` without a compiler.
     """
-    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
-    if config.compile == "on" and not compiler:
-        raise UserError("--compile on needs a C++ compiler at run time and finds none: install one (apt-get install g++), or use off.")
-    if config.compile != "auto" or not compiler:
-        return config.compile == "on"
-    if device.type == "cpu" and not (isinstance(learner, GainsByCompiling) and learner.gains_by_compiling(learner_config)):
-        return False
+    gains = device.type != "cpu" or (isinstance(learner, GainsByCompiling) and learner.gains_by_compiling(learner_config))
     without = 0 if config.catch_up else config.warmup_steps
-    least = COMPILE_PAYS_AFTER if device.type == "cpu" else CUDA_COMPILE_PAYS_AFTER
-    return config.updates_per_step * (config.total_steps - without) >= least
+    return pays_to_compile(config.compile, config.updates_per_step * (config.total_steps - without), gains, device)
+
+
+def pays_to_compile(asked: Literal["auto", "on", "off"], updates: float, gains: bool, device: torch.device) -> bool:
+    """Whether a run of so many updates is compiled; ``gains``: whether a long one is by auto. Raises ``UserError`` for ``on`` without a compiler."""
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
+    if asked == "on" and not compiler:
+        raise UserError("--compile on needs a C++ compiler at run time and finds none: install one (apt-get install g++), or use off.")
+    if asked != "auto" or not compiler:
+        return asked == "on"
+    return gains and updates >= (COMPILE_PAYS_AFTER if device.type == "cpu" else CUDA_COMPILE_PAYS_AFTER)
