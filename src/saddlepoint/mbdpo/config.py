@@ -94,9 +94,9 @@ class MBDPOConfig:
     """members of each constraint's cost ensemble"""
     cost_gamma: float = 0.99
     """discount of costs"""
-    cost_polyak: float | None = None
+    cost_polyak: float | None = 0.05
     """share of the online cost critics that enters their targets (None: as --polyak). A cost estimate closes its gap in some 1/(share * (1 - cost_gamma))
-    updates: 10,000 with 0.01 and 0.99"""
+    updates: 2,000, and 10,000 with 0.01, which left it so far below what episodes cost that lambda swung (docs/results.md)"""
     cost_weight: float = 0.1
     """weight of the losses of the cost head and the cost critics"""
     multiplier_rule: MultiplierRule = "dual_ascent"
