@@ -80,7 +80,7 @@ class FusedNormed:
         built = library()
         if built is None:
             raise ValueError("the fused passes cannot be built on this machine: see `works`")
-        self.members, self.dtype, self.low = max(members, 1), dtype, int(dtype == torch.bfloat16)
+        self.members, self.single, self.dtype, self.low = max(members, 1), not members, dtype, int(dtype == torch.bfloat16)
         self.kept = Parameters(*([p.detach() if members else p.detach().unsqueeze(0) for p in group] for group in parameters))
         for tensor in (t for group in self.kept for t in group):
             require(tensor, tuple(tensor.shape))
@@ -207,12 +207,12 @@ class _Pass(torch.autograd.Function):
         if base:
             front = back.front.view(len(request.chosen), -1, request.base.shape[1], request.repeat, net.widths[0])
             of_base = front.sum((1, 3))
-        found = [g for group in back.parameters for g in group] if back.parameters else [None] * len(parameters)
+        found = [g[0] if net.single else g for group in back.parameters or () for g in group] or [None] * len(parameters)
         return None, None, of_base, *back.parts, *(g if wanted else None for g, wanted in zip(found, parameters, strict=True))
 
 
 def differentiable(net: FusedNormed, request: Request, parameters: Parameters) -> Tensor:
-    """``net(request)`` with a way back to the request's base and parts and to ``parameters``, those of all members with their leading axis.
+    """``net(request)`` with a way back to the request's base and parts and to ``parameters``, the net's own, as it was made with.
 
     To those whose product is in the base it is the base that leads back.
     """

@@ -180,8 +180,9 @@ class NormedMLP(nn.Module):
         flat = [part.reshape(rows, -1).contiguous() if full else None for part, full in zip(parts, whole)]
         request = Request(flat, rows, members, base, repeat, None if drop is None else drop.view(len(members), rows, -1))
         if learning or (torch.is_grad_enabled() and any(part.requires_grad for part in parts)):
-            lead_axis = (lambda p: p) if self.members else (lambda p: p.unsqueeze(0))
-            parameters = Parameters(*([lead_axis(p.detach() if frozen else p) for p in group] for group in self.grouped()))
+            parameters = self.grouped()
+            if frozen:
+                parameters = Parameters(*([p.detach() for p in group] for group in parameters))
             values = differentiable(net, request, parameters)
         else:
             values = net(request)
