@@ -227,6 +227,8 @@ SIZES = (
 CONFIGS = {
     "default": (WIDE, 0),
     "safe": (WIDE, 2),
+    "without ends": (replace(WIDE, episodic="off"), 0),
+    "safe without ends": (replace(WIDE, episodic="off"), 2),
     "parity": (replace(PARITY, **{size: getattr(WIDE, size) for size in SIZES}), 0),
     "score": (replace(WIDE, planner="score"), 1),
     "mppi": (replace(WIDE, planner="mppi"), 0),
@@ -258,8 +260,10 @@ def test_updates_and_plans_are_pytorchs(name, generator):
         torch.randn(3, config.horizon, 2, generator=generator).clamp(-1, 1),
     )
     draws = PlanNoise.draw(config, 3, 2, z, generator)
-    plans = [agent.search.plan(z, start, draws, None, True, agent.constraint(), True)[0] for agent in (ours, theirs)]
-    torch.testing.assert_close(*plans, rtol=2e-3, atol=1e-3)
+    for ends in (True, False):
+        with torch.no_grad():
+            plans = [agent.search.plan(z, start, draws, None, ends, agent.constraint(), True)[0] for agent in (ours, theirs)]
+        torch.testing.assert_close(*plans, rtol=2e-3, atol=1e-3)
 
 
 def test_several_tasks(generator):

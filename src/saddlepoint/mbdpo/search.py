@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, vp_schedule
 from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.fused_imagine import roll as fused_roll
 from saddlepoint.mbdpo.imagine import Constraint, Rolled, policy_rollouts, roll, sequence_values
 from saddlepoint.mbdpo.planner import X, denoise, denoising_step, mppi, plan_score, propose, score_of_mean, visited
 from saddlepoint.mbdpo.world_model import WorldModel
@@ -78,7 +79,7 @@ class Search:
         self._low = _lower(model, fused) if planning else None
         if fused:
             model.fuse()
-        self.roll: Callable[..., Rolled] = torch.compile(roll, dynamic=False) if compile and not fused else roll
+        self.roll: Callable[..., Rolled] = fused_roll if fused else torch.compile(roll, dynamic=False) if compile else roll
 
     def refresh(self) -> None:
         """Take over the model's weights where planning works on a copy of lower precision."""

@@ -24,6 +24,8 @@ ARGUMENTS = {
     "pack_normed": "pipi", "forward_normed": "pippipipp", "chain_normed": "pipippppp" "iip", "backward_normed": "pippipipp" "ppp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
+NORMED = Path(__file__).with_name("normed.h")
+"""what a pass of such a network is made of"""
 
 
 _Normed = structure("members parts layers simplex", "inputs widths first weights biases gains shifts")
@@ -36,7 +38,7 @@ class _Inputs(ctypes.Structure):
 
 
 def library() -> ctypes.CDLL | None:
-    return native.library(Path(__file__).with_name("fused_normed.cpp"), native.TILES, **ARGUMENTS)
+    return native.library(Path(__file__).with_name("fused_normed.cpp"), native.TILES, NORMED, **ARGUMENTS)
 
 
 @functools.cache
