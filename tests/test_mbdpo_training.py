@@ -61,11 +61,12 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(name, tmp_path):
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
     if name == "compiled":
-        eager, compiled = load_policy(tmp_path / "whole"), load_policy(tmp_path / "whole", compile=True)
+        # By the prior: so little trained, plans are worth the same to within ten roundings, which then choose the elites.
+        eager, compiled = (load_policy(tmp_path / "whole", acting={"planner": "policy"}, compile=on) for on in (False, True))
         assert eager.learner.model.dynamics.fused is None
         assert (compiled.learner.model.dynamics.fused is not None) == works(torch.float32)
         observation = np.zeros(eager.shape.observation)
-        np.testing.assert_allclose(eager.act(observation), compiled.act(observation), atol=1e-3)
+        np.testing.assert_allclose(eager.act(observation), compiled.act(observation), atol=1e-5)
 
 
 def test_the_command_line_on_the_toy(tmp_path, capsys):
