@@ -32,8 +32,10 @@ def task_config(config: MBDPOConfig, task: Task) -> MBDPOConfig:
 
 
 def specialise(source: MBDPO, number: int, task: Task, seed: int = 0, device: torch.device | str = "cpu") -> MBDPO:
-    """The agent of ``task`` alone, whose number in ``source`` is ``number``, compiled where that is; ``source`` is not touched."""
-    agent = MBDPO(task_config(source.config, task), task.shape, (), seed, device, compile=source.compiled)
+    """The agent of ``task`` alone, whose number in ``source`` is ``number``; ``source`` is not touched. On a CPU it is compiled where that is: elsewhere each
+    new agent would take a minute or two to compile."""
+    compiled = source.compiled and torch.device(device).type == "cpu"
+    agent = MBDPO(task_config(source.config, task), task.shape, (), seed, device, compile=compiled)
     adopt(agent, source, number)
     return agent
 
