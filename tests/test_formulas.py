@@ -64,7 +64,7 @@ def test_the_formulas_are_pytorchs(change):
         for kind in ("augmented", "plain", "none"):
             prices = [torch.tensor(numbers) for numbers in ((0.4, 2.0), (0.1, -0.5), (1.0, 3.0))]
             energy = each.lagrangian(rewards, costs, Penalty(kind, *prices, 0.7, 1.5))
-            results.append([t.clone() for t in energy])
+            results += [[t.clone() for t in energy], each.means(energy)]
             weights, where = each.weigh(energy, proposals, beta / 20)  # may write into the slopes
             results.append([weights, *(t.clone() for t in where)])
         weights, _ = each.weigh(energy, proposals, beta)

@@ -194,11 +194,9 @@ class ALGD:
         score_loss, of_score = self.formulas.match(matched.output, point, level, target, beta)
         entropy, upstream = self.formulas.upstream(latents, noise, action, slope, beta)
         gradients = policy.gradients(state, chain.at, latents, chain.record, upstream, matched, of_score, row, level)
-        mean_energy = energy.value[0].mean()
-        # The members' slopes in the risk sum to 1, so theirs in the energy sum to the penalty's: what the policy paid, in lambda's units.
-        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (len(self.budget), -1)).sum(-1)
-        loss = mean_energy + cfg.score_weight * score_loss - beta * entropy
-        return PolicyStep(loss, score_loss, entropy, mean_energy, energy.risk[:, 0].mean(-1), effective, gradients)
+        means = self.formulas.means(energy)
+        loss = means.energy[0] + cfg.score_weight * score_loss - beta * entropy
+        return PolicyStep(loss, score_loss, entropy, means.energy[0], means.risk, means.effective_multiplier, gradients)
 
     def _guide(
         self, state: Tensor, action: Tensor, point: Tensor, level: Level, noise: Tensor, multiplier: Tensor, beta: Tensor
@@ -236,7 +234,7 @@ class ALGD:
         policy = self.policy_step(
             batch.observation, chain, noise.tau, noise.proposals, noise.policy, multiplier.to(self.device, self.dtype), beta
         )
-        self._set_gradients("policy", [policy.gradients.get(name) for name, _ in self.policy.named_parameters()])
+        self._set_gradients("policy", [policy.gradients.get(name) for name in self.flat["policy"].names])
         self._require_finite(("policy",), policy_loss=policy.loss)
         self.policy_optimiser.step()
 
@@ -254,7 +252,7 @@ class ALGD:
 
     def _set_gradients(self, owner: str, gradients: Sequence[Tensor | None]) -> None:
         pairs = zip(self.flat[owner].gradients, gradients, strict=True)
-        found = [(room, gradient) for room, gradient in pairs if gradient is not None and gradient is not room]  # C++ may have written there
+        found = [(room, gradient) for room, gradient in pairs if gradient is not None and gradient.data_ptr() != room.data_ptr()]  # C++ may have written there
         if found:
             torch._foreach_copy_([room for room, _ in found], [gradient for _, gradient in found])
 

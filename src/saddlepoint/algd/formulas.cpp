@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 using i64 = int64_t;
@@ -113,6 +114,18 @@ int lagrangian(const Prices* prices, i64 heads, i64 rows, const float* reward, c
             const float share = of_spread / std::max(spread, 1e-12f);
             for (i64 m = 0; m < members; ++m) cost_slope[(c * members + m) * rows + r] = (1.0f / members + (q[m * rows] - mean) * share) * (price / unit);
         }
+    }
+    return 0;
+}
+
+// Means over the batch at the chain's actions, the first `rows` of (1 + proposals, rows): of the energy, of each constraint's risk, and of the sum of its members'
+// slopes.
+int means(i64 constraints, i64 members, i64 whole, i64 rows, const float* value, const float* cost_slope, const float* risk, float* found) {
+    const auto mean = [rows](const float* a) { return static_cast<float>(std::accumulate(a, a + rows, 0.0) / rows); };
+    found[0] = mean(value);
+    for (i64 c = 0; c < constraints; ++c) {
+        found[1 + c] = mean(risk + c * whole), found[1 + constraints + c] = 0;
+        for (i64 m = 0; m < members; ++m) found[1 + constraints + c] += mean(cost_slope + (c * members + m) * whole);
     }
     return 0;
 }

@@ -27,6 +27,14 @@ class Proposals(NamedTuple):
     sigma: Tensor  # (batch,)
 
 
+class Means(NamedTuple):
+    """Over the batch, at the chain's actions."""
+
+    energy: Tensor  # (1,)
+    risk: Tensor  # (constraints,)
+    effective_multiplier: Tensor  # (constraints,): the members' slopes in the risk sum to 1, so theirs in the energy to the penalty's
+
+
 class Formulas:
     """What an update computes of the networks' outputs. ``policy`` is the one that is updated."""
 
@@ -55,6 +63,10 @@ class Formulas:
 
     def lagrangian(self, reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
         return lagrangian(reward, cost, penalty)
+
+    def means(self, energy: Lagrangian) -> Means:
+        effective = energy.cost_slope[:, 0].mean(-1).unflatten(0, (self.constraints, -1)).sum(-1)
+        return Means(energy.value[:1].mean(-1), energy.risk[:, 0].mean(-1), effective)
 
     def propose(self, point: Tensor, action: Tensor, level: Level, noise: Tensor) -> Proposals:
         """Around the noised ``point`` (batch, action), from ``noise`` (proposals, batch, action)."""

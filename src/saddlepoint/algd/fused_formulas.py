@@ -12,15 +12,15 @@ from torch import Tensor
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import Lagrangian, Penalty
-from saddlepoint.algd.formulas import Formulas, Proposals
+from saddlepoint.algd.formulas import Formulas, Means, Proposals
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, Level
 from saddlepoint.nn import native
 from saddlepoint.nn.native import floats, pointer, require, structure
 from saddlepoint.types import Batch
 
 ARGUMENTS = {
-    "bellman": "iiiiii" "pppppp" "pp", "fit": "iiif" "pppp", "lagrangian": "pii" "pppppp", "propose": "pii" "ppppp" "ppp", "weigh": "iif" "ppipip" "p",
-    "target": "piif" "ppppp", "match": "iifif" "pppppp" "pp", "upstream": "piifppf" "ppppp" "pp",
+    "bellman": "iiiiii" "pppppp" "pp", "fit": "iiif" "pppp", "lagrangian": "pii" "pppppp", "means": "iiii" "pppp",
+    "propose": "pii" "ppppp" "ppp", "weigh": "iif" "ppipip" "p", "target": "piif" "ppppp", "match": "iifif" "pppppp" "pp", "upstream": "piifppf" "ppppp" "pp",
 }  # fmt: skip
 KINDS = {"none": 0, "plain": 1, "augmented": 2}
 BOOTSTRAPS = {"own": 0, "pair": 1, "largest": 2}
@@ -90,6 +90,13 @@ class FusedFormulas(Formulas):
         found = Lagrangian(torch.empty(lead), torch.empty_like(reward), torch.empty_like(cost), torch.empty(self.constraints, *lead))
         self._call("lagrangian", ctypes.addressof(prices), heads, rows, reward, cost, *found)
         return found
+
+    def means(self, energy: Lagrangian) -> Means:
+        (count, rows), members = energy.value.shape, len(energy.cost_slope)
+        given = require(energy.value, (count, rows)), require(energy.cost_slope, (members, count, rows)), require(energy.risk, (self.constraints, count, rows))
+        found = torch.empty(1 + 2 * self.constraints)
+        self._call("means", self.constraints, self.config.cost_members, count * rows, rows, *given, found)
+        return Means(*found.split([1, self.constraints, self.constraints]))
 
     def propose(self, point: Tensor, action: Tensor, level: Level, noise: Tensor) -> Proposals:
         (rows, size), count = point.shape, len(noise)

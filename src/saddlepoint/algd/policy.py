@@ -15,7 +15,7 @@ from saddlepoint.diffusion.network import (
     Evaluation,
     Pulled,
     ScoreNetwork,
-    Stacked,
+    chain_weight_gradients,
     stack,
     weight_gradients,
 )
@@ -184,37 +184,36 @@ class DiffusionPolicy(nn.Module):
         """
         gain, shift = level.gain.unsqueeze(-1), level.shift.unsqueeze(-1)
         grads = [torch.empty_like(kept) for kept in record.kept]
-        below, pulled = at.backward(matched, gain * of_score, [grad[-1:] for grad in grads])
+        pulled = at.backward(matched, gain * of_score, [grad[-1:] for grad in grads])
         if not self.config.detach_point:
             place = row.view(1, -1, 1).expand(1, -1, latents.shape[-1])
-            below = self._to_latent(below, latents.gather(0, place)[0]) + shift * of_score
+            below = self._to_latent(at.below(pulled), latents.gather(0, place)[0]) + shift * of_score
             upstream = upstream.scatter_add(0, place, below.unsqueeze(0))
-        found = self._fused_back(at, latents, record, upstream, pulled, grads) if grads else stack([pulled, *self._back(at, latents, record, upstream)])
-        net = at.nets["score"] if grads else None
-        return {f"network.{name}": gradient for name, gradient in weight_gradients(self.network, state, found, net).items()}
+        if grads:
+            found = self._fused_back(state, at.nets["score"], latents, record, upstream, pulled, grads)
+        else:
+            found = weight_gradients(self.network, state, stack([pulled, *self._back(at, latents, record, upstream)]))
+        return {f"network.{name}": gradient for name, gradient in found.items()}
 
     def _back(self, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor) -> list[Pulled]:
         found, pull, guided, evaluations = [], upstream[0], self.config.prediction == "guided", record.evaluations
         for k, of_step in enumerate(reversed(list(zip(evaluations[::2], evaluations[1::2]) if guided else zip(evaluations)))):
             drift, score = self.chain.drift[k] * pull, of_step[0]
-            below, pulled = at.backward(score, _through_direction(drift, score.output) if guided else drift)
-            found.append(pulled)
-            below = torch.add(self._to_latent(below, latents[k + 1]), pull, alpha=self.chain.keep[k])
+            found.append(at.backward(score, _through_direction(drift, score.output) if guided else drift))
+            below = torch.add(self._to_latent(at.below(found[-1]), latents[k + 1]), pull, alpha=self.chain.keep[k])
             if guided:
-                of_noise, pulled = at.backward(of_step[1], self.chain.denoise[k] * pull)
-                found.append(pulled)
-                below = below + of_noise
+                found.append(at.backward(of_step[1], self.chain.denoise[k] * pull))
+                below = below + at.below(found[-1])
             pull = upstream[k + 1] + below
         return found
 
-    def _fused_back(self, at: Conditioned, latents: Tensor, record: Record, upstream: Tensor, pulled: Pulled, grads: list[Tensor]) -> Stacked:
-        matched, steps = pulled.evaluation, self.config.steps
+    def _fused_back(
+        self, state: Tensor, net: FusedNet, latents: Tensor, record: Record, upstream: Tensor, pulled: Pulled, grads: list[Tensor]
+    ) -> dict[str, Tensor]:
         of_output = torch.empty_like(upstream)
         of_output[-1] = pulled.upstream
-        at.nets["score"].chain_backward(upstream, self._table, record.kept, grads, of_output)
-        u = torch.cat([latents[1:], matched.u.unsqueeze(0)])
-        k = torch.cat([torch.arange(steps).unsqueeze(-1).expand(-1, len(matched.u)), torch.as_tensor(matched.k).unsqueeze(0)])
-        return Stacked(k, u, record.kept, grads, {"score": (of_output, record.kept[-1])})
+        net.chain_backward(upstream, self._table, record.kept, grads, of_output)
+        return chain_weight_gradients(self.network, net, state, latents[1:], pulled.evaluation, record.kept, grads, of_output)
 
     def _to_latent(self, below: Tensor, x: Tensor) -> Tensor:
         """The gradient at the latent for one where the network looked."""

@@ -118,9 +118,8 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     those begun earlier lend theirs, which cancels on average. Before that can be, when the steps are fewer than a whole episode's and not every
     environment has ended one, the mean step stands for what is to come of a plain sum.
     """
-    fresh = age == 0
-    began = max(int(fresh.sum()), 1)
-    ended = all(len(age) >= budget.horizon for budget in budgets) or bool(fresh[1:].any(0).all())
+    began = max(age.numel() - int(torch.count_nonzero(age)), 1)
+    ended = all(len(age) >= budget.horizon for budget in budgets) or bool((age[1:] == 0).any(0).all())
     sums = []
     for budget, of_one in zip(budgets, cost.unbind(-1), strict=True):
         if budget.discounted:

@@ -54,10 +54,10 @@ class ScoreNetwork(nn.Module):
 
         def nets(dtype: torch.dtype) -> dict[str, FusedNet]:
             columns = torch.empty(1, self.action, len(self.weights[0]))
-            hidden = [w.detach().unsqueeze(0) for w in self.weights[1:]]
+            hidden = [_of_one_member(w) for w in self.weights[1:]]
             found = {}
             for head, weight in self.head_weights.items():  # each with what follows on the first layer's sums, which ``condition`` makes
-                weights, biases = [columns, *hidden, weight.detach().unsqueeze(0)], [*self.biases, self.head_biases[head]]
+                weights, biases = [columns, *hidden, _of_one_member(weight)], [*self.biases, self.head_biases[head]]
                 found[head] = FusedNet(weights, biases, 0, silu=False, flipped=True, dtype=dtype)
             return found
 
@@ -71,19 +71,12 @@ class ScoreNetwork(nn.Module):
         """
         keep = (lambda p: p) if live else torch.Tensor.detach
         first, split = keep(self.weights[0]), self.state + self.action
-        weights, biases = [keep(w) for w in self.weights], [keep(b) for b in self.biases]
-        shared = (F.linear if live else affine)(state, first[:, : self.state], biases[0])
-        times = F.linear(keep(self.embedding), first[:, split:])
-        return Conditioned(
-            shared=shared,
-            columns=first[:, self.state : split],
-            times=times,
-            weights=weights[1:],
-            biases=biases[1:],
-            heads={name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()},
-            live=live,
-            nets={} if live else self._with_columns(self._learning if learning else self._fused),
-        )
+        shared = (F.linear if live else affine)(state, first[:, : self.state], keep(self.biases[0]))
+        times, columns = F.linear(keep(self.embedding), first[:, split:]), first[:, self.state : split]
+        if self._fused and not live:
+            return Conditioned(shared, columns, times, [], [], {}, live, self._with_columns(self._learning if learning else self._fused))
+        heads = {name: (keep(w), keep(self.head_biases[name])) for name, w in self.head_weights.items()}
+        return Conditioned(shared, columns, times, [keep(w) for w in self.weights[1:]], [keep(b) for b in self.biases[1:]], heads, live, {})
 
     def _with_columns(self, nets: dict[str, FusedNet]) -> dict[str, FusedNet]:
         """``nets`` once their first layers, the columns of u, are as this network's."""
@@ -105,7 +98,7 @@ class Conditioned(NamedTuple):
     shared: Tensor  # (batch, hidden): the state's part of the first layer, and its bias
     columns: Tensor  # (hidden, action): the weights of u
     times: Tensor  # (steps, hidden): the embedding's part
-    weights: list[Tensor]
+    weights: list[Tensor]  # of the later layers; these and the next two are empty where C++ has them
     biases: list[Tensor]
     heads: dict[str, tuple[Tensor, Tensor]]
     live: bool
@@ -130,18 +123,22 @@ class Conditioned(NamedTuple):
         """At the states from ``start`` on."""
         return self._replace(shared=self.shared[start:])
 
-    def backward(self, evaluation: Evaluation, upstream: Tensor, room: list[Tensor] | None = None) -> tuple[Tensor, Pulled]:
-        """The gradient at ``u`` for one at the output, (batch, action) each, and what ``weight_gradients`` needs. ``room`` as of ``evaluate``."""
+    def backward(self, evaluation: Evaluation, upstream: Tensor, room: list[Tensor] | None = None) -> Pulled:
+        """Back from a gradient at the output, (batch, action). ``room`` as of ``evaluate``."""
         hidden = evaluation.hidden
         if self.nets:
             net, room = self.nets[evaluation.head], room or self.nets[evaluation.head].hidden(len(upstream))
             net.backward([h.unsqueeze(0) for h in hidden], upstream.unsqueeze(0), room)
-            return room[0][0].to(self.columns) @ self.columns, Pulled(evaluation, [h[0] for h in room], upstream)
+            return Pulled(evaluation, [h[0] for h in room], upstream)
         below = upstream @ self.heads[evaluation.head][0]
         grads = [torch.ops.aten.threshold_backward(below, hidden[-1], 0)]
         for weight, h in zip(self.weights[::-1], hidden[-2::-1]):
             grads.append(torch.ops.aten.threshold_backward(affine(grads[-1], weight.mT, None), h, 0))
-        return grads[-1] @ self.columns, Pulled(evaluation, grads[::-1], upstream)
+        return Pulled(evaluation, grads[::-1], upstream)
+
+    def below(self, pulled: Pulled) -> Tensor:
+        """The gradient at ``u``, (batch, action)."""
+        return pulled.grads[0].to(self.columns) @ self.columns
 
 
 class Evaluation(NamedTuple):
@@ -191,34 +188,48 @@ def stack(pulled: list[Pulled]) -> Stacked:
     return Stacked(k, u, hidden, grads, heads)
 
 
-def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked, net: FusedNet | None = None) -> dict[str, Tensor]:
+def weight_gradients(network: ScoreNetwork, state: Tensor, found: Stacked) -> dict[str, Tensor]:
     """The gradient of each parameter by its name, one product a layer for all evaluations together; parameters that none used are left out.
 
     ``state`` (batch, state) is what all evaluations were conditioned on. A chain of K steps and the score's own evaluation would otherwise make K + 1 small
-    products a layer and as many additions. ``net``: what makes them in C++, for evaluations with one head.
+    products a layer and as many additions.
     """
 
     def product(grad: Tensor, below: Tensor) -> Tensor:
         return affine(grad.flatten(0, 1).mT, below.flatten(0, 1).mT, None)
 
     gradients: dict[str, Tensor] = {}
-    if net is None:
-        for index in range(1, len(network.weights)):
-            gradients[f"weights.{index}"] = product(found.grads[index], found.hidden[index - 1])
-        gradients |= {f"biases.{index}": grad.sum((0, 1)) for index, grad in enumerate(found.grads)}
-        for head, (upstream, last) in found.heads.items():
-            gradients[f"head_weights.{head}"] = product(upstream, last)
-            gradients[f"head_biases.{head}"] = upstream.sum((0, 1))
-    else:
-        [(head, (upstream, _))] = found.heads.items()
-        weights, biases = net.later_weight_gradients(found.hidden, found.grads, upstream)
-        for index in range(1, len(network.weights)):
-            gradients[f"weights.{index}"] = weights[index][0]
-        gradients |= {f"biases.{index}": bias for index, bias in enumerate(biases[:-1])}
-        gradients |= {f"head_weights.{head}": weights[-1][0], f"head_biases.{head}": biases[-1]}
+    for index in range(1, len(network.weights)):
+        gradients[f"weights.{index}"] = product(found.grads[index], found.hidden[index - 1])
+    gradients |= {f"biases.{index}": grad.sum((0, 1)) for index, grad in enumerate(found.grads)}
+    for head, (upstream, last) in found.heads.items():
+        gradients[f"head_weights.{head}"] = product(upstream, last)
+        gradients[f"head_biases.{head}"] = upstream.sum((0, 1))
 
     embedding, weight, first = network.embedding.detach(), network.weights[0].detach(), found.grads[0].to(found.u)
     at_step = found.k.flatten() == torch.arange(len(embedding), device=weight.device).unsqueeze(-1)
     of_u, of_step = (torch.cat([found.u.flatten(0, 1).mT, at_step]) @ first.flatten(0, 1)).split([network.action, len(embedding)])
     columns = [affine(first.sum(0).mT, state.mT, None), of_u.mT, of_step.mT @ embedding]
     return gradients | {"weights.0": torch.cat(columns, dim=1), "embedding": of_step @ weight[:, network.state + network.action :]}
+
+
+def chain_weight_gradients(
+    network: ScoreNetwork, net: FusedNet, state: Tensor, latents: Tensor, matched: Evaluation, kept: list[Tensor], grads: list[Tensor], of_output: Tensor
+) -> dict[str, Tensor]:
+    """The same in C++, of the evaluations of a chain at its ``latents`` (K, batch, action) and then the ``matched`` one, from what they left: outputs of the
+    hidden layers and gradients at their pre-activations, (K + 1, batch, width), and those at the outputs (K + 1, batch, action)."""
+    first, embedding = network.weights[0], network.embedding
+    of_first, of_embedding = (p.new_empty(p.shape) if p.grad is None else p.grad for p in (first, embedding))
+    net.conditioned_gradients(state, latents, matched.u, torch.as_tensor(matched.k), grads[0], embedding.detach(), first.detach(), (of_first, of_embedding))
+    weights, biases = net.later_weight_gradients(kept, grads, of_output)
+    gradients = {"weights.0": of_first, "embedding": of_embedding}
+    gradients |= {f"weights.{index}": weight[0] for index, weight in enumerate(weights[1:-1], 1)}
+    gradients |= {f"biases.{index}": bias for index, bias in enumerate(biases[:-1])}
+    return gradients | {f"head_weights.{matched.head}": weights[-1][0], f"head_biases.{matched.head}": biases[-1]}
+
+
+def _of_one_member(weight: Tensor) -> Tensor:
+    """The weight (out, in) as (1, out, in), with the same room for its gradient."""
+    whole = weight.detach().unsqueeze(0)
+    whole.grad = None if weight.grad is None else weight.grad.unsqueeze(0)
+    return whole

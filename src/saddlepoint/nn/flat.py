@@ -16,7 +16,8 @@ class Flat:
     """
 
     def __init__(self, module: nn.Module):
-        self.parameters = list(module.parameters())
+        self.names, parameters = zip(*module.named_parameters())
+        self.parameters: list[nn.Parameter] = list(parameters)
         self.whole = torch.cat([p.detach().flatten() for p in self.parameters])
         self.gradient = torch.zeros_like(self.whole)
         self.gradients = self.split(self.gradient)

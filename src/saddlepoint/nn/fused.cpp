@@ -374,6 +374,52 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
     });
 }
 
+// Gradients of a first layer's weights (width, wide + narrow + depth) and of the embeddings (steps, depth) that its last columns see, from those at its
+// pre-activations, `grads` (steps + 1, rows, width): at the latents (steps, rows, narrow) of steps 0, 1, ..., then at `point` (rows, narrow) of the steps `taus`.
+// The states (rows, wide) are the same each time.
+template <class T>
+void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const float* state, i64 wide, const float* latents, const float* point, i64 narrow,
+                           const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
+    const i64 columns = wide + narrow + depth;
+    Buffer<float> of_steps(steps * width);
+    share(width / STEP, [&](Tasks& queue) {
+        Buffer<float> total(rows * STEP), turned(STEP * rows), of_narrow(narrow * STEP);
+        const auto add = [](float* to, Two g, Vec scale) {
+            auto [t0, t1] = load(to);
+            store(to, at::vec::fmadd(scale, std::get<0>(g), t0), at::vec::fmadd(scale, std::get<1>(g), t1));
+        };
+        for (i64 task; queue.next(task);) {
+            const i64 j = task * STEP;
+            std::fill(total + 0, total + rows * STEP, 0.0f), std::fill(of_narrow + 0, of_narrow + narrow * STEP, 0.0f);
+            for (i64 k = 0; k < steps; ++k) std::fill(of_steps + k * width + j, of_steps + k * width + j + STEP, 0.0f);
+            for (i64 k = 0; k <= steps; ++k)
+                for (i64 r = 0; r < rows; ++r) {
+                    const Two g = load(grads + (k * rows + r) * width + j);
+                    const float* u = (k < steps ? latents + k * rows * narrow : point) + r * narrow;
+                    add(total + r * STEP, g, Vec(1));
+                    add(of_steps + (k < steps ? k : taus[r]) * width + j, g, Vec(1));
+                    for (i64 a = 0; a < narrow; ++a) add(of_narrow + a * STEP, g, Vec(u[a]));
+                }
+            float* to = d_weight + j * columns;
+            transpose(static_cast<float*>(total), STEP, rows, STEP, static_cast<float*>(turned), rows);
+            product_to<float>({{turned, rows, Factor<float>{state, rows, wide, false}}}, STEP, to, columns);
+            for (i64 i = 0; i < STEP; ++i) {
+                for (i64 a = 0; a < narrow; ++a) to[i * columns + wide + a] = of_narrow[a * STEP + i];
+                for (i64 e = 0; e < depth; ++e) {
+                    float sum = 0;
+                    for (i64 k = 0; k < steps; ++k) sum += of_steps[k * width + j + i] * embedding[k * depth + e];
+                    to[i * columns + wide + narrow + e] = sum;
+                }
+            }
+        }
+        blas::brgemm_release(false);
+    });
+    std::fill(d_embedding, d_embedding + steps * depth, 0.0f);
+    for (i64 k = 0; k < steps; ++k)
+        for (i64 j = 0; j < width; ++j)
+            for (i64 e = 0; e < depth; ++e) d_embedding[k * depth + e] += of_steps[k * width + j] * weight[j * columns + wide + narrow + e];
+}
+
 }  // namespace
 
 extern "C" {
@@ -420,6 +466,16 @@ int weight_gradients_net(const Net* net, int low, i64 rows, const void* inputs, 
     return guarded([&] {
         low ? weight_gradients(*net, rows, static_cast<const BFloat16*>(inputs), as<BFloat16>(outputs), as<BFloat16>(grads), stride, upstream, d_weights, d_biases)
             : weight_gradients(*net, rows, static_cast<const float*>(inputs), as<float>(outputs), as<float>(grads), stride, upstream, d_weights, d_biases);
+    });
+}
+
+int conditioned_gradients_net(const Net* net, int low, i64 steps, i64 rows, const void* grads, const float* state, i64 wide, const float* latents, const float* point,
+                              const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
+    return guarded([&] {
+        const auto found = [&](const auto* grads) {
+            conditioned_gradients(steps, rows, net->widths[0], grads, state, wide, latents, point, net->narrow, taus, embedding, depth, weight, d_weight, d_embedding);
+        };
+        low ? found(static_cast<const BFloat16*>(grads)) : found(static_cast<const float*>(grads));
     });
 }
 

@@ -22,6 +22,7 @@ from saddlepoint.nn.native import WIDTHS, Layouts, floats, integers, pointer, po
 ARGUMENTS = {
     "pack_net": "pipi", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
     "chain_forward_net": "pipppppppiiipp", "chain_backward_net": "pippppiippp",
+    "conditioned_gradients_net": "piiippipppp" "ippp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
 
@@ -131,6 +132,25 @@ class FusedNet:
         lacking = -grads[0].shape[1] % WIDTHS if self.low else 0
         grads = [F.pad(grad, (0, 0, 0, lacking)) for grad in grads] if lacking else grads
         return self._weight_gradients(None, outputs, grads, upstream.view(1, -1, self.head))
+
+    def conditioned_gradients(
+        self, state: Tensor, latents: Tensor, point: Tensor, taus: Tensor, grads: Tensor, embedding: Tensor, weight: Tensor, rooms: tuple[Tensor, Tensor]
+    ) -> None:
+        """Fill ``rooms`` with the gradients of the first layer's ``weight`` (out, state + narrow + embedding) and of the ``embedding`` (steps, columns), from
+        those at its pre-activations, ``grads`` (steps + 1, batch, out), at the ``latents`` (steps, batch, narrow) of the steps 0, 1, ... and then at ``point``
+        (batch, narrow) of the steps ``taus`` (batch,)."""
+        (steps, rows, size), (_, depth), wide = latents.shape, embedding.shape, state.shape[1]
+        state, latents = require(state.contiguous(), (rows, wide)), require(latents.contiguous(), (steps, rows, self.narrow))
+        point, taus = require(point.contiguous(), (rows, size)), require(taus.contiguous(), (rows,), torch.int64)
+        require(grads, (steps + 1, rows, self.widths[0]), self.dtype)
+        for tensor, room in zip((weight, embedding), rooms, strict=True):
+            require(tensor, tensor.shape), require(room, tensor.shape)
+        if weight.shape != (self.widths[0], wide + size + depth) or len(embedding) != steps:
+            raise ValueError("the first layer's columns are a state's, a narrow input's and an embedding's, which has a row for each step")
+        self._call(
+            "conditioned_gradients_net", self.low, steps, rows, pointer(grads), pointer(state), wide, pointer(latents), pointer(point), pointer(taus),
+            pointer(embedding), depth, pointer(weight), *map(pointer, rooms),
+        )  # fmt: skip
 
     def _weight_gradients(
         self, inputs: Tensor | None, outputs: list[Tensor], grads: list[Tensor], upstream: Tensor
