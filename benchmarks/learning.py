@@ -66,6 +66,11 @@ PLANNERS = {
     "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
 }  # fmt: skip
 
+CORRECTIONS = {
+    "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
+    "released-score": "--td-action prior --score-training released",
+}  # fmt: skip
+
 
 def control(
     task: str, anchors: tuple[tuple[str, float], ...], planners: tuple[str, ...] = ("denoise", "mppi", "prior-targets"),
@@ -91,12 +96,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         "dmc/cartpole-swingup, the score network acting: corrections of MBDPO taken back",
         "--preset small --planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
         " --replay-size 25000 --threads 1 --quiet",
-        {
-            "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
-            "released-score": "--td-action prior --score-training released",
-        },
+        CORRECTIONS,
+        (0, 1, 2),
         anchors=(("TD-MPC2 at 100,000 environment steps (published)", 839), ("MBDPO (published)", 881)),
-        steps_of={"default-0": 25_000} | {f"{name}-0": 10_000 for name in ("released-pairs", "first-critics", "prior-targets", "released-score")},
+        steps_of={f"{name}-{seed}": 10_000 for name in CORRECTIONS for seed in range(3)} | {"default-0": 25_000},
         system="mbdpo",
     ),
     "walker-walk": control("walker-walk", (), ("denoise",), (0,), 12500),
