@@ -12,7 +12,7 @@ from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PARITY, PARITY_VP, ALGDConfig
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn import fused, fused_normed, native
-from saddlepoint.nn.critics import Ensemble, action_gradient, trace, weight_gradients
+from saddlepoint.nn.critics import Ensemble, action_gradient, fit, trace
 from saddlepoint.nn.normed import NormedMLP
 from saddlepoint.types import Batch, EnvShape
 
@@ -42,18 +42,21 @@ def test_passes_are_those_of_autograd(dtype, activation, members, state, action,
     values = torch.stack([critic(s, one) for one in a], 1)
     upstream = torch.randn(values.shape, generator=generator) * (torch.rand(values.shape, generator=generator) < 0.6)
     slopes = torch.autograd.grad(values, a, upstream)[0]
-    wanted = torch.autograd.grad(critic(s, a[0]), list(critic.parameters()), upstream[:, 0])
     a = a.detach()
+    targets, shared = torch.randn(2, members, batch, generator=generator), torch.randn(batch, generator=generator)
+    losses = [0.3 * (critic(s, a[0]) - target).square().sum() for target in (*targets, shared)]
+    wanted = [[loss.detach(), *torch.autograd.grad(loss, list(critic.parameters()))] for loss in losses]
 
     def found() -> list[Tensor]:
         net = critic.layers(dtype)
         saved = trace(net, s, a, activation, "slopes")
-        first = trace(net, s, a[:1], activation)
-        weights, biases = weight_gradients(net, first, torch.cat([s, a[0]], -1), upstream[:, 0], activation)
-        parts = [saved.values, trace(net, s, a, activation, "nothing").values, action_gradient(net, saved, upstream, activation, state), *weights, *biases]
+        parts = [saved.values, trace(net, s, a, activation, "nothing").values, action_gradient(net, saved, upstream, activation, state)]
+        for target in (*targets, shared):
+            loss, gradients = fit(net, s, a[0], target, 0.3, activation)
+            parts += [loss, *gradients]
         return [part.detach() for part in parts]
 
-    exact = [values.detach(), values.detach(), slopes, *wanted]
+    exact = [values.detach(), values.detach(), slopes, *(part for parts in wanted for part in parts)]
     layered = found()
     critic.fuse()
     assert isinstance(critic.layers(dtype), fused.FusedNet)
@@ -74,6 +77,17 @@ def test_passes_take_up_weights_that_have_moved(generator):
         after = trace(critic.layers(), s, a, "silu").values
         torch.testing.assert_close(after[:, 0], critic(s, a[0]))
     assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW])
+def test_what_is_not_a_number_is_not_fitted_in_silence(dtype, generator):
+    critic = Ensemble(2, 4, 2, (32, 32), "silu", generator)
+    critic.fuse()
+    wanted = torch.randn(2, 70, generator=generator)
+    wanted[1, 66] = torch.nan
+    found = fit(critic.layers(dtype), torch.randn(70, 4, generator=generator), torch.randn(70, 2, generator=generator), wanted, 1.0, "silu")
+    assert found.loss.isnan()
+    assert all(gradient[0].isfinite().all() and gradient[1].isnan().any() for gradient in found.gradients)
 
 
 VARIANTS = {

@@ -18,7 +18,7 @@ from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitti
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.diffusion.network import Conditioned
-from saddlepoint.nn.critics import Ensemble, trace, weight_gradients
+from saddlepoint.nn.critics import Ensemble, Fit, fit, trace
 from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.flat import Adam, Flat
 from saddlepoint.nn.layers import ActionBox
@@ -166,19 +166,13 @@ class ALGD:
             return trace(layers, batch.next_observation, next_action[None], critic.activation, "nothing").values[:, 0]
 
         wanted, wanted_cost = self.formulas.bellman(batch, following(self.critic_target), following(self.cost_target))
-        inputs = torch.cat([batch.observation, batch.action], dim=-1).to(self.low_precision or self.dtype)
 
-        def fit(critic: Ensemble, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
-            layers = critic.layers(self.low_precision)
-            saved = trace(layers, batch.observation, batch.action[None], critic.activation)
-            loss, upstream = self.formulas.fit(saved.values[:, 0], wanted, scale)
-            weights, biases = weight_gradients(layers, saved, inputs, upstream, critic.activation)
-            return loss, [*weights, *biases]
+        def fitted(critic: Ensemble, wanted: Tensor, scale: float) -> Fit:
+            return fit(critic.layers(self.low_precision), batch.observation, batch.action, wanted, scale, critic.activation)
 
-        rows = len(inputs)
-        reward_loss, reward_gradients = fit(self.critic, wanted, 1 / rows)
-        cost_loss, cost_gradients = fit(self.cost_critic, wanted_cost, 1 / (rows * self.config.cost_members))
-        return CriticStep(reward_loss, cost_loss, reward_gradients, cost_gradients)
+        rows = len(batch.reward)
+        reward, cost = fitted(self.critic, wanted, 1 / rows), fitted(self.cost_critic, wanted_cost, 1 / (rows * self.config.cost_members))
+        return CriticStep(reward.loss, cost.loss, reward.gradients, cost.gradients)
 
     @torch.no_grad()
     def _policy_step(

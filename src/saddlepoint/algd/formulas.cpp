@@ -75,18 +75,6 @@ int bellman(i64 rows, i64 constraints, i64 members, i64 bootstrap, i64 nonnegati
     return 0;
 }
 
-// scale * sum of (values - wanted)^2, to `loss`, and its gradient; values (members, rows), wanted (members or 1, rows).
-int fit(i64 members, i64 rows, i64 shared, float scale, const float* values, const float* wanted, float* loss, float* upstream) {
-    double sum = 0;
-    for (i64 m = 0; m < members; ++m)
-        for (i64 r = 0; r < rows; ++r) {
-            const float error = values[m * rows + r] - wanted[(shared ? 0 : m * rows) + r];
-            upstream[m * rows + r] = 2 * scale * error, sum += error * error;
-        }
-    *loss = scale * static_cast<float>(sum);
-    return 0;
-}
-
 // The Lagrangian of `reward` (heads, rows) and `cost` (constraints * members, rows): value (rows), slopes shaped as the two, risk (constraints, rows).
 int lagrangian(const Prices* prices, i64 heads, i64 rows, const float* reward, const float* cost, float* value, float* reward_slope, float* cost_slope, float* risk) {
     for (i64 r = 0; r < rows; ++r) {

@@ -56,11 +56,6 @@ class Formulas:
             paid + cfg.cost_gamma * (1.0 if cfg.cost_through_termination else alive) * cost,
         )
 
-    def fit(self, values: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """scale * sum of (values - wanted)^2, 0-d, and its gradient, shaped as ``values`` (members, batch); ``wanted`` so or (batch,)."""
-        error = values - wanted
-        return scale * error.square().sum(), 2 * scale * error
-
     def lagrangian(self, reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
         return lagrangian(reward, cost, penalty)
 

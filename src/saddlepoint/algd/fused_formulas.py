@@ -19,7 +19,7 @@ from saddlepoint.nn.native import floats, pointer, require, structure
 from saddlepoint.types import Batch
 
 ARGUMENTS = {
-    "bellman": "iiiiii" "pppppp" "pp", "fit": "iiif" "pppp", "lagrangian": "pii" "pppppp", "means": "iiii" "pppp",
+    "bellman": "iiiiii" "pppppp" "pp", "lagrangian": "pii" "pppppp", "means": "iiii" "pppp",
     "propose": "pii" "ppppp" "ppp", "weigh": "iif" "ppipip" "p", "target": "piif" "ppppp", "match": "iifif" "pppppp" "pp", "upstream": "piifppf" "ppppp" "pp",
 }  # fmt: skip
 KINDS = {"none": 0, "plain": 1, "augmented": 2}
@@ -73,13 +73,6 @@ class FusedFormulas(Formulas):
         self._call("bellman", rows, self.constraints, members, bootstrap, cfg.nonnegative_costs, cfg.cost_through_termination, self.discounts, *given,
                    reward, cost, of_reward, of_cost)  # fmt: skip
         return of_reward, of_cost
-
-    def fit(self, values: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        members, rows = values.shape
-        values, shared = require(values.contiguous(), (members, rows)), wanted.ndim == 1
-        loss, upstream = torch.empty(()), torch.empty_like(values)
-        self._call("fit", members, rows, shared, scale, values, require(wanted, (rows,) if shared else (members, rows)), loss, upstream)
-        return loss, upstream
 
     def lagrangian(self, reward: Tensor, cost: Tensor, penalty: Penalty) -> Lagrangian:
         heads, *lead = reward.shape

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saddlepoint.nn.critics import Activation, Ensemble, Trace, action_gradient, trace, weight_gradients
+from saddlepoint.nn.critics import Activation, Ensemble, Fit, Trace, action_gradient, fit, trace
 from saddlepoint.nn.native import tell_of_steps
-
-
-class Fit(NamedTuple):
-    """A loss (0-d) and its gradients, weights then biases, in the order of the parameters."""
-
-    loss: Tensor
-    gradients: list[Tensor]
 
 
 class Critic:
@@ -51,13 +43,7 @@ class Critic:
 
     def fit(self, state: Tensor, action: Tensor, wanted: Tensor, scale: float) -> Fit:
         """scale * sum over members and batch of (Q_m - wanted_m)^2, with ``wanted`` (members, batch)."""
-        saved = self.values(state, action)
-        error = saved.values[:, 0] - wanted
-        inputs = torch.cat([state, action], -1)
-        weights, biases = weight_gradients(
-            self.online.layers(), saved, inputs, 2 * scale * error, self.online.activation
-        )
-        return Fit(scale * error.square().sum(), [*weights, *biases])
+        return fit(self.online.layers(), state, action, wanted, scale, self.online.activation)
 
     def follow(self, share: float) -> None:
         """Q' <- Q' + share * (Q - Q'), parameter by parameter."""

@@ -183,13 +183,30 @@ def action_gradient(parts: Net, saved: Trace, upstream: Tensor, activation: Acti
     return total.view(proposals, batch, -1)
 
 
+class Fit(NamedTuple):
+    """A loss (0-d) and its gradients, weights then biases, in the order of the parameters."""
+
+    loss: Tensor
+    gradients: list[Tensor]
+
+
+def fit(parts: Net, state: Tensor, action: Tensor, wanted: Tensor, scale: float, activation: Activation) -> Fit:
+    """scale * sum over members and batch of (Q_m - wanted_m)^2, at (batch, state) and (batch, action), with ``wanted`` (members, batch) or, for all members,
+    (batch,)."""
+    if isinstance(parts, FusedNet):
+        loss, weights, biases = parts.fit(state, action, wanted, scale)
+    else:
+        saved = trace(parts, state, action[None], activation)
+        error = saved.values[:, 0] - wanted
+        loss = scale * error.square().sum()
+        weights, biases = weight_gradients(parts, saved, torch.cat([state, action], -1), 2 * scale * error, activation)
+    return Fit(loss, [*weights, *biases])
+
+
 def weight_gradients(
-    parts: Net, saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
+    parts: list[Layers], saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of sum upstream * Q for weights and biases. ``inputs`` (batch, state + action), ``upstream`` (members, batch)."""
-    if isinstance(parts, FusedNet):
-        outputs, sources = zip(*saved.hidden[0])
-        return parts.weight_gradients(inputs, list(outputs), list(sources), upstream.unsqueeze(-1))
     inputs = inputs.to(parts[0].weights[0].dtype)
     found = [
         _weight_gradients(part, hidden, inputs, above, upstream.dtype, activation)

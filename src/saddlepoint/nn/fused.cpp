@@ -131,6 +131,28 @@ void layers_forward(const Net& net, T* const* packed, i64 member, i64 n, const T
         for (i64 o = 0; o < net.head; ++o) values[r * net.head + o] = dot(h + r * last, head + o * last, last) + bias[o];
 }
 
+// The part of the first layer's sums that the wide inputs (n, wide) make, and its bias: (n, widths[0]), to `to`. `cast` has room for rows of T's, as a product
+// takes them.
+template <class T>
+void wide_part(const Net& net, T* const* packed, i64 member, const float* wide, i64 n, T* cast, float* to) {
+    const i64 first = net.widths[0], depth = padded_for<T>(net.wide);
+    const float* bias = net.biases[0] + member * first;
+    const T* input = cast;
+    if constexpr (std::is_same_v<T, float>) input = wide;
+    else pad(wide, n, net.wide, cast, depth);
+    product<T>(input, depth, n, factor(net, packed, 0, member, false), [&](i64 from, i64 width, const float* c) {
+        for (i64 r = 0; r < n; ++r)
+            for (i64 j = 0; j < width; j += STEP) {
+                auto [c0, c1] = load(c + r * COLUMNS + j);
+                auto [b0, b1] = load(bias + from + j);
+                store(to + r * first + from + j, c0 + b0, c1 + b1);
+            }
+    });
+}
+
+template <class T>
+i64 cast_size(const Net& net) { return std::is_same_v<T, float> ? 0 : ROWS * padded(net.wide); }
+
 // Values (members, proposals, batch, head) at `wide` (batch, wide), or `base` (batch, widths[0]) instead, and `narrow` (proposals, batch, narrow). What is kept
 // of the hidden layers, outputs and sources (members, proposals * batch, width), may be null. The wide part is taken once for all proposals.
 template <class T>
@@ -138,26 +160,12 @@ void forward(const Net& net, T* const* packed, const float* wide, const float* b
              T* const* outputs, T* const* sources, float* values) {
     const i64 tiles = (batch + ROWS - 1) / ROWS, rows = proposals * batch, first = net.widths[0];
     share(net.members * tiles, [&](Tasks& queue) {
-        const i64 depth = padded_for<T>(net.wide);
         Buffer<float> shared(ROWS * first);
-        Buffer<T> cast(std::is_same_v<T, float> ? 0 : ROWS * depth), ping(ROWS * widest(net)), pong(ROWS * widest(net));
+        Buffer<T> cast(cast_size<T>(net)), ping(ROWS * widest(net)), pong(ROWS * widest(net));
         for (i64 task; queue.next(task);) {
             const i64 member = task / tiles, start = task % tiles * ROWS, n = std::min(ROWS, batch - start);
             const float* common = base ? base + start * first : static_cast<float*>(shared);
-            if (!base) {
-                const float* bias = net.biases[0] + member * first;
-                const T* input = cast;
-                if constexpr (std::is_same_v<T, float>) input = wide + start * net.wide;
-                else pad(wide + start * net.wide, n, net.wide, static_cast<T*>(cast), depth);
-                product<T>(input, depth, n, factor(net, packed, 0, member, false), [&](i64 from, i64 width, const float* c) {
-                    for (i64 r = 0; r < n; ++r)
-                        for (i64 j = 0; j < width; j += STEP) {
-                            auto [c0, c1] = load(c + r * COLUMNS + j);
-                            auto [b0, b1] = load(bias + from + j);
-                            store(shared + r * first + from + j, c0 + b0, c1 + b1);
-                        }
-                });
-            }
+            if (!base) wide_part<T>(net, packed, member, wide + start * net.wide, n, cast, shared);
             for (i64 p = 0; p < proposals; ++p) {
                 const i64 row = p * batch + start, at = member * rows + row;
                 const Kept<T> kept{outputs, net, at}, slopes{sources, net, at};
@@ -248,6 +256,41 @@ void backward(const Net& net, T* const* packed, i64 rows, T* const* sources, con
         }
         blas::brgemm_release(!std::is_same_v<T, float>);
     });
+}
+
+// Of scale * sum of (values - wanted)^2 over members and rows, at `wide` (rows, wide) and `narrow` (rows, narrow): the loss, its gradient at the values,
+// `upstream` (members, rows), and those at the pre-activations, `grads` (members, stride, width), 0 from `rows` on; `outputs` (members, rows, width) are left
+// as well. `wanted` (members, rows), or `shared` (rows). Forward and back again tile by tile. The net has one value.
+template <class T>
+void fit(const Net& net, T* const* packed, T* const* turned, const float* wide, const float* narrow, i64 rows, const float* wanted, i64 shared, float scale,
+         T* const* outputs, T* const* grads, i64 stride, float* upstream, float* loss) {
+    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0];
+    const Every every;
+    std::vector<double> sums(net.members * tiles, 0.0);
+    share(net.members * tiles, [&](Tasks& queue) {
+        Buffer<float> common(ROWS * first), values(ROWS);
+        Buffer<T> cast(cast_size<T>(net)), derivatives(net.silu ? net.hidden * ROWS * widest(net) : 0);
+        std::vector<T*> slopes;
+        for (i64 layer = 0; layer < net.hidden; ++layer) slopes.push_back(derivatives + layer * ROWS * widest(net));
+        for (i64 task; queue.next(task);) {
+            const i64 member = task / tiles, start = task % tiles * ROWS, n = std::min(ROWS, rows - start), at = member * rows + start;
+            const Kept<T> kept{outputs, net, at}, sources = net.silu ? Kept<T>{slopes.data(), net, 0} : kept, nothing{nullptr, net, 0};
+            wide_part<T>(net, packed, member, wide + start * net.wide, n, cast, common);
+            first_layer<T>(net, member, common, nullptr, narrow + start * net.narrow, n, kept[0], net.silu ? sources[0] : nullptr);
+            layers_forward<T>(net, packed, member, n, kept[0], kept, net.silu ? sources : nothing, nullptr, nullptr, values);
+            for (i64 r = 0; r < n; ++r) {
+                const float error = values[r] - wanted[(shared ? 0 : member * rows) + start + r];
+                upstream[at + r] = 2 * scale * error, sums[task] += error * error;
+            }
+            layers_back<T>(net, turned, member, every.rows, n, upstream + at, sources, {grads, net, member * stride + start}, nullptr, nullptr);
+            for (i64 layer = 0; start + n == rows && layer < net.hidden; ++layer) {
+                T* end = grads[layer] + (member + 1) * stride * net.widths[layer];
+                std::fill(end - (stride - rows) * net.widths[layer], end, T(0));
+            }
+        }
+        blas::brgemm_release(!std::is_same_v<T, float>);
+    });
+    *loss = scale * static_cast<float>(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
 
 // A chain of a score network (one member): x_k = keep_k x_{k+1} + drift_k output(common + times_k, x_{k+1}) + std_k noise_k, for k from steps - 1 down to 0,
@@ -446,6 +489,14 @@ int backward_net(const Net* net, int low, void* const* packed, i64 rows, void* c
     return guarded([&] {
         low ? backward(*net, as<BFloat16>(packed), rows, as<BFloat16>(sources), upstream, as<BFloat16>(grads), stride, below)
             : backward(*net, as<float>(packed), rows, as<float>(sources), upstream, as<float>(grads), stride, below);
+    });
+}
+
+int fit_net(const Net* net, int low, void* const* packed, void* const* turned, const float* wide, const float* narrow, i64 rows, const float* wanted, i64 shared,
+            float scale, void* const* outputs, void* const* grads, i64 stride, float* upstream, float* loss) {
+    return guarded([&] {
+        low ? fit(*net, as<BFloat16>(packed), as<BFloat16>(turned), wide, narrow, rows, wanted, shared, scale, as<BFloat16>(outputs), as<BFloat16>(grads), stride, upstream, loss)
+            : fit(*net, as<float>(packed), as<float>(turned), wide, narrow, rows, wanted, shared, scale, as<float>(outputs), as<float>(grads), stride, upstream, loss);
     });
 }
 

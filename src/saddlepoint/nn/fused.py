@@ -22,7 +22,7 @@ from saddlepoint.nn.native import WIDTHS, Layouts, floats, integers, pointer, po
 ARGUMENTS = {
     "pack_net": "pipi", "forward_net": "pipppp" "ii" "ppp", "backward_net": "pipippp" "ip", "weight_gradients_net": "piipppippp",
     "chain_forward_net": "pipppppppiiipp", "chain_backward_net": "pippppiippp",
-    "conditioned_gradients_net": "piiippipppp" "ippp",
+    "fit_net": "pipppp" "ipif" "pp" "ipp", "conditioned_gradients_net": "piiippipppp" "ippp",
 }  # fmt: skip
 """of each C function: integers and pointers"""
 
@@ -115,15 +115,23 @@ class FusedNet:
         self._require_layers(grads, stride)
         self._call("backward_net", self.low, self.layouts.at(True), rows, pointers(sources), pointer(upstream), pointers(grads), stride, pointer(below))
 
-    def weight_gradients(self, inputs: Tensor, outputs: list[Tensor], sources: list[Tensor], upstream: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients of weights and biases, shaped as these, for ``inputs`` (rows, wide + narrow) and ``upstream`` (members, rows, head)."""
-        rows = len(inputs)
+    def fit(self, wide: Tensor, narrow: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """scale * sum over members and rows of (value - wanted)^2, 0-d, and its gradients of weights and biases, shaped as these.
+
+        ``wide`` (rows, wide), ``narrow`` (rows, narrow), ``wanted`` (members, rows) or, for all members, (rows,). For nets of one value.
+        """
+        rows, shared = len(wide), wanted.ndim == 1
+        if self.head != 1:
+            raise ValueError(f"only nets of one value are fitted: this one has {self.head}")
+        wide, narrow = require(wide.contiguous(), (rows, self.wide)), require(narrow.contiguous(), (rows, self.narrow))
+        wanted = require(wanted.contiguous(), (rows,) if shared else (self.members, rows))
         stride = -(-rows // WIDTHS) * WIDTHS if self.low else rows  # what oneDNN sums over in bfloat16
-        grads = self.hidden(rows, stride)
-        for grad in grads if stride > rows else ():
-            grad[:, rows:] = 0
-        self.backward(sources, upstream, grads)
-        return self._weight_gradients(inputs.to(self.dtype).contiguous(), outputs, grads, upstream.contiguous())
+        outputs, grads, upstream, loss = self.hidden(rows), self.hidden(rows, stride), torch.empty(self.members, rows, 1), torch.empty(())
+        self._call(
+            "fit_net", self.low, self.layouts.at(False), self.layouts.at(True), pointer(wide), pointer(narrow), rows, pointer(wanted), shared, scale,
+            pointers(outputs), pointers(grads), stride, pointer(upstream), pointer(loss),
+        )  # fmt: skip
+        return loss, *self._weight_gradients(torch.cat([wide, narrow], 1).to(self.dtype), outputs, grads, upstream)
 
     def later_weight_gradients(self, outputs: list[Tensor], grads: list[Tensor], upstream: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of all weights but the first layer's, whose place holds nothing, and of all biases, from what ``chain_forward`` and ``chain_backward``
