@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +82,32 @@ def test_passes_take_up_weights_that_have_moved(generator):
         after = trace(critic.layers(), s, a, "silu").values
         torch.testing.assert_close(after[:, 0], critic(s, a[0]))
     assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize(("state", "hidden"), [(60, 256), (33, 96)])
+def test_float32_products_are_as_exact_as_pytorchs(state, hidden, generator):
+    """Also where they are sums of products of bfloat16 parts (nn/split.h): with large biases a ReLU network is a chain of products."""
+    critic = Ensemble(3, state, 2, (hidden, hidden), "relu", generator)
+    with torch.no_grad():
+        for bias in critic.biases[:-1]:
+            bias.fill_(100)
+    s, a = torch.randn(200, state, generator=generator), torch.randn(1, 200, 2, generator=generator)
+    wanted = torch.zeros(200)
+    double = copy.deepcopy(critic).double()
+    exact = fit(double.layers(), s.double(), a[0].double(), wanted.double(), 1.0, "relu")
+    layered = fit(critic.layers(), s, a[0], wanted, 1.0, "relu")
+    critic.fuse()
+    found = fit(critic.layers(), s, a[0], wanted, 1.0, "relu")
+    for got, by_pytorch, want in zip(found.gradients, layered.gradients, exact.gradients, strict=True):
+        assert (got - want).norm() <= 2 * (by_pytorch - want).norm() + 1e-7 * want.norm()
+
+
+def test_the_passes_without_the_matrix_unit():
+    """SADDLEPOINT_AMX=0 has oneDNN multiply in float32, as on processors without one."""
+    chosen = ["tests/test_fused.py", "tests/test_fused_normed.py", "-k", "(autograd or exact) and not bfloat16 and not dtype1"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(command, env=os.environ | {"SADDLEPOINT_AMX": "0"}, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, LOW])

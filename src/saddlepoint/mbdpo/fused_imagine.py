@@ -27,7 +27,7 @@ class _Imagined(ctypes.Structure):
 
 def library() -> ctypes.CDLL | None:
     """The imagined steps (imagine.cpp), built at the first call; None, with a warning, where that cannot be."""
-    return native.library(Path(__file__).with_name("imagine.cpp"), native.TILES, NORMED, imagine_plans="pippppp")
+    return native.library(Path(__file__).with_name("imagine.cpp"), *native.TILES, NORMED, imagine_plans="pippppp")
 
 
 def roll(model: WorldModel, z: Tensor, actions: Tensor, task: Tensor | None, episodic: bool, costly: bool) -> Rolled:

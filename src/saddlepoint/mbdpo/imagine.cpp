@@ -46,7 +46,7 @@ void imagine(const Imagined& in, const float* z, const float* actions, float* ga
         }
     const i64 count = static_cast<i64>(passes.size()), blocks = (in.states + ROWS - 1) / ROWS;
     share(count * blocks, [&](Tasks& queue) {
-        Buffer<T> cast(ROWS * padded(latent));
+        Buffer<T> cast(left_size<T>(latent));
         for (i64 task; queue.next(task);) {
             const auto [k, member] = passes[task / blocks];
             const Normed& net = *in.nets[k];
@@ -55,11 +55,11 @@ void imagine(const Imagined& in, const float* z, const float* actions, float* ga
             product_to<T>({term<T>(z + start * latent, n, latent, cast, factor(net, packed(k), 0, member))}, n, base, width);
             for (i64 r = 0; r < n; ++r) add(base + r * width, net.biases[0] + member * width, width);
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
     share(tiles, [&](Tasks& queue) {
         Buffer<float> pre(ROWS * broad), values(ROWS * broad), act(ROWS * size), now(ROWS * latent);
-        Buffer<T> ping(ROWS * broad), pong(ROWS * broad), cast_z(ROWS * padded(latent)), cast_a(ROWS * padded(size));
+        Buffer<T> ping(ROWS * broad), pong(ROWS * broad), cast_z(left_size<T>(latent)), cast_a(left_size<T>(size));
         for (i64 tile; queue.next(tile);) {
             const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
             std::fill(gain + start, gain + start + n, 0.0f);
@@ -88,7 +88,7 @@ void imagine(const Imagined& in, const float* z, const float* actions, float* ga
                 }
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 

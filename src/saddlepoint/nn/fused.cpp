@@ -20,7 +20,7 @@ namespace {
 
 // Whether the products of a direction take a layer's weights as they lie, (depth, columns): in float32, where they need not be turned round for it.
 template <class T>
-bool as_it_lies(const Net& net, i64 layer, bool backward) { return std::is_same_v<T, float> && (layer && net.flipped) == backward; }
+bool as_it_lies(const Net& net, i64 layer, bool backward) { return std::is_same_v<T, float> && !in_parts<T>() && (layer && net.flipped) == backward; }
 
 const float* weight_of(const Net& net, i64 layer, i64 member) {
     return net.weights[layer] + member * (layer ? net.widths[layer - 1] : net.wide + net.narrow) * net.widths[layer];
@@ -33,7 +33,7 @@ Factor<T> factor(const Net& net, T* const* packed, i64 layer, i64 member, bool b
     const i64 depth = backward ? out : in, columns = backward ? in : out;
     if constexpr (std::is_same_v<T, float>)
         if (as_it_lies<T>(net, layer, backward)) return {weight_of(net, layer, member), depth, columns, false};
-    return {packed[layer] + member * packed_size(depth, columns), padded_for<T>(depth), columns};
+    return {packed[layer] + member * packed_size<T>(depth, columns), padded_for<T>(depth), columns};
 }
 
 // Lays out all factors of the forward passes (or backward ones) that are not weights as they lie.
@@ -46,7 +46,7 @@ void pack_all(const Net& net, T* const* packed, bool backward) {
             if (as_it_lies<T>(net, layer, backward)) continue;
             const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
             const float* weight = weight_of(net, layer, member);
-            T* to = packed[layer] + member * (backward ? packed_size(out, in) : packed_size(in, out));
+            T* to = packed[layer] + member * (backward ? packed_size<T>(out, in) : packed_size<T>(in, out));
             layer && net.flipped ? pack(weight, out, in, !backward, to) : pack(weight, in, out, backward, to);
         }
     });
@@ -174,7 +174,7 @@ void forward(const Net& net, T* const* packed, const float* wide, const float* b
                 layers_forward<T>(net, packed, member, n, h, kept, slopes, ping, pong, values + at * net.head);
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 
@@ -254,7 +254,7 @@ void backward(const Net& net, T* const* packed, i64 rows, T* const* sources, con
                 narrow_back(net, member, picked, count, g, below + start * net.narrow);
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 
@@ -288,7 +288,7 @@ void fit(const Net& net, T* const* packed, T* const* turned, const float* wide, 
                 std::fill(end - (stride - rows) * net.widths[layer], end, T(0));
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
     *loss = scale * static_cast<float>(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
@@ -315,7 +315,7 @@ void chain_forward(const Net& net, T* const* packed, const float* common, const 
                     next[i] = keep[k] * x[i] + drift[k] * output[i] + (noise ? std[k] * noise[(k * rows + start) * size + i] : 0.0f);
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 
@@ -340,7 +340,7 @@ void chain_backward(const Net& net, T* const* packed, const float* upstream, con
                 narrow_back(net, 0, every.rows, n, g, pull);
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 
@@ -357,10 +357,10 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
         if (net.flipped) return {grad, source, stride, rows, width, below};
         return {source, grad, rows, stride, below, width};
     };
-    constexpr bool same = std::is_same_v<T, float>;
+    const bool same = std::is_same_v<T, float> && !in_parts<T>();  // whether rows can be a right factor as they lie
     const i64 first = inputs ? 0 : 1, last = net.widths[net.hidden - 1];
     std::vector<i64> offset(net.hidden + 1, 0);
-    for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size(stride, std::max(net.widths[layer], layer ? net.widths[layer - 1] : 0));
+    for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size<T>(stride, std::max(net.widths[layer], layer ? net.widths[layer - 1] : 0));
     Buffer<T> packed(same ? 0 : net.members * offset[net.hidden]);
     const auto factor_of = [&](i64 member, i64 layer) { return packed + member * offset[net.hidden] + offset[layer]; };
     const auto add = [](float* to, Vec scale, const T* row, i64 width) {
@@ -389,7 +389,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
             }
         }
     };
-    if constexpr (!same)
+    if (!same)
         share(net.members * (net.hidden - first), [&](Tasks& queue) {
             for (i64 task; queue.next(task);) {
                 const i64 member = task / (net.hidden - first), layer = first + task % (net.hidden - first);
@@ -417,7 +417,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
                 for (i64 r = 0; r < n; ++r) std::copy(c + r * COLUMNS, c + r * COLUMNS + count, d_weight + r * out + from);
             });
         }
-        blas::brgemm_release(!same);
+        products_end<T>();
     });
 }
 
@@ -428,7 +428,8 @@ template <class T>
 void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const float* state, i64 wide, const float* latents, const float* point, i64 narrow,
                            const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
     const i64 columns = wide + narrow + depth;
-    Buffer<float> of_steps(steps * width);
+    Buffer<float> of_steps(steps * width), laid(packed_size<float>(rows, wide));
+    lay(state, rows, wide, static_cast<float*>(laid));
     share(width / STEP, [&](Tasks& queue) {
         Buffer<float> total(rows * STEP), turned(STEP * rows), of_narrow(narrow * STEP);
         const auto add = [](float* to, Two g, Vec scale) {
@@ -449,7 +450,7 @@ void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const
                 }
             float* to = d_weight + j * columns;
             transpose(static_cast<float*>(total), STEP, rows, STEP, static_cast<float*>(turned), rows);
-            product_to<float>({{turned, rows, Factor<float>{state, rows, wide, false}}}, STEP, to, columns);
+            product_to<float>({{turned, rows, Factor<float>{laid, rows, wide}}}, STEP, to, columns);
             for (i64 i = 0; i < STEP; ++i) {
                 for (i64 a = 0; a < narrow; ++a) to[i * columns + wide + a] = of_narrow[a * STEP + i];
                 for (i64 e = 0; e < depth; ++e) {
@@ -459,7 +460,7 @@ void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const
                 }
             }
         }
-        blas::brgemm_release(false);
+        products_end<float>();
     });
     std::fill(d_embedding, d_embedding + steps * depth, 0.0f);
     for (i64 k = 0; k < steps; ++k)
@@ -471,7 +472,7 @@ void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const
 
 extern "C" {
 
-i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
+i64 room(i64 depth, i64 columns, int low) { return low ? packed_size<BFloat16>(depth, columns) : packed_size<float>(depth, columns); }
 
 int pack_net(const Net* net, int low, void* const* packed, int backward) {
     return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), backward) : pack_all(*net, as<float>(packed), backward); });

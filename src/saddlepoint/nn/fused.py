@@ -32,7 +32,7 @@ _Net = structure("members wide narrow hidden head silu flipped", "widths weights
 
 def library() -> ctypes.CDLL | None:
     """The C++ passes (fused.cpp), built at the first call; None, with a warning, where that cannot be."""
-    return native.library(Path(__file__).with_name("fused.cpp"), native.TILES, **ARGUMENTS)
+    return native.library(Path(__file__).with_name("fused.cpp"), *native.TILES, **ARGUMENTS)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ struct Inputs {
 template <class T>
 Factor<T> factor_back(const Normed& net, T* const* turned, i64 index, i64 member) {
     const Weight w = weight_of(net, index, member);
-    return {turned[index] + member * packed_size(w.out, w.in), padded_for<T>(w.out), w.in};
+    return {turned[index] + member * packed_size<T>(w.out, w.in), padded_for<T>(w.out), w.in};
 }
 
 // Lays out all factors of the forward passes, or of the backward ones.
@@ -44,7 +44,7 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
         Buffer<float> pre(ROWS * broadest(net));
         Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net));
         std::vector<Buffer<T>> cast;
-        for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(ROWS * padded(net.inputs[p]));
+        for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(left_size<T>(net.inputs[p]));
         for (i64 task; queue.next(task);) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
             const float* bias = net.biases[0] + member * first;
@@ -56,7 +56,7 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
             product_to<T>(terms, n, pre, first);
             layers_forward<T>(net, packed, member, n, pre, more, drop, ping, pong, trail, which * rows + start, values + (which * rows + start) * out);
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 
@@ -68,7 +68,7 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
     const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], size = net.inputs[part];
     share(tiles, [&](Tasks& queue) {
         Buffer<float> pre(ROWS * broadest(net)), output(ROWS * size);
-        Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net)), cast(ROWS * padded(size));
+        Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net)), cast(left_size<T>(size));
         for (i64 tile; queue.next(tile);) {
             const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
             float* here = x + start * size;
@@ -80,7 +80,7 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
                 for (i64 i = 0; i < n * size; ++i) here[i] = keep[k] * here[i] + drift[k] * output[i] * (held ? held[i] : 1.0f);
             }
         }
-        blas::brgemm_release(!std::is_same_v<T, float>);
+        products_end<T>();
     });
 }
 
@@ -117,13 +117,12 @@ struct Gradients {  // of the parameters of the chosen members, null where not w
 template <class T>
 void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail& trail, const float* values,
               const float* upstream, float* const* grads, const Gradients& wanted) {
-    constexpr bool same = std::is_same_v<T, float>;
     const i64 tiles = (rows + ROWS - 1) / ROWS, normed = normed_layers(net), last = net.layers - 1;
     std::vector<i64> offset(normed + 1, 0);
     for (i64 layer = 0; layer < normed; ++layer) offset[layer + 1] = offset[layer] + 2 * net.widths[layer];
     Buffer<float> sums(count * tiles * offset[normed]);
     share(count * tiles, [&](Tasks& queue) {
-        Buffer<T> cast(ROWS * padded(broadest(net)));
+        Buffer<T> cast(left_size<T>(broadest(net)));
         for (i64 task; queue.next(task);) {
             const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start), at = which * rows + start;
             float* sum = sums + task * offset[normed];
@@ -147,7 +146,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
                 for (i64 i = 0; i < n * net.widths[0]; ++i) g[i] *= drop[i];
             }
         }
-        blas::brgemm_release(!same);
+        products_end<T>();
     });
     const float* const front = normed ? grads[0] : upstream;
     const i64 first = net.widths[0];
@@ -155,15 +154,15 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
         if (wanted.parts[p]) {
             const i64 size = net.inputs[p];
             share(tiles, [&](Tasks& queue) {
-                Buffer<T> cast(count * ROWS * padded(first));
+                Buffer<T> cast(count * left_size<T>(first));
                 for (i64 tile; queue.next(tile);) {
                     const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
                     std::vector<Term<T>> terms;
                     for (i64 which = 0; which < count; ++which)
-                        terms.push_back(term<T>(front + (which * rows + start) * first, n, first, cast + which * ROWS * padded(first), factor_back(net, turned, p, chosen[which])));
+                        terms.push_back(term<T>(front + (which * rows + start) * first, n, first, cast + which * left_size<T>(first), factor_back(net, turned, p, chosen[which])));
                     product_to<T>(terms, n, wanted.parts[p] + start * size, size);
                 }
-                blas::brgemm_release(!same);
+                products_end<T>();
             });
         }
     if (!wanted.biases) return;
@@ -171,7 +170,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     const i64 hidden = net.layers - 1;
     std::vector<i64> place(net.parts + count * hidden + 1, 0);
     const auto columns_of = [&](i64 index) { return index < net.parts ? net.inputs[index] : net.widths[(index - net.parts) % hidden]; };
-    for (size_t index = 0; index + 1 < place.size(); ++index) place[index + 1] = place[index] + packed_size(rows, columns_of(index));
+    for (size_t index = 0; index + 1 < place.size(); ++index) place[index + 1] = place[index] + packed_size<T>(rows, columns_of(index));
     Buffer<T> laid(place.back());
     const auto outputs = [&](i64 index) {
         const i64 layer = (index - net.parts) % hidden;
@@ -189,7 +188,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
             for (i64 k = 0; k < net.widths[layer]; k += ROWS) tasks.emplace_back(which, layer, k);
     share(static_cast<i64>(tasks.size()), [&](Tasks& queue) {
         Buffer<float> across(ROWS * rows);
-        Buffer<T> cast(same ? 0 : ROWS * padded(rows));
+        Buffer<T> cast(left_size<T>(rows));
         for (i64 task; queue.next(task);) {
             auto [which, layer, k] = tasks[task];
             const i64 width = net.widths[layer], n = std::min(ROWS, width - k);
@@ -215,7 +214,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
                     wanted.gains[layer][which * width + j] = gain, wanted.shifts[layer][which * width + j] = shift;
                 }
         }
-        blas::brgemm_release(!same);
+        products_end<T>();
     });
 }
 
@@ -223,7 +222,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
 
 extern "C" {
 
-i64 room(i64 depth, i64 columns) { return packed_size(depth, columns); }
+i64 room(i64 depth, i64 columns, int low) { return low ? packed_size<BFloat16>(depth, columns) : packed_size<float>(depth, columns); }
 
 int pack_normed(const Normed* net, int low, void* const* to, int backward) {
     return guarded([&] { low ? pack_all(*net, as<BFloat16>(to), backward) : pack_all(*net, as<float>(to), backward); });

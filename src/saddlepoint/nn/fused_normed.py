@@ -38,7 +38,7 @@ class _Inputs(ctypes.Structure):
 
 
 def library() -> ctypes.CDLL | None:
-    return native.library(Path(__file__).with_name("fused_normed.cpp"), native.TILES, NORMED, **ARGUMENTS)
+    return native.library(Path(__file__).with_name("fused_normed.cpp"), *native.TILES, NORMED, **ARGUMENTS)
 
 
 @functools.cache

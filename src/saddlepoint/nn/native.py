@@ -18,7 +18,7 @@ WIDTHS = 32
 """hidden widths of networks with fused passes are multiples of it"""
 
 
-TILES = Path(__file__).with_name("tiles.h")
+TILES = tuple(Path(__file__).with_name(name) for name in ("split.h", "tiles.h"))
 """what passes of networks are made of"""
 
 KINDS = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
@@ -100,8 +100,8 @@ class Layouts:
     ):  # fmt: skip
         """``function`` lays out the ``weights`` of ``net``, of whose ``members`` each has products of the ``sides`` (inputs, outputs)."""
         self.built, self.function, self.net, self.weights, self.low = built, function, ctypes.addressof(net), weights, int(dtype == torch.bfloat16)
-        built.room.argtypes, built.room.restype = [ctypes.c_int64] * 2, ctypes.c_int64
-        self.rooms = [[torch.empty(members * built.room(*(side[::-1] if back else side)), dtype=dtype) for side in sides] for back in (False, True)]
+        built.room.argtypes, built.room.restype = [ctypes.c_int64] * 3, ctypes.c_int64
+        self.rooms = [[torch.empty(members * built.room(*(side[::-1] if back else side), self.low), dtype=dtype) for side in sides] for back in (False, True)]
         self.addresses = [pointers(room) for room in self.rooms]
         self.versions: list[list[int | None]] = [[], []]
 

@@ -1,7 +1,7 @@
 // What passes of small networks on a CPU are made of: rows of vectors, matrix products 64 rows and columns at a time, layouts for them.
 //
-// Matrix products are oneDNN's (at::native::cpublas::brgemm: AVX-512 in float32, AMX or AVX-512 in bfloat16, always summed in float32); what follows a product
-// is done block by block while it is still in the cache. nn/native.py puts this text before that of the passes.
+// Matrix products are oneDNN's (at::native::cpublas::brgemm: AVX-512 in float32, AMX or AVX-512 in bfloat16, always summed in float32), in float32 on AMX our own
+// (split.h); what follows a product is done block by block while it is still in the cache. nn/native.py puts this text, after split.h, before that of the passes.
 
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
@@ -93,6 +93,23 @@ inline i64 padded(i64 n) { return (n + 31) / 32 * 32; }  // oneDNN is slow for o
 template <class T>
 i64 padded_for(i64 n) { return std::is_same_v<T, float> ? n : padded(n); }
 
+// Whether products of the type T take both factors in parts (split.h).
+template <class T>
+bool in_parts() { return std::is_same_v<T, float> && split::available; }
+
+template <class T>
+void products_end() { in_parts<T>() ? split::end() : blas::brgemm_release(!std::is_same_v<T, float>); }
+
+// Numbers of the type T that a factor takes when it is laid out, the right one or 64 rows as the left one.
+template <class T>
+i64 packed_size(i64 depth, i64 columns) {
+    constexpr i64 a_number = sizeof(T) / sizeof(split::Part);
+    return in_parts<T>() ? split::size(depth, columns) / a_number : padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS);
+}
+
+template <class T>
+i64 left_size(i64 depth) { return packed_size<T>(depth, ROWS); }
+
 template <class T>
 struct Buffer {  // uninitialised, aligned
     explicit Buffer(i64 n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64 + 64)), std::free) {}
@@ -100,49 +117,90 @@ struct Buffer {  // uninitialised, aligned
     std::unique_ptr<T, decltype(&std::free)> data;
 };
 
-// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, or as it is. In blocks it is
-// read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where blocks reach 93).
+template <class T>
+split::Part* parts(T* data) { return reinterpret_cast<split::Part*>(data); }
+
+// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, in float32 in parts where there
+// is AMX; or as it is. In blocks it is read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where
+// blocks reach 93).
 template <class T>
 struct Factor {
     const T* data;
     i64 depth, columns;
     bool blocks = true;
-    const T* block(i64 n) const { return blocks ? data + n * depth : data + n; }
+    const T* block(i64 n) const { return !blocks ? data + n : data + (in_parts<T>() ? packed_size<T>(depth, n) : n * depth); }
     i64 stride() const { return blocks ? COLUMNS : columns; }
 };
 
-// A product to be summed: (rows, depth) with a row stride, times a factor.
+// A product to be summed: (rows, depth) with a row stride, which may be laid out in parts already, times a factor.
 template <class T>
 struct Term {
     const T* a;
     i64 stride;
     Factor<T> b;
+    bool laid = false;
+};
+
+// A sum of products of equal size, whose blocks of 64 columns can be asked for.
+template <class T>
+class Sum {
+    const std::vector<Term<T>>& terms;
+    const i64 rows;
+    std::vector<const split::Part*> lefts;
+
+   public:
+    Sum(const std::vector<Term<T>>& terms, i64 rows) : terms(terms), rows(rows) {
+        if (!in_parts<T>()) return;
+        if constexpr (std::is_same_v<T, float>) {
+            static thread_local std::vector<Buffer<float>> room;  // of each term
+            static thread_local std::vector<i64> sizes;
+            for (size_t i = 0; i < terms.size(); ++i) {
+                const auto& [a, stride, b, laid] = terms[i];
+                if (!laid) {
+                    const i64 size = left_size<float>(b.depth);
+                    if (room.size() <= i) room.emplace_back(0), sizes.push_back(0);
+                    if (sizes[i] < size) room[i] = Buffer<float>(size), sizes[i] = size;
+                    split::rows(a, stride, rows, b.depth, parts<float>(room[i]));
+                }
+                lefts.push_back(parts(laid ? const_cast<float*>(a) : static_cast<float*>(room[i])));
+            }
+        }
+        split::begin();
+    }
+    i64 columns() const { return terms.front().b.columns; }
+    i64 width(i64 n) const { return std::min(COLUMNS, columns() - n); }
+    bool whole(i64 n) const { return !in_parts<T>() || (rows % split::SIDE == 0 && width(n) == COLUMNS); }  // whether a block has no more than these
+    // The columns from n on, to c with a row stride: (rows, width(n)), or a block that is not whole (rows rounded up to 16s, 64).
+    void block(i64 n, float* c, i64 stride) const {
+        for (size_t i = 0; i < terms.size(); ++i) {
+            const Factor<T>& b = terms[i].b;
+            if (in_parts<T>()) split::multiply(lefts[i], rows, parts(const_cast<T*>(b.block(n))), b.depth, c, stride, i > 0);
+            else blas::brgemm(rows, width(n), b.depth, terms[i].stride, b.stride(), stride, i > 0, terms[i].a, b.block(n), c, !std::is_same_v<T, float>);
+        }
+    }
 };
 
 // The sum of products of equal size, handed on in blocks: done(first column, columns, (rows, 64) float).
 template <class T, class F>
 void product(const std::vector<Term<T>>& terms, i64 rows, F done) {
     alignas(64) float c[ROWS * COLUMNS];
-    const i64 columns = terms.front().b.columns;
-    for (i64 n = 0; n < columns; n += COLUMNS) {
-        const i64 width = std::min(COLUMNS, columns - n);
-        for (size_t i = 0; i < terms.size(); ++i) {
-            const auto& [a, stride, b] = terms[i];
-            blas::brgemm(rows, width, b.depth, stride, b.stride(), COLUMNS, i > 0, a, b.block(n), c, !std::is_same_v<T, float>);
-        }
-        done(n, width, c);
-    }
+    const Sum<T> sum(terms, rows);
+    for (i64 n = 0; n < sum.columns(); n += COLUMNS) sum.block(n, c, COLUMNS), done(n, sum.width(n), c);
 }
 
 // The same, written to `out` (rows, columns) with a row stride.
 template <class T>
 void product_to(const std::vector<Term<T>>& terms, i64 rows, float* out, i64 out_stride) {
-    const i64 columns = terms.front().b.columns;
-    for (i64 n = 0; n < columns; n += COLUMNS)
-        for (size_t i = 0; i < terms.size(); ++i) {
-            const auto& [a, stride, b] = terms[i];
-            blas::brgemm(rows, std::min(COLUMNS, columns - n), b.depth, stride, b.stride(), out_stride, i > 0, a, b.block(n), out + n, !std::is_same_v<T, float>);
+    alignas(64) float c[ROWS * COLUMNS];
+    const Sum<T> sum(terms, rows);
+    for (i64 n = 0; n < sum.columns(); n += COLUMNS) {
+        if (sum.whole(n)) {
+            sum.block(n, out + n, out_stride);
+            continue;
         }
+        sum.block(n, c, COLUMNS);
+        for (i64 r = 0; r < rows; ++r) std::copy_n(c + r * COLUMNS, sum.width(n), out + r * out_stride + n);
+    }
 }
 
 template <class T, class F>
@@ -159,13 +217,14 @@ void transpose(const T* in, i64 stride, i64 rows, i64 columns, T* out, i64 out_s
             at::vec::transpose_mxn<T>(in + r * stride + c, stride, out + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
 }
 
-// (depth, columns) in blocks of 64 columns, in bfloat16 with pairs of rows interleaved.
+// (depth, columns) as a factor that is laid out.
 template <class T>
 void interleave(const T* rows, i64 depth, i64 columns, T* out) {
     if constexpr (std::is_same_v<T, BFloat16>) {
         for (i64 n = 0; n < columns; n += COLUMNS)
             blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
-    } else
+    } else if (in_parts<T>()) split::columns(rows, depth, columns, parts(out));
+    else
         for (i64 r = 0; r < depth; ++r)  // read from end to end
             for (i64 n = 0; n < columns; n += COLUMNS) {
                 const i64 width = std::min(COLUMNS, columns - n);
@@ -194,6 +253,7 @@ template <class T>
 void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
     if constexpr (std::is_same_v<T, float>) {
         if (!turned) return interleave(weight, rows, columns, out);
+        if (in_parts<T>()) return split::turned(weight, rows, columns, parts(out));
         for (i64 n = 0; n < rows; n += COLUMNS) transpose(weight + n * columns, columns, std::min(COLUMNS, rows - n), columns, out + n * columns, COLUMNS);
     } else {
         const i64 depth = turned ? padded(columns) : columns;
@@ -217,8 +277,6 @@ void lay(const T* in, i64 rows, i64 columns, T* out) {
     std::fill(std::copy(in, in + rows * columns, static_cast<T*>(whole)), whole + padded(rows) * columns, T(0));
     interleave<T>(whole, padded(rows), columns, out);
 }
-
-i64 packed_size(i64 depth, i64 columns) { return padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS); }
 
 // A thread's share of the tasks 0, 1, ..., and then what the others have not begun of theirs.
 class Tasks {
