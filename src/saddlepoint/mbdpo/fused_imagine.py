@@ -45,7 +45,8 @@ def roll(model: WorldModel, z: Tensor, actions: Tensor, task: Tensor | None, epi
     z, actions = require(z.contiguous(), (states, 1, latent)), require(actions.contiguous(), (states, proposals, horizon, size))
     gamma, places = float(model.discount(None)), torch.linspace(-c.bin_limit, c.bin_limit, c.bins)
     at = [None if net is None else net.here for net in nets]
-    layouts = [None if net is None else net.layouts.at(False) for net in nets]
+    kind = dynamics.layouts.kind(states * proposals)
+    layouts = [None if net is None else net.layouts.at(kind, False) for net in nets]
     held = (
         (ctypes.c_void_p * len(at))(*at), (ctypes.c_void_p * len(at))(*(layout and ctypes.addressof(layout) for layout in layouts)),
         floats([gamma**h for h in range(horizon)]), floats([c.cost_gamma**h for h in range(horizon)]),
@@ -55,5 +56,5 @@ def roll(model: WorldModel, z: Tensor, actions: Tensor, task: Tensor | None, epi
     imagined = _Imagined(states, proposals, horizon, size, c.bins, *addresses[:2], pointer(places), *addresses[2:], *energy)
     gain, after = torch.empty(states, proposals), torch.empty(states, proposals, latent)
     cost = None if cost_net is None else torch.empty(cost_net.members, states, proposals)
-    native.call(built, "imagine_plans", ctypes.addressof(imagined), dynamics.low, pointer(z), pointer(actions), pointer(gain), pointer(cost), pointer(after))
+    native.call(built, "imagine_plans", ctypes.addressof(imagined), kind, pointer(z), pointer(actions), pointer(gain), pointer(cost), pointer(after))
     return Rolled(gain, cost, None, after)

@@ -96,8 +96,8 @@ void imagine(const Imagined& in, const float* z, const float* actions, float* ga
 
 extern "C" {
 
-int imagine_plans(const Imagined* in, int low, const float* z, const float* actions, float* gain, float* cost, float* after) {
-    return guarded([&] { low ? imagine<BFloat16>(*in, z, actions, gain, cost, after) : imagine<float>(*in, z, actions, gain, cost, after); });
+int imagine_plans(const Imagined* in, int kind, const float* z, const float* actions, float* gain, float* cost, float* after) {
+    return of_kind(kind, [&](auto t) { imagine<decltype(t)>(*in, z, actions, gain, cost, after); });
 }
 
 }  // extern "C"

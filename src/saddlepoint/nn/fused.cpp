@@ -20,7 +20,7 @@ namespace {
 
 // Whether the products of a direction take a layer's weights as they lie, (depth, columns): in float32, where they need not be turned round for it.
 template <class T>
-bool as_it_lies(const Net& net, i64 layer, bool backward) { return std::is_same_v<T, float> && !in_parts<T>() && (layer && net.flipped) == backward; }
+bool as_it_lies(const Net& net, i64 layer, bool backward) { return std::is_same_v<T, float> && (layer && net.flipped) == backward; }
 
 const float* weight_of(const Net& net, i64 layer, i64 member) {
     return net.weights[layer] + member * (layer ? net.widths[layer - 1] : net.wide + net.narrow) * net.widths[layer];
@@ -138,7 +138,7 @@ void wide_part(const Net& net, T* const* packed, i64 member, const float* wide, 
     const i64 first = net.widths[0], depth = padded_for<T>(net.wide);
     const float* bias = net.biases[0] + member * first;
     const T* input = cast;
-    if constexpr (std::is_same_v<T, float>) input = wide;
+    if constexpr (FLOAT32<T>) input = reinterpret_cast<const T*>(wide);
     else pad(wide, n, net.wide, cast, depth);
     product<T>(input, depth, n, factor(net, packed, 0, member, false), [&](i64 from, i64 width, const float* c) {
         for (i64 r = 0; r < n; ++r)
@@ -151,7 +151,7 @@ void wide_part(const Net& net, T* const* packed, i64 member, const float* wide, 
 }
 
 template <class T>
-i64 cast_size(const Net& net) { return std::is_same_v<T, float> ? 0 : ROWS * padded(net.wide); }
+i64 cast_size(const Net& net) { return FLOAT32<T> ? 0 : ROWS * padded(net.wide); }
 
 // Values (members, proposals, batch, head) at `wide` (batch, wide), or `base` (batch, widths[0]) instead, and `narrow` (proposals, batch, narrow). What is kept
 // of the hidden layers, outputs and sources (members, proposals * batch, width), may be null. The wide part is taken once for all proposals.
@@ -285,7 +285,7 @@ void fit(const Net& net, T* const* packed, T* const* turned, const float* wide, 
             layers_back<T>(net, turned, member, every.rows, n, upstream + at, sources, {grads, net, member * stride + start}, nullptr, nullptr);
             for (i64 layer = 0; start + n == rows && layer < net.hidden; ++layer) {
                 T* end = grads[layer] + (member + 1) * stride * net.widths[layer];
-                std::fill(end - (stride - rows) * net.widths[layer], end, T(0));
+                std::fill(end - (stride - rows) * net.widths[layer], end, T{});
             }
         }
         products_end<T>();
@@ -357,7 +357,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
         if (net.flipped) return {grad, source, stride, rows, width, below};
         return {source, grad, rows, stride, below, width};
     };
-    const bool same = std::is_same_v<T, float> && !in_parts<T>();  // whether rows can be a right factor as they lie
+    constexpr bool same = std::is_same_v<T, float>;  // whether rows can be a right factor as they lie
     const i64 first = inputs ? 0 : 1, last = net.widths[net.hidden - 1];
     std::vector<i64> offset(net.hidden + 1, 0);
     for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size<T>(stride, std::max(net.widths[layer], layer ? net.widths[layer - 1] : 0));
@@ -389,7 +389,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
             }
         }
     };
-    if (!same)
+    if constexpr (!same)
         share(net.members * (net.hidden - first), [&](Tasks& queue) {
             for (i64 task; queue.next(task);) {
                 const i64 member = task / (net.hidden - first), layer = first + task % (net.hidden - first);
@@ -410,7 +410,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
             const Sides s = sides(member, layer);
             const i64 n = std::min(ROWS, s.in - k);
             transpose(s.left + k, s.in, rows, n, static_cast<T*>(turned), stride);
-            for (i64 c = 0; c < n; ++c) std::fill(turned + c * stride + rows, turned + (c + 1) * stride, T(0));
+            for (i64 c = 0; c < n; ++c) std::fill(turned + c * stride + rows, turned + (c + 1) * stride, T{});
             float* d_weight = d_weights[layer] + (member * s.in + k) * s.out;
             const Factor<T> right{same ? s.right : factor_of(member, layer), stride, s.out, !same};
             product<T>(turned, stride, n, right, [&, out = s.out](i64 from, i64 count, const float* c) {
@@ -428,8 +428,7 @@ template <class T>
 void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const float* state, i64 wide, const float* latents, const float* point, i64 narrow,
                            const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
     const i64 columns = wide + narrow + depth;
-    Buffer<float> of_steps(steps * width), laid(packed_size<float>(rows, wide));
-    lay(state, rows, wide, static_cast<float*>(laid));
+    Buffer<float> of_steps(steps * width);
     share(width / STEP, [&](Tasks& queue) {
         Buffer<float> total(rows * STEP), turned(STEP * rows), of_narrow(narrow * STEP);
         const auto add = [](float* to, Two g, Vec scale) {
@@ -450,7 +449,7 @@ void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const
                 }
             float* to = d_weight + j * columns;
             transpose(static_cast<float*>(total), STEP, rows, STEP, static_cast<float*>(turned), rows);
-            product_to<float>({{turned, rows, Factor<float>{laid, rows, wide}}}, STEP, to, columns);
+            product_to<float>({{turned, rows, Factor<float>{state, rows, wide, false}}}, STEP, to, columns);
             for (i64 i = 0; i < STEP; ++i) {
                 for (i64 a = 0; a < narrow; ++a) to[i * columns + wide + a] = of_narrow[a * STEP + i];
                 for (i64 e = 0; e < depth; ++e) {
@@ -472,66 +471,62 @@ void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const
 
 extern "C" {
 
-i64 room(i64 depth, i64 columns, int low) { return low ? packed_size<BFloat16>(depth, columns) : packed_size<float>(depth, columns); }
-
-int pack_net(const Net* net, int low, void* const* packed, int backward) {
-    return guarded([&] { low ? pack_all(*net, as<BFloat16>(packed), backward) : pack_all(*net, as<float>(packed), backward); });
+int pack_net(const Net* net, int kind, void* const* packed, int backward) {
+    return of_kind(kind, [&](auto t) { pack_all(*net, as<decltype(t)>(packed), backward); });
 }
 
-int forward_net(const Net* net, int low, void* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
+int forward_net(const Net* net, int kind, void* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
                 void* const* outputs, void* const* sources, float* values) {
-    return guarded([&] {
-        low ? forward(*net, as<BFloat16>(packed), wide, base, narrow, proposals, batch, as<BFloat16>(outputs), as<BFloat16>(sources), values)
-            : forward(*net, as<float>(packed), wide, base, narrow, proposals, batch, as<float>(outputs), as<float>(sources), values);
+    return of_kind(kind, [&](auto t) {
+        using T = decltype(t);
+        forward(*net, as<T>(packed), wide, base, narrow, proposals, batch, as<T>(outputs), as<T>(sources), values);
     });
 }
 
-int backward_net(const Net* net, int low, void* const* packed, i64 rows, void* const* sources, const float* upstream, void* const* grads, i64 stride, float* below) {
-    return guarded([&] {
-        low ? backward(*net, as<BFloat16>(packed), rows, as<BFloat16>(sources), upstream, as<BFloat16>(grads), stride, below)
-            : backward(*net, as<float>(packed), rows, as<float>(sources), upstream, as<float>(grads), stride, below);
+int backward_net(const Net* net, int kind, void* const* packed, i64 rows, void* const* sources, const float* upstream, void* const* grads, i64 stride, float* below) {
+    return of_kind(kind, [&](auto t) {
+        using T = decltype(t);
+        backward(*net, as<T>(packed), rows, as<T>(sources), upstream, as<T>(grads), stride, below);
     });
 }
 
-int fit_net(const Net* net, int low, void* const* packed, void* const* turned, const float* wide, const float* narrow, i64 rows, const float* wanted, i64 shared,
+int fit_net(const Net* net, int kind, void* const* packed, void* const* turned, const float* wide, const float* narrow, i64 rows, const float* wanted, i64 shared,
             float scale, void* const* outputs, void* const* grads, i64 stride, float* upstream, float* loss) {
-    return guarded([&] {
-        low ? fit(*net, as<BFloat16>(packed), as<BFloat16>(turned), wide, narrow, rows, wanted, shared, scale, as<BFloat16>(outputs), as<BFloat16>(grads), stride, upstream, loss)
-            : fit(*net, as<float>(packed), as<float>(turned), wide, narrow, rows, wanted, shared, scale, as<float>(outputs), as<float>(grads), stride, upstream, loss);
+    return of_kind(kind, [&](auto t) {
+        using T = decltype(t);
+        fit(*net, as<T>(packed), as<T>(turned), wide, narrow, rows, wanted, shared, scale, as<T>(outputs), as<T>(grads), stride, upstream, loss);
     });
 }
 
-int chain_forward_net(const Net* net, int low, void* const* packed, const float* common, const float* times, const float* noise, const float* keep,
+int chain_forward_net(const Net* net, int kind, void* const* packed, const float* common, const float* times, const float* noise, const float* keep,
                       const float* drift, const float* std, i64 steps, i64 rows, i64 from, float* latents, void* const* kept) {
-    return guarded([&] {
-        low ? chain_forward(*net, as<BFloat16>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<BFloat16>(kept))
-            : chain_forward(*net, as<float>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<float>(kept));
+    return of_kind(kind, [&](auto t) {
+        using T = decltype(t);
+        chain_forward(*net, as<T>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<T>(kept));
     });
 }
 
-int chain_backward_net(const Net* net, int low, void* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows,
+int chain_backward_net(const Net* net, int kind, void* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows,
                        void* const* kept, float* of_output, void* const* grads) {
-    return guarded([&] {
-        low ? chain_backward(*net, as<BFloat16>(packed), upstream, keep, drift, steps, rows, as<BFloat16>(kept), of_output, as<BFloat16>(grads))
-            : chain_backward(*net, as<float>(packed), upstream, keep, drift, steps, rows, as<float>(kept), of_output, as<float>(grads));
+    return of_kind(kind, [&](auto t) {
+        using T = decltype(t);
+        chain_backward(*net, as<T>(packed), upstream, keep, drift, steps, rows, as<T>(kept), of_output, as<T>(grads));
     });
 }
 
-int weight_gradients_net(const Net* net, int low, i64 rows, const void* inputs, void* const* outputs, void* const* grads, i64 stride, const float* upstream,
+int weight_gradients_net(const Net* net, int kind, i64 rows, const void* inputs, void* const* outputs, void* const* grads, i64 stride, const float* upstream,
                          float* const* d_weights, float* const* d_biases) {
-    return guarded([&] {
-        low ? weight_gradients(*net, rows, static_cast<const BFloat16*>(inputs), as<BFloat16>(outputs), as<BFloat16>(grads), stride, upstream, d_weights, d_biases)
-            : weight_gradients(*net, rows, static_cast<const float*>(inputs), as<float>(outputs), as<float>(grads), stride, upstream, d_weights, d_biases);
+    return of_kind(kind, [&](auto t) {
+        using T = decltype(t);
+        weight_gradients(*net, rows, static_cast<const T*>(inputs), as<T>(outputs), as<T>(grads), stride, upstream, d_weights, d_biases);
     });
 }
 
-int conditioned_gradients_net(const Net* net, int low, i64 steps, i64 rows, const void* grads, const float* state, i64 wide, const float* latents, const float* point,
-                              const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
-    return guarded([&] {
-        const auto found = [&](const auto* grads) {
-            conditioned_gradients(steps, rows, net->widths[0], grads, state, wide, latents, point, net->narrow, taus, embedding, depth, weight, d_weight, d_embedding);
-        };
-        low ? found(static_cast<const BFloat16*>(grads)) : found(static_cast<const float*>(grads));
+int conditioned_gradients_net(const Net* net, int kind, i64 steps, i64 rows, const void* grads, const float* state, i64 wide, const float* latents,
+                              const float* point, const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
+    return of_kind(kind, [&](auto t) {
+        const auto* found = static_cast<const decltype(t)*>(grads);
+        conditioned_gradients(steps, rows, net->widths[0], found, state, wide, latents, point, net->narrow, taus, embedding, depth, weight, d_weight, d_embedding);
     });
 }
 

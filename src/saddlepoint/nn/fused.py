@@ -96,9 +96,9 @@ class FusedNet:
             require(base, (batch, self.widths[0]))
         self._require_layers(outputs, proposals * batch)
         self._require_layers(sources, proposals * batch)
-        values = torch.empty(self.members, proposals, batch, self.head)
+        values, kind = torch.empty(self.members, proposals, batch, self.head), self.layouts.kind(batch)
         self._call(
-            "forward_net", self.low, self.layouts.at(False), pointer(wide), pointer(base), pointer(narrow), proposals, batch,
+            "forward_net", kind, self.layouts.at(kind, False), pointer(wide), pointer(base), pointer(narrow), proposals, batch,
             pointers(outputs), pointers(sources if self.silu else None), pointer(values),
         )  # fmt: skip
         return values
@@ -113,7 +113,8 @@ class FusedNet:
             require(below, (rows, self.narrow))
         self._require_layers(sources, rows)
         self._require_layers(grads, stride)
-        self._call("backward_net", self.low, self.layouts.at(True), rows, pointers(sources), pointer(upstream), pointers(grads), stride, pointer(below))
+        kind = self.layouts.kind(rows)
+        self._call("backward_net", kind, self.layouts.at(kind, True), rows, pointers(sources), pointer(upstream), pointers(grads), stride, pointer(below))
 
     def fit(self, wide: Tensor, narrow: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """scale * sum over members and rows of (value - wanted)^2, 0-d, and its gradients of weights and biases, shaped as these.
@@ -127,8 +128,9 @@ class FusedNet:
         wanted = require(wanted.contiguous(), (rows,) if shared else (self.members, rows))
         stride = -(-rows // WIDTHS) * WIDTHS if self.low else rows  # what oneDNN sums over in bfloat16
         outputs, grads, upstream, loss = self.hidden(rows), self.hidden(rows, stride), torch.empty(self.members, rows, 1), torch.empty(())
+        kind = self.layouts.kind(rows)
         self._call(
-            "fit_net", self.low, self.layouts.at(False), self.layouts.at(True), pointer(wide), pointer(narrow), rows, pointer(wanted), shared, scale,
+            "fit_net", kind, self.layouts.at(kind, False), self.layouts.at(kind, True), pointer(wide), pointer(narrow), rows, pointer(wanted), shared, scale,
             pointers(outputs), pointers(grads), stride, pointer(upstream), pointer(loss),
         )  # fmt: skip
         return loss, *self._weight_gradients(torch.cat([wide, narrow], 1).to(self.dtype), outputs, grads, upstream)
@@ -156,8 +158,8 @@ class FusedNet:
         if weight.shape != (self.widths[0], wide + size + depth) or len(embedding) != steps:
             raise ValueError("the first layer's columns are a state's, a narrow input's and an embedding's, which has a row for each step")
         self._call(
-            "conditioned_gradients_net", self.low, steps, rows, pointer(grads), pointer(state), wide, pointer(latents), pointer(point), pointer(taus),
-            pointer(embedding), depth, pointer(weight), *map(pointer, rooms),
+            "conditioned_gradients_net", self.layouts.kind(rows), steps, rows, pointer(grads), pointer(state), wide, pointer(latents), pointer(point),
+            pointer(taus), pointer(embedding), depth, pointer(weight), *map(pointer, rooms),
         )  # fmt: skip
 
     def _weight_gradients(
@@ -171,7 +173,7 @@ class FusedNet:
         self._require_layers(grads, stride)
         weights, biases = ([torch.empty_like(t) if room is None else room for t, room in zip(*each)] for each in zip(self.kept, self.rooms))
         self._call(
-            "weight_gradients_net", self.low, rows, pointer(inputs), pointers(outputs), pointers(grads), stride, pointer(upstream),
+            "weight_gradients_net", self.layouts.kind(rows), rows, pointer(inputs), pointers(outputs), pointers(grads), stride, pointer(upstream),
             pointers(weights), pointers(biases),
         )  # fmt: skip
         return weights, biases
@@ -192,8 +194,9 @@ class FusedNet:
         self._require_chain(kept, steps, recorded, size)
         latents = start.new_empty(steps + 1, rows, size)
         latents[-1] = start
+        kind = self.layouts.kind(rows)
         self._call(
-            "chain_forward_net", self.low, self.layouts.at(False), pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows,
+            "chain_forward_net", kind, self.layouts.at(kind, False), pointer(common), pointer(times), pointer(noise), *map(floats, table), steps, rows,
             rows - recorded, pointer(latents), pointers(kept),
         )  # fmt: skip
         return latents
@@ -206,9 +209,10 @@ class FusedNet:
         self._require_chain(grads, steps, rows, size)
         require(of_output, (max(steps, len(of_output)), rows, size))
         upstream = require(upstream.contiguous(), (steps + 1, rows, size))
+        kind = self.layouts.kind(rows)
         self._call(
-            "chain_backward_net", self.low, self.layouts.at(True), pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept), pointer(of_output),
-            pointers(grads),
+            "chain_backward_net", kind, self.layouts.at(kind, True), pointer(upstream), *map(floats, table[:2]), steps, rows, pointers(kept),
+            pointer(of_output), pointers(grads),
         )  # fmt: skip
 
     def _require_chain(self, tensors: list[Tensor] | None, steps: int, rows: int, size: int) -> None:

@@ -222,33 +222,22 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
 
 extern "C" {
 
-i64 room(i64 depth, i64 columns, int low) { return low ? packed_size<BFloat16>(depth, columns) : packed_size<float>(depth, columns); }
-
-int pack_normed(const Normed* net, int low, void* const* to, int backward) {
-    return guarded([&] { low ? pack_all(*net, as<BFloat16>(to), backward) : pack_all(*net, as<float>(to), backward); });
+int pack_normed(const Normed* net, int kind, void* const* to, int backward) {
+    return of_kind(kind, [&](auto t) { pack_all(*net, as<decltype(t)>(to), backward); });
 }
 
-int forward_normed(const Normed* net, int low, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
-    return guarded([&] {
-        low ? forward(*net, as<BFloat16>(packed), chosen, count, *in, rows, trail, values)
-            : forward(*net, as<float>(packed), chosen, count, *in, rows, trail, values);
-    });
+int forward_normed(const Normed* net, int kind, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
+    return of_kind(kind, [&](auto t) { forward(*net, as<decltype(t)>(packed), chosen, count, *in, rows, trail, values); });
 }
 
-int chain_normed(const Normed* net, int low, void* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift,
+int chain_normed(const Normed* net, int kind, void* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift,
                  const float* mask, i64 steps, i64 rows, float* x) {
-    return guarded([&] {
-        low ? chain(*net, as<BFloat16>(packed), part, common, times, keep, drift, mask, steps, rows, x)
-            : chain(*net, as<float>(packed), part, common, times, keep, drift, mask, steps, rows, x);
-    });
+    return of_kind(kind, [&](auto t) { chain(*net, as<decltype(t)>(packed), part, common, times, keep, drift, mask, steps, rows, x); });
 }
 
-int backward_normed(const Normed* net, int low, void* const* turned, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail,
+int backward_normed(const Normed* net, int kind, void* const* turned, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail,
                     const float* values, const float* upstream, float* const* grads, const Gradients* wanted) {
-    return guarded([&] {
-        low ? backward(*net, as<BFloat16>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted)
-            : backward(*net, as<float>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted);
-    });
+    return of_kind(kind, [&](auto t) { backward(*net, as<decltype(t)>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted); });
 }
 
 }  // extern "C"

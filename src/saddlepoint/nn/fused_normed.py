@@ -101,9 +101,10 @@ class FusedNormed:
         """Values (chosen, rows, outputs); what is needed to come back is left in ``trail``."""
         values = torch.empty(len(request.chosen), request.rows, self.widths[-1])
         held, inputs = self._inputs(request)
+        kind = self.layouts.kind(request.rows)
         native.call(
-            self.built, "forward_normed", self.here, self.low, self.layouts.at(False), integers(request.chosen), len(request.chosen), ctypes.addressof(inputs),
-            request.rows, None if trail is None else trail.address, pointer(values),
+            self.built, "forward_normed", self.here, kind, self.layouts.at(kind, False), integers(request.chosen), len(request.chosen),
+            ctypes.addressof(inputs), request.rows, None if trail is None else trail.address, pointer(values),
         )  # fmt: skip
         del held
         return values
@@ -141,9 +142,10 @@ class FusedNormed:
         x = require(x.clone(memory_format=torch.contiguous_format), (rows, size))
         common, times = require(common.contiguous(), (rows, self.widths[0])), require(times.contiguous(), (steps, self.widths[0]))
         mask = None if mask is None else require(mask.expand(rows, size).contiguous(), (rows, size))
+        kind = self.layouts.kind(rows)
         native.call(
-            self.built, "chain_normed", self.here, self.low, self.layouts.at(False), part, pointer(common), pointer(times), *map(floats, table), pointer(mask),
-            steps, rows, pointer(x),
+            self.built, "chain_normed", self.here, kind, self.layouts.at(kind, False), part, pointer(common), pointer(times), *map(floats, table),
+            pointer(mask), steps, rows, pointer(x),
         )  # fmt: skip
         return x
 
@@ -160,8 +162,9 @@ class FusedNormed:
         held, inputs = self._inputs(request)
         wanted_of = [*(map(pointers, found) if found else [None] * 5), pointers(of_parts)]
         gradients = _Gradients(*(None if each is None else ctypes.addressof(each) for each in wanted_of))
+        kind = self.layouts.kind(rows)
         native.call(
-            self.built, "backward_normed", self.here, self.low, self.layouts.at(True), integers(request.chosen), count, ctypes.addressof(inputs), rows,
+            self.built, "backward_normed", self.here, kind, self.layouts.at(kind, True), integers(request.chosen), count, ctypes.addressof(inputs), rows,
             trail.address, pointer(values), pointer(upstream), pointers(grads), ctypes.addressof(gradients),
         )  # fmt: skip
         del held, wanted_of

@@ -44,10 +44,9 @@ Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {
 // Rows of numbers as the left factor of a product: as they are, or laid out in `room`, left_size<T>(width).
 template <class T>
 Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
-    if constexpr (std::is_same_v<T, float>) {
-        if (!in_parts<T>()) return {a, width, b};
-        return split::rows(a, width, n, width, parts(room)), Term<T>{room, 0, b, true};
-    } else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
+    if constexpr (PARTED<T>) return split::rows(a, width, n, width, parts(room)), Term<T>{room, 0, b, true};
+    else if constexpr (FLOAT32<T>) return {a, width, b};
+    else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
 }
 
 // exp(x), and t = tanh(log(1 + exp(x))) = n / (n + 2) with n = exp(x) (exp(x) + 2).

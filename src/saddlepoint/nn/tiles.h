@@ -26,12 +26,22 @@ namespace {
 
 constexpr i64 ROWS = 64, COLUMNS = 64;  // of a tile, and of one product: with AMX three times as fast as 32, 128 or 256 rows
 using Vec = at::vec::Vectorized<float>;
+
+struct Parted { float value; };  // a float32 number of rows whose products are made of parts (split.h)
+template <class T>
+constexpr bool PARTED = std::is_same_v<T, Parted>;
+template <class T>
+constexpr bool FLOAT32 = std::is_same_v<T, float> || PARTED<T>;
+inline const float* plain(const Parted* p) { return reinterpret_cast<const float*>(p); }
+
 constexpr i64 STEP = 2 * Vec::size();
 using Two = std::tuple<Vec, Vec>;
 
 inline Two load(const float* p) { return {Vec::loadu(p), Vec::loadu(p + Vec::size())}; }
 inline Two load(const BFloat16* p) { return at::vec::convert_to_float<BFloat16>(at::vec::Vectorized<BFloat16>::loadu(p)); }
+inline Two load(const Parted* p) { return load(plain(p)); }
 inline void store(float* p, Vec a, Vec b) { a.store(p), b.store(p + Vec::size()); }
+inline void store(Parted* p, Vec a, Vec b) { store(reinterpret_cast<float*>(p), a, b); }
 inline void store(BFloat16* p, Vec a, Vec b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)  // in one instruction, where PyTorch's takes a dozen
     _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
@@ -91,20 +101,16 @@ inline i64 padded(i64 n) { return (n + 31) / 32 * 32; }  // oneDNN is slow for o
 
 // Columns that rows of numbers of the type T have where they are the left factor of a product.
 template <class T>
-i64 padded_for(i64 n) { return std::is_same_v<T, float> ? n : padded(n); }
-
-// Whether products of the type T take both factors in parts (split.h).
-template <class T>
-bool in_parts() { return std::is_same_v<T, float> && split::available; }
+i64 padded_for(i64 n) { return FLOAT32<T> ? n : padded(n); }
 
 template <class T>
-void products_end() { in_parts<T>() ? split::end() : blas::brgemm_release(!std::is_same_v<T, float>); }
+void products_end() { PARTED<T> ? split::end() : blas::brgemm_release(!FLOAT32<T>); }
 
 // Numbers of the type T that a factor takes when it is laid out, the right one or 64 rows as the left one.
 template <class T>
 i64 packed_size(i64 depth, i64 columns) {
     constexpr i64 a_number = sizeof(T) / sizeof(split::Part);
-    return in_parts<T>() ? split::size(depth, columns) / a_number : padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS);
+    return PARTED<T> ? split::size(depth, columns) / a_number : padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS);
 }
 
 template <class T>
@@ -120,15 +126,14 @@ struct Buffer {  // uninitialised, aligned
 template <class T>
 split::Part* parts(T* data) { return reinterpret_cast<split::Part*>(data); }
 
-// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, in float32 in parts where there
-// is AMX; or as it is. In blocks it is read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where
+// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, or in parts; or as it is. In blocks it is read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where
 // blocks reach 93).
 template <class T>
 struct Factor {
     const T* data;
     i64 depth, columns;
     bool blocks = true;
-    const T* block(i64 n) const { return !blocks ? data + n : data + (in_parts<T>() ? packed_size<T>(depth, n) : n * depth); }
+    const T* block(i64 n) const { return !blocks ? data + n : data + (PARTED<T> ? packed_size<T>(depth, n) : n * depth); }
     i64 stride() const { return blocks ? COLUMNS : columns; }
 };
 
@@ -150,32 +155,33 @@ class Sum {
 
    public:
     Sum(const std::vector<Term<T>>& terms, i64 rows) : terms(terms), rows(rows) {
-        if (!in_parts<T>()) return;
-        if constexpr (std::is_same_v<T, float>) {
-            static thread_local std::vector<Buffer<float>> room;  // of each term
+        if constexpr (PARTED<T>) {
+            static thread_local std::vector<Buffer<T>> room;  // of each term
             static thread_local std::vector<i64> sizes;
             for (size_t i = 0; i < terms.size(); ++i) {
                 const auto& [a, stride, b, laid] = terms[i];
-                if (!laid) {
-                    const i64 size = left_size<float>(b.depth);
-                    if (room.size() <= i) room.emplace_back(0), sizes.push_back(0);
-                    if (sizes[i] < size) room[i] = Buffer<float>(size), sizes[i] = size;
-                    split::rows(a, stride, rows, b.depth, parts<float>(room[i]));
+                if (laid) {
+                    lefts.push_back(parts(const_cast<T*>(a)));
+                    continue;
                 }
-                lefts.push_back(parts(laid ? const_cast<float*>(a) : static_cast<float*>(room[i])));
+                const i64 size = left_size<T>(b.depth);
+                if (room.size() <= i) room.emplace_back(0), sizes.push_back(0);
+                if (sizes[i] < size) room[i] = Buffer<T>(size), sizes[i] = size;
+                split::rows(plain(a), stride, rows, b.depth, parts<T>(room[i]));
+                lefts.push_back(parts<T>(room[i]));
             }
+            split::begin();
         }
-        split::begin();
     }
     i64 columns() const { return terms.front().b.columns; }
     i64 width(i64 n) const { return std::min(COLUMNS, columns() - n); }
-    bool whole(i64 n) const { return !in_parts<T>() || (rows % split::SIDE == 0 && width(n) == COLUMNS); }  // whether a block has no more than these
+    bool whole(i64 n) const { return !PARTED<T> || (rows % split::SIDE == 0 && width(n) == COLUMNS); }  // whether a block has no more than these
     // The columns from n on, to c with a row stride: (rows, width(n)), or a block that is not whole (rows rounded up to 16s, 64).
     void block(i64 n, float* c, i64 stride) const {
         for (size_t i = 0; i < terms.size(); ++i) {
             const Factor<T>& b = terms[i].b;
-            if (in_parts<T>()) split::multiply(lefts[i], rows, parts(const_cast<T*>(b.block(n))), b.depth, c, stride, i > 0);
-            else blas::brgemm(rows, width(n), b.depth, terms[i].stride, b.stride(), stride, i > 0, terms[i].a, b.block(n), c, !std::is_same_v<T, float>);
+            if constexpr (PARTED<T>) split::multiply(lefts[i], rows, parts(const_cast<T*>(b.block(n))), b.depth, c, stride, i > 0);
+            else blas::brgemm(rows, width(n), b.depth, terms[i].stride, b.stride(), stride, i > 0, terms[i].a, b.block(n), c, !FLOAT32<T>);
         }
     }
 };
@@ -211,10 +217,13 @@ void product(const T* a, i64 stride, i64 rows, const Factor<T>& b, F done) {
 // (rows, columns) with a row stride -> (columns, rows) with another.
 template <class T>
 void transpose(const T* in, i64 stride, i64 rows, i64 columns, T* out, i64 out_stride) {
-    constexpr i64 B = at::vec::Vectorized<T>::size();
+    using Number = std::conditional_t<PARTED<T>, float, T>;
+    constexpr i64 B = at::vec::Vectorized<Number>::size();
+    const Number* from = reinterpret_cast<const Number*>(in);
+    Number* to = reinterpret_cast<Number*>(out);
     for (i64 r = 0; r < rows; r += B)
         for (i64 c = 0; c < columns; c += B)
-            at::vec::transpose_mxn<T>(in + r * stride + c, stride, out + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
+            at::vec::transpose_mxn<Number>(from + r * stride + c, stride, to + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
 }
 
 // (depth, columns) as a factor that is laid out.
@@ -223,7 +232,7 @@ void interleave(const T* rows, i64 depth, i64 columns, T* out) {
     if constexpr (std::is_same_v<T, BFloat16>) {
         for (i64 n = 0; n < columns; n += COLUMNS)
             blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
-    } else if (in_parts<T>()) split::columns(rows, depth, columns, parts(out));
+    } else if constexpr (PARTED<T>) split::columns(plain(rows), depth, columns, parts(out));
     else
         for (i64 r = 0; r < depth; ++r)  // read from end to end
             for (i64 n = 0; n < columns; n += COLUMNS) {
@@ -251,9 +260,9 @@ void pad(const float* in, i64 rows, i64 columns, T* out, i64 depth) {
 // A weight (rows, columns), or its transpose, as a factor of depth padded_for<T>(...), written to `out` (with room for whole blocks of columns).
 template <class T>
 void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (PARTED<T>) turned ? split::turned(weight, rows, columns, parts(out)) : split::columns(weight, rows, columns, parts(out));
+    else if constexpr (FLOAT32<T>) {
         if (!turned) return interleave(weight, rows, columns, out);
-        if (in_parts<T>()) return split::turned(weight, rows, columns, parts(out));
         for (i64 n = 0; n < rows; n += COLUMNS) transpose(weight + n * columns, columns, std::min(COLUMNS, rows - n), columns, out + n * columns, COLUMNS);
     } else {
         const i64 depth = turned ? padded(columns) : columns;
@@ -320,4 +329,21 @@ int guarded(F work) {  // nothing is thrown across the border
 template <class T>
 T* const* as(void* const* pointers) { return reinterpret_cast<T* const*>(pointers); }
 
+// work(a number of the type that products have): 0 float32, 1 bfloat16, 2 float32 in parts.
+template <class F>
+int of_kind(int kind, F work) {
+    return guarded([&] { kind == 2 ? work(Parted()) : kind == 1 ? work(BFloat16()) : work(0.0f); });
+}
+
 }  // namespace
+
+extern "C" {
+
+int has_parts() { return split::available; }
+
+// Numbers, of four bytes or with bfloat16 of two, that a laid out factor (depth, columns) takes.
+i64 room(i64 depth, i64 columns, int kind) {
+    return kind == 2 ? packed_size<Parted>(depth, columns) : kind == 1 ? packed_size<BFloat16>(depth, columns) : packed_size<float>(depth, columns);
+}
+
+}  // extern "C"
