@@ -1,7 +1,7 @@
 """Time of one ALGD update and of acting, against the released program and against size.
 
     python benchmarks/algd_update.py [--official PATH] [--threads 2] [--rounds 15] [--compiled]
-    python benchmarks/algd_update.py --scaling            (--redraw draws its figure again, from the numbers that it left)
+    python benchmarks/algd_update.py --scaling [--compiled] (--redraw draws its figure again, from the numbers that it left)
 
 ``--official`` is a clone of the authors' repository (Wenxuan52/ALGD on GitHub); none of it is in ours. Every variant lives in a process of its own and they
 take turns, so that a noisy machine hits them alike; medians and ratios of medians are printed and kept in benchmarks/results/.
@@ -206,7 +206,7 @@ def scaling(arguments: argparse.Namespace) -> None:
     }
     for name, values in SWEEPS.items():
         ms = timed(
-            {str(v): our("default", "bfloat16", **{name: v}) for v in values},
+            {str(v): our("default", "bfloat16", arguments.compiled, **{name: v}) for v in values},
             arguments.threads,
             arguments.rounds,
             {"update": 5},

@@ -19,8 +19,8 @@ from saddlepoint.nn.layers import truncated_normal, xavier_uniform
 from saddlepoint.nn.products import ONEDNN, product
 
 Activation = Literal["relu", "silu"]
-Keep = Literal["all", "slopes", "nothing"]
-"""what a forward pass leaves: enough for ``weight_gradients``, for ``action_gradient``, or the values alone (PyTorch's own passes always leave all)"""
+Keep = Literal["slopes", "nothing"]
+"""what a forward pass leaves: enough for ``action_gradient``, or the values alone (PyTorch's own passes always leave all)"""
 
 FEW = 0.8
 """share of the rows from which on gathering them costs more than it saves"""
@@ -129,7 +129,7 @@ class Ensemble(nn.Module):
         return trace([Layers(list(self.weights), list(self.biases))], state, action[None], self.activation).values[:, 0]
 
 
-def trace(parts: Net, state: Tensor, action: Tensor, activation: Activation, keep: Keep = "all") -> Trace:
+def trace(parts: Net, state: Tensor, action: Tensor, activation: Activation, keep: Keep = "slopes") -> Trace:
     """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
     if isinstance(parts, FusedNet):
         return _fused_trace(parts, state, action, activation, keep)
@@ -146,14 +146,10 @@ def trace(parts: Net, state: Tensor, action: Tensor, activation: Activation, kee
 
 
 def _fused_trace(net: FusedNet, state: Tensor, action: Tensor, activation: Activation, keep: Keep) -> Trace:
-    rows = action.shape[0] * action.shape[1]
-    if activation == "relu":
-        sources = outputs = None if keep == "nothing" else net.hidden(rows)
-    else:
-        outputs = net.hidden(rows) if keep == "all" else None
-        sources = None if keep == "nothing" else net.hidden(rows)
+    kept = None if keep == "nothing" else net.hidden(action.shape[0] * action.shape[1])
+    outputs, sources = (kept, None) if activation == "relu" else (None, kept)  # ReLU's outputs tell its slopes
     values = net.forward(state, action, outputs, sources)[..., 0]
-    return Trace(values, [[Hidden(*layer) for layer in zip(outputs or sources or (), sources or ())]])
+    return Trace(values, [[Hidden(layer, layer) for layer in kept or ()]])
 
 
 def action_gradient(parts: Net, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
