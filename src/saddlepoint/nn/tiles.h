@@ -269,7 +269,7 @@ void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
         Buffer<T> cast(padded(rows) * depth + STEP);  // the last row's end is written in steps
         pad(weight, rows, columns, static_cast<T*>(cast), depth);
         if (!turned) {
-            std::fill(cast + rows * columns, cast + padded(rows) * columns, T(0));
+            std::fill(cast + rows * columns, cast + padded(rows) * columns, T{});
             return interleave<T>(cast, padded(rows), columns, out);
         }
         for (i64 n = 0; n < rows; n += COLUMNS)  // pairs of numbers that are neighbours here belong together there
@@ -283,7 +283,7 @@ template <class T>
 void lay(const T* in, i64 rows, i64 columns, T* out) {
     if (rows == padded_for<T>(rows)) return interleave(in, rows, columns, out);
     Buffer<T> whole(padded(rows) * columns);
-    std::fill(std::copy(in, in + rows * columns, static_cast<T*>(whole)), whole + padded(rows) * columns, T(0));
+    std::fill(std::copy(in, in + rows * columns, static_cast<T*>(whole)), whole + padded(rows) * columns, T{});
     interleave<T>(whole, padded(rows), columns, out);
 }
 
