@@ -13,7 +13,7 @@ from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.algd.energy import Penalty, lagrangian
 from saddlepoint.algd.formulas import Formulas
-from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, make_process, score_of_output
 from saddlepoint.constrained.budget import CostBudget, cost_units, violation_ceiling
 from saddlepoint.constrained.risk import cautious
 from saddlepoint.diffusion.sample import sample_chain
@@ -434,3 +434,9 @@ def test_compiled_updates_equal_eager_ones():
             agent.update_batch(batch, agent.draw(64))
     for (name, one), two in zip(eager.policy.state_dict().items(), compiled.policy.state_dict().values()):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [("ve", "noise"), ("vp", "clean")])
+def test_what_the_network_predicts_goes_with_the_schedule(schedule, prediction):
+    config = ALGDConfig(schedule=schedule)
+    assert score_of_output(config, make_process(config)[0]) == score_of_output(replace(config, prediction=prediction), make_process(config)[0])

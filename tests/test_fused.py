@@ -171,10 +171,14 @@ def test_compiled_updates_with_several_constraints(generator):
 
 
 @pytest.mark.skipif(not fused.works(torch.bfloat16), reason="no products in bfloat16")
-@pytest.mark.parametrize("change", [{}, {"entropy": "none", "step_noise": "euler"}, {"schedule": "vp"}], ids=str)
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [({}, 0.05), ({"entropy": "none", "step_noise": "euler"}, 0.05), ({"schedule": "vp", "prediction": "noise"}, 0.05), ({"schedule": "vp"}, 0.1)], ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("rows", [64, 70])
-def test_chains_in_bfloat16_have_the_gradients_of_those_in_float32(change, rows, generator):
-    """Of the same updates, with the same critics: the policy's gradients; and actions, which stay as they are."""
+def test_chains_in_bfloat16_have_the_gradients_of_those_in_float32(change, most, rows, generator):
+    """Of the same updates, with the same critics: the policy's gradients; and actions, which stay as they are. The score of a clean action is its distance in
+    units of sigma^2, 0.01 at the first level, so that rounding of the action weighs more."""
     config = replace(CONFIG, batch_size=rows, precision="bfloat16", **change)
     low, high = (agents(config)[1] for _ in range(2))
     assert low.policy.network._learning["score"].low
@@ -184,7 +188,7 @@ def test_chains_in_bfloat16_have_the_gradients_of_those_in_float32(change, rows,
     for agent in (low, high):
         agent.update_batch(batch, noise, torch.zeros(1, dtype=torch.float64))
         gradients.append(agent.flat["policy"].gradient.clone())
-    assert 0 < float((gradients[0] - gradients[1]).norm()) < 0.05 * float(gradients[1].norm())  # a ReLU near 0 goes either way
+    assert 0 < float((gradients[0] - gradients[1]).norm()) < most * float(gradients[1].norm())  # a ReLU near 0 goes either way
     low.load_state_dict(high.state_dict())
     states = torch.randn(9, 33, generator=generator)
     acts = [agent.act(states, "explore", torch.Generator().manual_seed(1)) for agent in (low, high)]

@@ -258,7 +258,7 @@ def score_of_output(config: ALGDConfig, schedule: Schedule) -> tuple[tuple[float
     one, zero, variance = torch.ones_like(schedule.sigma), torch.zeros_like(schedule.sigma), schedule.sigma.square()
     gain, shift = {
         "score": (one, zero), "guided": (one, zero), "noise": (-1 / schedule.sigma, zero), "clean": (schedule.alpha / variance, -1 / variance),
-    }[config.prediction]  # fmt: skip
+    }[config.prediction or ("noise" if config.schedule == "ve" else "clean")]  # fmt: skip
     return tuple(gain.tolist()), tuple(shift.tolist())
 
 
