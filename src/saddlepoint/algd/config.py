@@ -44,7 +44,7 @@ class ALGDConfig:
     prediction: Literal["score", "noise", "clean", "guided"] | None = None
     """what the network's output means: the score itself (released VE), score = -output/sigma, score = (alpha*output - x)/sigma^2, or the
     released DDPM: an untrained noise head plus a unit-normalised score as guidance [3, 5]. None: ``noise`` with VE, ``clean`` with VP, where the noise at
-    the first step, with alpha 0.1, tells of the action with ten times its error"""
+    the first step, with alpha 0.1, tells of the action with ten times its error (docs/deviations.md has both measured)"""
     guidance: float = 0.05
     """weight of the score in ``guided``"""
     score_space: Literal["latent", "action"] = "latent"
