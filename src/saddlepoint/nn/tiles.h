@@ -126,8 +126,8 @@ struct Buffer {  // uninitialised, aligned
 template <class T>
 split::Part* parts(T* data) { return reinterpret_cast<split::Part*>(data); }
 
-// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, or in parts; or as it is. In blocks it is read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where
-// blocks reach 93).
+// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, or in parts; or as it is. In
+// blocks it is read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where blocks reach 93).
 template <class T>
 struct Factor {
     const T* data;
@@ -147,6 +147,8 @@ struct Term {
 };
 
 // A sum of products of equal size, whose blocks of 64 columns can be asked for.
+//
+// What rows are split into lies in room that each thread keeps: between two of its blocks nothing else may be multiplied on the thread.
 template <class T>
 class Sum {
     const std::vector<Term<T>>& terms;
