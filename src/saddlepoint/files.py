@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -171,8 +170,11 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, freed even after kill -9. Raises ``Busy`` when another process has it, ``FileFault`` when it cannot be had."""
+def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold the lock file ``path``, freed even after kill -9.
+
+    Raises ``Busy``, with the sentence ``busy``, when another process has it, and ``FileFault`` when it cannot be had.
+    """
     if fcntl is None:
         raise UserError("this system cannot lock files (Python's fcntl is missing): train on Linux or macOS; trained policies load here.")
     with contextlib.ExitStack() as held:
@@ -184,7 +186,7 @@ def hold_lock(path: Path) -> Iterator[None]:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    raise Busy(f"another process holds {path}: wait for it, or choose another folder.") from error
+                    raise Busy(busy or f"another process holds {path}: wait for it, or choose another folder.") from error
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):  # not removed meanwhile
                         break
@@ -305,37 +307,31 @@ def read_array(path: Path, what: str, advice: str = ADVICE) -> np.ndarray:
 
 def read_tensors(path: Path, what: str, advice: str = ADVICE) -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped into memory: copy what is to stay. Raises ``FileFault``."""
-    return StoredTensors(path, what, advice).all()
+    return dict(StoredTensors(path, what, advice))
 
 
-class StoredTensors:
-    """The tensors of a safetensors file, of which each is read when it is asked for. Raises ``FileFault`` when it is not one."""
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file by name, each mapped into memory when it is asked for. Raises ``FileFault`` when it is not one.
+
+    What is read of a mapping counts as memory until it is dropped: copy a large tensor in parts, and ask for it anew for each (``copy_rows``).
+    """
 
     def __init__(self, path: Path, what: str, advice: str = ADVICE) -> None:
         self.path, self._what, self._advice = path, what, advice
-        tensors = self.all()  # mapped: nothing is read
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.dtypes: dict[str, torch.dtype] = {name: tensor.dtype for name, tensor in tensors.items()}
-
-    def all(self) -> dict[str, Tensor]:
-        """All tensors, mapped into memory."""
         with self._opened() as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            self._names = list(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        """One tensor, mapped into memory."""
+        if name not in self._names:
+            raise KeyError(name)
         with self._opened() as file:
             return file.get_tensor(name)
 
-    def copy_into(self, name: str, target: Tensor) -> None:
-        """Copy a tensor into one of the same shape, ``BLOCK`` bytes at a time, so that it is never in memory twice."""
-        if target.ndim == 0 or not target.numel():
-            target.copy_(self[name])
-            return
-        rows = max(BLOCK // (target[0].numel() * target.element_size()), 1)
-        for start in range(0, len(target), rows):
-            with self._opened() as file:  # the pages of a mapping count as memory until it is closed
-                target[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -343,6 +339,13 @@ class StoredTensors:
             _open(self.path).close()  # a FIFO would be waited for
             with safe_open(self.path, "pt") as file:
                 yield file
+
+
+def copy_rows(target: Tensor, source: Mapping[str, Tensor], name: str) -> None:
+    """Copy ``source[name]`` into the tensor ``target`` of one dimension or more, at most ``BLOCK`` bytes at a time."""
+    rows = max(BLOCK // max(target[:1].numel() * target.element_size(), 1), 1)
+    for start in range(0, len(target), rows):
+        target[start : start + rows].copy_(source[name][start : start + rows])
 
 
 _NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.files import hold_lock
 from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.config import TrainConfig, flag
 from saddlepoint.train.versions import versions
@@ -130,14 +130,9 @@ def only_writer(run: Path) -> Iterator[None]:
     """Hold the run's lock, freed even after kill -9. Raises ``UserError`` when another process has it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("w")
     except OSError as error:
         raise UserError(f"the run folder {run} cannot be written ({error.strerror}): choose another --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {run}: wait for it, or choose another --out.") from error
+    with hold_lock(run / ".lock", f"another process is training in {run}: wait for it, or choose another --out."):
         yield
 
 
