@@ -40,13 +40,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["a", f".writing-{os.getpid()}-a"])
-def test_links_are_replaced_and_never_written_through(tmp_path, name):
+@pytest.mark.parametrize("name", ["a", ".writing-00000000-a"])
+def test_links_are_replaced_and_never_written_through(tmp_path, monkeypatch, name):
+    names = iter(["00000000", "00000001"])
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: next(names))
     victim = tmp_path / "victim"
     victim.write_text("mine")
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / name).symlink_to(victim)
+    if name != "a":  # a hostile folder that guesses the name
+        with pytest.raises(files.FileFault, match="File exists"):
+            files.atomic_write(folder / "a", "new")
     files.atomic_write(folder / "a", "new")
     assert victim.read_text() == "mine"
     assert (folder / "a").read_text() == "new"

@@ -1,6 +1,6 @@
 """Files, written whole or not at all and read with every fault in one sentence. Nothing else reads or writes JSON, TOML, npz or safetensors.
 
-A writer fills ``.writing-<process>-<name>`` beside the place, flushes it and renames it: a reader sees the old file or the new one, and a link is
+A writer fills ``.writing-<chance>-<name>`` beside the place, flushes it and renames it: a reader sees the old file or the new one, and a link is
 replaced, never written through. A reader checks kind, size and nesting before it works, never unpickles, and turns whatever its library raises into a
 ``FileFault``, which names the file and the reason.
 """
@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tomllib
@@ -106,11 +107,10 @@ def replacing(path: Path) -> Iterator[Path]:
     It keeps the suffix of ``path``, and has the mode that the umask gives. Raises ``FileFault``.
     """
     path = Path(path)
-    temporary = path.with_name(f"{WRITING}{os.getpid()}-{path.name}")
+    temporary = _beside(path)
     with _writing(path, "look at the disk and the folder's permissions"):
         if path.exists() and not path.is_file():
             raise OSError(0, "it is a folder or a device")
-        temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -131,11 +131,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     Of two processes that make the same folder, one succeeds. Raises ``FileFault``, also where ``path`` exists and is not an empty folder.
     """
     path = Path(path)
-    temporary = path.with_name(f"{WRITING}{os.getpid()}-{path.name}")
+    temporary = _beside(path)
     with _writing(path, "choose another folder, or look at the disk and its permissions"):
         _require_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             yield temporary
@@ -191,6 +190,11 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
                     if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):  # not removed meanwhile
                         break
         yield
+
+
+def _beside(path: Path) -> Path:
+    """A name that nobody else has: numbers of processes may meet on a disk that several machines share."""
+    return path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
 
 
 def _flush(path: Path) -> None:
