@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from saddlepoint.files import digest
+from saddlepoint.files import digest, sealed
 from saddlepoint.mbdpo.tasks import Task, find_task
 from saddlepoint.offline.dataset import ARRAYS, Dataset, Writer
 from saddlepoint.types import UserError
@@ -140,13 +140,16 @@ def test_damage_is_named(folder, tmp_path):
     refused("episodes.npy", b"\x93NUMPY", "should hold")
     refused("dataset.json", b"{", "cannot be read as the description of a data set")
     refused("dataset.json", b'{"format": 7}', "not written by this version")
-    refused("dataset.json", b'{"format": 2, "rows": 29}', "is damaged")
+    refused("dataset.json", header.replace(b'"rows": 29', b'"rows": 28'), "has changed since it was written")
+    refused("dataset.json", json.dumps(sealed({"format": 2, "rows": 29})).encode(), "is damaged")
     for old, new in (
         (b'"rows": 29', b'"rows": 0'), (b'"rows": 29', b'"rows": Infinity'), (b'"episodes": 5', b'"episodes": "5"'), (b'"tasks": [', b'"tasks": 3, "x": ['),
         (b'"env": "tests/Small-v0"', b'"env": 1'), (b'"action_low"', b'"low"'), (b'"files": {', b'"files": null, "x": {'), (b'"bytes"', b'"size"'),
     ):  # fmt: skip
         assert old in header
-        refused("dataset.json", header.replace(old, new, 1), "is damaged|says nothing whole")
+        changed = json.loads(header.replace(old, new, 1))
+        changed.pop("sha256")
+        refused("dataset.json", json.dumps(sealed(changed)).encode(), r"is damaged|says nothing whole")
 
 
 @pytest.mark.parametrize("name", ["episodes.npy", *(f"{name}.f32" for name in ARRAYS)])
@@ -165,6 +168,8 @@ def test_a_table_that_does_not_fit_is_refused_even_with_the_right_digest(folder)
         odd[row, column] = value
         np.save(folder / "episodes.npy", odd)
         header["files"]["episodes.npy"]["sha256"] = digest(folder / "episodes.npy")
+        header.pop("sha256")
+        header = sealed(header)
         (folder / "dataset.json").write_text(json.dumps(header))
         with pytest.raises(UserError, match="does not fit"):
             Dataset(folder)

@@ -45,6 +45,8 @@ WRITING = ".writing-"
 """how the name of what is not finished begins"""
 BLOCK = 2**25
 """bytes of a tensor that are copied at once"""
+SEAL = "sha256"
+"""key of JSON's own digest"""
 ADVICE = "restore it from a copy, or make it again"
 
 
@@ -86,6 +88,16 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """``atomic_write`` of JSON. Raises ``FileFault``."""
     atomic_write(path, json.dumps(content, indent=2) + "\n")
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with the SHA-256 of all of it, for JSON that no other file describes."""
+    return content | {SEAL: _seal_of(content)}
+
+
+def is_sealed(content: dict[str, Any]) -> bool:
+    """Whether ``content`` is as ``sealed`` made it: not where anything in it has changed, nor where it was never sealed."""
+    return content.get(SEAL) == _seal_of({key: value for key, value in content.items() if key != SEAL})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -190,6 +202,10 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
                     if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):  # not removed meanwhile
                         break
         yield
+
+
+def _seal_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _beside(path: Path) -> Path:

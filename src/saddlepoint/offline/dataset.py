@@ -1,9 +1,10 @@
 """A data set of episodes of several tasks, in flat files that are mapped into memory: it may be larger than that.
 
-A folder holds ``dataset.json`` (sizes, tasks, and the size and SHA-256 of each other file), ``episodes.npy`` (task, first row and number of steps of each episode, int64) and ``observation.f32``,
-``action.f32``, ``reward.f32``, ``terminated.f32``: rows of little-endian float32, nothing between them. Row t of an episode holds o_t, a_t in [-1, 1], r_t and
-whether the task ended with that step; one more row ends the episode, of which only the observation counts. Tasks are padded with zeros to the largest
-observation and action.
+A folder holds ``dataset.json`` (sizes, tasks, and the size and SHA-256 of each other file), ``episodes.npy`` (task,
+first row and number of steps of each episode, int64) and ``observation.f32``, ``action.f32``, ``reward.f32``,
+``terminated.f32``: rows of little-endian float32, nothing between them. Row t of an episode holds o_t, a_t in [-1, 1],
+r_t and whether the task ended with that step; one more row ends the episode, of which only the observation counts.
+Tasks are padded with zeros to the largest observation and action.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from saddlepoint.files import FileFault, digest, new_folder, read_array, read_json, write_json
+from saddlepoint.files import FileFault, digest, is_sealed, new_folder, read_array, read_json, sealed, write_json
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.types import UserError
 
@@ -186,7 +187,7 @@ class Writer:
             steps = table[table[:, 0] == number, 2]
             tasks.append(task.to_json() | {"episodes": len(steps), "steps": int(steps.sum())})
         sizes = {"observation": self.observation, "action": self.action, "rows": self._rows, "episodes": len(table)}
-        write_json(self._temporary / HEADER, {"format": FORMAT, **sizes, "files": written, "tasks": tasks})
+        write_json(self._temporary / HEADER, sealed({"format": FORMAT, **sizes, "files": written, "tasks": tasks}))
 
 
 def _header(folder: Path) -> dict[str, Any]:
@@ -199,6 +200,8 @@ def _header(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a data set (it has no {HEADER}): make one with `saddlepoint collect` or `saddlepoint convert`.") from error
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: make the data set again.")
+    if not is_sealed(header):
+        raise UserError(f"{path} has changed since it was written: {AGAIN}.")
     return header
 
 
