@@ -40,13 +40,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["a", f".writing-{os.getpid()}-a"])
-def test_links_are_replaced_and_never_written_through(tmp_path, name):
+@pytest.mark.parametrize("name", ["a", ".writing-00000000-a"])
+def test_links_are_replaced_and_never_written_through(tmp_path, monkeypatch, name):
+    names = iter(["00000000", "00000001"])
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: next(names))
     victim = tmp_path / "victim"
     victim.write_text("mine")
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / name).symlink_to(victim)
+    if name != "a":  # a hostile folder that guesses the name
+        with pytest.raises(files.FileFault, match="File exists"):
+            files.atomic_write(folder / "a", "new")
     files.atomic_write(folder / "a", "new")
     assert victim.read_text() == "mine"
     assert (folder / "a").read_text() == "new"
@@ -150,18 +155,21 @@ def test_lines_are_read_one_by_one(tmp_path):
     assert b"".join(line.raw for line in lines) == path.read_bytes()
 
 
-def test_tensors_come_back_and_are_copied_block_by_block(tmp_path, monkeypatch):
+def test_tensors_come_back_and_are_copied_in_parts(tmp_path, monkeypatch):
     files.write_tensors(tmp_path / "a", TENSORS)
     monkeypatch.setattr(files, "BLOCK", 16)  # one row and a bit
     stored = files.StoredTensors(tmp_path / "a", "a test")
+    assert set(stored) == set(TENSORS)
     for name, tensor in TENSORS.items():
-        assert (stored.shapes[name], stored.dtypes[name]) == (tuple(tensor.shape), tensor.dtype)
-        target = torch.full_like(tensor, 9)
-        stored.copy_into(name, target)
-        assert torch.equal(target, tensor)
         assert torch.equal(stored[name], tensor)
+        assert stored[name].dtype == tensor.dtype
+    for name in "ac":
+        target = torch.full_like(TENSORS[name], 9)
+        files.copy_rows(target, stored, name)
+        assert torch.equal(target, TENSORS[name])
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-1])
     with pytest.raises(files.FileFault):
-        stored.copy_into("none", torch.zeros(2))
+        stored["a"]
 
 
 def test_arrays_come_back_and_compressed_or_pickled_ones_are_refused(tmp_path):

@@ -6,8 +6,12 @@ import errno
 import os
 import re
 
-NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size calculation overflowed", re.I)
-"""what PyTorch's allocators say in a RuntimeError"""
+NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size calculation overflowed"
+    r"|integer multiplication overflow|larger than the maximum possible size|Maximum allowed dimension exceeded",
+    re.IGNORECASE,
+)
+"""what PyTorch's allocators say in a RuntimeError, and PyTorch and NumPy of sizes that no memory has"""
 SIZES = "lower the sizes of networks, batches, samples or the replay, or give the process more memory"
 ADVICE = {
     errno.ENOSPC: "make room on it",
@@ -28,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: Python's, NumPy's or PyTorch's, on the CPU or on a GPU, or one of a size that no memory has."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and (type(error).__name__ == "OutOfMemoryError" or bool(NO_MEMORY.search(str(error))))
+    return isinstance(error, RuntimeError | ValueError) and (type(error).__name__ == "OutOfMemoryError" or bool(NO_MEMORY.search(str(error))))
 
 
 def explain(error: BaseException, last_good: str = "") -> str | None:

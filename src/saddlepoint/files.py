@@ -1,6 +1,6 @@
 """Files, written whole or not at all and read with every fault in one sentence. Nothing else reads or writes JSON, TOML, npz or safetensors.
 
-A writer fills ``.writing-<process>-<name>`` beside the place, flushes it and renames it: a reader sees the old file or the new one, and a link is
+A writer fills ``.writing-<chance>-<name>`` beside the place, flushes it and renames it: a reader sees the old file or the new one, and a link is
 replaced, never written through. A reader checks kind, size and nesting before it works, never unpickles, and turns whatever its library raises into a
 ``FileFault``, which names the file and the reason.
 """
@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tomllib
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,6 +45,8 @@ WRITING = ".writing-"
 """how the name of what is not finished begins"""
 BLOCK = 2**25
 """bytes of a tensor that are copied at once"""
+SEAL = "sha256"
+"""key of JSON's own digest"""
 ADVICE = "restore it from a copy, or make it again"
 
 
@@ -88,6 +90,16 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write(path, json.dumps(content, indent=2) + "\n")
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with the SHA-256 of all of it, for JSON that no other file describes."""
+    return content | {SEAL: _seal_of(content)}
+
+
+def is_sealed(content: dict[str, Any]) -> bool:
+    """Whether ``content`` is as ``sealed`` made it: not where anything in it has changed, nor where it was never sealed."""
+    return content.get(SEAL) == _seal_of({key: value for key, value in content.items() if key != SEAL})
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """``atomic_write`` of a safetensors file; the tensors must be contiguous and share no memory. Raises ``FileFault``."""
     with replacing(path) as temporary:
@@ -107,11 +119,10 @@ def replacing(path: Path) -> Iterator[Path]:
     It keeps the suffix of ``path``, and has the mode that the umask gives. Raises ``FileFault``.
     """
     path = Path(path)
-    temporary = path.with_name(f"{WRITING}{os.getpid()}-{path.name}")
+    temporary = _beside(path)
     with _writing(path, "look at the disk and the folder's permissions"):
         if path.exists() and not path.is_file():
             raise OSError(0, "it is a folder or a device")
-        temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -132,11 +143,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     Of two processes that make the same folder, one succeeds. Raises ``FileFault``, also where ``path`` exists and is not an empty folder.
     """
     path = Path(path)
-    temporary = path.with_name(f"{WRITING}{os.getpid()}-{path.name}")
+    temporary = _beside(path)
     with _writing(path, "choose another folder, or look at the disk and its permissions"):
         _require_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             yield temporary
@@ -171,8 +181,11 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, freed even after kill -9. Raises ``Busy`` when another process has it, ``FileFault`` when it cannot be had."""
+def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold the lock file ``path``, freed even after kill -9.
+
+    Raises ``Busy``, with the sentence ``busy``, when another process has it, and ``FileFault`` when it cannot be had.
+    """
     if fcntl is None:
         raise UserError("this system cannot lock files (Python's fcntl is missing): train on Linux or macOS; trained policies load here.")
     with contextlib.ExitStack() as held:
@@ -184,11 +197,20 @@ def hold_lock(path: Path) -> Iterator[None]:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    raise Busy(f"another process holds {path}: wait for it, or choose another folder.") from error
+                    raise Busy(busy or f"another process holds {path}: wait for it, or choose another folder.") from error
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):  # not removed meanwhile
                         break
         yield
+
+
+def _seal_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    """A name that nobody else has: numbers of processes may meet on a disk that several machines share."""
+    return path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
 
 
 def _flush(path: Path) -> None:
@@ -305,37 +327,31 @@ def read_array(path: Path, what: str, advice: str = ADVICE) -> np.ndarray:
 
 def read_tensors(path: Path, what: str, advice: str = ADVICE) -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped into memory: copy what is to stay. Raises ``FileFault``."""
-    return StoredTensors(path, what, advice).all()
+    return dict(StoredTensors(path, what, advice))
 
 
-class StoredTensors:
-    """The tensors of a safetensors file, of which each is read when it is asked for. Raises ``FileFault`` when it is not one."""
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file by name, each mapped into memory when it is asked for. Raises ``FileFault`` when it is not one.
+
+    What is read of a mapping counts as memory until it is dropped: copy a large tensor in parts, and ask for it anew for each (``copy_rows``).
+    """
 
     def __init__(self, path: Path, what: str, advice: str = ADVICE) -> None:
         self.path, self._what, self._advice = path, what, advice
-        tensors = self.all()  # mapped: nothing is read
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.dtypes: dict[str, torch.dtype] = {name: tensor.dtype for name, tensor in tensors.items()}
-
-    def all(self) -> dict[str, Tensor]:
-        """All tensors, mapped into memory."""
         with self._opened() as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            self._names = list(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        """One tensor, mapped into memory."""
+        if name not in self._names:
+            raise KeyError(name)
         with self._opened() as file:
             return file.get_tensor(name)
 
-    def copy_into(self, name: str, target: Tensor) -> None:
-        """Copy a tensor into one of the same shape, ``BLOCK`` bytes at a time, so that it is never in memory twice."""
-        if target.ndim == 0 or not target.numel():
-            target.copy_(self[name])
-            return
-        rows = max(BLOCK // (target[0].numel() * target.element_size()), 1)
-        for start in range(0, len(target), rows):
-            with self._opened() as file:  # the pages of a mapping count as memory until it is closed
-                target[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -343,6 +359,13 @@ class StoredTensors:
             _open(self.path).close()  # a FIFO would be waited for
             with safe_open(self.path, "pt") as file:
                 yield file
+
+
+def copy_rows(target: Tensor, source: Mapping[str, Tensor], name: str) -> None:
+    """Copy ``source[name]`` into the tensor ``target`` of one dimension or more, at most ``BLOCK`` bytes at a time."""
+    rows = max(BLOCK // max(target[:1].numel() * target.element_size(), 1), 1)
+    for start in range(0, len(target), rows):
+        target[start : start + rows].copy_(source[name][start : start + rows])
 
 
 _NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}

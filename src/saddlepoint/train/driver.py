@@ -355,6 +355,8 @@ class Faults:
             assert isinstance(cause, UserError)
             driver._salvage()
             error = cause
+        if isinstance(error, ForeignFault) and driver.stop():  # it was given up, or the signal reached it as well
+            raise Interrupted(f"stopped; {driver.last_good()}; go on with --resume {driver.folder} ({error})") from error
         if isinstance(error, NonFiniteError | ForeignFault):
             place = f"{driver.training.unit} {driver.training.step}"
             raise type(error)(f"{str(error).rstrip('.')} ({place}; {driver.last_good()}).") from error

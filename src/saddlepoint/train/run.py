@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.files import Busy, FileFault, hold_lock, read_json, remove_unfinished, write_json
+from saddlepoint.files import FileFault, hold_lock, read_json, remove_unfinished, write_json
 from saddlepoint.train.config import TrainConfig, flag
 from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvShape, UserError
@@ -204,11 +204,8 @@ def only_writer(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the run folder {run} cannot be written ({error.strerror}): choose another --out.") from error
-    try:
-        with hold_lock(run / LOCK):
-            yield
-    except Busy as error:
-        raise UserError(f"another process is training in {run}: wait for it, or choose another --out.") from error
+    with hold_lock(run / LOCK, f"another process is training in {run}: wait for it, or choose another --out."):
+        yield
 
 
 def write(run: Path, content: dict[str, Any]) -> None:

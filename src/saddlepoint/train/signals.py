@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from saddlepoint.stopping import stop_flags
-
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
@@ -51,10 +49,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn signals into a request while the block runs (in the main thread: Python allows no other to). Ignored ones stay ignored (``nohup``).
-
-    While the block runs the request is one of ``saddlepoint.stopping.stop_flags``, which whoever waits for another process asks.
-    """
+    """Turn signals into a request while the block runs (in the main thread: Python allows no other to). Ignored ones stay ignored (``nohup``)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -63,11 +58,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
     caught = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN or number == signal.SIGINT}
     for number in caught:
         signal.signal(number, request._make)
-    stop_flags.append(request)
     try:
         yield request
     finally:
-        stop_flags.remove(request)
         for number, handler in caught.items():
             signal.signal(number, handler)
 
