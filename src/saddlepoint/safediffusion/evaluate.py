@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saddlepoint.files import write_json
 from saddlepoint.flags import Parsed, parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
 from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
@@ -36,7 +37,6 @@ from saddlepoint.safediffusion.tiny.captions import read_caption
 from saddlepoint.safediffusion.tiny.checker import Composition, Unsafe
 from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
 from saddlepoint.train import checkpoint
-from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
