@@ -16,9 +16,9 @@ from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS
-from saddlepoint.baselines.cal import CAL
 from saddlepoint.baselines.config import CALConfig, SACConfig, SACLagConfig, SACPIDConfig
-from saddlepoint.baselines.sac import SAC, SACPID, SACLag
+from saddlepoint.baselines.constrained import CAL, SACPID, SACLag
+from saddlepoint.baselines.sac import SAC
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.types import Batch, EnvShape
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
+from saddlepoint.nn.native import promises
 from saddlepoint.nn.ops import reference
 from saddlepoint.nn.ops.packed import Packed
+from saddlepoint.nn.ops.reference import reverse_chain
 from saddlepoint.nn.ops.types import ChainWeights, EnsembleWeights, ReverseTable
 
-__all__ = ["ChainWeights", "EnsembleWeights", "Packed", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse"]
+__all__ = ["ChainWeights", "EnsembleWeights", "Packed", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse", "native_wins", "resolve_precision", "reverse_chain"]
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
@@ -33,3 +38,16 @@ def denoising_chain(net: ChainWeights, start: Tensor, noise: Tensor | None, tabl
     ``noise`` (steps, batch, action) is standard normal, row k for step k; None runs the chain at its means. Differentiable in every tensor of ``net``.
     """
     return reference.denoising_chain(net, start, noise, table)
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def resolve_precision(precision: Precision) -> torch.dtype | None:
+    """The type of the products that a config asks for; None: that of the inputs."""
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def native_wins(*widths: int) -> bool:
+    """Whether networks with ``widths`` hidden units have native kernels here and gain by them, without building any."""
+    return promises(*widths)
