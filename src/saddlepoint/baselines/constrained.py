@@ -29,8 +29,7 @@ class Constrained(ActorCritic[K]):
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False,
     ):  # fmt: skip
         super().__init__(config, shape, budgets, seed, device, dtype, compile)
-        members = shape.constraints * config.cost_members
-        self.cost_critic, self.cost_target = self.add_critic("cost_critic", members, "silu", config.cost_learning_rate)
+        self.cost_critic, self.cost_target = self.critics["cost_critic"], self.targets["cost_critic"]
         self.cost_loss = self.compile(cost_loss)
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
         self.unit = cost_units(budgets, config.cost_unit).to(self.budget)
@@ -62,7 +61,7 @@ class Constrained(ActorCritic[K]):
             following = self.policy.sample(batch.next_observation, noise.next)
         reward = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
         cost = self.cost_loss(self.config, self.cost_critic, self.cost_target, batch, following)
-        self.descend(reward_critic=reward, cost_critic=cost)
+        self.critic_optimiser.step(reward + cost, self.updates, reward_critic_loss=reward, cost_critic_loss=cost)
 
         with frozen(self.critic, self.cost_critic):
             soft, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
@@ -72,7 +71,7 @@ class Constrained(ActorCritic[K]):
             violation = (risk if episode_cost is None else episode_cost) - self.budget
             weight = self.weight(multiplier.to(self.budget), violation / self.unit)
             loss = soft + (weight * (own - self.budget) / self.unit).sum()
-            self.descend(policy=loss)
+            self.policy_optimiser.step(loss, self.updates, policy_loss=loss)
 
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)

@@ -24,10 +24,10 @@ class SAC(ActorCritic[SACConfig]):
         with torch.no_grad():
             following = self.policy.sample(batch.next_observation, noise.next)
         critic_loss = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
-        self.descend(reward_critic=critic_loss)
+        self.critic_optimiser.step(critic_loss, self.updates, reward_critic_loss=critic_loss)
         with frozen(self.critic):
             policy_loss, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
-            self.descend(policy=policy_loss)
+            self.policy_optimiser.step(policy_loss, self.updates, policy_loss=policy_loss)
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)
         self.follow()

@@ -13,4 +13,15 @@ from saddlepoint.nn.ops.api import (
     reverse_chain,
 )
 
-__all__ = ["ChainWeights", "EnsembleWeights", "Packed", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse", "native_wins", "resolve_precision", "reverse_chain"]
+__all__ = [
+    "ChainWeights",
+    "EnsembleWeights",
+    "Packed",
+    "ReverseTable",
+    "denoising_chain",
+    "ensemble_mlp",
+    "ensemble_mse",
+    "native_wins",
+    "resolve_precision",
+    "reverse_chain",
+]

@@ -13,7 +13,6 @@ from saddlepoint.nn.ops.packed import Packed
 from saddlepoint.nn.ops.reference import reverse_chain
 from saddlepoint.nn.ops.types import ChainWeights, EnsembleWeights, ReverseTable
 
-__all__ = ["ChainWeights", "EnsembleWeights", "Packed", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse", "native_wins", "resolve_precision", "reverse_chain"]
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
