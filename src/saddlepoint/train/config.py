@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from saddlepoint.train.schedule import Schedule
+from saddlepoint.train.verdict import Binds
 from saddlepoint.types import UserError
 
 
@@ -44,6 +46,9 @@ class TrainConfig:
     """steps between checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
     """newest checkpoints kept; each holds the filled part of the replay"""
+    binds: Binds = "both"
+    """the policy that the budget binds: the sampled one, which acts in training; the noise-free one, which is usually deployed; or each of the two. best/,
+    the verdict on an evaluation and StopWhenSafe go by it"""
     log_every: int = 1_000
     """steps between lines of training metrics"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -87,9 +92,9 @@ class TrainConfig:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
-    def due(self, step: int, every: int) -> bool:
-        """Whether a multiple of ``every`` was passed by the last step of all environments."""
-        return step > 0 and step // every > (step - self.num_envs) // every
+    def schedule(self) -> Schedule:
+        """When things are due."""
+        return Schedule(self.total_steps, self.log_every, self.eval_every, self.checkpoint_every, self.keep_checkpoints, stride=self.num_envs)
 
 
 def flag(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -16,9 +17,12 @@ from saddlepoint.envs.tasks import PIXELS, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
+from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, Learner, UserError
@@ -68,7 +72,7 @@ class GainsByCompiling(Protocol):
 
 def train(
     config: TrainConfig, learner: LearnerFactory[C], learner_config: C, budgets: tuple[CostBudget, ...] | None = None,
-    *, resume: bool = False,
+    *, resume: bool = False, callbacks: Sequence[Callback] = (),
 ) -> Path:  # fmt: skip
     """Train until ``total_steps`` and return the run folder: ``train(TrainConfig(env=...), ALGD, ALGDConfig())``.
 
@@ -112,8 +116,13 @@ def train(
             replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored)
             agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
             first = None if saved else envs.reset()
-            with run.only_writer(folder), RunLog(folder, config.total_steps, budgets, config.quiet) as log:
-                loop = Loop(config, folder, envs, agent, replay, budgets, device, log, stop)
+            screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
+            with run.opened(folder, saved), RunLog(folder, screen) as log:
+                training = Loop(config, envs, agent, replay, budgets, device, log, stop)
+                driver = RunDriver(
+                    training, config.schedule(), folder, log, stop, budgets=budgets, binds=config.binds, callbacks=callbacks,
+                    config_digest=run.settings_digest(content, run.OPERATIONAL),
+                )  # fmt: skip
                 if saved and saved["resolved"]["threads"] != resolved["threads"]:
                     before = saved["resolved"]["threads"]
                     log.say(f"note: {resolved['threads']} threads instead of {before}, so the last bits may differ")
@@ -122,11 +131,11 @@ def train(
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
                 if first is None:
-                    loop.resume()
+                    driver.resume()
                 else:
-                    loop.begin(first)
+                    training.begin(first)
                 run.write(folder, content)
-                loop.run()
+                driver.run()
         finally:
             envs.close()
     return folder
