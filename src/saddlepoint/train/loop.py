@@ -15,7 +15,7 @@ from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
-from saddlepoint.train.evaluate import evaluate, require_finite_action
+from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import Interrupted, StopRequest
 from saddlepoint.types import ForeignFault, Learner, NonFiniteError, UserError
@@ -92,6 +92,8 @@ class Loop:
                     raise Interrupted(f"stopped at step {self.step}; go on with --resume {self.folder}")
                 self._advance()
             except (NonFiniteError, ForeignFault) as error:
+                if self.stop() and isinstance(error, ForeignFault):  # it is given up, or the signal reached it as well
+                    raise Interrupted(f"stopped; {self._last_good()}; go on with --resume {self.folder} ({error})") from error
                 raise type(error)(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
             except OSError as error:  # metrics and TensorBoard; a checkpoint's own faults are sentences already
                 reason = error.strerror or str(error)
@@ -128,11 +130,15 @@ class Loop:
         self.log.say(f"going on from step {self.step}{ended}")
         if state["envs"] is None or not self.envs.restore(state["envs"]):
             self.log.say("note: these environments cannot be restored in mid-episode: each starts a new episode here")
-            self.replay.break_episodes()
-            self.sums.restart(np.ones(self.config.num_envs, bool))
-            self.actor.restart()
-            self.observation = self.envs.reset(stream(self.config.seed, RESTART, self.step))
-            self._observe()
+            self._new_episodes()
+
+    def _new_episodes(self) -> None:
+        """Give up the episodes at hand, which cannot be gone on with."""
+        self.replay.break_episodes()
+        self.sums.restart(np.ones(self.config.num_envs, bool))
+        self.actor.restart()
+        self.observation = self.envs.reset(stream(self.config.seed, RESTART, self.step))
+        self._observe()
 
     def _advance(self) -> None:
         """One step of every environment."""
@@ -197,11 +203,18 @@ class Loop:
 
     def _evaluate(self) -> None:
         config, seed = self.config, stream(self.config.seed, EVALUATION)
+        episodes, before = config.eval_episodes, None if config.eval_envs else self.envs.snapshot()
         try:
-            metrics = evaluate(self.agent, config.env, self.budgets, config.eval_episodes, seed, self.device, self.stop)
+            if before is None:
+                setup, most = self.envs.setup, config.eval_envs
+                metrics = evaluate(self.agent, setup, self.budgets, episodes, seed, self.device, self.stop, most)
+            else:
+                metrics = evaluate_in(self.envs, self.agent, self.budgets, episodes, seed, self.device, self.stop)
+                if not self.envs.restore(before):
+                    self._new_episodes()
         except UserError as error:
             if self.kept != self._reached():
-                self._save(self.envs.snapshot())
+                self._save(before or self.envs.snapshot())
             raise type(error)(f"in an evaluation, {error}") from error
         if metrics is not None:  # None: asked to stop; the evaluation is made up for on resume
             self.evaluated = self.step
