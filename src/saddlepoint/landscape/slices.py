@@ -71,7 +71,7 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
     agent = policy.learner
     assert isinstance(agent, ALGD)
     _require_dims(dims, agent.shape.action, policy.env)
-    chosen = choose_states(agent, policy.env, states, seed)
+    chosen = choose_states(agent, policy.setup, states, seed)
     generator = torch.Generator(agent.device).manual_seed(seed)
     found = [_sample(agent, state, generator) for state in chosen]
     dims = dims or widest(np.stack([chains[0] for _, chains, _ in found]), agent.policy.box.scale.numpy())

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from saddlepoint.nn.native import promises
 from saddlepoint.nn.ops import reference
-from saddlepoint.nn.ops.packed import Packed
-from saddlepoint.nn.ops.reference import reverse_chain
 from saddlepoint.nn.ops.types import ChainWeights, EnsembleWeights, ReverseTable
-
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
