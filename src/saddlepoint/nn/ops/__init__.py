@@ -1,5 +1,29 @@
 """Operations with several backends. Each has a PyTorch reference; nothing above this package knows which backend runs."""
 
-from saddlepoint.nn.ops.api import ChainWeights, EnsembleWeights, Packed, ReverseTable, denoising_chain, ensemble_mlp, ensemble_mse
+from saddlepoint.nn.ops.api import (
+    ChainWeights,
+    EnsembleWeights,
+    Packed,
+    Precision,
+    ReverseTable,
+    denoising_chain,
+    ensemble_mlp,
+    ensemble_mse,
+    native_available,
+    native_supported,
+    resolve_precision,
+)
 
-__all__ = ["ChainWeights", "EnsembleWeights", "Packed", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse"]
+__all__ = [
+    "ChainWeights",
+    "EnsembleWeights",
+    "Packed",
+    "Precision",
+    "ReverseTable",
+    "denoising_chain",
+    "ensemble_mlp",
+    "ensemble_mse",
+    "native_available",
+    "native_supported",
+    "resolve_precision",
+]

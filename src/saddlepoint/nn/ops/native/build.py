@@ -20,8 +20,8 @@ import torch
 from saddlepoint.types import UserError
 
 HERE = Path(__file__).parent
-SOURCES = ("mlp.cpp",)
-HEADERS = ("tiles.h", "mlp.h")
+SOURCES = ("mlp.cpp", "normed.cpp")
+HEADERS = ("tiles.h", "mlp.h", "normed.h", "normed_passes.h")
 FLAGS = {
     "AVX2": ("-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
     "AVX512": (

@@ -1,243 +1,156 @@
-// Passes of such nets (normed.h), and whole denoising chains in one call. All (member, rows) tiles are shared out among the threads; no sum depends on how.
+// The registered operations of normed_passes.h: shapes and types are checked here, and room is made for what comes out.
+
+#include "normed_passes.h"
+
+namespace saddlepoint {
+
+Normed::Normed(const std::vector<std::vector<Tensor>>& parameters, i64 simplex, bool low) : simplex(simplex), low(low), kept(parameters) {
+    TORCH_CHECK_VALUE(parameters.size() == 5, "first weights, weights, biases, gains, shifts");
+    const auto& [first_, weights_, biases_, gains_, shifts_] = std::tie(parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]);
+    TORCH_CHECK_VALUE(!first_.empty() && biases_.size() == weights_.size() + 1 && gains_.size() == shifts_.size(), "parameters of no such network");
+    members = biases_[0].size(0), parts = static_cast<i64>(first_.size()), layers = static_cast<i64>(biases_.size());
+    TORCH_CHECK_VALUE(members > 0 && static_cast<i64>(gains_.size()) == (simplex ? layers : layers - 1), "a gain and a shift for each normed layer");
+    for (const Tensor& bias : biases_) widths.push_back(bias.size(-1)), biases.push_back(floats(require(bias, {members, widths.back()})));
+    for (const Tensor& part : first_) inputs.push_back(part.size(-1)), first.push_back(floats(require(part, {members, widths[0], inputs.back()})));
+    for (i64 layer = 1; layer < layers; ++layer) weights.push_back(floats(require(weights_[layer - 1], {members, widths[layer], widths[layer - 1]})));
+    for (i64 layer = 0; layer < static_cast<i64>(gains_.size()); ++layer) {
+        TORCH_CHECK_VALUE(widths[layer] % 32 == 0 && (!simplex || layer < layers - 1 || widths[layer] % simplex == 0), "normed layers have a multiple of 32 units");
+        gains.push_back(floats(require(gains_[layer], {members, widths[layer]}))), shifts.push_back(floats(require(shifts_[layer], {members, widths[layer]})));
+    }
+}
+
+template <class T>
+std::vector<T*> Normed::packed(bool backward) {
+    std::vector<Tensor>& form = forms[backward];
+    if (form.empty()) {
+        for (i64 index = 0; index < parts + layers - 1; ++index) {
+            const Weight w = weight_of(*this, index, 0);
+            form.push_back(room({members * (backward ? packed_size<T>(w.out, w.in) : packed_size<T>(w.in, w.out))}, low));
+        }
+        pack_all<T>(*this, numbers<T>(form).data(), backward);
+    }
+    return numbers<T>(form);
+}
+template std::vector<float*> Normed::packed<float>(bool);
+template std::vector<BFloat16*> Normed::packed<BFloat16>(bool);
 
 namespace {
 
-// What a pass sees of the inputs: parts (rows, inputs), null where `base` has them; base (members chosen, base rows, widths[0]) in place of the bias.
-struct Inputs {
-    const float* const* parts;
-    const float* base;
-    i64 base_rows, repeat;  // row r of the pass has row (r / repeat) % base_rows of the base
-    const float* drop;      // (members chosen, rows, widths[0]), or null
-};
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = c10::List<std::optional<Tensor>>;
 
-// The same for going back.
-template <class T>
-Factor<T> factor_back(const Normed& net, T* const* turned, i64 index, i64 member) {
-    const Weight w = weight_of(net, index, member);
-    return {turned[index] + member * packed_size<T>(w.out, w.in), padded_for<T>(w.out), w.in};
-}
-
-// Lays out all factors of the forward passes, or of the backward ones.
-template <class T>
-void pack_all(const Normed& net, T* const* to, bool backward) {
-    const i64 count = net.parts + net.layers - 1;
-    share(net.members * count, [&](Tasks& queue) {
-        for (i64 task; queue.next(task);) {
-            const i64 index = task % count, member = task / count;
-            const Weight w = weight_of(net, index, member);
-            pack(w.data, w.out, w.in, !backward, const_cast<T*>((backward ? factor_back(net, to, index, member) : factor(net, to, index, member)).data));
-        }
-    });
-}
-
-// t + x dt/dx, where dt/dx = 4 exp(x) (exp(x) + 1) / (n + 2)^2.
-inline Vec mish_slope(Vec x) {
-    const Mish m(x);
-    return at::vec::fmadd(x * (Vec(4) * m.exponential * m.inverse), (m.exponential + Vec(1)) * m.inverse, m.t);
-}
-
-// Values (chosen, rows, last width).
-template <class T>
-void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail* trail, float* values) {
-    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], out = net.widths[net.layers - 1];
-    share(count * tiles, [&](Tasks& queue) {
-        Buffer<float> pre(ROWS * broadest(net));
-        Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net));
-        std::vector<Buffer<T>> cast;
-        for (i64 p = 0; p < net.parts; ++p) cast.emplace_back(left_size<T>(net.inputs[p]));
-        for (i64 task; queue.next(task);) {
-            const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start);
-            const float* bias = net.biases[0] + member * first;
-            const auto more = [&](i64 r) { return in.base ? in.base + (which * in.base_rows + (start + r) / in.repeat % in.base_rows) * first : bias; };
-            const float* drop = in.drop ? in.drop + (which * rows + start) * first : nullptr;
-            std::vector<Term<T>> terms;
-            for (i64 p = 0; p < net.parts; ++p)
-                if (in.parts[p]) terms.push_back(term<T>(in.parts[p] + start * net.inputs[p], n, net.inputs[p], cast[p], factor(net, packed, p, member)));
-            product_to<T>(terms, n, pre, first);
-            layers_forward<T>(net, packed, member, n, pre, more, drop, ping, pong, trail, which * rows + start, values + (which * rows + start) * out);
-        }
-        products_end<T>();
-    });
-}
-
-// x <- keep_k x + drift_k output(common + times_k + x W^T) * mask, for k from 0 to steps - 1, in place at x (rows, inputs[part]); the other parts of the input
-// are in `common` (rows, widths[0]), bias included, and `times` (steps, widths[0]). The mask (rows, inputs[part]) may be null.
-template <class T>
-void chain(const Normed& net, T* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift, const float* mask,
-           i64 steps, i64 rows, float* x) {
-    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], size = net.inputs[part];
-    share(tiles, [&](Tasks& queue) {
-        Buffer<float> pre(ROWS * broadest(net)), output(ROWS * size);
-        Buffer<T> ping(ROWS * broadest(net)), pong(ROWS * broadest(net)), cast(left_size<T>(size));
-        for (i64 tile; queue.next(tile);) {
-            const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
-            float* here = x + start * size;
-            const float *shared = common + start * first, *held = mask ? mask + start * size : nullptr;
-            for (i64 k = 0; k < steps; ++k) {
-                product_to<T>({term<T>(here, n, size, cast, factor(net, packed, part, 0))}, n, pre, first);
-                for (i64 r = 0; r < n; ++r) add(pre + r * first, times + k * first, first);
-                layers_forward<T>(net, packed, 0, n, pre, [&](i64 r) { return shared + r * first; }, nullptr, ping, pong, nullptr, 0, output);
-                for (i64 i = 0; i < n * size; ++i) here[i] = keep[k] * here[i] + drift[k] * output[i] * (held ? held[i] : 1.0f);
-            }
-        }
-        products_end<T>();
-    });
-}
-
-// The gradient at a normed layer's pre-activations, in place of that at its outputs, `grad` (width); `sums`: what it adds to those of gain and shift.
-void norm_row_back(float* grad, const float* hat, float inverse, i64 width, const float* gain, const float* shift, i64 simplex, const float* values, float* sums) {
-    if (simplex)
-        for (i64 j = 0; j < width; j += simplex) {
-            float along = 0;
-            for (i64 k = j; k < j + simplex; ++k) along += values[k] * grad[k];
-            for (i64 k = j; k < j + simplex; ++k) grad[k] = values[k] * (grad[k] - along);
-        }
-    Vec mean(0), along(0);
-    for (i64 j = 0; j < width; j += Vec::size()) {
-        const Vec h = Vec::loadu(hat + j), g = Vec::loadu(gain + j);
-        Vec y = Vec::loadu(grad + j);
-        if (!simplex) y = y * mish_slope(at::vec::fmadd(h, g, Vec::loadu(shift + j)));
-        at::vec::fmadd(y, h, Vec::loadu(sums + j)).store(sums + j);
-        (Vec::loadu(sums + width + j) + y).store(sums + width + j);
-        const Vec up = y * g;
-        up.store(grad + j);
-        mean = mean + up, along = at::vec::fmadd(up, h, along);
+// What a pass sees, checked: parts (rows, width), or nothing where `base` (chosen, base rows, widths[0]) has their product.
+Inputs inputs_of(const Normed& net, const OptionalTensors& parts, at::IntArrayRef chosen, i64 rows, const std::optional<Tensor>& base, i64 repeat,
+                 const std::optional<Tensor>& drop) {
+    const i64 count = static_cast<i64>(chosen.size()), first = net.widths[0];
+    TORCH_CHECK_VALUE(static_cast<i64>(parts.size()) == net.parts && count && rows > 0 && repeat > 0, "a part of the input for each of the network's");
+    for (i64 member : chosen) TORCH_CHECK_VALUE(member >= 0 && member < net.members, "members that exist");
+    Inputs in{{}, floats(base), base ? base->size(1) : 1, repeat, floats(drop)};
+    bool any = false;
+    for (i64 p = 0; p < net.parts; ++p) {
+        const std::optional<Tensor> part = parts.get(p);
+        in.parts.push_back(part ? floats(require(*part, {rows, net.inputs[p]})) : nullptr), any = any || part;
     }
-    const Vec centre(total(mean) / width), slope(total(along) / width), scale(inverse);
-    for (i64 j = 0; j < width; j += Vec::size())
-        ((Vec::loadu(grad + j) - at::vec::fmadd(Vec::loadu(hat + j), slope, centre)) * scale).store(grad + j);
+    TORCH_CHECK_VALUE(any, "a part of the input with all rows");
+    if (base) require(*base, {count, in.base_rows, first});
+    if (drop) require(*drop, {count, rows, first});
+    return in;
 }
 
-struct Gradients {  // of the parameters of the chosen members, null where not wanted; of the input's parts (rows, inputs), null where not wanted
-    float *const *first, *const *weights, *const *biases, *const *gains, *const *shifts, *const *parts;
-};
+Trail trail_of(const Normed& net, at::TensorList outputs, at::TensorList hats, at::TensorList inverses) {
+    Trail trail;
+    for (const Tensor& output : outputs) trail.outputs.push_back(output.data_ptr());
+    trail.hats = numbers<float>(hats), trail.inverses = numbers<float>(inverses);
+    return trail;
+}
 
-// From `upstream` (chosen, rows, last width) at the values to `grads` (chosen, rows, width) at every layer's pre-activations (of a plain last layer: upstream
-// itself, not written), and what is wanted of the other gradients.
-template <class T>
-void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count, const Inputs& in, i64 rows, const Trail& trail, const float* values,
-              const float* upstream, float* const* grads, const Gradients& wanted) {
-    const i64 tiles = (rows + ROWS - 1) / ROWS, normed = normed_layers(net), last = net.layers - 1;
-    std::vector<i64> offset(normed + 1, 0);
-    for (i64 layer = 0; layer < normed; ++layer) offset[layer + 1] = offset[layer] + 2 * net.widths[layer];
-    Buffer<float> sums(count * tiles * offset[normed]);
-    share(count * tiles, [&](Tasks& queue) {
-        Buffer<T> cast(left_size<T>(broadest(net)));
-        for (i64 task; queue.next(task);) {
-            const i64 which = task / tiles, member = chosen[which], start = task % tiles * ROWS, n = std::min(ROWS, rows - start), at = which * rows + start;
-            float* sum = sums + task * offset[normed];
-            std::fill(sum, sum + offset[normed], 0.0f);
-            if (net.simplex) std::copy(upstream + at * net.widths[last], upstream + (at + n) * net.widths[last], grads[last] + at * net.widths[last]);
-            for (i64 layer = last; layer >= 0; --layer) {
-                const i64 width = net.widths[layer];
-                const float* g = layer < normed ? grads[layer] + at * width : upstream + at * width;
-                if (layer < normed)
-                    for (i64 r = 0; r < n; ++r)
-                        norm_row_back(grads[layer] + (at + r) * width, trail.hats[layer] + (at + r) * width, trail.inverses[layer][at + r], width,
-                                      net.gains[layer] + member * width, net.shifts[layer] + member * width, layer == last ? net.simplex : 0,
-                                      values + (at + r) * width, sum + offset[layer]);
-                if (!layer) break;
-                const i64 below = net.widths[layer - 1];
-                product_to<T>({term<T>(g, n, width, cast, factor_back(net, turned, net.parts + layer - 1, member))}, n, grads[layer - 1] + at * below, below);
-            }
-            if (in.drop) {
-                float* g = grads[0] + at * net.widths[0];
-                const float* drop = in.drop + at * net.widths[0];
-                for (i64 i = 0; i < n * net.widths[0]; ++i) g[i] *= drop[i];
-            }
-        }
-        products_end<T>();
+// Values (chosen, rows, outputs) and, where they are kept for the way back, the layers' outputs, what LayerNorm made of their sums, and its scales.
+std::tuple<Tensor, Tensors, Tensors, Tensors> normed_forward(const NormedPtr& net, const OptionalTensors& parts, at::IntArrayRef chosen, i64 rows,
+                                                             const std::optional<Tensor>& base, i64 repeat, const std::optional<Tensor>& drop, bool keep) {
+    const Inputs in = inputs_of(*net, parts, chosen, rows, base, repeat, drop);
+    const i64 count = static_cast<i64>(chosen.size());
+    const Tensor values = room({count, rows, net->widths.back()});
+    Tensors outputs, hats, inverses;
+    if (keep) {
+        for (i64 layer = 0; layer + 1 < net->layers; ++layer) outputs.push_back(room({count, rows, net->widths[layer]}, net->low));
+        for (i64 layer = 0; layer < normed_layers(*net); ++layer) hats.push_back(room({count, rows, net->widths[layer]})), inverses.push_back(room({count, rows}));
+    }
+    const Trail trail = trail_of(*net, outputs, hats, inverses);
+    with_type(net->low, [&](auto t) {
+        using T = decltype(t);
+        forward<T>(*net, net->packed<T>(false).data(), chosen.data(), count, in, rows, keep ? &trail : nullptr, values.data_ptr<float>());
     });
-    const float* const front = normed ? grads[0] : upstream;
-    const i64 first = net.widths[0];
-    for (i64 p = 0; p < net.parts; ++p)  // summed over members
-        if (wanted.parts[p]) {
-            const i64 size = net.inputs[p];
-            share(tiles, [&](Tasks& queue) {
-                Buffer<T> cast(count * left_size<T>(first));
-                for (i64 tile; queue.next(tile);) {
-                    const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
-                    std::vector<Term<T>> terms;
-                    for (i64 which = 0; which < count; ++which)
-                        terms.push_back(term<T>(front + (which * rows + start) * first, n, first, cast + which * left_size<T>(first), factor_back(net, turned, p, chosen[which])));
-                    product_to<T>(terms, n, wanted.parts[p] + start * size, size);
-                }
-                products_end<T>();
-            });
-        }
-    if (!wanted.biases) return;
-    // The right factors of the weights' gradients: the parts of the input, and each member's hidden outputs.
-    const i64 hidden = net.layers - 1;
-    std::vector<i64> place(net.parts + count * hidden + 1, 0);
-    const auto columns_of = [&](i64 index) { return index < net.parts ? net.inputs[index] : net.widths[(index - net.parts) % hidden]; };
-    for (size_t index = 0; index + 1 < place.size(); ++index) place[index + 1] = place[index] + packed_size<T>(rows, columns_of(index));
-    Buffer<T> laid(place.back());
-    const auto outputs = [&](i64 index) {
-        const i64 layer = (index - net.parts) % hidden;
-        return as<T>(trail.outputs)[layer] + (index - net.parts) / hidden * rows * net.widths[layer];
-    };
-    const auto right = [&](i64 index) -> Factor<T> { return {laid + place[index], padded_for<T>(rows), columns_of(index)}; };
-    share(static_cast<i64>(place.size()) - 1, [&](Tasks& queue) {
-        for (i64 index; queue.next(index);)
-            if (index >= net.parts) lay(outputs(index), rows, columns_of(index), laid + place[index]);
-            else if (in.parts[index]) pack(in.parts[index], rows, columns_of(index), false, laid + place[index]);
+    return {values, outputs, hats, inverses};
+}
+
+// From `upstream` at the values: the gradient at the first pre-activations before dropping (chosen, rows, widths[0]), those of the named parts, and, where
+// wanted, those of the parameters of the chosen members in five groups, one after another.
+std::tuple<Tensor, Tensors, Tensors> normed_backward(const NormedPtr& net, const OptionalTensors& parts, at::IntArrayRef chosen, i64 rows,
+                                                     const std::optional<Tensor>& base, i64 repeat, const std::optional<Tensor>& drop,
+                                                     at::TensorList outputs, at::TensorList hats, at::TensorList inverses, const Tensor& values,
+                                                     const Tensor& upstream, const c10::List<bool>& wanted_parts, bool parameters) {
+    const Inputs in = inputs_of(*net, parts, chosen, rows, base, repeat, drop);
+    const i64 count = static_cast<i64>(chosen.size()), normed = normed_layers(*net);
+    require(values, {count, rows, net->widths.back()}), require(upstream, values.sizes());
+    TORCH_CHECK_VALUE(static_cast<i64>(outputs.size()) == net->layers - 1 && static_cast<i64>(hats.size()) == normed && hats.size() == inverses.size()
+                          && static_cast<i64>(wanted_parts.size()) == net->parts, "what a forward pass of this network has kept");
+    for (i64 layer = 0; layer + 1 < net->layers; ++layer) require(outputs[layer], {count, rows, net->widths[layer]}, net->low ? at::kBFloat16 : at::kFloat);
+    for (i64 layer = 0; layer < normed; ++layer) require(hats[layer], {count, rows, net->widths[layer]}), require(inverses[layer], {count, rows});
+    Tensors grads, of_parts, of_parameters;
+    for (i64 layer = 0; layer < normed; ++layer) grads.push_back(room({count, rows, net->widths[layer]}));
+    for (i64 p = 0; p < net->parts; ++p) of_parts.push_back(room({wanted_parts.get(p) ? rows : 0, net->inputs[p]}));
+    Gradients wanted;
+    wanted.parts = numbers<float>(of_parts);
+    const auto make = [&](at::IntArrayRef shape) { return of_parameters.push_back(room(shape)), of_parameters.back().data_ptr<float>(); };
+    if (parameters) {
+        for (i64 width : net->inputs) wanted.first.push_back(make({count, net->widths[0], width}));
+        for (i64 layer = 1; layer < net->layers; ++layer) wanted.weights.push_back(make({count, net->widths[layer], net->widths[layer - 1]}));
+        for (i64 width : net->widths) wanted.biases.push_back(make({count, width}));
+        for (i64 layer = 0; layer < normed; ++layer) wanted.gains.push_back(make({count, net->widths[layer]}));
+        for (i64 layer = 0; layer < normed; ++layer) wanted.shifts.push_back(make({count, net->widths[layer]}));
+    }
+    const Trail trail = trail_of(*net, outputs, hats, inverses);
+    with_type(net->low, [&](auto t) {
+        using T = decltype(t);
+        backward<T>(*net, net->packed<T>(true).data(), chosen.data(), count, in, rows, trail, floats(values), floats(upstream), numbers<float>(grads).data(), wanted);
     });
-    std::vector<std::tuple<i64, i64, i64>> tasks;  // member, layer, first row of the weight
-    for (i64 which = 0; which < count; ++which)
-        for (i64 layer = 0; layer < net.layers; ++layer)
-            for (i64 k = 0; k < net.widths[layer]; k += ROWS) tasks.emplace_back(which, layer, k);
-    share(static_cast<i64>(tasks.size()), [&](Tasks& queue) {
-        Buffer<float> across(ROWS * rows);
-        Buffer<T> cast(left_size<T>(rows));
-        for (i64 task; queue.next(task);) {
-            auto [which, layer, k] = tasks[task];
-            const i64 width = net.widths[layer], n = std::min(ROWS, width - k);
-            const float* g = (layer < normed ? grads[layer] : upstream) + which * rows * width;
-            transpose(g + k, width, rows, n, static_cast<float*>(across), rows);
-            for (i64 r = 0; r < n; ++r) wanted.biases[layer][which * width + k + r] = sum_of(across + r * rows, rows);
-            Term<T> product = term<T>(across, n, rows, cast, {});
-            const auto weight = [&](i64 index, float* to) {
-                product.b = right(index);
-                product_to<T>({product}, n, to + (which * width + k) * product.b.columns, product.b.columns);
-            };
-            if (layer) weight(net.parts + which * hidden + layer - 1, wanted.weights[layer - 1]);
-            else
-                for (i64 p = 0; p < net.parts; ++p)
-                    if (in.parts[p]) weight(p, wanted.first[p]);
-            if (layer < normed)
-                for (i64 j = k; j < k + n; ++j) {
-                    float gain = 0, shift = 0;
-                    for (i64 tile = 0; tile < tiles; ++tile) {
-                        const float* sum = sums + (which * tiles + tile) * offset[normed] + offset[layer];
-                        gain += sum[j], shift += sum[width + j];
-                    }
-                    wanted.gains[layer][which * width + j] = gain, wanted.shifts[layer][which * width + j] = shift;
-                }
-        }
-        products_end<T>();
+    return {normed ? grads[0] : upstream, of_parts, of_parameters};
+}
+
+// See `chain`: x after all steps; `common`, `times` and `mask` as there.
+Tensor normed_chain(const NormedPtr& net, i64 part, const Tensor& common, const Tensor& times, const Tensor& start, const std::optional<Tensor>& mask,
+                    at::ArrayRef<double> keep, at::ArrayRef<double> drift) {
+    TORCH_CHECK_VALUE(net->members == 1 && part >= 0 && part < net->parts && !net->simplex && net->widths.back() == net->inputs[part],
+                      "a chain needs a single plain net whose outputs are as many as that part of its inputs");
+    const i64 rows = start.size(0), steps = times.size(0), size = net->inputs[part];
+    for (auto table : {keep, drift}) TORCH_CHECK_VALUE(static_cast<i64>(table.size()) == steps, "two coefficients a step");
+    require(common, {rows, net->widths[0]}), require(times, {steps, net->widths[0]}), require(start, {rows, size});
+    if (mask) require(*mask, {rows, size});
+    const Tensor x = start.clone();
+    with_type(net->low, [&](auto t) {
+        using T = decltype(t);
+        chain<T>(*net, net->packed<T>(false).data(), part, floats(common), floats(times), keep.data(), drift.data(), floats(mask), steps, rows, x.data_ptr<float>());
     });
+    return x;
 }
 
 }  // namespace
 
-extern "C" {
-
-int pack_normed(const Normed* net, int kind, void* const* to, int backward) {
-    return of_kind(kind, [&](auto t) { pack_all(*net, as<decltype(t)>(to), backward); });
+TORCH_LIBRARY_FRAGMENT(saddlepoint, m) {
+    m.class_<Normed>("Normed").def(torch::init<std::vector<std::vector<Tensor>>, i64, bool>());
+    m.def("normed_forward(__torch__.torch.classes.saddlepoint.Normed net, Tensor?[] parts, int[] chosen, int rows, Tensor? base, int repeat, Tensor? drop,"
+          " bool keep) -> (Tensor, Tensor[], Tensor[], Tensor[])");
+    m.def("normed_backward(__torch__.torch.classes.saddlepoint.Normed net, Tensor?[] parts, int[] chosen, int rows, Tensor? base, int repeat, Tensor? drop,"
+          " Tensor[] outputs, Tensor[] hats, Tensor[] inverses, Tensor values, Tensor upstream, bool[] wanted_parts, bool parameters)"
+          " -> (Tensor, Tensor[], Tensor[])");
+    m.def("normed_chain(__torch__.torch.classes.saddlepoint.Normed net, int part, Tensor common, Tensor times, Tensor start, Tensor? mask, float[] keep,"
+          " float[] drift) -> Tensor");
 }
 
-int forward_normed(const Normed* net, int kind, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
-    return of_kind(kind, [&](auto t) { forward(*net, as<decltype(t)>(packed), chosen, count, *in, rows, trail, values); });
+TORCH_LIBRARY_IMPL(saddlepoint, CPU, m) {
+    m.impl("normed_forward", normed_forward);
+    m.impl("normed_backward", normed_backward);
+    m.impl("normed_chain", normed_chain);
 }
 
-int chain_normed(const Normed* net, int kind, void* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift,
-                 const float* mask, i64 steps, i64 rows, float* x) {
-    return of_kind(kind, [&](auto t) { chain(*net, as<decltype(t)>(packed), part, common, times, keep, drift, mask, steps, rows, x); });
-}
-
-int backward_normed(const Normed* net, int kind, void* const* turned, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail,
-                    const float* values, const float* upstream, float* const* grads, const Gradients* wanted) {
-    return of_kind(kind, [&](auto t) { backward(*net, as<decltype(t)>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted); });
-}
-
-}  // extern "C"
+}  // namespace saddlepoint

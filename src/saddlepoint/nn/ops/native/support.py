@@ -20,15 +20,23 @@ def ops() -> Any:
     return torch.ops.saddlepoint
 
 
-@functools.cache
 def available() -> bool:
-    """Whether the native operations are built and multiply on this processor."""
+    """Whether the native operations can be called; the first call builds them."""
     return build.loaded()
 
 
+@functools.cache
+def bfloat16_products() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware: AMX or AVX512-BF16."""
+    found = torch.cpu.get_capabilities()
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
 def taken(packed: Packed | None, dtype: torch.dtype | None, tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a native operation may be called on ``tensors``: dense float32 tensors on the CPU, not empty, outside ``torch.compile`` and its fake tensors."""
-    if packed is None or dtype not in (None, torch.float32, torch.bfloat16) or torch.compiler.is_compiling():
+    """Whether a native operation may be called on ``tensors``: float32, on the CPU, not empty, outside ``torch.compile`` and its fake tensors."""
+    if packed is None or torch.compiler.is_compiling():
+        return False
+    if not (dtype in (None, torch.float32) or (dtype == torch.bfloat16 and bfloat16_products())):
         return False
     for tensor in tensors:
         if tensor is not None and not (
