@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saddlepoint.baselines.cal import CAL
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, TanhTransform
 
-from saddlepoint.baselines.cal import CAL
 from saddlepoint.baselines.config import CAL_PRESETS, CALConfig, SACConfig, SACLagConfig, SACPIDConfig
 from saddlepoint.baselines.policy import GaussianPolicy, bounded_log_std, log_prob
 from saddlepoint.baselines.sac import SAC, SACPID, SACLag

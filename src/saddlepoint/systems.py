@@ -60,9 +60,9 @@ def _find(place: str) -> Any:
 SYSTEMS: dict[str, System] = {
     "algd": System("algd.agent:ALGD", "algd.config:ALGDConfig", "algd.config:PRESETS", "algd.export:export_module"),
     "sac": System("baselines.sac:SAC", "baselines.config:SACConfig", "baselines.config:SAC_PRESETS", "baselines.export:export_module"),
-    "sac-lag": System("baselines.sac:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
-    "sac-pid": System("baselines.sac:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
-    "cal": System("baselines.cal:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
+    "sac-lag": System("baselines.constrained:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
+    "sac-pid": System("baselines.constrained:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
+    "cal": System("baselines.constrained:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
     "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS", pretrained="mbdpo.transfer:Pretrained"),
 }
 

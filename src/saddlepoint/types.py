@@ -5,6 +5,7 @@ Shape words used everywhere: ``envs``, ``batch``, ``observation``, ``action``, `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 Metrics: TypeAlias = dict[str, Tensor | float]
 """Flat metric names to numbers; 0-d tensors are allowed so that an update need not wait for them."""
+
+def per_constraint(values: Mapping[str, Tensor]) -> Metrics:
+    """(constraints,) each as metrics, ``name`` for one constraint and ``name_0``, ``name_1``, ... for several."""
+    return {
+        name if len(value) == 1 else f"{name}_{c}": value[c] for c in range(max(map(len, values.values()), default=0)) for name, value in values.items()
+    }
+
 
 ActMode: TypeAlias = Literal["explore", "stochastic", "deterministic"]
 """``explore``: the behaviour policy. ``stochastic``: a sample of the policy. ``deterministic``: its noise-free action."""

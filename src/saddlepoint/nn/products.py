@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALL = 1 << 20
+"""below this many multiply-adds PyTorch's own linear is faster under autograd"""
 FEW_ROWS = 16
 """below this many rows (acting in a few environments) the operator's own overhead is the larger part"""
 
@@ -87,7 +89,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: bool = Fa
     if low:
         y = F.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)
         return y if bias is None else y + bias
-    if not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
+    small = x.numel() // x.shape[-1] * weight.numel() < SMALL
+    if small or not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     product = _Affine.apply if torch.is_grad_enabled() else affine

@@ -33,12 +33,6 @@ class EnsembleWeights(NamedTuple):
         biases = zip(*(bias.squeeze(1).unbind(0) for bias in self.biases))
         return list(zip(weights, biases))
 
-    @staticmethod
-    def stack(values: list[Tensor]) -> Tensor:
-        """(proposals, batch) of each member -> (members, proposals, batch), in float32 or better."""
-        stacked = torch.stack(values)
-        return stacked.float() if stacked.dtype == torch.bfloat16 else stacked
-
 
 class ChainWeights(NamedTuple):
     """A score network at given states, as a reverse chain evaluates it: its first layer's sums are common + times_k + x @ columns^T."""
@@ -66,10 +60,6 @@ class ChainWeights(NamedTuple):
         for weight, bias in zip(self.weights, self.biases):
             hidden = F.relu(linear(hidden, weight, bias))
         return linear(hidden, self.head_weight, self.head_bias)
-
-    @staticmethod
-    def stack(latents: list[Tensor]) -> Tensor:
-        return torch.stack(latents)
 
 
 class ReverseTable(NamedTuple):
