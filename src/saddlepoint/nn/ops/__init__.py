@@ -11,7 +11,9 @@ from saddlepoint.nn.ops.api import (
     ensemble_mse,
     native_available,
     native_supported,
+    native_wins,
     resolve_precision,
+    reverse_chain,
 )
 
 __all__ = [
@@ -25,5 +27,7 @@ __all__ = [
     "ensemble_mse",
     "native_available",
     "native_supported",
+    "native_wins",
     "resolve_precision",
+    "reverse_chain",
 ]

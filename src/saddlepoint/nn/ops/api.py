@@ -6,24 +6,15 @@ from torch import Tensor
 
 from saddlepoint.nn.ops import reference
 from saddlepoint.nn.ops.native import chain, ensemble
-from saddlepoint.nn.ops.native.build import supported as native_supported
-from saddlepoint.nn.ops.native.support import available as native_available
+from saddlepoint.nn.ops.native.support import native_available, native_supported, native_wins
 from saddlepoint.nn.ops.packed import Packed
 from saddlepoint.nn.ops.precision import Precision, resolve_precision
+from saddlepoint.nn.ops.reference import reverse_chain
 from saddlepoint.nn.ops.types import ChainWeights, EnsembleWeights, ReverseTable
 
 __all__ = [
-    "ChainWeights",
-    "EnsembleWeights",
-    "Packed",
-    "Precision",
-    "ReverseTable",
-    "denoising_chain",
-    "ensemble_mlp",
-    "ensemble_mse",
-    "native_available",
-    "native_supported",
-    "resolve_precision",
+    "ChainWeights", "EnsembleWeights", "Packed", "Precision", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse",
+    "native_available", "native_supported", "native_wins", "resolve_precision", "reverse_chain",
 ]  # fmt: skip
 
 

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-from saddlepoint.nn.ops.native.support import available, bfloat16_products
+from saddlepoint.nn.ops.native.support import bfloat16_products, native_supported
 from saddlepoint.types import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 logger = logging.getLogger(__name__)
 
 
-def resolve_precision(name: str, device: str | torch.device = "cpu") -> torch.dtype:
-    """The type of products that ``name`` asks for: auto, float32 or bfloat16. Raises ``UserError`` for other names.
+def resolve_precision(name: str, device: str | torch.device = "cpu") -> torch.dtype | None:
+    """The type of products that ``name`` asks for, auto, float32 or bfloat16; None: that of the inputs. Raises ``UserError`` for other names.
 
-    ``auto`` is bfloat16 where it was measured to be faster: on CPUs that multiply it in hardware (AMX, AVX512-BF16), by the native operations.
-    Elsewhere it is float32. bfloat16 on a CPU without such products is slower than float32, which a warning says once.
+    ``auto`` is bfloat16 where that was measured to be faster: on CPUs that multiply it in hardware (AMX, AVX512-BF16) and have native operations.
+    bfloat16 on a CPU without such products is slower than float32, which a warning says once. Builds nothing.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    if name == "auto":
-        return torch.bfloat16 if on_cpu and bfloat16_products() and available() else torch.float32
-    if name == "float32":
-        return torch.float32
-    if name != "bfloat16":
+    if name not in get_args(Precision):
         raise UserError(f"the precision is auto, float32 or bfloat16, not {name!r}.")
-    if on_cpu and not (bfloat16_products() and available()):
+    on_cpu = torch.device(device).type == "cpu"
+    fast = on_cpu and native_supported() and bfloat16_products()
+    if name == "bfloat16" and on_cpu and not fast:
         _warn_of_emulation()
-    return torch.bfloat16
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and fast) else None
 
 
 @functools.cache

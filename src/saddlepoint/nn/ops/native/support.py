@@ -20,9 +20,19 @@ def ops() -> Any:
     return torch.ops.saddlepoint
 
 
-def available() -> bool:
+def native_supported() -> bool:
+    """Whether there is a native backend for this processor and system: Linux on x86-64 with AVX2 or AVX-512. Builds nothing."""
+    return build.supported()
+
+
+def native_available() -> bool:
     """Whether the native operations can be called; the first call builds them."""
     return build.loaded()
+
+
+def native_wins(*widths: int) -> bool:
+    """Whether networks with ``widths`` hidden units have native operations here and were measured to gain by them. Builds nothing."""
+    return build.supported() and "AVX512" in torch.backends.cpu.get_cpu_capability() and all(width % WIDTHS == 0 for width in widths)
 
 
 @functools.cache
@@ -43,7 +53,7 @@ def taken(packed: Packed | None, dtype: torch.dtype | None, tensors: Iterable[Te
             type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel()
         ):
             return False
-    return available()
+    return native_available()
 
 
 def dense(tensors: Iterable[Tensor]) -> bool:
