@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
 from torch import Tensor
 
-from saddlepoint.nn.native import promises
 from saddlepoint.nn.ops import reference
+from saddlepoint.nn.ops.native import chain, ensemble
+from saddlepoint.nn.ops.native.support import native_available, native_supported, native_wins
+from saddlepoint.nn.ops.packed import Packed
+from saddlepoint.nn.ops.precision import Precision, resolve_precision
+from saddlepoint.nn.ops.reference import reverse_chain
 from saddlepoint.nn.ops.types import ChainWeights, EnsembleWeights, ReverseTable
+
+__all__ = [
+    "ChainWeights", "EnsembleWeights", "Packed", "Precision", "ReverseTable", "denoising_chain", "ensemble_mlp", "ensemble_mse",
+    "native_available", "native_supported", "native_wins", "resolve_precision", "reverse_chain",
+]  # fmt: skip
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
     """Q_m(s, a) of every member: (batch, state), (proposals, batch, action) -> (members, proposals, batch).
 
-    Differentiable in the weights, the biases and the action; the state gets no gradient.
+    Differentiable in the weights, the biases and the action; the state gets no gradient. Weights whose gradient nobody wants should be detached:
+    autograd asks for all that require one.
     """
-    return reference.ensemble_mlp(net, state, action)
+    backend = ensemble if ensemble.takes(net, state, action) else reference
+    return backend.ensemble_mlp(net, state, action)
 
 
 def ensemble_mse(net: EnsembleWeights, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:
@@ -25,7 +33,8 @@ def ensemble_mse(net: EnsembleWeights, state: Tensor, action: Tensor, target: Te
 
     (batch, state), (batch, action); ``target`` (members, batch), or (batch,) for all members. Differentiable in the weights and the biases only.
     """
-    return reference.ensemble_mse(net, state, action, target, scale)
+    backend = ensemble if ensemble.takes(net, state, action, action, target) else reference
+    return backend.ensemble_mse(net, state, action, target, scale)
 
 
 def denoising_chain(net: ChainWeights, start: Tensor, noise: Tensor | None, table: ReverseTable) -> Tensor:
@@ -33,17 +42,5 @@ def denoising_chain(net: ChainWeights, start: Tensor, noise: Tensor | None, tabl
 
     ``noise`` (steps, batch, action) is standard normal, row k for step k; None runs the chain at its means. Differentiable in every tensor of ``net``.
     """
-    return reference.denoising_chain(net, start, noise, table)
-
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def resolve_precision(precision: Precision) -> torch.dtype | None:
-    """The type of the products that a config asks for; None: that of the inputs."""
-    return torch.bfloat16 if precision == "bfloat16" else None
-
-
-def native_wins(*widths: int) -> bool:
-    """Whether networks with ``widths`` hidden units have native kernels here and gain by them, without building any."""
-    return promises(*widths)
+    backend = chain if chain.takes(net, start, noise, table) else reference
+    return backend.denoising_chain(net, start, noise, table)
