@@ -68,7 +68,7 @@ def train_parsed(*args: str) -> Parsed:
 def test_help_version_and_envs(command: Run) -> None:
     assert command("--help")[:1] == (0,)
     assert command("--version")[1].startswith("saddlepoint 0.")
-    code, out, _ = command("envs")
+    code, out, _ = command("envs", "toy")
     assert code == 0
     assert TOY in out
     assert "budget: at most" in out
@@ -146,7 +146,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
-    (["envs", "all"], "takes nothing"),
+    (["envs", "nosuchtask"], "no task has"),
+    (["envs", "--all"], "has no flag --all"),
 ]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs import env_spec, list_envs
+from saddlepoint.envs import env_spec
+from saddlepoint.envs.listing import list_in_words
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config, start_from
 from saddlepoint.train import run
@@ -267,7 +268,7 @@ def evaluate_command(args: list[str]) -> None:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
         over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
-        cost = f"; cost {_spread(metrics, f'{prefix}/cost')}; {over}" if policy.budgets else ""
+        cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
@@ -290,19 +291,29 @@ def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
     return {key: vars(parsed.values)[key] for key in parsed.given}
 
 
+def _costs(metrics: dict[str, float], prefix: str, budgets: tuple[CostBudget, ...]) -> str:
+    """Each constraint by itself, in the sum that its budget is on."""
+    parts = []
+    for i, budget in enumerate(budgets):
+        number = f"_{i}" if len(budgets) > 1 else ""
+        name = f"cost {i}" if len(budgets) > 1 else "cost"
+        if budget.discounted:
+            parts.append(f"{name} {metrics[f'{prefix}/discounted_cost{number}_mean']:.2f} of {budget.critic:.4g} discounted")
+        else:
+            parts.append(f"{name} {_spread(metrics, f'{prefix}/cost{number}')} of {budget.episode:.4g}")
+    return ", ".join(parts)
+
+
 def _spread(metrics: dict[str, float], name: str) -> str:
     mean, std, least, most = (metrics[f"{name}_{end}"] for end in ("mean", "std", "min", "max"))
     return f"{mean:.2f} (std {std:.2f}, {least:.2f} to {most:.2f})"
 
 
 def envs_command(args: list[str]) -> None:
-    """`saddlepoint envs`"""
-    if args and args[0] not in ("-h", "--help"):
-        raise UserError(f"`saddlepoint envs` takes nothing, not even {args[0]!r}.")
-    for task in list_envs():
-        print(task.id)
-        print(f"    {task.description}")
-        for budget in task.budgets:
-            print(f"    budget: {budget.describe()}")
-    print('Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]; give it a --cost-limit.')
-    print("mbdpo learns from pictures of an environment too: put @pixels after its name.")
+    """`saddlepoint envs [WORD ...]`"""
+    if any(arg in ("-h", "--help") for arg in args):
+        args = []
+    if odd := [arg for arg in args if arg.startswith("-")]:
+        raise UserError(f"`saddlepoint envs` has no flag {odd[0]}: give words that the tasks should have, or nothing.")
+    for line in list_in_words(args):
+        print(line)
