@@ -7,7 +7,9 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from saddlepoint import __version__
@@ -28,7 +30,7 @@ usage: saddlepoint VERB ...
   collect RUN...  a data set of several tasks from runs' replays, or from new episodes of their policies
   convert FILE... such a data set from the chunks of TD-MPC2's mt30 and mt80
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online
-  envs            the environments that come with saddlepoint
+  envs [WORD...]  the environments that come with saddlepoint, or those with these words
 
 `saddlepoint VERB --help` lists the flags of a verb; `saddlepoint --version` prints the version.
 """
@@ -71,6 +73,10 @@ def _run(args: list[str]) -> int:
         return _complain(f"there is no verb {args[0]!r}: use one of {', '.join(VERBS)}.")
     from saddlepoint.types import UserError
 
+    warnings.showwarning = _show_warning
+    with suppress(OSError):  # a folder that was removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where the user's own modules may be: --env my_module:My-v0
     try:
         module, function = VERBS[args[0]]
         vars(import_module(module))[function](args[1:])
@@ -107,6 +113,12 @@ def _mend_streams() -> None:
             setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
         elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: object) -> None:
+    """A warning as one sentence; those of libraries to their developers with their line, as Python has them."""
+    place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"warning: {place}{message}", file=sys.stderr)
 
 
 def _nobody_reads() -> bool:

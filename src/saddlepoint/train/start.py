@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -13,13 +14,14 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.envs.tasks import PIXELS, env_spec
+from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.driver import RunDriver
+from saddlepoint.train.evaluate import longest_episode, require_second
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
 from saddlepoint.train.screen import Screen
@@ -86,7 +88,10 @@ def train(
     config.validate()
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
-    if env_spec(config.env).pixels and not isinstance(learner, SeesPixels):
+    setup = config.setup()
+    setup = replace(setup, action_repeat=action_repeat_of(setup))
+    config = replace(config, env=setup.name, env_kwargs=dict(setup.kwargs), action_repeat=setup.action_repeat)
+    if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = config.out or default_folder(config)
     saved = run.read(folder) if resume else None
@@ -100,13 +105,17 @@ def train(
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
+        declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
+        budgets = declared if budgets is None else budgets
+        setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
-            config.env, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost
+            setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
         try:
             shape = envs.shape
-            declared = run.budgets_of(saved) if saved else envs.spec.budgets
-            budgets = require_budgets(declared if budgets is None else budgets, shape, config.env)
+            budgets = require_budgets(budgets, shape, setup.name)
+            if config.eval_envs:
+                require_second(setup)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
             content = run.describe(learner.system, config, learner_config, shape, budgets, resolved)
             if saved:
@@ -130,6 +139,8 @@ def train(
                 log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
+                for note in envs.notes():
+                    log.say(f"note: {note}")
                 if first is None:
                     driver.resume()
                 else:
