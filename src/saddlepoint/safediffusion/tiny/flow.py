@@ -14,7 +14,17 @@ from torch.nn import functional
 
 from saddlepoint.safediffusion.tiny.captions import write_captions
 from saddlepoint.safediffusion.tiny.models import LATENT_SIDE, PROJECTION, WIDTH
-from saddlepoint.safediffusion.tiny.stages import CHUNK, GUIDANCE, NO_CAPTION, STEPS, Measured, Pool, misdescribe, read_sample, sample_measures
+from saddlepoint.safediffusion.tiny.stages import (
+    CHUNK,
+    GUIDANCE,
+    NO_CAPTION,
+    STEPS,
+    Measured,
+    Pool,
+    misdescribe,
+    read_sample,
+    sample_measures,
+)
 
 LAYERS, HEADS, HEAD_WIDTH = 5, 4, 16
 SHIFT = 3.0

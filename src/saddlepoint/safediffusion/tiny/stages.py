@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saddlepoint.safediffusion.pipeline import denoising_table
-from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+from saddlepoint.safediffusion.families import Request
+from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.safediffusion.tiny.captions import TRAINED_PHRASES, read_caption, write_captions
 from saddlepoint.safediffusion.tiny.checker import fits, read_pictures
 from saddlepoint.safediffusion.tiny.models import TOKENS, assemble, build_scheduler
@@ -210,9 +210,7 @@ class UnetStage:
 
     def generate(self, prompts: Sequence[str], seed: int) -> tuple[Measured, Tensor]:
         """Pictures (prompts, 3, 32, 32) of the noise-free sampler, and what the checker reads in them."""
-        table = denoising_table(dict(self.pipeline.scheduler.config), STEPS)
-        policy = DenoisingPolicy(self.model, table, GUIDANCE, 1.0, torch.device("cpu"), None)
-        studio = Studio(self.pipeline, policy)
+        studio = build_studio(self.pipeline, Request(STEPS), GUIDANCE, 0.0, torch.device("cpu"))
         paths = [(seed, i) for i in range(len(prompts))]
         images = torch.cat([
             studio.render(prompts[first : first + 48], Noise(paths[first : first + 48], paths[first : first + 48], studio.shape, studio.device))
