@@ -140,7 +140,7 @@ def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bo
 
     kind = getattr(diffusers, source.family.pipeline_class)
     folder = _with_weights(source, kind)
-    models = {}
+    models: dict[str, Any] = {part: None for part in source.family.optional if not (source.index.get(part) or [None])[0]}
     for part in source.models:
         stored = stored_weights(folder, part)
         models[part] = _load_part(source, folder, part, stored, _precision(source, part, stored, low_precision))
