@@ -20,7 +20,6 @@ import torch
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
-from saddlepoint.algd.energy import evaluate
 from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
@@ -254,8 +253,7 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     for policy in (plain, best):
         agent = cast(ALGD, policy.learner)
         action = torch.as_tensor(policy.act(state.numpy()))
-        layers = (agent.critic.layers(), agent.cost_critic.layers())
-        energies.append(evaluate(agent.critic, agent.cost_critic, layers, state, action[None], agent.penalty()).energy.value.mean())
+        energies.append(agent.energies(state, action[None]).mean())
     assert energies[1] < energies[0]
     assert command("evaluate", trained, "--episodes", "2", "--acting", "evaluation=best_of_n", "evaluation_samples=4", "--threads", "1")[0] == 0
     assert json.loads((trained / "evaluation-120-evaluation=best_of_n-evaluation_samples=4.json").read_text())["acting"] == [

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.energy import lagrangian
-from saddlepoint.algd.policy import DiffusionPolicy
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.nn.exportable import Exportable, ExportMode
 
 EXAMPLES = 3
@@ -22,11 +21,8 @@ class StochasticChain(nn.Module):
         self.policy = policy
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        policy = self.policy
         drawn = noise.transpose(0, 1)
-        at = policy.network.condition(observation, live=True)
-        latents = policy.latents(observation, policy.process.start * drawn[0], drawn[1:], at)
-        return policy.box.squash(latents[0])
+        return self.policy.sample(observation, ChainNoise(drawn[0], drawn[1:]))
 
 
 class NoiseFreeChain(nn.Module):
@@ -37,11 +33,7 @@ class NoiseFreeChain(nn.Module):
         self.policy = policy
 
     def forward(self, observation: Tensor) -> Tensor:
-        policy = self.policy
-        # shape[0], because len() would fix the batch to that of the example.
-        start = observation.new_zeros(observation.shape[0], len(policy.box.scale))
-        latents = policy.latents(observation, start, None, policy.network.condition(observation, live=True))
-        return policy.box.squash(latents[0])
+        return self.policy.mean_action(observation)
 
 
 class BestOfN(nn.Module):
@@ -50,14 +42,14 @@ class BestOfN(nn.Module):
     def __init__(self, agent: ALGD) -> None:
         super().__init__()
         self.chain, self.critic, self.cost_critic = StochasticChain(agent.policy), agent.critic, agent.cost_critic
-        self.penalty, self.samples = agent.penalty(), agent.config.evaluation_samples
+        self.energy, self.constraint, self.samples = agent.energy, agent.constraint(), agent.config.evaluation_samples
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         n = self.samples
         rows = observation.unsqueeze(1).expand(-1, n, -1).flatten(0, 1)  # (batch * N, observation)
         actions = self.chain(rows, noise.flatten(0, 1))
-        reward, cost = self.critic(rows, actions), self.cost_critic(rows, actions)
-        energy = lagrangian(reward, cost, self.penalty).value
+        reward, cost = self.critic(rows, actions[None]), self.cost_critic(rows, actions[None])
+        energy = self.energy(reward, cost, self.constraint)[0]
         best = energy.unflatten(0, (-1, n)).argmin(1)
         actions = actions.unflatten(0, (-1, n))
         return actions.gather(1, best.view(-1, 1, 1).expand(-1, 1, actions.shape[-1]))[:, 0]

@@ -1,4 +1,4 @@
-"""What a picture needs of an ALGD agent: its energy anywhere, and the way that the denoising takes. Nothing here changes the agent."""
+"""What a picture needs of an ALGD agent: how far its risk is over the budget, and the way that the denoising takes. Nothing here changes the agent."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.energy import EnergyKind, lagrangian
 from saddlepoint.algd.policy import ChainNoise
-from saddlepoint.nn.critics import trace
-
-
-@torch.no_grad()
-def energy(agent: ALGD, state: Tensor, actions: Tensor, kind: EnergyKind) -> Tensor:
-    """L(s, a) with the agent's own multiplier, rho and budget: (batch, observation), (points, batch, action) -> (points, batch)."""
-    reward = trace(agent.critic.layers(), state, actions, agent.critic.activation)
-    cost = trace(agent.cost_critic.layers(), state, actions, agent.cost_critic.activation)
-    return lagrangian(reward.values, cost.values, agent.penalty()._replace(kind=kind)).value
 
 
 @torch.no_grad()
@@ -32,5 +22,4 @@ def paths(agent: ALGD, state: Tensor, noise: ChainNoise) -> Tensor:
 
     Row 0 is what ``act`` returns in mode ``stochastic`` when it draws the same noise (``policy.draw``).
     """
-    policy = agent.policy
-    return policy.box.squash(policy.latents(state, policy.process.start * noise.start, noise.steps))
+    return agent.policy.box.squash(agent.policy.path(state, noise))

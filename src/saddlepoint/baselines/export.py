@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.baselines.actor_critic import ActorCritic
-from saddlepoint.baselines.policy import GaussianPolicy, bounded_log_std
+from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.nn.exportable import Exportable, ExportMode
 
 EXAMPLES = 3
@@ -24,13 +23,8 @@ class GaussianAction(nn.Module):
         self.policy = policy
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        policy, h = self.policy, observation
-        last = len(policy.weights) - 1
-        for index, (weight, bias) in enumerate(zip(policy.weights, policy.biases)):
-            h = F.linear(h, weight, bias)
-            h = F.relu(h) if index < last else h
-        mean, raw = h.chunk(2, -1)
-        return policy.box.squash(mean if noise is None else mean + bounded_log_std(raw).exp() * noise)
+        mean, log_std = self.policy(observation)
+        return self.policy.box.squash(mean if noise is None else mean + log_std.exp() * noise)
 
 
 def export_module(learner: ActorCritic[Any], mode: ExportMode) -> Exportable:

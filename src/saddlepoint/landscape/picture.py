@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saddlepoint import figures
-from saddlepoint.algd.energy import EnergyKind
 from saddlepoint.landscape.slices import KINDS, Landscape, Slice
 from saddlepoint.types import UserError
 
@@ -61,7 +60,7 @@ def height(slices: Sequence[Slice]) -> float:
     return max((float(np.ptp(part.energy[kind])) for part in slices for kind in KINDS), default=1.0) or 1.0
 
 
-def draw(axis: Axes, part: Slice, kind: EnergyKind, largest: float) -> AxesImage:
+def draw(axis: Axes, part: Slice, kind: str, largest: float) -> AxesImage:
     """One kind of energy over one slice, above its lowest value, in colours from 0 to ``largest``.
 
     Only differences of energy move the policy, so the lowest of each panel is 0 and one scale serves all. It is a square
@@ -90,7 +89,7 @@ def draw(axis: Axes, part: Slice, kind: EnergyKind, largest: float) -> AxesImage
     return image
 
 
-def panel_svg(part: Slice, kind: EnergyKind, label: str, largest: float) -> str:
+def panel_svg(part: Slice, kind: str, label: str, largest: float) -> str:
     """One panel as an inline SVG that takes ink and font from the page around it; ``label`` is its text for those who do not see it."""
     import matplotlib
     from matplotlib.figure import Figure
