@@ -25,9 +25,9 @@ from saddlepoint.safediffusion import start
 from saddlepoint.safediffusion.command import train_command
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.export import export_command, load_trained
+from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.grpo import step_log_prob
 from saddlepoint.safediffusion.held_out import HeldOut
-from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.learner import prepare_network
 from saddlepoint.safediffusion.pipeline import load_pipeline
 from saddlepoint.safediffusion.prompts import Prompt
