@@ -13,7 +13,7 @@ from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.energy import EnergyKind
 from saddlepoint.algd.landscape import energy, paths
 from saddlepoint.landscape.states import ChosenState, choose_states
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 

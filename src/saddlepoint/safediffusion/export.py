@@ -11,12 +11,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from saddlepoint.flags import parse
+from saddlepoint.options import restore
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import quiet_libraries
 from saddlepoint.safediffusion.learner import load_weights, prepare_unet
 from saddlepoint.safediffusion.pipeline import load_pipeline, weight_files
 from saddlepoint.safediffusion.start import SYSTEM
-from saddlepoint.systems import restore_config
 from saddlepoint.train import checkpoint
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
@@ -82,7 +82,7 @@ def read_run(run: Path) -> tuple[RunConfig, SafeDiffusionConfig]:
     if content["system"] != SYSTEM:
         raise UserError(f"{run} was trained with {content['system']}, not {SYSTEM}: it holds no text-to-image model.")
     where = run / "config.json"
-    return restore_config(RunConfig, content["train"], where), restore_config(SafeDiffusionConfig, content["learner"], where)
+    return restore(RunConfig, content["train"], where), restore(SafeDiffusionConfig, content["learner"], where)
 
 
 def _with_weights(run: Path, settings: RunConfig, config: SafeDiffusionConfig) -> tuple[Any, str | None]:
