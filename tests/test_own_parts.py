@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saddlepoint.cli import main
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train import checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
