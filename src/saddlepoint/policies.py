@@ -18,7 +18,7 @@ from saddlepoint.train import best, run
 from saddlepoint.train import checkpoint as checkpoints
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.contract import LearnerFactory, acting_fields, checked, refuse_acting
-from saddlepoint.types import ActMode, EnvShape, Learner, UserError
+from saddlepoint.types import ActMode, EnvSetup, EnvShape, Learner, UserError
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class TrainedPolicy:
     device: torch.device
     note: str | None
     """one sentence when newer checkpoints were damaged"""
+    setup: EnvSetup
+    """how the environments that it was trained in are made: arguments, flattening, ``action_repeat``"""
     _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
     """the actor at work, by the number of environments that it acts for"""
     _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
@@ -44,7 +46,8 @@ class TrainedPolicy:
     def act(
         self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units.
+        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
+        number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
 
         A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
         ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
@@ -65,7 +68,7 @@ class TrainedPolicy:
         if len(batch) not in self._actors:
             self._actors.clear()
             self._actors[len(batch)] = Actor(self.learner, len(batch), self.device)
-        action = self._actors[len(batch)].act(batch, mode, generator)
+        action = self.shape.fit(self._actors[len(batch)].act(batch, mode, generator))
         return action if np.ndim(observation) == 2 else action[0]
 
     def reset(self, ended: np.ndarray | None = None) -> None:
@@ -97,8 +100,13 @@ def load_policy(
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
     if chosen is None and task is not None:
         raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --task.")
-    learner, env, shape = chosen or (learner, content["train"]["env"], run.shape_of(content))
-    return TrainedPolicy(learner, env, shape, run.budgets_of(content), step, content["train"]["seed"], torch.device(device), note)
+    env, shape, setup = content["train"].get("env"), None, None
+    if chosen is None:
+        shape, setup = run.shape_of(content), run.setup_of(content)
+    else:
+        learner, env, shape = chosen
+        setup = EnvSetup(env)
+    return TrainedPolicy(learner, env, shape, run.budgets_of(content), step, content["train"]["seed"], torch.device(device), note, setup)
 
 
 def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:

@@ -90,9 +90,9 @@ _BASELINES = ".baselines.export:export_module"
 SYSTEMS: dict[str, System] = {
     "algd": System(".algd.agent:ALGD", ".algd.config:ALGDConfig", ".algd.config:PRESETS", ".algd.export:export_module"),
     "sac": System(".baselines.sac:SAC", ".baselines.config:SACConfig", ".baselines.config:SAC_PRESETS", _BASELINES),
-    "sac-lag": System(".baselines.sac:SACLag", ".baselines.config:SACLagConfig", ".baselines.config:SAC_LAG_PRESETS", _BASELINES),
-    "sac-pid": System(".baselines.sac:SACPID", ".baselines.config:SACPIDConfig", ".baselines.config:SAC_PID_PRESETS", _BASELINES),
-    "cal": System(".baselines.cal:CAL", ".baselines.config:CALConfig", ".baselines.config:CAL_PRESETS", _BASELINES),
+    "sac-lag": System(".baselines.constrained:SACLag", ".baselines.config:SACLagConfig", ".baselines.config:SAC_LAG_PRESETS", _BASELINES),
+    "sac-pid": System(".baselines.constrained:SACPID", ".baselines.config:SACPIDConfig", ".baselines.config:SAC_PID_PRESETS", _BASELINES),
+    "cal": System(".baselines.constrained:CAL", ".baselines.config:CALConfig", ".baselines.config:CAL_PRESETS", _BASELINES),
     "mbdpo": System(
         ".mbdpo.agent:MBDPO", ".mbdpo.config:MBDPOConfig", ".mbdpo.config:PRESETS", pretrained=".mbdpo.transfer:start_from_stored",
         options=".mbdpo.tasks:learner_options", chooser=".mbdpo.transfer:choose_task",

@@ -19,8 +19,8 @@ from saddlepoint.policies import load_policy
 from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
-from saddlepoint.train.evaluate import MAX_ENVS, require_finite_action
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.train.evaluate import MAX_ENVS, longest_episode, require_finite_action
+from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 PROG = "saddlepoint collect RUN..."
 
@@ -89,6 +89,10 @@ def collect(
             raise UserError(f"{folder} was trained on pictures ({env}), and a data set holds vectors of observations: leave that run out.")
         if shapes.setdefault(env, shape) != shape:
             raise UserError(f"{folder} has other spaces than another run on {env}: leave one of them out.")
+        if run.setup_of(content) != EnvSetup(env):
+            raise UserError(
+                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep: leave that run out."
+            )
         sources.append((folder, env))
     names = list(shapes)
     with Writer(out, max(shape.observation for shape in shapes.values()), max(shape.action for shape in shapes.values())) as writer:
@@ -140,7 +144,7 @@ def played(folder: Path, env: str, episodes: int, mode: Literal["explore", "stoc
     if policy.note:
         print(f"warning: {policy.note}")
     slots = min(episodes, MAX_ENVS)
-    envs = EnvBatch(env, slots, seed=seed, needs_cost=False)
+    envs = EnvBatch(EnvSetup(env, longest=longest_episode(policy.budgets)), slots, seed=seed, needs_cost=False)
     generator = torch.Generator().manual_seed(seed)
     try:
         actor = Actor(policy.learner, slots, "cpu")

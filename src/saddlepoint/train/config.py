@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
 from saddlepoint.options import flag
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.train.verdict import Binds
-from saddlepoint.types import UserError
+from saddlepoint.types import EnvSetup, UserError, as_json
+
+if TYPE_CHECKING:
+    EnvSource: TypeAlias = str | Callable[..., Any]
+else:  # what the command line reads
+    EnvSource = str
 
 WARMUP = 5_000
 """most steps of the warm-up where nothing says otherwise"""
@@ -21,8 +27,15 @@ WARMUP = 5_000
 class TrainConfig:
     """One training run. Steps are steps of single environments, summed over all of them."""
 
-    env: str
-    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them); with @pixels after it, observed through pictures of it"""
+    env: EnvSource
+    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them), or module:id, or module:name of a class or function that makes one; with
+    @pixels after it, observed through pictures of it. In Python also the class or function itself"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """arguments of the environment, as name=value ... or one JSON object; max_episode_steps replaces its time limit"""
+    flatten: bool = False
+    """make one vector of Dict, Tuple and discrete observations, as gymnasium.wrappers.FlattenObservation does"""
+    action_repeat: int = 0
+    """simulator steps that each action is held for; rewards and costs are summed, and a step of the run is one such decision. 0 takes the task's own, mostly 1"""
     seed: int = 0
     """seeds the learner, the environments and the evaluation, each with a stream of its own"""
     total_steps: int = 100_000
@@ -46,6 +59,8 @@ class TrainConfig:
     """steps between evaluations; there is always one at the end"""
     eval_episodes: int = 10
     """whole episodes of each evaluation, at least 10"""
+    eval_envs: int = 10
+    """environments that an evaluation makes, to play side by side; 0 evaluates in the training environments, where a simulator allows no second one"""
     checkpoint_every: int = 10_000
     """steps between checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
@@ -71,7 +86,7 @@ class TrainConfig:
         """Raises ``UserError`` for a value or a combination that cannot work."""
         at_least = {
             "seed": 0, "total_steps": 1, "num_envs": 1, "replay_size": 1, "eval_every": 1,
-            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0,
+            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0, "eval_envs": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -92,6 +107,13 @@ class TrainConfig:
             raise UserError(f"--replay-size {self.replay_size} is less than one step of --num-envs: raise it.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
+
+        self.setup()
+
+    def setup(self) -> EnvSetup:
+        """How the run's environments are made. Raises ``UserError``."""
+        kwargs = as_json("env_kwargs", self.env_kwargs)
+        return EnvSetup(self.env, kwargs, self.flatten, self.action_repeat)
 
     @property
     def warmup(self) -> int:

@@ -15,7 +15,7 @@ from saddlepoint.train.acting import Actor
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.driver import Parts, Salvageable
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
-from saddlepoint.train.evaluate import evaluate, require_finite_action
+from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
 from saddlepoint.train.verdict import evaluation_in_words, ranked_return, within_budget
@@ -55,6 +55,7 @@ class Loop:
         self.step = 0
         self.updates = 0
         self.envs_whole = True  # whether they can be gone on with
+        self.envs_before: dict[str, Any] | None = None  # while they play an evaluation
         self.metrics: dict[str, Any] = {}  # of the last update
         self.sums = EpisodeSums(config.num_envs, budgets)
         self.finished = Episodes.none(len(budgets))  # since the last line of training metrics
@@ -83,11 +84,15 @@ class Loop:
         self.actor.load_state_dict(state)
         if state["envs"] is None or not self.envs.restore(state["envs"]):
             self.log.say("note: these environments cannot be restored in mid-episode: each starts a new episode here")
-            self.replay.break_episodes()
-            self.sums.restart(np.ones(self.config.num_envs, bool))
-            self.actor.restart()
-            self.observation = self.envs.reset(stream(self.config.seed, RESTART, self.step))
-            self._observe()
+            self._new_episodes()
+
+    def _new_episodes(self) -> None:
+        """Give up the episodes at hand, which cannot be gone on with."""
+        self.replay.break_episodes()
+        self.sums.restart(np.ones(self.config.num_envs, bool))
+        self.actor.restart()
+        self.observation = self.envs.reset(stream(self.config.seed, RESTART, self.step))
+        self._observe()
 
     def advance(self) -> None:
         """One step of every environment."""
@@ -152,7 +157,16 @@ class Loop:
 
     def evaluate(self) -> dict[str, float] | None:
         config, seed = self.config, stream(self.config.seed, EVALUATION)
-        return evaluate(self.agent, config.env, self.budgets, config.eval_episodes, seed, self.device, self.stop)
+        episodes, before = config.eval_episodes, None if config.eval_envs else self.envs.snapshot()
+        if before is None:
+            most = max(config.eval_envs, 1)
+            return evaluate(self.agent, self.envs.setup, self.budgets, episodes, seed, self.device, self.stop, most)
+        self.envs_before = before  # what a checkpoint holds when this fails
+        metrics = evaluate_in(self.envs, self.agent, self.budgets, episodes, seed, self.device, self.stop)
+        self.envs_before = None
+        if not self.envs.restore(before):
+            self._new_episodes()
+        return metrics
 
     def evaluation_words(self, metrics: dict[str, float]) -> str:
         return evaluation_in_words(metrics, self.budgets, self.config.binds)
@@ -179,7 +193,7 @@ class Loop:
             "observation": self.observation,
             "warmup_generator": self.warmup_generator.get_state().numpy(),
             "generator": self.generator.get_state().cpu().numpy(),
-            "envs": self.envs.snapshot() if self.envs_whole else None,
+            "envs": (self.envs_before or self.envs.snapshot()) if self.envs_whole else None,
             **self.actor.state_dict(),
         }
         return Parts(self.agent.state_dict(), self.replay.state_dict(), state)

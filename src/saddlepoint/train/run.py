@@ -16,10 +16,10 @@ from saddlepoint.files import FileFault, hold_lock, read_json, remove_unfinished
 from saddlepoint.options import flag
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 FORMAT = 1
-OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads"})
+OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs"})
 """fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
@@ -89,9 +89,19 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
     try:
         shape, image = content["shape"], content["shape"].get("image")
         bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
-        return EnvShape(shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image))
+        dtype = shape.get("action_dtype", EnvShape._field_defaults["action_dtype"])
+        return EnvShape(shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError("the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run.") from error
+
+
+def setup_of(content: dict[str, Any]) -> EnvSetup:
+    """How a run's environments are made; an older run than a setting has its default. Raises ``UserError``."""
+    train = content["train"]
+    kwargs, repeat = train.get("env_kwargs", {}), train.get("action_repeat", 1)
+    if not isinstance(kwargs, dict) or not isinstance(repeat, int):
+        raise UserError("the run's config.json is damaged (it has no whole 'train'): restore it, or start a new run.")
+    return EnvSetup(train["env"], kwargs, bool(train.get("flatten", False)), repeat)
 
 
 def require_same_settings(saved: dict[str, Any], now: dict[str, Any], run: Path, operational: frozenset[str]) -> None:

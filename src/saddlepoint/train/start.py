@@ -16,7 +16,7 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.envs.tasks import PIXELS, env_spec
+from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
@@ -24,6 +24,7 @@ from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.contract import GainsByCompiling, LearnerFactory, SeesPixels, checked, checked_for
 from saddlepoint.train.driver import RunDriver
+from saddlepoint.train.evaluate import longest_episode, require_second
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
 from saddlepoint.train.screen import Screen
@@ -48,12 +49,17 @@ def train(
     if not isinstance(config, TrainConfig):
         given = config.__name__ if isinstance(config, type) else type(config).__name__
         raise UserError(f"train takes a TrainConfig first, not {given}: train(TrainConfig(env=...), learner, learner_config).")
-    config, learner_config = checked(config), checked_for(learner, learner_config)
+    source = config.env  # an id, a class or a maker
+    config = replace(checked(replace(config, env=source if isinstance(source, str) else "a maker")), env=source)
+    learner_config = checked_for(learner, learner_config)
     budgets = (budgets,) if isinstance(budgets, CostBudget) else None if budgets is None else tuple(budgets)
     callbacks = _callbacks(callbacks)
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
-    if env_spec(config.env).pixels and not isinstance(learner, SeesPixels):
+    setup = config.setup()
+    setup = replace(setup, action_repeat=action_repeat_of(setup))
+    config = replace(config, env=setup.name, env_kwargs=dict(setup.kwargs), action_repeat=setup.action_repeat)
+    if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = config.out or default_folder(config)
     saved = run.read(folder) if resume else None
@@ -69,13 +75,17 @@ def train(
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
+        declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
+        budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
+        setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
-            config.env, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost
+            setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
         try:
             shape = envs.shape
-            declared = run.budgets_of(saved) if saved else envs.spec.budgets
-            budgets = require_budgets(declared if budgets is None else budgets, shape, config.env, envs.spec.horizon)
+            budgets = require_budgets(budgets, shape, setup.name)
+            if config.eval_envs:
+                require_second(setup)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
             content = run.describe(learner.system, config, learner_config, shape, budgets, resolved, module_of(learner))
             if saved:
@@ -99,6 +109,8 @@ def train(
                 log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
+                for note in envs.notes():
+                    log.say(f"note: {note}")
                 if first is None:
                     driver.resume()
                 else:
@@ -112,23 +124,29 @@ def train(
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/<environment>-<seed>-<time>."""
-    name = re.sub(r"[^\w.+-]+", "-", config.env.rsplit("/", 1)[-1].removesuffix("-v0"))
+    name = re.sub(r"[^\w.+-]+", "-", str(config.env).rsplit("/", 1)[-1].removesuffix("-v0"))
     return Path("runs") / f"{name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str, horizon: int | None) -> tuple[CostBudget, ...]:
-    """``budgets`` when there is one for each constraint, else ``UserError``; those without a horizon get the environment's own."""
-    if odd := next((budget for budget in budgets if not isinstance(budget, CostBudget)), None):
-        raise UserError(f"budgets are CostBudgets, not {type(odd).__name__}: give CostBudget({odd!r}).")
+def with_horizons(budgets: tuple[CostBudget, ...], horizon: int | None, env: str) -> tuple[CostBudget, ...]:
+    """``budgets``, those without a horizon with the environment's own. Raises ``UserError`` where it has none, and for what is no budget."""
+    for budget in budgets:
+        if not isinstance(budget, CostBudget):
+            raise UserError(f"budgets are CostBudgets, not {type(budget).__name__}: give such as CostBudget(25).")
+        if budget.horizon is None and horizon is None:
+            raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon, or CostBudget(horizon=...).")
+    return tuple(budget if budget.horizon is not None else replace(budget, horizon=horizon) for budget in budgets)
+
+
+def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) -> tuple[CostBudget, ...]:
+    """``budgets`` when there is one for each constraint, else ``UserError``."""
     if not shape.constraints and budgets:
         raise UserError(f"{env} has no cost that a budget could limit: leave out the cost flags.")
     if not budgets and shape.constraints:
         raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
     if len(budgets) != shape.constraints:
         raise UserError(f"{env} has {shape.constraints} constraints, not {len(budgets)}: give one budget for each.")
-    if horizon is None and any(budget.horizon is None for budget in budgets):
-        raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon, or CostBudget(horizon=...).")
-    return tuple(budget if budget.horizon is not None else replace(budget, horizon=horizon) for budget in budgets)
+    return budgets
 
 
 def _callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
