@@ -46,8 +46,8 @@ class TrainedPolicy:
     def act(
         self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and number type, and inside its bounds.
-        An action is meant for ``setup.action_repeat`` simulator steps.
+        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
+        number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
 
         A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
         ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
@@ -100,8 +100,12 @@ def load_policy(
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
     if chosen is None and task is not None:
         raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --task.")
-    setup = EnvSetup(chosen[1]) if chosen else run.setup_of(content)
-    learner, env, shape = chosen or (learner, content["train"]["env"], run.shape_of(content))
+    env, shape, setup = content["train"].get("env"), None, None
+    if chosen is None:
+        shape, setup = run.shape_of(content), run.setup_of(content)
+    else:
+        learner, env, shape = chosen
+        setup = EnvSetup(env)
     return TrainedPolicy(learner, env, shape, run.budgets_of(content), step, content["train"]["seed"], torch.device(device), note, setup)
 
 
