@@ -25,7 +25,9 @@ from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.systems import SYSTEMS, load_policy, restore_config
+from saddlepoint.options import restore
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
@@ -68,7 +70,7 @@ def train_parsed(*args: str) -> Parsed:
 def test_help_version_and_envs(command: Run) -> None:
     assert command("--help")[:1] == (0,)
     assert command("--version")[1].startswith("saddlepoint 0.")
-    code, out, _ = command("envs")
+    code, out, _ = command("envs", "toy")
     assert code == 0
     assert TOY in out
     assert "budget: at most" in out
@@ -146,7 +148,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
-    (["envs", "all"], "takes nothing"),
+    (["envs", "nosuchtask"], "no task has"),
+    (["envs", "--all"], "has no flag --all"),
 ]
 
 
@@ -316,7 +319,7 @@ def test_every_preset_is_read_back_as_it_was_written(name: str) -> None:
     system = SYSTEMS[name]
     for preset in system.presets().values():
         written = json.loads(json.dumps(asdict(preset)))
-        assert restore_config(system.config_class(), written, Path("config.json")) == preset
+        assert restore(system.config_class(), written, Path("config.json")) == preset
 
 
 def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:

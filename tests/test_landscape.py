@@ -20,7 +20,7 @@ from saddlepoint.landscape import landscape_command
 from saddlepoint.landscape.picture import panel_svg
 from saddlepoint.landscape.slices import KINDS, SAMPLES, energy_plane, landscape, widest
 from saddlepoint.landscape.states import choose_states, play
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train
 from saddlepoint.types import EnvShape, UserError
@@ -79,7 +79,7 @@ def test_excess_is_the_worst_constraints(agent: ALGD) -> None:
 def test_paths_run_from_the_noise_to_the_policys_own_actions(agent: ALGD) -> None:
     state = torch.randn(7, 4)
     noise = agent.policy.draw(7, torch.Generator().manual_seed(5))
-    chains = view.paths(agent, state, noise)
+    chains = agent.paths(state, noise)
     assert chains.shape == (SMALL.steps + 1, 7, 3)
     actions = agent.act(state, "stochastic", torch.Generator().manual_seed(5))
     assert torch.equal(chains[0], actions)

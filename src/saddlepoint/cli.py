@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from saddlepoint import __version__
@@ -16,8 +19,8 @@ BROKEN_PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has no such signal
 USAGE = """\
 usage: saddlepoint VERB ...
 
-  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, or safediffusion on a text-to-image pipeline;
-                  --resume RUN goes on where a run stopped
+  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, safediffusion on a text-to-image pipeline, or a
+                  system of your own, MODULE:NAME; `train --resume RUN` goes on where a run stopped
   evaluate RUN    whole episodes of a trained policy, and a video; or pictures of a text-to-image run, folder or hub id, measured
   report RUN...   one page that compares runs
   landscape RUN   the energy over the actions of chosen states, with the denoising paths
@@ -27,9 +30,10 @@ usage: saddlepoint VERB ...
   collect RUN...  a data set of several tasks from runs' replays, or from new episodes of their policies
   convert FILE... such a data set from the chunks of TD-MPC2's mt30 and mt80
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online
-  envs            the environments that come with saddlepoint
+  envs [WORD...]  the environments that come with saddlepoint, or those with these words
 
-`saddlepoint VERB --help` lists the flags of a verb; `saddlepoint --version` prints the version.
+`saddlepoint VERB --help` lists the flags of a verb; `--import MODULE` with any verb imports a module first, from the working directory too,
+that registers environments or systems; `saddlepoint --version` prints the version.
 """
 
 
@@ -41,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(args)
         finally:
-            _flush_output()  # while an error can still be told
+            sys.stdout.flush()  # while an error can still be told
     except KeyboardInterrupt as interrupt:
         print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + BROKEN_PIPE  # what a shell makes of a program that ends by this signal
+        if isinstance(error, OSError) and error.filename is None and _output_fails():
+            error = OSError(error.errno, error.strerror, "<standard output>")
         sentence = explain(error)
         if sentence is None:  # a fault of ours
             raise
@@ -61,6 +67,9 @@ def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if args else 2
+    if args[0].split("=")[0] == "--import" and len(args) > 1 + ("=" not in args[0]):  # before the verb
+        at = 1 if "=" in args[0] else 2
+        args = [args[at], *args[:at], *args[at + 1 :]]
     if args[0] == "--version":
         print(f"saddlepoint {__version__}")
         return 0
@@ -68,12 +77,31 @@ def _run(args: list[str]) -> int:
         return _complain(f"there is no verb {args[0]!r}: use one of {', '.join(VERBS)}.")
     from saddlepoint.types import UserError
 
+    warnings.showwarning = _show_warning
+    with suppress(OSError):  # a folder that was removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where the user's own modules may be: --env my_module:My-v0
     try:
+        args = _import_modules(args)
         module, function = VERBS[args[0]]
         vars(import_module(module))[function](args[1:])
     except UserError as error:
         return _complain(str(error))
     return 0
+
+
+def _import_modules(args: list[str]) -> list[str]:
+    """Import what each --import names, and return the other arguments."""
+    left: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word.split("=")[0] != "--import":
+            left.append(word)
+            continue
+        from saddlepoint.systems import import_user_module
+
+        import_user_module(word.partition("=")[2] or next(words, ""))
+    return left
 
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -106,6 +134,12 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: object) -> None:
+    """A warning as one sentence; those of libraries to their developers with their line, as Python has them."""
+    place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"warning: {place}{message}", file=sys.stderr)
+
+
 def _nobody_reads() -> bool:
     """Whether standard output leads nowhere, as in ``saddlepoint envs | head -1``; it is then closed, so that Python's end is quiet too."""
     if not hasattr(select, "poll"):
@@ -118,15 +152,16 @@ def _nobody_reads() -> bool:
     return True
 
 
-def _flush_output() -> None:
-    """Write what was printed. Raises ``OSError`` with a name; the rest is then dropped, so that Python's end is quiet too."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop_output()
-        raise OSError(error.errno, error.strerror, "<standard output>") from error
+def _output_fails() -> bool:
+    """Whether standard output cannot be written, as on a full disk; the rest is then dropped, so that Python's end is quiet too."""
+    with contextlib.suppress(ValueError):  # some stand-ins for it have no number
+        number = sys.stdout.fileno()
+        try:
+            os.write(number, b"\n")
+        except OSError:
+            _drop_output()
+            return True
+    return False
 
 
 def _drop_output() -> None:

@@ -16,6 +16,7 @@ from saddlepoint.baselines.losses import UpdateNoise, reward_loss, soft_loss
 from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Critic, make_critic
+from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.optim import Flat, Optimiser
@@ -44,7 +45,8 @@ class ActorCritic(ABC, Generic[C]):
         self.device, self.dtype = torch.device(device), dtype
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
-        self.policy = GaussianPolicy(shape.observation, config.policy_hidden, ActionBox.from_bounds(low, high), self.initial)
+        self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
+        self.policy = GaussianPolicy(self.encoder.outputs, config.policy_hidden, ActionBox.from_bounds(low, high), self.initial)
         self.policy.place(self.device, dtype)
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
         members: dict[str, tuple[int, Literal["relu", "silu"], float]] = {"reward_critic": (2, "relu", config.critic_learning_rate)}
@@ -68,7 +70,7 @@ class ActorCritic(ABC, Generic[C]):
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
 
     def _critic(self, members: int, activation: Literal["relu", "silu"]) -> Critic:
-        cfg, sizes = self.config, (self.shape.observation, self.shape.action, self.config.critic_hidden)
+        cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
         critic = make_critic(cfg.critic_network, cfg.critic_values, members, *sizes, activation, self.initial)
         return critic.to(self.device, self.dtype)
 
@@ -82,6 +84,10 @@ class ActorCritic(ABC, Generic[C]):
         """One update of everything from a batch and given noise."""
 
     # ------------------------------------------------------------------------------------------------ parts of an update
+
+    def encoded(self, batch: Batch) -> Batch:
+        """The batch as the networks see it."""
+        return batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
 
     @property
     def beta(self) -> Tensor:
@@ -125,12 +131,13 @@ class ActorCritic(ABC, Generic[C]):
         return None
 
     def observe(self, observation: Tensor) -> None:
-        """The baselines keep no running statistics of observations."""
+        """Count in new observations (envs, observation) for the encoding."""
+        self.encoder.observe(observation.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
         """(envs, observation) -> (envs, action) inside the bounds."""
-        state = observation.to(self.device, self.dtype)
+        state = self.encoder(observation.to(self.device, self.dtype))
         if mode == "deterministic":
             return self.policy.mean_action(state)
         noise = torch.randn(len(state), self.shape.action, generator=generator, device=self.device, dtype=self.dtype)
@@ -139,11 +146,11 @@ class ActorCritic(ABC, Generic[C]):
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
         """What the critics expect to follow, in the environment's units: ``reward`` (batch,), discounted."""
-        state, action = observation.to(self.device, self.dtype), action.to(self.device, self.dtype)
+        state, action = self.encoder(observation.to(self.device, self.dtype)), action.to(self.device, self.dtype)
         return {"reward": self.critic(state, action[None])[:, 0].amin(0) * self.reward_unit}
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"policy": self.policy, **self.critics, **{f"{name}_target": target for name, target in self.targets.items()}}
+        return {"encoder": self.encoder, "policy": self.policy, **self.critics, **{f"{name}_target": target for name, target in self.targets.items()}}
 
     def _optimisers(self) -> dict[str, torch.optim.Adam]:
         return {"policy": self.policy_optimiser.adam, "critics": self.critic_optimiser.adam, "beta": self.beta_optimiser}

@@ -20,7 +20,7 @@ class SAC(ActorCritic[SACConfig]):
 
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """One update; ``episode_cost`` is not looked at. The policy sees the new critics as constants."""
-        beta = self.beta
+        batch, beta = self.encoded(batch), self.beta
         with torch.no_grad():
             following = self.policy.sample(batch.next_observation, noise.next)
         critic_loss = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
