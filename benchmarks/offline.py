@@ -22,7 +22,6 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from learning import RESULTS, RUNS, commit, machine  # noqa: E402
-
 from saddlepoint import figures  # noqa: E402
 from saddlepoint.train.log import read_metrics  # noqa: E402
 

@@ -30,7 +30,6 @@ from safetensors.torch import load_file
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from learning import RESULTS, RUNS, commit, machine  # noqa: E402
-
 from saddlepoint import figures  # noqa: E402
 
 SEEDS = (0, 1, 2)
