@@ -53,7 +53,8 @@ class BudgetFlags:
     cost_discounted: bool = CostBudget.discounted
     """whether the bound is on the discounted sum, as the cost critic sees it"""
     cost_horizon: int = CostBudget.horizon
-    """steps of a whole episode, counted in decisions where --action-repeat holds actions; where the environment has no time limit, it is cut there"""
+    """steps of a whole episode, counted in decisions where --action-repeat holds actions; where the environment has no
+    time limit, it is cut there"""
 
 
 def train_flags(system: type[Any]) -> type[Any]:
@@ -263,7 +264,7 @@ def evaluate_command(args: list[str]) -> None:
         policy.learner, policy.setup, policy.budgets, flags.episodes, flags.seed, flags.device, envs=flags.eval_envs
     )
     assert metrics is not None  # nobody asks it to stop
-    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.env}")
+    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.setup.describe()}")
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):

@@ -93,7 +93,8 @@ class Loop:
                 self._advance()
             except (NonFiniteError, ForeignFault) as error:
                 if self.stop() and isinstance(error, ForeignFault):  # it is given up, or the signal reached it as well
-                    raise Interrupted(f"stopped; {self._last_good()}; go on with --resume {self.folder} ({error})") from error
+                    way = f"{self._last_good()}; go on with --resume {self.folder}"
+                    raise Interrupted(f"stopped; {way} ({error})") from error
                 raise type(error)(f"{str(error).rstrip('.')} (step {self.step}; {self._last_good()}).") from error
             except OSError as error:  # metrics and TensorBoard; a checkpoint's own faults are sentences already
                 reason = error.strerror or str(error)
