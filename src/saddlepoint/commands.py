@@ -279,7 +279,7 @@ def evaluate_command(args: list[str]) -> None:
         policy.learner, policy.setup, policy.budgets, flags.episodes, flags.seed, flags.device, envs=flags.eval_envs
     )
     assert metrics is not None  # nobody asks it to stop
-    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.env}")
+    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.setup.describe()}")
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):

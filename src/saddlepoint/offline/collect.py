@@ -91,7 +91,8 @@ def collect(
             raise UserError(f"{folder} has other spaces than another run on {env}: leave one of them out.")
         if run.setup_of(content) != EnvSetup(env):
             raise UserError(
-                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep: leave that run out."
+                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep:"
+                " leave that run out."
             )
         sources.append((folder, env))
     names = list(shapes)
