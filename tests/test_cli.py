@@ -20,7 +20,6 @@ import torch
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
-from saddlepoint.algd.energy import evaluate
 from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
@@ -69,7 +68,7 @@ def train_parsed(*args: str) -> Parsed:
 def test_help_version_and_envs(command: Run) -> None:
     assert command("--help")[:1] == (0,)
     assert command("--version")[1].startswith("saddlepoint 0.")
-    code, out, _ = command("envs")
+    code, out, _ = command("envs", "toy")
     assert code == 0
     assert TOY in out
     assert "budget: at most" in out
@@ -147,7 +146,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
-    (["envs", "all"], "takes nothing"),
+    (["envs", "nosuchtask"], "no task has"),
+    (["envs", "--all"], "has no flag --all"),
 ]
 
 
@@ -254,8 +254,7 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     for policy in (plain, best):
         agent = cast(ALGD, policy.learner)
         action = torch.as_tensor(policy.act(state.numpy()))
-        layers = (agent.critic.layers(), agent.cost_critic.layers())
-        energies.append(evaluate(agent.critic, agent.cost_critic, layers, state, action[None], agent.penalty()).energy.value.mean())
+        energies.append(agent.energies(state, action[None]).mean())
     assert energies[1] < energies[0]
     assert command("evaluate", trained, "--episodes", "2", "--acting", "evaluation=best_of_n", "evaluation_samples=4", "--threads", "1")[0] == 0
     assert json.loads((trained / "evaluation-120-evaluation=best_of_n-evaluation_samples=4.json").read_text())["acting"] == [

@@ -273,7 +273,7 @@ def test_ctrl_c_writes_a_checkpoint(world, tmp_path):
 
 def test_a_number_that_is_not_finite_stops_the_run_and_is_named(world, tmp_path):
     fall_silent.calls = 0
-    with pytest.raises(NonFiniteError, match=r"--reward returned a number that is not finite \(epoch 3; the last good checkpoint is of epoch 2\)"):
+    with pytest.raises(NonFiniteError, match=r"--reward returned a number that is not finite \(epoch 2; the last good checkpoint is of epoch 2\)"):
         start.post_train(run_of(world, tmp_path / "run", epochs=9), replace(FAST, reward=f"{HERE}:fall_silent", held_out=0.0))
     with pytest.raises(NonFiniteError, match=r"the pictures are not finite.*\(epoch 2; the last good checkpoint is of epoch 1\)"):
         start.post_train(run_of(world, tmp_path / "wild", epochs=9), replace(FAST, learning_rate=1e30, held_out=0.0))
@@ -284,7 +284,7 @@ def test_a_reward_that_fails_is_one_sentence_and_loses_nothing(world, tmp_path):
     lose_heart.calls = -1000
     whole = start.post_train(run_of(world, tmp_path / "whole", epochs=4), config)
     lose_heart.calls = 0
-    sentence = r"^--reward raised KeyError: 'judge' \(test_\w+.py, line \d+, in lose_heart\): correct it \(epoch 3; the last good checkpoint is of epoch 2\)\.$"
+    sentence = r"^--reward raised KeyError: 'judge' \(test_\w+.py, line \d+, in lose_heart\): correct it \(epoch 2; the last good checkpoint is of epoch 2\)\.$"
     with pytest.raises(ForeignFault, match=sentence):
         start.post_train(run_of(world, tmp_path / "run", epochs=4, checkpoint_every=100), config)
     lose_heart.calls = -1000

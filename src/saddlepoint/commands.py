@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs import env_spec, list_envs
+from saddlepoint.envs import env_spec
+from saddlepoint.envs.listing import list_in_words
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config, start_from
 from saddlepoint.train import run
@@ -19,7 +20,7 @@ from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import LearnerFactory, train
 from saddlepoint.train.threads import use_threads
 from saddlepoint.train.video import record_video, render_headless
-from saddlepoint.types import UserError
+from saddlepoint.types import EnvSetup, UserError
 
 OWN_TRAINING: dict[str, tuple[str, str]] = {"safediffusion": ("saddlepoint.safediffusion.command", "train_command")}
 """systems that do not learn from an environment, and so have a training loop of their own"""
@@ -52,7 +53,7 @@ class BudgetFlags:
     cost_discounted: bool = CostBudget.discounted
     """whether the bound is on the discounted sum, as the cost critic sees it"""
     cost_horizon: int = CostBudget.horizon
-    """steps of a whole episode"""
+    """steps of a whole episode, counted in decisions where --action-repeat holds actions; where the environment has no time limit, it is cut there"""
 
 
 def train_flags(system: type[Any]) -> type[Any]:
@@ -156,7 +157,7 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
 
 
 def _budgets(parsed: Parsed, config: TrainConfig, learner_config: Any, system: System) -> tuple[CostBudget, ...]:
-    return budgets_from(parsed, config.env, learner_config.cost_gamma, system.learner_class().needs_cost)
+    return budgets_from(parsed, config.setup(), learner_config.cost_gamma, system.learner_class().needs_cost)
 
 
 def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:
@@ -178,12 +179,12 @@ def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, An
     return config, parsed.over(parsed.values.system, learner_config)
 
 
-def budgets_from(parsed: Parsed, env: str, cost_gamma: float, needs_cost: bool = True) -> tuple[CostBudget, ...]:
+def budgets_from(parsed: Parsed, source: str | EnvSetup, cost_gamma: float, needs_cost: bool = True) -> tuple[CostBudget, ...]:
     """The task's budgets, changed by what was given; none where there are none and the system ``needs_cost`` not.
 
     Raises ``UserError`` when there is no limit, or two meanings, or no cost that there could be a limit for.
     """
-    task, flags = env_spec(env), parsed.values.budget
+    task, env, flags = env_spec(source), EnvSetup.of(source).name, parsed.values.budget
     if task.constraints == 0 and needs_cost:
         free = [name for name, system in SYSTEMS.items() if not system.learner_class().needs_cost]
         raise UserError(f"{env} reports no cost, which this system needs: train {' or '.join(free)}, which can do without, or take another environment.")
@@ -216,6 +217,8 @@ class EvaluateFlags:
     """whole episodes of each policy"""
     task: str | None = None
     """which task, where the run has several (`saddlepoint pretrain`), by its name or environment"""
+    eval_envs: int = 10
+    """environments to play side by side"""
     seed: int = 1_000_000
     """seed of the environments and of the stochastic policy"""
     acting: tuple[str, ...] = ()
@@ -246,6 +249,8 @@ def evaluate_command(args: list[str]) -> None:
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
     if flags.threads < 0 or flags.seed < 0:
         raise UserError("--threads and --seed must not be negative.")
+    if flags.eval_envs < 1:
+        raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)
     if flags.video:
         render_headless()
@@ -254,20 +259,22 @@ def evaluate_command(args: list[str]) -> None:
     name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting]).replace("/", "-")
     if policy.note:
         print(f"warning: {policy.note}")
-    metrics = evaluate(policy.learner, policy.env, policy.budgets, flags.episodes, flags.seed, flags.device)
+    metrics = evaluate(
+        policy.learner, policy.setup, policy.budgets, flags.episodes, flags.seed, flags.device, envs=flags.eval_envs
+    )
     assert metrics is not None  # nobody asks it to stop
     print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.env}")
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
         over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
-        cost = f"; cost {_spread(metrics, f'{prefix}/cost')}; {over}" if policy.budgets else ""
+        cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     if flags.video:
         path = folder / "videos" / f"{name}.mp4"
-        steps = record_video(policy.learner, policy.env, path, flags.seed, device=flags.device)
+        steps = record_video(policy.learner, policy.setup, path, flags.seed, device=flags.device, budgets=policy.budgets)
         print(f"video: {path} ({steps} steps)")
 
 
@@ -284,19 +291,29 @@ def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
     return {key: vars(parsed.values)[key] for key in parsed.given}
 
 
+def _costs(metrics: dict[str, float], prefix: str, budgets: tuple[CostBudget, ...]) -> str:
+    """Each constraint by itself, in the sum that its budget is on."""
+    parts = []
+    for i, budget in enumerate(budgets):
+        number = f"_{i}" if len(budgets) > 1 else ""
+        name = f"cost {i}" if len(budgets) > 1 else "cost"
+        if budget.discounted:
+            parts.append(f"{name} {metrics[f'{prefix}/discounted_cost{number}_mean']:.2f} of {budget.critic:.4g} discounted")
+        else:
+            parts.append(f"{name} {_spread(metrics, f'{prefix}/cost{number}')} of {budget.episode:.4g}")
+    return ", ".join(parts)
+
+
 def _spread(metrics: dict[str, float], name: str) -> str:
     mean, std, least, most = (metrics[f"{name}_{end}"] for end in ("mean", "std", "min", "max"))
     return f"{mean:.2f} (std {std:.2f}, {least:.2f} to {most:.2f})"
 
 
 def envs_command(args: list[str]) -> None:
-    """`saddlepoint envs`"""
-    if args and args[0] not in ("-h", "--help"):
-        raise UserError(f"`saddlepoint envs` takes nothing, not even {args[0]!r}.")
-    for task in list_envs():
-        print(task.id)
-        print(f"    {task.description}")
-        for budget in task.budgets:
-            print(f"    budget: {budget.describe()}")
-    print('Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]; give it a --cost-limit.')
-    print("mbdpo learns from pictures of an environment too: put @pixels after its name.")
+    """`saddlepoint envs [WORD ...]`"""
+    if any(arg in ("-h", "--help") for arg in args):
+        args = []
+    if odd := [arg for arg in args if arg.startswith("-")]:
+        raise UserError(f"`saddlepoint envs` has no flag {odd[0]}: give words that the tasks should have, or nothing.")
+    for line in list_in_words(args):
+        print(line)

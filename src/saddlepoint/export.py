@@ -110,7 +110,8 @@ def _properties(policy: TrainedPolicy, system: str, mode: ExportMode, noise: str
         "saddlepoint": saddlepoint.__version__, "system": system, "env": policy.env, "mode": mode,
         "step": str(policy.step), "seed": str(policy.seed),
         "budgets": json.dumps([asdict(budget) for budget in policy.budgets]),
-        "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
+        "action_repeat": str(policy.setup.action_repeat), "env_kwargs": json.dumps(dict(policy.setup.kwargs)),
+        "flatten": json.dumps(policy.setup.flatten), "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
     }  # fmt: skip
     return properties | ({"noise": f"standard normal, {noise}"} if noise else {})
 

@@ -16,7 +16,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.config import flag
-from saddlepoint.types import ActMode, EnvShape, Learner, UserError
+from saddlepoint.types import ActMode, EnvSetup, EnvShape, Learner, UserError
 
 if TYPE_CHECKING:  # a policy acts without the training loop and the environments
     from saddlepoint.nn.exportable import Exportable, ExportMode
@@ -60,9 +60,9 @@ def _find(place: str) -> Any:
 SYSTEMS: dict[str, System] = {
     "algd": System("algd.agent:ALGD", "algd.config:ALGDConfig", "algd.config:PRESETS", "algd.export:export_module"),
     "sac": System("baselines.sac:SAC", "baselines.config:SACConfig", "baselines.config:SAC_PRESETS", "baselines.export:export_module"),
-    "sac-lag": System("baselines.sac:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
-    "sac-pid": System("baselines.sac:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
-    "cal": System("baselines.cal:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
+    "sac-lag": System("baselines.constrained:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
+    "sac-pid": System("baselines.constrained:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
+    "cal": System("baselines.constrained:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
     "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS", pretrained="mbdpo.transfer:Pretrained"),
 }
 
@@ -108,6 +108,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in inner)
     if origin is tuple:  # of any length, as in all configs
         return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
     kinds = {float: (float, int), Path: (str,), NoneType: (NoneType,)}.get(hint, (hint,))
     return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
@@ -127,6 +129,8 @@ class TrainedPolicy:
     device: torch.device
     note: str | None
     """one sentence when newer checkpoints were damaged"""
+    setup: EnvSetup
+    """how the environments that it was trained in are made: arguments, flattening, ``action_repeat``"""
     _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
     """the actor at work, by the number of environments that it acts for"""
     _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
@@ -135,7 +139,8 @@ class TrainedPolicy:
     def act(
         self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units.
+        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
+        number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
 
         A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
         ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
@@ -156,7 +161,7 @@ class TrainedPolicy:
         if len(batch) not in self._actors:
             self._actors.clear()
             self._actors[len(batch)] = Actor(self.learner, len(batch), self.device)
-        action = self._actors[len(batch)].act(batch, mode, generator)
+        action = self.shape.fit(self._actors[len(batch)].act(batch, mode, generator))
         return action if np.ndim(observation) == 2 else action[0]
 
     def reset(self, ended: np.ndarray | None = None) -> None:
@@ -187,13 +192,14 @@ def load_policy(
     if "tasks" not in content:
         if task is not None:
             raise UserError(f"{folder} was trained on {train['env']} alone: leave out --task.")
-        return TrainedPolicy(learner, train["env"], run.shape_of(content), budgets, step, train["seed"], torch.device(device), note)
+        setup = run.setup_of(content)
+        return TrainedPolicy(learner, train["env"], run.shape_of(content), budgets, step, train["seed"], torch.device(device), note, setup)
     from saddlepoint.mbdpo.tasks import chosen_task
     from saddlepoint.mbdpo.transfer import specialise
 
     number, chosen = chosen_task(content, task, folder)
     learner = specialise(learner, number, chosen, device=device)
-    return TrainedPolicy(learner, chosen.env, chosen.shape, budgets, step, train["seed"], torch.device(device), note)
+    return TrainedPolicy(learner, chosen.env, chosen.shape, budgets, step, train["seed"], torch.device(device), note, EnvSetup(chosen.env))
 
 
 def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:

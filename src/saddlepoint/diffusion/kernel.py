@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.diffusion.schedule import Schedule
+from saddlepoint.nn.ops import ReverseTable
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -89,13 +90,13 @@ class ReverseProcess(NamedTuple):
 
     def kernel(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Gaussian:
         """The Gaussian of step k; ``x``, ``score``, ``eps_hat`` are (..., dim)."""
-        return Gaussian(self.mean(k, x, score, eps_hat), x.new_tensor(self.std[k]))
+        mean = self.keep[k] * x + self.drift[k] * score
+        return Gaussian(mean if eps_hat is None else mean + self.denoise[k] * eps_hat, x.new_tensor(self.std[k]))
 
-    def mean(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Tensor:
-        """keep_k x + drift_k score + denoise_k eps_hat."""
-        kept = x if self.keep[k] == 1 else self.keep[k] * x  # acting is a hundred small operations, and a VE chain keeps all of x
-        mean = torch.add(kept, score, alpha=self.drift[k])
-        return mean if eps_hat is None else torch.add(mean, eps_hat, alpha=self.denoise[k])
+    @property
+    def table(self) -> ReverseTable:
+        """The coefficients of a chain without a noise prediction."""
+        return ReverseTable(self.keep, self.drift, self.std)
 
     def of_output(self, gain: tuple[float, ...], shift: tuple[float, ...]) -> ReverseProcess:
         """The same chain where ``score`` stands for a network's output and the score is gain_k * output + shift_k * x_k."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saddlepoint.algd.energy import EnergyKind
 from saddlepoint.landscape.slices import KINDS, Landscape, Slice
 from saddlepoint.types import UserError
 
@@ -50,7 +49,7 @@ def title(part: Slice) -> str:
     return f"{part.state.title}, step {part.state.step}, R − h = {part.state.excess:.3g}".replace("-", "−")
 
 
-def draw(figure: Figure, axis: Axes, part: Slice, kind: EnergyKind) -> None:
+def draw(figure: Figure, axis: Axes, part: Slice, kind: str) -> None:
     """One kind of energy over one slice: paths in white, sampled actions in orange, the noise-free action as a cross."""
     (left, *_, right), (bottom, *_, top) = part.axes
     image = axis.imshow(
@@ -70,7 +69,7 @@ def draw(figure: Figure, axis: Axes, part: Slice, kind: EnergyKind) -> None:
     axis.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def panel_svg(part: Slice, kind: EnergyKind, label: str) -> str:
+def panel_svg(part: Slice, kind: str, label: str) -> str:
     """One panel as an inline SVG that takes ink and font from the page around it; ``label`` is its text for those who do not see it."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from dataclasses import asdict, replace
@@ -15,7 +14,6 @@ from saddlepoint.safediffusion.clip import check_clip
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import require_extra
 from saddlepoint.safediffusion.learner import Learner, prepare_unet
-from saddlepoint.safediffusion.log import EpochLog
 from saddlepoint.safediffusion.pipeline import (
     DenoisingTable,
     denoising_table,
@@ -28,7 +26,11 @@ from saddlepoint.safediffusion.reward import Scores, build_scores, check_scores,
 from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
 from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.driver import RunDriver
+from saddlepoint.train.log import RunLog
 from saddlepoint.train.processes import join_processes
+from saddlepoint.train.schedule import Schedule
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
@@ -81,12 +83,17 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
         _require_same(saved, content, folder)
     learner, studio, scores = load_parts(run, config, table, device, low_precision)
     main = accelerator.is_main_process
+    schedule = Schedule(
+        run.epochs, 1, run.eval_every, run.checkpoint_every, run.keep_checkpoints, evaluate_first=True
+    )
     with (
         stop_on_signal() as stop,
-        run_folder.only_writer(folder) if main else contextlib.nullcontext(),
-        EpochLog(folder if main else None, run.epochs, run.quiet) as log,
+        run_folder.opened(folder, saved, main),
+        RunLog(folder if main else None, Screen(run.epochs, Trainer.unit, quiet=run.quiet, silent=not main)) as log,
     ):
-        trainer = Trainer(run, config, folder, prompts, studio, scores, learner, accelerator, log, stop)
+        trainer = Trainer(run, config, folder / "samples" if main else None, prompts, studio, scores, learner, accelerator, log, stop)
+        digest = run_folder.settings_digest(content, OPERATIONAL)
+        driver = RunDriver(trainer, schedule, folder, log, stop, peers=trainer.peers, config_digest=digest)
         learning = sum(p.numel() for p in learner.parameters.values())
         log.say(f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from, {len(prompts.held_out)} held out")
         if config.unsafe_budget is not None:
@@ -96,10 +103,10 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
                 before, after = saved["resolved"][name], content["resolved"][name]
                 if before != after:
                     log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
-            trainer.resume()
+            driver.resume()
         if main:
             run_folder.write(folder, content)
-        trainer.run()
+        driver.run()
     return folder
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -12,13 +14,17 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.envs.tasks import PIXELS, env_spec
+from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
+from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.driver import RunDriver
+from saddlepoint.train.evaluate import longest_episode, require_second
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, Learner, UserError
@@ -68,7 +74,7 @@ class GainsByCompiling(Protocol):
 
 def train(
     config: TrainConfig, learner: LearnerFactory[C], learner_config: C, budgets: tuple[CostBudget, ...] | None = None,
-    *, resume: bool = False,
+    *, resume: bool = False, callbacks: Sequence[Callback] = (),
 ) -> Path:  # fmt: skip
     """Train until ``total_steps`` and return the run folder: ``train(TrainConfig(env=...), ALGD, ALGDConfig())``.
 
@@ -82,7 +88,10 @@ def train(
     config.validate()
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
-    if env_spec(config.env).pixels and not isinstance(learner, SeesPixels):
+    setup = config.setup()
+    setup = replace(setup, action_repeat=action_repeat_of(setup))
+    config = replace(config, env=setup.name, env_kwargs=dict(setup.kwargs), action_repeat=setup.action_repeat)
+    if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = config.out or default_folder(config)
     saved = run.read(folder) if resume else None
@@ -96,13 +105,17 @@ def train(
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
+        declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
+        budgets = declared if budgets is None else budgets
+        setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
-            config.env, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost
+            setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
         try:
             shape = envs.shape
-            declared = run.budgets_of(saved) if saved else envs.spec.budgets
-            budgets = require_budgets(declared if budgets is None else budgets, shape, config.env)
+            budgets = require_budgets(budgets, shape, setup.name)
+            if config.eval_envs:
+                require_second(setup)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
             content = run.describe(learner.system, config, learner_config, shape, budgets, resolved)
             if saved:
@@ -112,8 +125,13 @@ def train(
             replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored)
             agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
             first = None if saved else envs.reset()
-            with run.only_writer(folder), RunLog(folder, config.total_steps, budgets, config.quiet) as log:
-                loop = Loop(config, folder, envs, agent, replay, budgets, device, log, stop)
+            screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
+            with run.opened(folder, saved), RunLog(folder, screen) as log:
+                training = Loop(config, envs, agent, replay, budgets, device, log, stop)
+                driver = RunDriver(
+                    training, config.schedule(), folder, log, stop, budgets=budgets, binds=config.binds, callbacks=callbacks,
+                    config_digest=run.settings_digest(content, run.OPERATIONAL),
+                )  # fmt: skip
                 if saved and saved["resolved"]["threads"] != resolved["threads"]:
                     before = saved["resolved"]["threads"]
                     log.say(f"note: {resolved['threads']} threads instead of {before}, so the last bits may differ")
@@ -121,12 +139,14 @@ def train(
                 log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
+                for note in envs.notes():
+                    log.say(f"note: {note}")
                 if first is None:
-                    loop.resume()
+                    driver.resume()
                 else:
-                    loop.begin(first)
+                    training.begin(first)
                 run.write(folder, content)
-                loop.run()
+                driver.run()
         finally:
             envs.close()
     return folder

@@ -1,12 +1,19 @@
-// What passes of small networks on a CPU are made of: rows of vectors, matrix products 64 rows and columns at a time, layouts for them.
+// The parts that native passes of small networks are made of: vectors, matrix products in tiles of 64 rows by 64 columns, packed layouts, a share of work.
 //
-// Matrix products are oneDNN's (at::native::cpublas::brgemm: AVX-512 in float32, AMX or AVX-512 in bfloat16, always summed in float32), in float32 on AMX our own
-// (split.h); what follows a product is done block by block while it is still in the cache. nn/native.py puts this text, after split.h, before that of the passes.
+// Matrix products are oneDNN's batch-reduce GEMM (AVX2 or AVX-512 in float32, AVX-512 or AMX in bfloat16; sums are always float32). What follows a product,
+// bias and activation, is done block by block while the block is still in the cache.
+//
+// ``at::native::cpublas`` is declared in ATen's installed headers but is not documented as stable. It stays because PyTorch exports no other door to
+// oneDNN's ukernels: a call of torch.mm for a tile of 64 rows costs more than the product. nn/ops/native/build.py therefore bounds the torch version.
 
+#pragma once
+
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,30 +25,25 @@
 #include <tuple>
 #include <vector>
 
+namespace saddlepoint {
+
 using at::BFloat16;
+using at::Tensor;
 using i64 = int64_t;
 namespace blas = at::native::cpublas;
 
-namespace {
-
-constexpr i64 ROWS = 64, COLUMNS = 64;  // of a tile, and of one product: with AMX three times as fast as 32, 128 or 256 rows
+constexpr i64 ROWS = 64, COLUMNS = 64;  // of a tile; with AMX three times as fast as 32, 128 or 256 rows
 using Vec = at::vec::Vectorized<float>;
 
-struct Parted { float value; };  // a float32 number of rows whose products are made of parts (split.h)
 template <class T>
-constexpr bool PARTED = std::is_same_v<T, Parted>;
-template <class T>
-constexpr bool FLOAT32 = std::is_same_v<T, float> || PARTED<T>;
-inline const float* plain(const Parted* p) { return reinterpret_cast<const float*>(p); }
+constexpr bool FLOAT32 = std::is_same_v<T, float>;
 
 constexpr i64 STEP = 2 * Vec::size();
 using Two = std::tuple<Vec, Vec>;
 
 inline Two load(const float* p) { return {Vec::loadu(p), Vec::loadu(p + Vec::size())}; }
 inline Two load(const BFloat16* p) { return at::vec::convert_to_float<BFloat16>(at::vec::Vectorized<BFloat16>::loadu(p)); }
-inline Two load(const Parted* p) { return load(plain(p)); }
 inline void store(float* p, Vec a, Vec b) { a.store(p), b.store(p + Vec::size()); }
-inline void store(Parted* p, Vec a, Vec b) { store(reinterpret_cast<float*>(p), a, b); }
 inline void store(BFloat16* p, Vec a, Vec b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)  // in one instruction, where PyTorch's takes a dozen
     _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a));
@@ -104,14 +106,11 @@ template <class T>
 i64 padded_for(i64 n) { return FLOAT32<T> ? n : padded(n); }
 
 template <class T>
-void products_end() { PARTED<T> ? split::end() : blas::brgemm_release(!FLOAT32<T>); }
+void products_end() { blas::brgemm_release(!FLOAT32<T>); }
 
-// Numbers of the type T that a factor takes when it is laid out, the right one or 64 rows as the left one.
+// Numbers of the type T that a factor takes when it is packed, the right one or 64 rows as the left one.
 template <class T>
-i64 packed_size(i64 depth, i64 columns) {
-    constexpr i64 a_number = sizeof(T) / sizeof(split::Part);
-    return PARTED<T> ? split::size(depth, columns) / a_number : padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS);
-}
+i64 packed_size(i64 depth, i64 columns) { return padded(depth) * ((columns + COLUMNS - 1) / COLUMNS * COLUMNS); }
 
 template <class T>
 i64 left_size(i64 depth) { return packed_size<T>(depth, ROWS); }
@@ -123,92 +122,50 @@ struct Buffer {  // uninitialised, aligned
     std::unique_ptr<T, decltype(&std::free)> data;
 };
 
-template <class T>
-split::Part* parts(T* data) { return reinterpret_cast<split::Part*>(data); }
-
-// The right factor of a product, (depth, columns): laid out in blocks of 64 columns, in bfloat16 with pairs of rows interleaved, or in parts; or as it is. In
-// blocks it is read from end to end; 512 columns as they are lie 2 KiB apart and throw each other out of the cache (69 GFLOP/s where blocks reach 93).
+// The right factor of a product, (depth, columns): packed in blocks of 64 columns, in bfloat16 with pairs of rows interleaved; or plain. A packed block is read
+// from end to end; the rows of a plain one with 512 columns lie 2 KiB apart and evict each other from the cache (69 GFLOP/s against 93).
 template <class T>
 struct Factor {
     const T* data;
     i64 depth, columns;
     bool blocks = true;
-    const T* block(i64 n) const { return !blocks ? data + n : data + (PARTED<T> ? packed_size<T>(depth, n) : n * depth); }
+    const T* block(i64 n) const { return data + (blocks ? n * depth : n); }
     i64 stride() const { return blocks ? COLUMNS : columns; }
 };
 
-// A product to be summed: (rows, depth) with a row stride, which may be laid out in parts already, times a factor.
+// A product to be summed: (rows, depth) with a row stride, times a factor.
 template <class T>
 struct Term {
     const T* a;
     i64 stride;
     Factor<T> b;
-    bool laid = false;
 };
 
-// A sum of products of equal size, whose blocks of 64 columns can be asked for.
-//
-// What rows are split into lies in room that each thread keeps: between two of its blocks nothing else may be multiplied on the thread.
+// Columns n .. n + 63, or to the last, of a sum of products of equal size: (rows, columns) to c with a row stride. Returns how many columns.
 template <class T>
-class Sum {
-    const std::vector<Term<T>>& terms;
-    const i64 rows;
-    std::vector<const split::Part*> lefts;
-
-   public:
-    Sum(const std::vector<Term<T>>& terms, i64 rows) : terms(terms), rows(rows) {
-        if constexpr (PARTED<T>) {
-            static thread_local std::vector<Buffer<T>> room;  // of each term
-            static thread_local std::vector<i64> sizes;
-            for (size_t i = 0; i < terms.size(); ++i) {
-                const auto& [a, stride, b, laid] = terms[i];
-                if (laid) {
-                    lefts.push_back(parts(const_cast<T*>(a)));
-                    continue;
-                }
-                const i64 size = left_size<T>(b.depth);
-                if (room.size() <= i) room.emplace_back(0), sizes.push_back(0);
-                if (sizes[i] < size) room[i] = Buffer<T>(size), sizes[i] = size;
-                split::rows(plain(a), stride, rows, b.depth, parts<T>(room[i]));
-                lefts.push_back(parts<T>(room[i]));
-            }
-            split::begin();
-        }
+i64 block(const std::vector<Term<T>>& terms, i64 rows, i64 n, float* c, i64 stride) {
+    const i64 columns = std::min(COLUMNS, terms.front().b.columns - n);
+    for (size_t i = 0; i < terms.size(); ++i) {
+        const auto& [a, a_stride, b] = terms[i];
+        blas::brgemm(rows, columns, b.depth, a_stride, b.stride(), stride, i > 0, a, b.block(n), c, !FLOAT32<T>);
     }
-    i64 columns() const { return terms.front().b.columns; }
-    i64 width(i64 n) const { return std::min(COLUMNS, columns() - n); }
-    bool whole(i64 n) const { return !PARTED<T> || (rows % split::SIDE == 0 && width(n) == COLUMNS); }  // whether a block has no more than these
-    // The columns from n on, to c with a row stride: (rows, width(n)), or a block that is not whole (rows rounded up to 16s, 64).
-    void block(i64 n, float* c, i64 stride) const {
-        for (size_t i = 0; i < terms.size(); ++i) {
-            const Factor<T>& b = terms[i].b;
-            if constexpr (PARTED<T>) split::multiply(lefts[i], rows, parts(const_cast<T*>(b.block(n))), b.depth, c, stride, i > 0);
-            else blas::brgemm(rows, width(n), b.depth, terms[i].stride, b.stride(), stride, i > 0, terms[i].a, b.block(n), c, !FLOAT32<T>);
-        }
-    }
-};
+    return columns;
+}
 
-// The sum of products of equal size, handed on in blocks: done(first column, columns, (rows, 64) float).
+// The sum, handed on in blocks: done(first column, columns, (rows, 64) float).
 template <class T, class F>
 void product(const std::vector<Term<T>>& terms, i64 rows, F done) {
     alignas(64) float c[ROWS * COLUMNS];
-    const Sum<T> sum(terms, rows);
-    for (i64 n = 0; n < sum.columns(); n += COLUMNS) sum.block(n, c, COLUMNS), done(n, sum.width(n), c);
+    for (i64 n = 0; n < terms.front().b.columns; n += COLUMNS) {
+        const i64 columns = block(terms, rows, n, c, COLUMNS);
+        done(n, columns, static_cast<const float*>(c));
+    }
 }
 
-// The same, written to `out` (rows, columns) with a row stride.
+// The sum, written to `out` (rows, columns) with a row stride.
 template <class T>
 void product_to(const std::vector<Term<T>>& terms, i64 rows, float* out, i64 out_stride) {
-    alignas(64) float c[ROWS * COLUMNS];
-    const Sum<T> sum(terms, rows);
-    for (i64 n = 0; n < sum.columns(); n += COLUMNS) {
-        if (sum.whole(n)) {
-            sum.block(n, out + n, out_stride);
-            continue;
-        }
-        sum.block(n, c, COLUMNS);
-        for (i64 r = 0; r < rows; ++r) std::copy_n(c + r * COLUMNS, sum.width(n), out + r * out_stride + n);
-    }
+    for (i64 n = 0; n < terms.front().b.columns; n += COLUMNS) block(terms, rows, n, out + n, out_stride);
 }
 
 template <class T, class F>
@@ -219,28 +176,25 @@ void product(const T* a, i64 stride, i64 rows, const Factor<T>& b, F done) {
 // (rows, columns) with a row stride -> (columns, rows) with another.
 template <class T>
 void transpose(const T* in, i64 stride, i64 rows, i64 columns, T* out, i64 out_stride) {
-    using Number = std::conditional_t<PARTED<T>, float, T>;
-    constexpr i64 B = at::vec::Vectorized<Number>::size();
-    const Number* from = reinterpret_cast<const Number*>(in);
-    Number* to = reinterpret_cast<Number*>(out);
+    constexpr i64 B = at::vec::Vectorized<T>::size();
     for (i64 r = 0; r < rows; r += B)
         for (i64 c = 0; c < columns; c += B)
-            at::vec::transpose_mxn<Number>(from + r * stride + c, stride, to + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
+            at::vec::transpose_mxn<T>(in + r * stride + c, stride, out + c * out_stride + r, out_stride, std::min(B, rows - r), std::min(B, columns - c));
 }
 
-// (depth, columns) as a factor that is laid out.
+// (depth, columns) as a packed factor: blocks of 64 columns, in bfloat16 with each pair of rows interleaved (VNNI), which needs an even depth.
 template <class T>
 void interleave(const T* rows, i64 depth, i64 columns, T* out) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-        for (i64 n = 0; n < columns; n += COLUMNS)
-            blas::pack(depth, std::min(COLUMNS, columns - n), columns, COLUMNS, at::kBFloat16, at::kBFloat16, rows + n, out + n * depth);
-    } else if constexpr (PARTED<T>) split::columns(plain(rows), depth, columns, parts(out));
-    else
-        for (i64 r = 0; r < depth; ++r)  // read from end to end
-            for (i64 n = 0; n < columns; n += COLUMNS) {
-                const i64 width = std::min(COLUMNS, columns - n);
-                std::copy(rows + r * columns + n, rows + r * columns + n + width, out + n * depth + r * COLUMNS);
-            }
+    constexpr i64 PAIR = FLOAT32<T> ? 1 : 2;
+    for (i64 r = 0; r < depth; r += PAIR)  // read from end to end
+        for (i64 n = 0; n < columns; n += COLUMNS) {
+            const i64 width = std::min(COLUMNS, columns - n);
+            const T* from = rows + r * columns + n;
+            T* to = out + n * depth + r * COLUMNS;
+            if constexpr (FLOAT32<T>) std::copy_n(from, width, to);
+            else
+                for (i64 c = 0; c < width; ++c) to[2 * c] = from[c], to[2 * c + 1] = from[columns + c];
+        }
 }
 
 // (rows, columns) to (rows, depth) with zeros at the end of each, in another precision.
@@ -262,8 +216,7 @@ void pad(const float* in, i64 rows, i64 columns, T* out, i64 depth) {
 // A weight (rows, columns), or its transpose, as a factor of depth padded_for<T>(...), written to `out` (with room for whole blocks of columns).
 template <class T>
 void pack(const float* weight, i64 rows, i64 columns, bool turned, T* out) {
-    if constexpr (PARTED<T>) turned ? split::turned(weight, rows, columns, parts(out)) : split::columns(weight, rows, columns, parts(out));
-    else if constexpr (FLOAT32<T>) {
+    if constexpr (FLOAT32<T>) {
         if (!turned) return interleave(weight, rows, columns, out);
         for (i64 n = 0; n < rows; n += COLUMNS) transpose(weight + n * columns, columns, std::min(COLUMNS, rows - n), columns, out + n * columns, COLUMNS);
     } else {
@@ -318,34 +271,34 @@ void share(i64 count, F work) {
     });
 }
 
+// work(a number of the type that products have).
 template <class F>
-int guarded(F work) {  // nothing is thrown across the border
-    try {
-        work();
-        return 0;
-    } catch (const std::exception&) {
-        return 1;
-    }
+void with_type(bool low, F work) { low ? work(BFloat16()) : work(0.0f); }
+
+inline const float* floats(const Tensor& tensor) { return tensor.const_data_ptr<float>(); }
+inline const float* floats(const std::optional<Tensor>& tensor) { return tensor ? floats(*tensor) : nullptr; }
+
+inline std::vector<const float*> floats(at::TensorList tensors) {
+    std::vector<const float*> pointers;
+    for (const Tensor& tensor : tensors) pointers.push_back(floats(tensor));
+    return pointers;
 }
 
+// Pointers to what kernels write, in the type of the products or in float32.
 template <class T>
-T* const* as(void* const* pointers) { return reinterpret_cast<T* const*>(pointers); }
-
-// work(a number of the type that products have): 0 float32, 1 bfloat16, 2 float32 in parts.
-template <class F>
-int of_kind(int kind, F work) {
-    return guarded([&] { kind == 2 ? work(Parted()) : kind == 1 ? work(BFloat16()) : work(0.0f); });
+std::vector<T*> numbers(at::TensorList tensors) {
+    std::vector<T*> pointers;
+    for (const Tensor& tensor : tensors) pointers.push_back(tensor.numel() ? tensor.data_ptr<T>() : nullptr);
+    return pointers;
 }
 
-}  // namespace
-
-extern "C" {
-
-int has_parts() { return split::available; }
-
-// Numbers, of four bytes or with bfloat16 of two, that a laid out factor (depth, columns) takes.
-i64 room(i64 depth, i64 columns, int kind) {
-    return kind == 2 ? packed_size<Parted>(depth, columns) : kind == 1 ? packed_size<BFloat16>(depth, columns) : packed_size<float>(depth, columns);
+// That a kernel may read or write as much as it will behind the tensor's pointer.
+inline const Tensor& require(const Tensor& tensor, at::IntArrayRef shape, at::ScalarType type = at::kFloat) {
+    TORCH_CHECK_VALUE(tensor.sizes() == shape && tensor.scalar_type() == type && tensor.is_contiguous() && tensor.device().is_cpu(),
+                      "native operations take a dense ", type, " tensor of ", shape, " on the CPU here, not ", tensor.scalar_type(), " ", tensor.sizes());
+    return tensor;
 }
 
-}  // extern "C"
+inline Tensor room(at::IntArrayRef shape, bool low = false) { return at::empty(shape, low ? at::kBFloat16 : at::kFloat); }
+
+}  // namespace saddlepoint

@@ -1,49 +1,52 @@
 // Passes of small MLPs on a CPU, 64 rows at a time, so that what a layer makes is still in the cache when the next one needs it.
 //
-// Matrix products are oneDNN's (at::native::cpublas::brgemm: AVX-512 in float32, AMX or AVX-512 in bfloat16, always summed in float32); each is followed at
-// once, block by block, by bias and activation. Several members are worked on side by side: all (member, rows) tiles are shared out among the threads. No sum
-// depends on how: the same numbers come out with any number of threads.
+// Several members are worked on side by side: all (member, rows) tiles are shared out among the threads. No sum depends on how: results are the same to the
+// bit with any number of threads.
 //
 // A net is: first layer  wide part of the inputs @ W_0[:wide] + b_0  (or given: `base`)  + narrow part (an action) @ W_0[wide:], hidden layers, and a head of
-// few columns. Hidden widths are multiples of 32. nn/fused.py checks everything that comes in here.
+// few columns. Hidden widths are multiples of 32. mlp.cpp checks everything that comes in here.
 
-extern "C" struct Net {
+#pragma once
+
+#include "tiles.h"
+
+namespace saddlepoint {
+
+struct Net {
     i64 members, wide, narrow, hidden, head;  // columns of both parts of the input, number of hidden layers, columns of the head
-    i64 silu;                                 // activation: 1 SiLU, 0 ReLU
-    i64 flipped;                              // layout of the hidden layers' weights: 0 (in, out), 1 (out, in)
-    const i64* widths;                        // of the hidden layers
-    const float* const* weights;              // first layer (members, wide + narrow, widths[0]), hidden layers, head (members, head, widths[-1])
-    const float* const* biases;               // of each (members, out); the first is not read where the base is given
+    bool silu;                                // activation: SiLU, or ReLU
+    bool flipped;                             // hidden layers' weights are (out, in), or (in, out)
+    std::vector<i64> widths;                  // of the hidden layers
+    std::vector<const float*> weights;        // first layer (members, wide + narrow, widths[0]), hidden layers, head (members, head, widths[-1])
+    std::vector<const float*> biases;         // of each (members, out); the first is not read where the base is given
 };
 
-namespace {
-
-// Whether the products of a direction take a layer's weights as they lie, (depth, columns): in float32, where they need not be turned round for it.
-template <class T>
-bool as_it_lies(const Net& net, i64 layer, bool backward) { return std::is_same_v<T, float> && (layer && net.flipped) == backward; }
-
-const float* weight_of(const Net& net, i64 layer, i64 member) {
+inline const float* weight_of(const Net& net, i64 layer, i64 member) {
     return net.weights[layer] + member * (layer ? net.widths[layer - 1] : net.wide + net.narrow) * net.widths[layer];
 }
 
-// The layers l (from 0) whose products the passes need: out of layer l going forward, back into it going backward.
+// Whether the products of a direction read a layer's weights unpacked, (depth, columns): in float32, where they need not be transposed for it.
+template <class T>
+bool unpacked(const Net& net, i64 layer, bool backward) { return FLOAT32<T> && (layer && net.flipped) == backward; }
+
+// The right factor of layer l's product: into its outputs going forward, back to its inputs going backward.
 template <class T>
 Factor<T> factor(const Net& net, T* const* packed, i64 layer, i64 member, bool backward) {
     const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
     const i64 depth = backward ? out : in, columns = backward ? in : out;
-    if constexpr (std::is_same_v<T, float>)
-        if (as_it_lies<T>(net, layer, backward)) return {weight_of(net, layer, member), depth, columns, false};
+    if constexpr (FLOAT32<T>)
+        if (unpacked<T>(net, layer, backward)) return {weight_of(net, layer, member), depth, columns, false};
     return {packed[layer] + member * packed_size<T>(depth, columns), padded_for<T>(depth), columns};
 }
 
-// Lays out all factors of the forward passes (or backward ones) that are not weights as they lie.
+// Packs all factors of the forward passes (or backward ones) that are not read unpacked.
 template <class T>
 void pack_all(const Net& net, T* const* packed, bool backward) {
     share(net.members * net.hidden, [&](Tasks& queue) {
         for (i64 task; queue.next(task);) {
             const i64 layer = task % net.hidden, member = task / net.hidden;
             if (!layer && (backward || !net.wide)) continue;
-            if (as_it_lies<T>(net, layer, backward)) continue;
+            if (unpacked<T>(net, layer, backward)) continue;
             const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
             const float* weight = weight_of(net, layer, member);
             T* to = packed[layer] + member * (backward ? packed_size<T>(out, in) : packed_size<T>(in, out));
@@ -80,10 +83,10 @@ struct Kept {
     T* operator[](i64 layer) const { return layers ? layers[layer] + row * net.widths[layer] : nullptr; }
 };
 
-i64 widest(const Net& net) { return *std::max_element(net.widths, net.widths + net.hidden); }
+inline i64 widest(const Net& net) { return *std::max_element(net.widths.begin(), net.widths.end()); }
 
 // The columns of the first layer that see the narrow inputs: (narrow, widths[0]).
-const float* narrow_columns(const Net& net, i64 member) { return weight_of(net, 0, member) + net.wide * net.widths[0]; }
+inline const float* narrow_columns(const Net& net, i64 member) { return weight_of(net, 0, member) + net.wide * net.widths[0]; }
 
 // The first layer at n rows: activation(common (n, width) + more (width) + narrow @ columns).
 template <class T>
@@ -294,25 +297,24 @@ void fit(const Net& net, T* const* packed, T* const* turned, const float* wide, 
 }
 
 // A chain of a score network (one member): x_k = keep_k x_{k+1} + drift_k output(common + times_k, x_{k+1}) + std_k noise_k, for k from steps - 1 down to 0,
-// in `latents` (steps + 1, rows, narrow), whose last row is given. Of rows from `from` on, the hidden layers' outputs go to `kept` (steps, rows - from, width).
+// in `latents` (steps + 1, rows, narrow), whose last row is given. The hidden layers' outputs go to `kept` (steps, rows, width) unless null.
 template <class T>
-void chain_forward(const Net& net, T* const* packed, const float* common, const float* times, const float* noise, const float* keep, const float* drift,
-                   const float* std, i64 steps, i64 rows, i64 from, float* latents, T* const* kept) {
-    const i64 before = (from + ROWS - 1) / ROWS, tiles = before + (rows - from + ROWS - 1) / ROWS, first = net.widths[0], size = net.narrow;
+void chain_forward(const Net& net, T* const* packed, const float* common, const float* times, const float* noise, const double* keep, const double* drift,
+                   const double* std, i64 steps, i64 rows, float* latents, T* const* kept) {
+    const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], size = net.narrow;
     share(tiles, [&](Tasks& queue) {
         Buffer<T> ping(ROWS * widest(net)), pong(ROWS * widest(net));
         Buffer<float> output(ROWS * size);
         for (i64 tile; queue.next(tile);) {
-            const bool record = kept && tile >= before;
-            const i64 start = tile < before ? tile * ROWS : from + (tile - before) * ROWS, n = std::min(ROWS, (tile < before ? from : rows) - start);
+            const i64 start = tile * ROWS, n = std::min(ROWS, rows - start);
             for (i64 k = steps - 1; k >= 0; --k) {
-                const Kept<T> outputs{record ? kept : nullptr, net, k * (rows - from) + start - from};
+                const Kept<T> outputs{kept, net, k * rows + start};
                 float *x = latents + ((k + 1) * rows + start) * size, *next = latents + (k * rows + start) * size;
-                T* h = record ? outputs[0] : static_cast<T*>(ping);
+                T* h = kept ? outputs[0] : static_cast<T*>(ping);
                 first_layer<T>(net, 0, common + start * first, times + k * first, x, n, h, nullptr);
                 layers_forward<T>(net, packed, 0, n, h, outputs, {nullptr, net, 0}, ping, pong, output);
-                for (i64 i = 0; i < n * size; ++i)
-                    next[i] = keep[k] * x[i] + drift[k] * output[i] + (noise ? std[k] * noise[(k * rows + start) * size + i] : 0.0f);
+                const float a = static_cast<float>(keep[k]), b = static_cast<float>(drift[k]), c = static_cast<float>(std[k]);
+                for (i64 i = 0; i < n * size; ++i) next[i] = a * x[i] + b * output[i] + (noise ? c * noise[(k * rows + start) * size + i] : 0.0f);
             }
         }
         products_end<T>();
@@ -322,7 +324,7 @@ void chain_forward(const Net& net, T* const* packed, const float* common, const 
 // Back along a chain from `upstream` (steps + 1, rows, narrow) at its latents: gradients at the outputs of all steps to `of_output` (steps, rows, narrow), and
 // at the pre-activations to `grads` (steps, rows, width).
 template <class T>
-void chain_backward(const Net& net, T* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows, T* const* kept,
+void chain_backward(const Net& net, T* const* packed, const float* upstream, const double* keep, const double* drift, i64 steps, i64 rows, T* const* kept,
                     float* of_output, T* const* grads) {
     const i64 tiles = (rows + ROWS - 1) / ROWS, size = net.narrow;
     const Every every;
@@ -334,13 +336,44 @@ void chain_backward(const Net& net, T* const* packed, const float* upstream, con
             for (i64 k = 0; k < steps; ++k) {
                 const i64 at = k * rows + start;
                 float* up = of_output + at * size;
-                for (i64 i = 0; i < n * size; ++i) up[i] = drift[k] * pull[i];
+                const float a = static_cast<float>(keep[k]), b = static_cast<float>(drift[k]);
+                for (i64 i = 0; i < n * size; ++i) up[i] = b * pull[i];
                 const T* g = layers_back<T>(net, packed, 0, every.rows, n, up, {kept, net, at}, {grads, net, at}, nullptr, nullptr);
-                for (i64 i = 0; i < n * size; ++i) pull[i] = upstream[(at + rows) * size + i] + keep[k] * pull[i];
+                for (i64 i = 0; i < n * size; ++i) pull[i] = upstream[(at + rows) * size + i] + a * pull[i];
                 narrow_back(net, 0, every.rows, n, g, pull);
             }
         }
         products_end<T>();
+    });
+}
+
+// From the gradients at a chain's first pre-activations, `grads` (steps, rows, width), with `latents` (steps, rows, narrow), the inputs of each step: those of
+// common (rows, width), summed over steps, of times (steps, width), summed over rows, and of columns (width, narrow).
+template <class T>
+void first_layer_gradients(i64 steps, i64 rows, i64 width, i64 narrow, const T* grads, const float* latents, float* d_common, float* d_times, float* d_columns) {
+    share(width / STEP, [&](Tasks& queue) {
+        Buffer<float> of_narrow(narrow * STEP);
+        const auto add = [](float* to, Two g, Vec scale) {
+            auto [t0, t1] = load(to);
+            store(to, at::vec::fmadd(scale, std::get<0>(g), t0), at::vec::fmadd(scale, std::get<1>(g), t1));
+        };
+        for (i64 task; queue.next(task);) {
+            const i64 j = task * STEP;
+            std::fill(of_narrow + 0, of_narrow + narrow * STEP, 0.0f);
+            for (i64 r = 0; r < rows; ++r) store(d_common + r * width + j, Vec(0), Vec(0));
+            for (i64 k = 0; k < steps; ++k) {
+                Vec low(0), high(0);
+                for (i64 r = 0; r < rows; ++r) {
+                    const Two g = load(grads + (k * rows + r) * width + j);
+                    low = low + std::get<0>(g), high = high + std::get<1>(g);
+                    add(d_common + r * width + j, g, Vec(1));
+                    for (i64 a = 0; a < narrow; ++a) add(of_narrow + a * STEP, g, Vec(latents[(k * rows + r) * narrow + a]));
+                }
+                store(d_times + k * width + j, low, high);
+            }
+            for (i64 i = 0; i < STEP; ++i)
+                for (i64 a = 0; a < narrow; ++a) d_columns[(j + i) * narrow + a] = of_narrow[a * STEP + i];
+        }
     });
 }
 
@@ -357,7 +390,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
         if (net.flipped) return {grad, source, stride, rows, width, below};
         return {source, grad, rows, stride, below, width};
     };
-    constexpr bool same = std::is_same_v<T, float>;  // whether rows can be a right factor as they lie
+    constexpr bool same = FLOAT32<T>;  // whether rows can be a right factor unpacked
     const i64 first = inputs ? 0 : 1, last = net.widths[net.hidden - 1];
     std::vector<i64> offset(net.hidden + 1, 0);
     for (i64 layer = 0; layer < net.hidden; ++layer) offset[layer + 1] = offset[layer] + packed_size<T>(stride, std::max(net.widths[layer], layer ? net.widths[layer - 1] : 0));
@@ -405,7 +438,7 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
         Buffer<T> turned(ROWS * stride);
         for (i64 task; queue.next(task);) {
             auto [member, layer, k] = tasks[task];
-            if (!k) sums(member, layer);  // which read what the product is about to
+            if (!k && layer >= first) sums(member, layer);
             if (layer < first || layer == net.hidden) continue;
             const Sides s = sides(member, layer);
             const i64 n = std::min(ROWS, s.in - k);
@@ -421,113 +454,4 @@ void weight_gradients(const Net& net, i64 rows, const T* inputs, T* const* outpu
     });
 }
 
-// Gradients of a first layer's weights (width, wide + narrow + depth) and of the embeddings (steps, depth) that its last columns see, from those at its
-// pre-activations, `grads` (steps + 1, rows, width): at the latents (steps, rows, narrow) of steps 0, 1, ..., then at `point` (rows, narrow) of the steps `taus`.
-// The states (rows, wide) are the same each time.
-template <class T>
-void conditioned_gradients(i64 steps, i64 rows, i64 width, const T* grads, const float* state, i64 wide, const float* latents, const float* point, i64 narrow,
-                           const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
-    const i64 columns = wide + narrow + depth;
-    Buffer<float> of_steps(steps * width);
-    share(width / STEP, [&](Tasks& queue) {
-        Buffer<float> total(rows * STEP), turned(STEP * rows), of_narrow(narrow * STEP);
-        const auto add = [](float* to, Two g, Vec scale) {
-            auto [t0, t1] = load(to);
-            store(to, at::vec::fmadd(scale, std::get<0>(g), t0), at::vec::fmadd(scale, std::get<1>(g), t1));
-        };
-        for (i64 task; queue.next(task);) {
-            const i64 j = task * STEP;
-            std::fill(total + 0, total + rows * STEP, 0.0f), std::fill(of_narrow + 0, of_narrow + narrow * STEP, 0.0f);
-            for (i64 k = 0; k < steps; ++k) std::fill(of_steps + k * width + j, of_steps + k * width + j + STEP, 0.0f);
-            for (i64 k = 0; k <= steps; ++k)
-                for (i64 r = 0; r < rows; ++r) {
-                    const Two g = load(grads + (k * rows + r) * width + j);
-                    const float* u = (k < steps ? latents + k * rows * narrow : point) + r * narrow;
-                    add(total + r * STEP, g, Vec(1));
-                    add(of_steps + (k < steps ? k : taus[r]) * width + j, g, Vec(1));
-                    for (i64 a = 0; a < narrow; ++a) add(of_narrow + a * STEP, g, Vec(u[a]));
-                }
-            float* to = d_weight + j * columns;
-            transpose(static_cast<float*>(total), STEP, rows, STEP, static_cast<float*>(turned), rows);
-            product_to<float>({{turned, rows, Factor<float>{state, rows, wide, false}}}, STEP, to, columns);
-            for (i64 i = 0; i < STEP; ++i) {
-                for (i64 a = 0; a < narrow; ++a) to[i * columns + wide + a] = of_narrow[a * STEP + i];
-                for (i64 e = 0; e < depth; ++e) {
-                    float sum = 0;
-                    for (i64 k = 0; k < steps; ++k) sum += of_steps[k * width + j + i] * embedding[k * depth + e];
-                    to[i * columns + wide + narrow + e] = sum;
-                }
-            }
-        }
-        products_end<float>();
-    });
-    std::fill(d_embedding, d_embedding + steps * depth, 0.0f);
-    for (i64 k = 0; k < steps; ++k)
-        for (i64 j = 0; j < width; ++j)
-            for (i64 e = 0; e < depth; ++e) d_embedding[k * depth + e] += of_steps[k * width + j] * weight[j * columns + wide + narrow + e];
-}
-
-}  // namespace
-
-extern "C" {
-
-int pack_net(const Net* net, int kind, void* const* packed, int backward) {
-    return of_kind(kind, [&](auto t) { pack_all(*net, as<decltype(t)>(packed), backward); });
-}
-
-int forward_net(const Net* net, int kind, void* const* packed, const float* wide, const float* base, const float* narrow, i64 proposals, i64 batch,
-                void* const* outputs, void* const* sources, float* values) {
-    return of_kind(kind, [&](auto t) {
-        using T = decltype(t);
-        forward(*net, as<T>(packed), wide, base, narrow, proposals, batch, as<T>(outputs), as<T>(sources), values);
-    });
-}
-
-int backward_net(const Net* net, int kind, void* const* packed, i64 rows, void* const* sources, const float* upstream, void* const* grads, i64 stride, float* below) {
-    return of_kind(kind, [&](auto t) {
-        using T = decltype(t);
-        backward(*net, as<T>(packed), rows, as<T>(sources), upstream, as<T>(grads), stride, below);
-    });
-}
-
-int fit_net(const Net* net, int kind, void* const* packed, void* const* turned, const float* wide, const float* narrow, i64 rows, const float* wanted, i64 shared,
-            float scale, void* const* outputs, void* const* grads, i64 stride, float* upstream, float* loss) {
-    return of_kind(kind, [&](auto t) {
-        using T = decltype(t);
-        fit(*net, as<T>(packed), as<T>(turned), wide, narrow, rows, wanted, shared, scale, as<T>(outputs), as<T>(grads), stride, upstream, loss);
-    });
-}
-
-int chain_forward_net(const Net* net, int kind, void* const* packed, const float* common, const float* times, const float* noise, const float* keep,
-                      const float* drift, const float* std, i64 steps, i64 rows, i64 from, float* latents, void* const* kept) {
-    return of_kind(kind, [&](auto t) {
-        using T = decltype(t);
-        chain_forward(*net, as<T>(packed), common, times, noise, keep, drift, std, steps, rows, from, latents, as<T>(kept));
-    });
-}
-
-int chain_backward_net(const Net* net, int kind, void* const* packed, const float* upstream, const float* keep, const float* drift, i64 steps, i64 rows,
-                       void* const* kept, float* of_output, void* const* grads) {
-    return of_kind(kind, [&](auto t) {
-        using T = decltype(t);
-        chain_backward(*net, as<T>(packed), upstream, keep, drift, steps, rows, as<T>(kept), of_output, as<T>(grads));
-    });
-}
-
-int weight_gradients_net(const Net* net, int kind, i64 rows, const void* inputs, void* const* outputs, void* const* grads, i64 stride, const float* upstream,
-                         float* const* d_weights, float* const* d_biases) {
-    return of_kind(kind, [&](auto t) {
-        using T = decltype(t);
-        weight_gradients(*net, rows, static_cast<const T*>(inputs), as<T>(outputs), as<T>(grads), stride, upstream, d_weights, d_biases);
-    });
-}
-
-int conditioned_gradients_net(const Net* net, int kind, i64 steps, i64 rows, const void* grads, const float* state, i64 wide, const float* latents,
-                              const float* point, const i64* taus, const float* embedding, i64 depth, const float* weight, float* d_weight, float* d_embedding) {
-    return of_kind(kind, [&](auto t) {
-        const auto* found = static_cast<const decltype(t)*>(grads);
-        conditioned_gradients(steps, rows, net->widths[0], found, state, wide, latents, point, net->narrow, taus, embedding, depth, weight, d_weight, d_embedding);
-    });
-}
-
-}  // extern "C"
+}  // namespace saddlepoint

@@ -1,27 +1,46 @@
-// An MLP of Linear, LayerNorm and Mish on a CPU (nn/normed.py), and its layers from the first one's product on: each layer's product is normed and activated 64
-// rows at a time while it is in the cache.
+// An MLP of Linear, LayerNorm and Mish on a CPU, and its layers from the first one's product on: each layer's product is normed and activated 64 rows at a time
+// while it is in the cache.
 //
 // A net is: first layer  sum of (part of the input) @ W_0,part^T + b_0  [ * drop],  LayerNorm, Mish;  hidden layers like it;  a last layer that is plain, or
-// with `simplex` LayerNorm and a softmax within groups. Widths that are normed are multiples of 32. nn/fused_normed.py checks everything that comes in here.
+// with `simplex` LayerNorm and a softmax within groups. Widths that are normed are multiples of 32. The constructor checks everything that comes in here.
 
-extern "C" struct Normed {
+#pragma once
+
+#include <torch/custom_class.h>
+
+#include "tiles.h"
+
+namespace saddlepoint {
+
+struct Normed : torch::CustomClassHolder {
     i64 members, parts, layers, simplex;
-    const i64* inputs;            // columns of each part
-    const i64* widths;            // of the layers, the last one included
-    const float* const* first;    // of each part (members, widths[0], inputs)
-    const float* const* weights;  // of each later layer (members, width, width before)
-    const float* const* biases;   // of each layer (members, width)
-    const float* const* gains;    // of each normed layer (members, width)
-    const float* const* shifts;
+    bool low;                           // products in bfloat16
+    std::vector<i64> inputs;            // columns of each part
+    std::vector<i64> widths;            // of the layers, the last one included
+    std::vector<const float*> first;    // of each part (members, widths[0], inputs)
+    std::vector<const float*> weights;  // of each later layer (members, width, width before)
+    std::vector<const float*> biases;   // of each layer (members, width)
+    std::vector<const float*> gains;    // of each normed layer (members, width)
+    std::vector<const float*> shifts;
+
+    // Keeps the tensors, whose numbers may change: then a new one is to be made, for the packed forms are of these.
+    Normed(const std::vector<std::vector<Tensor>>& parameters, i64 simplex, bool low);
+    // The packed weights of one direction, made when they are first asked for.
+    template <class T>
+    std::vector<T*> packed(bool backward);
+
+   private:
+    std::vector<std::vector<Tensor>> kept;
+    std::vector<Tensor> forms[2];
 };
 
-namespace {
+using NormedPtr = c10::intrusive_ptr<Normed>;
 
 constexpr float EPSILON = 1e-5f;  // of LayerNorm
 
-i64 normed_layers(const Normed& net) { return net.simplex ? net.layers : net.layers - 1; }
+inline i64 normed_layers(const Normed& net) { return net.simplex ? net.layers : net.layers - 1; }
 
-i64 broadest(const Normed& net) { return *std::max_element(net.widths, net.widths + net.layers); }
+inline i64 broadest(const Normed& net) { return *std::max_element(net.widths.begin(), net.widths.end()); }
 
 // The weight `index` of a member, (out, in): that of a part of the input, then those of the later layers.
 struct Weight {
@@ -29,7 +48,7 @@ struct Weight {
     i64 out, in;
 };
 
-Weight weight_of(const Normed& net, i64 index, i64 member) {
+inline Weight weight_of(const Normed& net, i64 index, i64 member) {
     const i64 layer = index - net.parts;
     if (layer < 0) return {net.first[index] + member * net.widths[0] * net.inputs[index], net.widths[0], net.inputs[index]};
     return {net.weights[layer] + member * net.widths[layer + 1] * net.widths[layer], net.widths[layer + 1], net.widths[layer]};
@@ -41,11 +60,10 @@ Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {
     return {packed[index] + member * packed_size<T>(w.in, w.out), padded_for<T>(w.in), w.out};
 }
 
-// Rows of numbers as the left factor of a product: as they are, or laid out in `room`, left_size<T>(width).
+// Rows of numbers as the left factor of a product: as they are, or converted into `room`, left_size<T>(width).
 template <class T>
 Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
-    if constexpr (PARTED<T>) return split::rows(a, width, n, width, parts(room)), Term<T>{room, 0, b, true};
-    else if constexpr (FLOAT32<T>) return {a, width, b};
+    if constexpr (FLOAT32<T>) return {a, width, b};
     else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
 }
 
@@ -61,7 +79,7 @@ struct Mish {
 inline Vec mish(Vec x) { return x * Mish(x).t; }
 
 // p = softmax of each group of y, in place: (width).
-void softmax_groups(float* y, i64 width, i64 group) {
+inline void softmax_groups(float* y, i64 width, i64 group) {
     for (i64 j = 0; j < width; j += group) {
         const float most = *std::max_element(y + j, y + j + group);
         for (i64 k = j; k < j + group; ++k) y[k] -= most;
@@ -114,8 +132,8 @@ inline void add(float* to, const float* more, i64 count) {
 
 // What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows, width), inverses (rows).
 struct Trail {
-    void* const* outputs;  // in the type of the products
-    float *const *hats, *const *inverses;
+    std::vector<void*> outputs;  // in the type of the products
+    std::vector<float*> hats, inverses;
 };
 
 // The layers from the first one's products `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). more(row) is what is added to
@@ -145,9 +163,9 @@ void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, floa
             norm(values, net.simplex);
             break;
         }
-        h = trail ? as<T>(trail->outputs)[layer] + at * width : (h == ping ? pong : ping);
+        h = trail ? static_cast<T*>(trail->outputs[layer]) + at * width : (h == ping ? pong : ping);
         norm(h, 0);
     }
 }
 
-}  // namespace
+}  // namespace saddlepoint

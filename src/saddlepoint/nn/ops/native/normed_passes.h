@@ -1,10 +1,14 @@
-// Passes of such nets (normed.h), and whole denoising chains in one call. All (member, rows) tiles are shared out among the threads; no sum depends on how.
+// Whole passes of such nets (normed.h): forward, back, and denoising chains. All (member, rows) tiles are shared out among the threads; no sum depends on how.
 
-namespace {
+#pragma once
+
+#include "normed.h"
+
+namespace saddlepoint {
 
 // What a pass sees of the inputs: parts (rows, inputs), null where `base` has them; base (members chosen, base rows, widths[0]) in place of the bias.
 struct Inputs {
-    const float* const* parts;
+    std::vector<const float*> parts;
     const float* base;
     i64 base_rows, repeat;  // row r of the pass has row (r / repeat) % base_rows of the base
     const float* drop;      // (members chosen, rows, widths[0]), or null
@@ -17,7 +21,7 @@ Factor<T> factor_back(const Normed& net, T* const* turned, i64 index, i64 member
     return {turned[index] + member * packed_size<T>(w.out, w.in), padded_for<T>(w.out), w.in};
 }
 
-// Lays out all factors of the forward passes, or of the backward ones.
+// Packs all factors of the forward passes, or of the backward ones.
 template <class T>
 void pack_all(const Normed& net, T* const* to, bool backward) {
     const i64 count = net.parts + net.layers - 1;
@@ -63,7 +67,7 @@ void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, 
 // x <- keep_k x + drift_k output(common + times_k + x W^T) * mask, for k from 0 to steps - 1, in place at x (rows, inputs[part]); the other parts of the input
 // are in `common` (rows, widths[0]), bias included, and `times` (steps, widths[0]). The mask (rows, inputs[part]) may be null.
 template <class T>
-void chain(const Normed& net, T* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift, const float* mask,
+void chain(const Normed& net, T* const* packed, i64 part, const float* common, const float* times, const double* keep, const double* drift, const float* mask,
            i64 steps, i64 rows, float* x) {
     const i64 tiles = (rows + ROWS - 1) / ROWS, first = net.widths[0], size = net.inputs[part];
     share(tiles, [&](Tasks& queue) {
@@ -77,7 +81,8 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
                 product_to<T>({term<T>(here, n, size, cast, factor(net, packed, part, 0))}, n, pre, first);
                 for (i64 r = 0; r < n; ++r) add(pre + r * first, times + k * first, first);
                 layers_forward<T>(net, packed, 0, n, pre, [&](i64 r) { return shared + r * first; }, nullptr, ping, pong, nullptr, 0, output);
-                for (i64 i = 0; i < n * size; ++i) here[i] = keep[k] * here[i] + drift[k] * output[i] * (held ? held[i] : 1.0f);
+                const float a = static_cast<float>(keep[k]), b = static_cast<float>(drift[k]);
+                for (i64 i = 0; i < n * size; ++i) here[i] = a * here[i] + b * output[i] * (held ? held[i] : 1.0f);
             }
         }
         products_end<T>();
@@ -85,7 +90,7 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
 }
 
 // The gradient at a normed layer's pre-activations, in place of that at its outputs, `grad` (width); `sums`: what it adds to those of gain and shift.
-void norm_row_back(float* grad, const float* hat, float inverse, i64 width, const float* gain, const float* shift, i64 simplex, const float* values, float* sums) {
+inline void norm_row_back(float* grad, const float* hat, float inverse, i64 width, const float* gain, const float* shift, i64 simplex, const float* values, float* sums) {
     if (simplex)
         for (i64 j = 0; j < width; j += simplex) {
             float along = 0;
@@ -108,8 +113,8 @@ void norm_row_back(float* grad, const float* hat, float inverse, i64 width, cons
         ((Vec::loadu(grad + j) - at::vec::fmadd(Vec::loadu(hat + j), slope, centre)) * scale).store(grad + j);
 }
 
-struct Gradients {  // of the parameters of the chosen members, null where not wanted; of the input's parts (rows, inputs), null where not wanted
-    float *const *first, *const *weights, *const *biases, *const *gains, *const *shifts, *const *parts;
+struct Gradients {  // of the parameters of the chosen members, empty where not wanted; of the input's parts (rows, inputs), null where not wanted
+    std::vector<float*> first, weights, biases, gains, shifts, parts;
 };
 
 // From `upstream` (chosen, rows, last width) at the values to `grads` (chosen, rows, width) at every layer's pre-activations (of a plain last layer: upstream
@@ -165,7 +170,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
                 products_end<T>();
             });
         }
-    if (!wanted.biases) return;
+    if (wanted.biases.empty()) return;
     // The right factors of the weights' gradients: the parts of the input, and each member's hidden outputs.
     const i64 hidden = net.layers - 1;
     std::vector<i64> place(net.parts + count * hidden + 1, 0);
@@ -174,7 +179,7 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     Buffer<T> laid(place.back());
     const auto outputs = [&](i64 index) {
         const i64 layer = (index - net.parts) % hidden;
-        return as<T>(trail.outputs)[layer] + (index - net.parts) / hidden * rows * net.widths[layer];
+        return static_cast<T*>(trail.outputs[layer]) + (index - net.parts) / hidden * rows * net.widths[layer];
     };
     const auto right = [&](i64 index) -> Factor<T> { return {laid + place[index], padded_for<T>(rows), columns_of(index)}; };
     share(static_cast<i64>(place.size()) - 1, [&](Tasks& queue) {
@@ -218,26 +223,4 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
     });
 }
 
-}  // namespace
-
-extern "C" {
-
-int pack_normed(const Normed* net, int kind, void* const* to, int backward) {
-    return of_kind(kind, [&](auto t) { pack_all(*net, as<decltype(t)>(to), backward); });
-}
-
-int forward_normed(const Normed* net, int kind, void* const* packed, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail, float* values) {
-    return of_kind(kind, [&](auto t) { forward(*net, as<decltype(t)>(packed), chosen, count, *in, rows, trail, values); });
-}
-
-int chain_normed(const Normed* net, int kind, void* const* packed, i64 part, const float* common, const float* times, const float* keep, const float* drift,
-                 const float* mask, i64 steps, i64 rows, float* x) {
-    return of_kind(kind, [&](auto t) { chain(*net, as<decltype(t)>(packed), part, common, times, keep, drift, mask, steps, rows, x); });
-}
-
-int backward_normed(const Normed* net, int kind, void* const* turned, const i64* chosen, i64 count, const Inputs* in, i64 rows, const Trail* trail,
-                    const float* values, const float* upstream, float* const* grads, const Gradients* wanted) {
-    return of_kind(kind, [&](auto t) { backward(*net, as<decltype(t)>(turned), chosen, count, *in, rows, *trail, values, upstream, grads, *wanted); });
-}
-
-}  // extern "C"
+}  // namespace saddlepoint
