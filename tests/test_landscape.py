@@ -137,7 +137,7 @@ def test_a_landscape_is_repeatable_and_agrees_with_the_agent(run: Path) -> None:
 
 def test_panels_fit_into_one_page(run: Path) -> None:
     part = landscape(run, 1, 0).slices[0]
-    texts = [panel_svg(part, kind, f"{kind} <of> a&b") for kind in KINDS]
+    texts = [panel_svg(part, kind, f"{kind} <of> a&b", 5.0) for kind in KINDS]
     ids = []
     for text in texts:
         tree = ElementTree.fromstring(text)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saddlepoint.algd.agent import ALGD as ALGD
     from saddlepoint.algd.config import ALGDConfig as ALGDConfig
-    from saddlepoint.baselines.cal import CAL as CAL
     from saddlepoint.baselines.config import CALConfig as CALConfig
     from saddlepoint.baselines.config import SACConfig as SACConfig
     from saddlepoint.baselines.config import SACLagConfig as SACLagConfig
     from saddlepoint.baselines.config import SACPIDConfig as SACPIDConfig
+    from saddlepoint.baselines.constrained import CAL as CAL
+    from saddlepoint.baselines.constrained import SACPID as SACPID
+    from saddlepoint.baselines.constrained import SACLag as SACLag
     from saddlepoint.baselines.sac import SAC as SAC
-    from saddlepoint.baselines.sac import SACPID as SACPID
-    from saddlepoint.baselines.sac import SACLag as SACLag
     from saddlepoint.constrained.budget import CostBudget as CostBudget
     from saddlepoint.envs.check import check_env as check_env
     from saddlepoint.envs.make import make_env as make_env
@@ -32,11 +32,11 @@ _HOMES = {
     "ALGDConfig": "saddlepoint.algd.config",
     "SAC": "saddlepoint.baselines.sac",
     "SACConfig": "saddlepoint.baselines.config",
-    "SACLag": "saddlepoint.baselines.sac",
+    "SACLag": "saddlepoint.baselines.constrained",
     "SACLagConfig": "saddlepoint.baselines.config",
-    "SACPID": "saddlepoint.baselines.sac",
+    "SACPID": "saddlepoint.baselines.constrained",
     "SACPIDConfig": "saddlepoint.baselines.config",
-    "CAL": "saddlepoint.baselines.cal",
+    "CAL": "saddlepoint.baselines.constrained",
     "CALConfig": "saddlepoint.baselines.config",
     "CostBudget": "saddlepoint.constrained.budget",
     "make_env": "saddlepoint.envs.make",

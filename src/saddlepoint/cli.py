@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -43,13 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(args)
         finally:
-            _flush_output()  # while an error can still be told
+            sys.stdout.flush()  # while an error can still be told
     except KeyboardInterrupt as interrupt:
         print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + BROKEN_PIPE  # what a shell makes of a program that ends by this signal
+        if isinstance(error, OSError) and error.filename is None and _output_fails():
+            error = OSError(error.errno, error.strerror, "<standard output>")
         sentence = explain(error)
         if sentence is None:  # a fault of ours
             raise
@@ -130,15 +133,16 @@ def _nobody_reads() -> bool:
     return True
 
 
-def _flush_output() -> None:
-    """Write what was printed. Raises ``OSError`` with a name; the rest is then dropped, so that Python's end is quiet too."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop_output()
-        raise OSError(error.errno, error.strerror, "<standard output>") from error
+def _output_fails() -> bool:
+    """Whether standard output cannot be written, as on a full disk; the rest is then dropped, so that Python's end is quiet too."""
+    with contextlib.suppress(ValueError):  # some stand-ins for it have no number
+        number = sys.stdout.fileno()
+        try:
+            os.write(number, b"\n")
+        except OSError:
+            _drop_output()
+            return True
+    return False
 
 
 def _drop_output() -> None:

@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
+from saddlepoint.files import write_json
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config, start_from
 from saddlepoint.train import run
-from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import LearnerFactory, train

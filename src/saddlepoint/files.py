@@ -43,7 +43,7 @@ MOST_DEPTH = 100
 """levels of lists and tables in each other that are taken"""
 WRITING = ".writing-"
 """how the name of what is not finished begins"""
-BLOCK = 2**25
+BLOCK = 2**23
 """bytes of a tensor that are copied at once"""
 SEAL = "sha256"
 """key of JSON's own digest"""

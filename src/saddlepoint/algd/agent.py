@@ -140,6 +140,7 @@ class ALGD:
             self.log_beta.grad = entropy.to("cpu", torch.float64) - self.config.target_entropy * self.shape.action
             self.beta_optimiser.step()
 
+    @torch.no_grad()
     def _move_multiplier(self, batch: Batch, policy: PolicyLoss, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")

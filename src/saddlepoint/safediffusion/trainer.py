@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
-from saddlepoint.safediffusion.grpo import common_deviation, equal_groups, group_advantages, lagrangian_rewards
+from saddlepoint.safediffusion.grpo import (
+    combined_rewards,
+    common_deviation,
+    equal_groups,
+    group_advantages,
+    lagrangian_rewards,
+)
 from saddlepoint.safediffusion.held_out import HeldOut
 from saddlepoint.safediffusion.learner import Learner, Minibatch
 from saddlepoint.safediffusion.log import save_grid
@@ -25,7 +31,7 @@ from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
 from saddlepoint.types import ForeignFault
 
-START, STEPS, ORDER, TIMES = range(4)
+START, STEPS, ORDER, TIMES, RENOISED = range(5)
 """the streams of random numbers that are derived from a run's seed; each is followed by the epoch and the image's place in it"""
 GRID = (4, 8)
 """prompts and images of each in an epoch's sample grid"""
@@ -36,7 +42,13 @@ class Experience:
 
     def __init__(self, prompts: list[str], groups: list[int], rollouts: list[Rollout]) -> None:
         self.prompts, self.groups = prompts, groups
-        self.images, self.latents, self.log_probs = (torch.cat(part) for part in zip(*rollouts))
+        self.images, self.latents, self.log_probs = (torch.cat(part) for part in zip(*(rollout[:3] for rollout in rollouts)))
+        means = [rollout.means for rollout in rollouts if rollout.means is not None]
+        self.means = torch.cat(means) if means else None
+
+    def place(self, row: int, group_size: int) -> tuple[int, int]:
+        """Group and image of a row, in the epoch."""
+        return self.groups[row // group_size], row % group_size
 
 
 class Trainer:
@@ -117,10 +129,12 @@ class Trainer:
         rollouts = []
         for first in range(0, len(rows), cfg.sample_batch):
             part = slice(first, first + cfg.sample_batch)
-            shared = {"all": 0, "group": 1, "image": 2}[cfg.start]
+            shared = {"all": 0, "group": 1, "image": 2}[cfg.resolved_start]
             starts = [(seed, START, self.step, *row[:shared]) for row in rows[part]]
             steps = [(seed, STEPS, self.step, *row) for row in rows[part]]
-            rollouts.append(self.studio.sample(prompts[part], Noise(starts, steps, self.studio.shape, self.device), cfg.log_prob))
+            noise = Noise(starts, steps, self.studio.shape, self.device)
+            rollout = self.studio.sample(prompts[part], noise, cfg.log_prob, means=cfg.ratio_center)
+            rollouts.append(rollout._replace(latents=rollout.latents[:, -1:]) if cfg.method == "nft" else rollout)  # it needs the pictures alone
             self.log.progress(self.step + 0.5 * first / len(rows), doing="sampling")
             if self._stopping():
                 return None
@@ -129,7 +143,8 @@ class Trainer:
     def _judge(self, experience: Experience) -> tuple[Tensor, dict[str, float]]:
         """Advantages (groups of this process, group), and what the epoch's rewards and costs were. Moves the multiplier."""
         cfg = self.config
-        asked = {"reward": self.scores.reward} | ({"cost": self.scores.cost} if self.scores.cost else {})
+        others = {"second-reward": self.scores.second, "cost": self.scores.cost}
+        asked = {"reward": self.scores.reward} | {name: score for name, score in others.items() if score}
         found: dict[str, list[Tensor]] = {name: [] for name in asked}
         for first in range(0, len(experience.images), cfg.sample_batch):
             part = slice(first, first + cfg.sample_batch)
@@ -139,11 +154,15 @@ class Trainer:
         rewards = self._all_groups(torch.cat(found["reward"]))
         metrics = {"train/reward_mean": float(rewards.mean()), "train/reward_std": float(rewards.std()), "train/group_std": float(rewards.std(-1).mean())}
         objective = rewards
+        if "second-reward" in found:
+            second = self._all_groups(torch.cat(found["second-reward"]))
+            metrics["train/second_reward_mean"] = float(second.mean())
+            objective = combined_rewards(rewards, second, cfg.second_weight)
         if "cost" in found:
             costs = self._all_groups(torch.cat(found["cost"]))
             metrics["train/cost_mean"] = float(costs.mean())
             if cfg.unsafe_budget is not None:
-                objective = lagrangian_rewards(rewards, costs, cfg.unsafe_budget, self.agent.multiplier.to(self.device), cfg.rho)
+                objective = lagrangian_rewards(objective, costs, cfg.unsafe_budget, self.agent.multiplier.to(self.device), cfg.rho)
                 metrics["train/multiplier"] = float(self.agent.multiplier)
                 violation = costs.double().mean() - cfg.unsafe_budget
                 metrics["train/effective_multiplier"] = float((self.agent.multiplier + cfg.rho * violation.cpu()).clamp(min=0))
@@ -170,7 +189,8 @@ class Trainer:
         norms = []
         weight = cfg.updates / (cfg.images * cfg.trained_steps)
         rounds = [(inner, update) for inner in range(cfg.inner_epochs) for update in range(cfg.updates)]
-        if self.studio.policy.low_precision:
+        self.agent.begin_epoch()
+        if self.studio.policy.low_precision and cfg.method == "grpo":
             self._score_again(experience, advantages, rounds)
         for number, (inner, update) in enumerate(rounds):
             for at, k in self._places(experience, advantages, inner, update):
@@ -180,7 +200,7 @@ class Trainer:
                     totals[name] = totals.get(name, 0) + value * len(batch.k)
                 self.log.progress(self.step + 0.5 + 0.5 * number / len(rounds), doing="learning")
             norms.append(self.agent.update(lambda gradient: self.accelerator.reduce(gradient, "sum")))
-        names = ["policy_loss", "approximate_kl", "clipped_share", *(["kl_to_start"] if cfg.kl else []), "rows"]
+        names = [*self.agent.metrics, "rows"]
         sums = self.accelerator.reduce(torch.stack([totals.get(name, torch.zeros((), device=self.device)) for name in names]), "sum").tolist()
         return {f"train/{name}": value / sums[-1] for name, value in zip(names[:-1], sums)} | {"train/gradient_norm": float(torch.stack(norms).mean())}
 
@@ -192,13 +212,23 @@ class Trainer:
         """
         for inner, update in rounds:
             for at, k in self._places(experience, advantages, inner, update):
-                experience.log_probs[at, k] = self.agent.log_probs(self._minibatch(experience, advantages, at, k), self.studio.embeddings.empty)
+                log_probs, means = self.agent.score(self._minibatch(experience, advantages, at, k), self.studio.embeddings.empty)
+                experience.log_probs[at, k] = log_probs
+                if experience.means is not None:
+                    experience.means[at, k] = means
 
     def _minibatch(self, experience: Experience, advantages: Tensor, at: Tensor, k: Tensor) -> Minibatch:
         """The steps ``k`` of the images ``at``, (batch,) each."""
-        text = self.studio.embeddings([experience.prompts[row] for row in at.tolist()])
+        told = self.studio.embeddings([experience.prompts[row] for row in at.tolist()])
+        if self.config.method == "nft":
+            clean = experience.latents[at, -1]
+            places = zip(at.tolist(), k.tolist())
+            paths = [(self.run_config.seed, RENOISED, self.step, *experience.place(row, self.config.group_size), level) for row, level in places]
+            noise = Noise(paths, [], self.studio.shape, self.device).start()
+            return Minibatch(clean, noise, k, torch.zeros_like(k, dtype=torch.float32), advantages.flatten()[at], told)
         latents, following, log_probs = experience.latents[at, k], experience.latents[at, k + 1], experience.log_probs[at, k]
-        return Minibatch(latents, following, k, log_probs, advantages.flatten()[at], text)
+        means = None if experience.means is None else experience.means[at, k]
+        return Minibatch(latents, following, k, log_probs, advantages.flatten()[at], told, means)
 
     def _places(self, experience: Experience, advantages: Tensor, inner: int, update: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The denoising steps that one optimiser step learns from, as images and steps: those of its share of every group, each image's in a random order
@@ -215,7 +245,8 @@ class Trainer:
             order = np.random.default_rng([seed, ORDER, self.step, inner, group]).permutation(cfg.group_size)
             for image in order[update * share : (update + 1) * share].tolist():
                 rows.append(place * cfg.group_size + image)
-                times.append(np.random.default_rng([seed, TIMES, self.step, inner, group, image]).permutation(cfg.steps - 1)[: cfg.trained_steps])
+                order_of_time = np.random.default_rng([seed, TIMES, self.step, inner, group, image]).permutation(len(cfg.learnt_steps))
+                times.append(cfg.learnt_steps.start + order_of_time[: cfg.trained_steps])
         pairs = [(row, int(of_row[slot])) for slot in range(cfg.trained_steps) for row, of_row in zip(rows, times)]
         for first in range(0, len(pairs), cfg.train_batch):
             at, k = torch.tensor(pairs[first : first + cfg.train_batch], device=self.device).T

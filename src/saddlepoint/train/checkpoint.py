@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saddlepoint.files import FileFault, digest, flush, read_arrays, read_json, read_tensors, reason_of, write_json  # noqa: F401
+from saddlepoint.files import FileFault, StoredTensors, digest, flush, read_arrays, read_json, read_tensors, reason_of
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
@@ -47,7 +47,8 @@ class Checkpoint:
     step: int
     """how far the run is, in its own unit"""
     learner: dict[str, Tensor]
-    replay: dict[str, Tensor]
+    replay: Mapping[str, Tensor]
+    """of a loaded checkpoint only mapped into memory: it may fill half of that"""
     state: dict[str, Any]
     """nested dicts and lists of numbers, strings, None and numpy arrays"""
     seals: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +104,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     learner = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in checkpoint.learner.items()}
     (folder / "state.json").write_text(json.dumps(_pack(checkpoint.state, arrays)))
     mode = (folder / "state.json").stat().st_mode
-    for name, tensors in (("learner.safetensors", learner), ("replay.safetensors", checkpoint.replay)):
+    for name, tensors in (("learner.safetensors", learner), ("replay.safetensors", dict(checkpoint.replay))):
         save_file(tensors, folder / name)
         (folder / name).chmod(mode)  # safetensors makes files that no one else may read
     with (folder / "arrays.npz").open("wb") as file:
@@ -231,7 +232,7 @@ def load(folder: Path) -> Checkpoint:
         packed = read_json(at / "state.json", "the state of a checkpoint")
         state = _unpack(packed, read_arrays(at / "arrays.npz", "the arrays of a checkpoint"))
         learner = read_tensors(at / "learner.safetensors", "a learner")
-        return Checkpoint(int(manifest["step"]), learner, read_tensors(at / "replay.safetensors", "a replay"), state, seals_of(manifest))
+        return Checkpoint(int(manifest["step"]), learner, StoredTensors(at / "replay.safetensors", "a replay"), state, seals_of(manifest))
 
 
 def load_learner(folder: Path) -> dict[str, Tensor]:
