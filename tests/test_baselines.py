@@ -22,7 +22,8 @@ from saddlepoint.baselines.sac import SAC
 from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.systems import SYSTEMS, load_policy
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint
 from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError

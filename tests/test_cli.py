@@ -25,7 +25,9 @@ from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.systems import SYSTEMS, load_policy, restore_config
+from saddlepoint.options import restore
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
@@ -317,7 +319,7 @@ def test_every_preset_is_read_back_as_it_was_written(name: str) -> None:
     system = SYSTEMS[name]
     for preset in system.presets().values():
         written = json.loads(json.dumps(asdict(preset)))
-        assert restore_config(system.config_class(), written, Path("config.json")) == preset
+        assert restore(system.config_class(), written, Path("config.json")) == preset
 
 
 def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:

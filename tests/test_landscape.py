@@ -20,7 +20,7 @@ from saddlepoint.landscape import landscape_command
 from saddlepoint.landscape.picture import panel_svg
 from saddlepoint.landscape.slices import KINDS, SAMPLES, energy_plane, landscape, widest
 from saddlepoint.landscape.states import choose_states, play
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train
 from saddlepoint.types import EnvShape, UserError

@@ -202,7 +202,7 @@ class Replay:
         """What an episode of late cost, (constraints,) float64 in the units of each h (``budget.spent``), from the last ``steps`` or a whole episode of each
         environment. Raises ``UserError`` when the replay is empty.
         """
-        return spent(budgets, *self.recent(steps, max(budget.horizon for budget in budgets)))
+        return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)))
 
     def _require_filled(self) -> None:
         if not len(self):

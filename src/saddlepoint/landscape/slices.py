@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.landscape.states import ChosenState, choose_states
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 

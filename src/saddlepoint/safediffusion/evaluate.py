@@ -68,6 +68,12 @@ def is_text_to_image(source: Path) -> bool:
         return False
 
 
+def recognises(source: str, args: list[str]) -> bool:
+    """Whether `saddlepoint evaluate SOURCE ...` means pictures: a pipeline's folder, or with --prompts a hub id, for which there is no folder."""
+    hub_id = not Path(source).exists() and any(word.split("=")[0] == "--prompts" for word in args)
+    return hub_id or is_text_to_image(Path(source))
+
+
 def evaluate_command(source: str, args: list[str]) -> None:
     """`saddlepoint evaluate SOURCE ...`: ``source`` is a run folder, a pipeline folder or a pipeline's hub id. Raises ``UserError``."""
     parsed: Parsed = parse(EvaluateFlags, EvaluateFlags(), args, "saddlepoint evaluate RUN")

@@ -134,13 +134,13 @@ class Loop:
 
     def _owed(self) -> int:
         config = self.config
-        begun = self.step >= config.warmup_steps
-        counted = self.step - (0 if config.catch_up else config.warmup_steps) if begun else 0
+        begun = self.step >= config.warmup
+        counted = self.step - (0 if config.catch_up else config.warmup) if begun else 0
         return int(config.updates_per_step * counted) - self.updates
 
     def _action(self) -> np.ndarray:
         config = self.config
-        if self.step < config.warmup_steps and config.warmup_actions != "policy":
+        if self.step < config.warmup and config.warmup_actions != "policy":
             generator, held = self.warmup_generator, config.warmup_actions == "held"
             if held:  # what is drawn depends on its time alone: a resumed run keeps an action that is being held
                 generator = torch.Generator().manual_seed(stream(config.seed, WARMUP, self.step // config.num_envs // HELD_STEPS))

@@ -13,7 +13,8 @@ from typing import Any
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.files import FileFault, hold_lock, read_json, remove_unfinished, write_json
-from saddlepoint.train.config import TrainConfig, flag
+from saddlepoint.options import flag
+from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 
@@ -31,14 +32,15 @@ PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolv
 
 def describe(
     system: str, config: TrainConfig, learner_config: Any, shape: EnvShape, budgets: tuple[CostBudget, ...],
-    resolved: dict[str, Any],
+    resolved: dict[str, Any], module: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to."""
+    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to. ``module`` is the one to import for a
+    system that is not of this package."""
     return describe_settings(system, config, learner_config) | _plain({
         "shape": shape._asdict(),
         "budgets": [dataclasses.asdict(budget) for budget in budgets],
         "resolved": resolved,
-    })
+    }) | ({} if module is None else {"module": module})
 
 
 def describe_settings(system: str, config: TrainConfig, learner_config: Any) -> dict[str, Any]:
