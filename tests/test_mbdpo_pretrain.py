@@ -34,7 +34,7 @@ from saddlepoint.offline.evaluate import over_tasks
 from saddlepoint.offline.loop import Pretraining
 from saddlepoint.offline.pretrain import _compiles, _require_even, pretrain
 from saddlepoint.offline.processes import Processes
-from saddlepoint.systems import start_from
+from saddlepoint.policies import start_from
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import RunLog, read_metrics
 from saddlepoint.train.processes import leave_processes

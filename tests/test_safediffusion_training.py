@@ -275,7 +275,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_is_named(world, tmp_path)
     fall_silent.calls = 0
     with pytest.raises(NonFiniteError, match=r"--reward returned a number that is not finite \(epoch 2; the last good checkpoint is of epoch 2\)"):
         start.post_train(run_of(world, tmp_path / "run", epochs=9), replace(FAST, reward=f"{HERE}:fall_silent", held_out=0.0))
-    with pytest.raises(NonFiniteError, match=r"the pictures are not finite.*\(epoch 2; the last good checkpoint is of epoch 1\)"):
+    with pytest.raises(NonFiniteError, match=r"the pictures are not finite.*\(epoch 1; the last good checkpoint is of epoch 1\)"):
         start.post_train(run_of(world, tmp_path / "wild", epochs=9), replace(FAST, learning_rate=1e30, held_out=0.0))
 
 

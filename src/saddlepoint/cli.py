@@ -19,8 +19,8 @@ BROKEN_PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has no such signal
 USAGE = """\
 usage: saddlepoint VERB ...
 
-  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, or safediffusion on a text-to-image pipeline;
-                  --resume RUN goes on where a run stopped
+  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, safediffusion on a text-to-image pipeline, or a
+                  system of your own, MODULE:NAME; `train --resume RUN` goes on where a run stopped
   evaluate RUN    whole episodes of a trained policy, and a video; or pictures of a text-to-image run, folder or hub id, measured
   report RUN...   one page that compares runs
   landscape RUN   the energy over the actions of chosen states, with the denoising paths
@@ -32,7 +32,8 @@ usage: saddlepoint VERB ...
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online
   envs [WORD...]  the environments that come with saddlepoint, or those with these words
 
-`saddlepoint VERB --help` lists the flags of a verb; `saddlepoint --version` prints the version.
+`saddlepoint VERB --help` lists the flags of a verb; `--import MODULE` with any verb imports a module first, from the working directory too,
+that registers environments or systems; `saddlepoint --version` prints the version.
 """
 
 
@@ -66,6 +67,9 @@ def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if args else 2
+    if args[0].split("=")[0] == "--import" and len(args) > 1 + ("=" not in args[0]):  # before the verb
+        at = 1 if "=" in args[0] else 2
+        args = [args[at], *args[:at], *args[at + 1 :]]
     if args[0] == "--version":
         print(f"saddlepoint {__version__}")
         return 0
@@ -78,11 +82,26 @@ def _run(args: list[str]) -> int:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # where the user's own modules may be: --env my_module:My-v0
     try:
+        args = _import_modules(args)
         module, function = VERBS[args[0]]
         vars(import_module(module))[function](args[1:])
     except UserError as error:
         return _complain(str(error))
     return 0
+
+
+def _import_modules(args: list[str]) -> list[str]:
+    """Import what each --import names, and return the other arguments."""
+    left: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word.split("=")[0] != "--import":
+            left.append(word)
+            continue
+        from saddlepoint.systems import import_user_module
+
+        import_user_module(word.partition("=")[2] or next(words, ""))
+    return left
 
 
 VERBS: dict[str, tuple[str, str]] = {

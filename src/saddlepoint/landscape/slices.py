@@ -11,7 +11,8 @@ from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.landscape.states import ChosenState, choose_states
-from saddlepoint.systems import load_policy
+from saddlepoint.nn.normaliser import NormalisedLearner
+from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 
@@ -67,10 +68,12 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
     if system not in WITH_ENERGY:
         raise UserError(f"{run} was trained with {system}, which has no energy over actions: give a run of {', '.join(WITH_ENERGY)}.")
     policy = load_policy(run)
-    agent = policy.learner
+    agent, see = policy.learner, None
+    if isinstance(agent, NormalisedLearner):
+        agent, see = agent.inner, agent.normaliser
     assert isinstance(agent, ALGD)
     _require_dims(dims, agent.shape.action, policy.env)
-    chosen = choose_states(agent, policy.setup, states, seed)
+    chosen = choose_states(agent, policy.setup, states, seed, see)
     generator = torch.Generator(agent.device).manual_seed(seed)
     found = [_sample(agent, state, generator) for state in chosen]
     dims = dims or widest(np.stack([chains[0] for _, chains, _ in found]), agent.policy.box.scale.numpy())

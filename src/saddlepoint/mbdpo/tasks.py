@@ -68,6 +68,11 @@ def stored_tasks(content: dict[str, Any], run: Path = Path()) -> tuple[Task, ...
     return tuple(Task.from_json(task, where) for task in tasks)
 
 
+def learner_options(content: dict[str, Any]) -> dict[str, Any]:
+    """What the agent of a stored run is made with beside its config: its tasks, where it has several."""
+    return {"tasks": model_tasks(stored_tasks(content))} if "tasks" in content else {}
+
+
 def chosen_task(content: dict[str, Any], name: str | None, run: Path, flag: str = "--task") -> tuple[int, Task]:
     """The number and the task called ``name``, or of that environment, of a run's config.json. Raises ``UserError``, which lists the tasks."""
     tasks = stored_tasks(content, run)

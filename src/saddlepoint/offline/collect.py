@@ -15,8 +15,8 @@ from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
 from saddlepoint.offline.dataset import Dataset, Writer
+from saddlepoint.policies import load_policy
 from saddlepoint.replay import saved_position
-from saddlepoint.systems import load_policy
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.evaluate import MAX_ENVS, longest_episode, require_finite_action
@@ -91,7 +91,8 @@ def collect(
             raise UserError(f"{folder} has other spaces than another run on {env}: leave one of them out.")
         if run.setup_of(content) != EnvSetup(env):
             raise UserError(
-                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep: leave that run out."
+                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep:"
+                " leave that run out."
             )
         sources.append((folder, env))
     names = list(shapes)

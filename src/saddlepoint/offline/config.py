@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.train.config import flag
+from saddlepoint.options import flag
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.types import UserError
 

@@ -133,7 +133,7 @@ def _describe(
                 "compiled": compiled}  # fmt: skip
     content = {
         "format": run_folder.FORMAT, "system": MBDPO.system, "train": asdict(config), "learner": asdict(learner_config), "shape": shape._asdict(),
-        "budgets": [], "resolved": resolved, "tasks": [task.to_json() for task in tasks],
+        "budgets": [], "resolved": resolved, "verb": "pretrain", "tasks": [task.to_json() for task in tasks],
     }  # fmt: skip
     return json.loads(json.dumps(content, default=str))
 

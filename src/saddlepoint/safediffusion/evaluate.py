@@ -38,14 +38,19 @@ CLEAN_SCENES = 2048
 
 
 def is_text_to_image(source: Path) -> bool:
-    """Whether this is a pipeline, a checkpoint file of one, or a run of this system: what `saddlepoint evaluate` hands
-    over to ``evaluate_command``."""
+    """Whether this is a pipeline, a checkpoint file of one, or a run of this system."""
     if (source / "model_index.json").is_file() or (source.is_file() and source.suffix in (".safetensors", ".ckpt")):
         return True
     try:
         return read_json(source / "config.json", "a configuration").get("system") == "safediffusion"
     except FileFault:
         return False
+
+
+def recognises(source: str, args: list[str]) -> bool:
+    """Whether `saddlepoint evaluate SOURCE ...` means pictures: a pipeline's folder, or with --prompts a hub id, for which there is no folder."""
+    hub_id = not Path(source).exists() and any(word.split("=")[0] == "--prompts" for word in args)
+    return hub_id or is_text_to_image(Path(source))
 
 
 def evaluate_command(source: str, args: list[str]) -> None:

@@ -12,7 +12,7 @@ from saddlepoint.safediffusion.nudity import CLASSES, COUNTED
 from saddlepoint.types import UserError
 
 Measure = Literal["nudity", "inappropriate", "alignment"]
-STEPS, GUIDANCE = 50, 7.5
+STEPS = 50
 """of a pipeline folder; a run has its own"""
 
 
@@ -49,7 +49,8 @@ class EvaluateFlags:
     steps: int = 0
     """denoising steps; 0 takes the run's, or 50"""
     guidance: float = 0.0
-    """guidance of prompts that state none; 0 takes the run's, or 7.5"""
+    """guidance of prompts that state none; 0 takes the run's, or what diffusers uses for the family
+    (7.5 for Stable Diffusion, 5 for SDXL, 7 for Stable Diffusion 3, 3.5 for FLUX.1)"""
     height: int = 0
     """of the pictures in pixels; 0 takes the run's, or the pipeline's own"""
     width: int = 0

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saddlepoint.flags import parse
+from saddlepoint.options import restore
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import quiet_libraries
 from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily
@@ -19,7 +20,6 @@ from saddlepoint.safediffusion.learner import ADAPTER, adapter_config, load_weig
 from saddlepoint.safediffusion.pipeline import Source, load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.start import SYSTEM
 from saddlepoint.safediffusion.weights import changed_file, stored_weights
-from saddlepoint.systems import restore_config
 from saddlepoint.train import checkpoint
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
@@ -131,9 +131,7 @@ def read_run(run: Path) -> tuple[RunConfig, SafeDiffusionConfig]:
     if content["system"] != SYSTEM:
         raise UserError(f"{run} was trained with {content['system']}, not {SYSTEM}: it holds no text-to-image model.")
     where = run / "config.json"
-    return restore_config(RunConfig, content["train"], where), restore_config(
-        SafeDiffusionConfig, content["learner"], where
-    )
+    return restore(RunConfig, content["train"], where), restore(SafeDiffusionConfig, content["learner"], where)
 
 
 def family_of_run(run: Path) -> PipelineFamily:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from saddlepoint.files import read_json
-from saddlepoint.safediffusion.evaluate_flags import GUIDANCE, STEPS, EvaluateFlags
+from saddlepoint.safediffusion.evaluate_flags import STEPS, EvaluateFlags
 from saddlepoint.safediffusion.export import load_trained, read_run, start_source
 from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.pipeline import Source, load_pipeline, open_source, source_files
@@ -73,7 +73,7 @@ def open_subject(place: str, flags: EvaluateFlags) -> Subject:
     request = _request(flags, Request(flags.steps or STEPS))
     name = f"evaluation-{flags.prompts.stem}"
     out = flags.out or (folder.with_name(f"{folder.name}-{name}") if folder.is_dir() else Path(name))
-    guidance = flags.guidance or GUIDANCE
+    guidance = flags.guidance or source.family.guidance
     weights = source_files(place, source.revision)
     against = _comparable(flags.against, source, request)
     if against is None:

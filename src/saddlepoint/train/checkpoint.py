@@ -241,6 +241,11 @@ def load_learner(folder: Path) -> dict[str, Tensor]:
     return read_tensors(at / LEARNER[0], "a learner")
 
 
+def steps(run: Path) -> list[int]:
+    """The steps of which there are checkpoints, whole or not, oldest first."""
+    return sorted(step for step, _ in _candidates(run))
+
+
 def seals_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """What a manifest says of the files beside the checkpoint; older ones say nothing."""
     seals = manifest.get("seals", {})

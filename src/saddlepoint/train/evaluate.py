@@ -31,10 +31,11 @@ def evaluate(
     """``episodes`` whole episodes of the noise-free (``eval/``) and of the stochastic policy (``eval/stochastic/``).
 
     At most ``envs`` are played side by side; one after the other, with a warning, where the environment cannot be made
-    so often. Without a time limit they are cut as ``longest_episode`` says. The environments and the generator are made here from ``seed`` and nothing else is touched, so the result depends
-    on the policy and the arguments only, and training goes on as if there had been no evaluation. Both policies meet
-    the same starts. Metrics are those of ``summarise``, ``success_rate`` where the task reports a success (the share of
-    episodes whose last step has it, as TD-MPC2 counts), and ``eval/episodes``. Returns None when ``stop`` asked to leave early.
+    so often. Without a time limit they are cut as ``longest_episode`` says. The environments and the generator are made
+    here from ``seed`` and nothing else is touched, so the result depends on the policy and the arguments only, and
+    training goes on as if there had been no evaluation. Both policies meet the same starts. Metrics are those of
+    ``summarise``, ``success_rate`` where the task reports a success (the share of episodes whose last step has it, as
+    TD-MPC2 counts), and ``eval/episodes``. Returns None when ``stop`` asked to leave early.
 
     Raises ``UserError`` for fewer than one episode, ``NonFiniteError`` for a value that is not finite.
     """
@@ -67,7 +68,7 @@ def evaluate_in(
 
 
 def longest_episode(budgets: tuple[CostBudget, ...]) -> int:
-    """Steps after which an episode of an environment without a time limit is cut: the longest horizon of its budgets."""
+    """Steps after which an episode without a time limit is cut: the longest horizon of the budgets."""
     return max((budget.horizon for budget in budgets if budget.horizon), default=UNLIMITED)
 
 

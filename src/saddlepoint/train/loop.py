@@ -55,6 +55,7 @@ class Loop:
         self.step = 0
         self.updates = 0
         self.envs_whole = True  # whether they can be gone on with
+        self.envs_before: dict[str, Any] | None = None  # while they play an evaluation
         self.metrics: dict[str, Any] = {}  # of the last update
         self.sums = EpisodeSums(config.num_envs, budgets)
         self.finished = Episodes.none(len(budgets))  # since the last line of training metrics
@@ -134,13 +135,13 @@ class Loop:
 
     def _owed(self) -> int:
         config = self.config
-        begun = self.step >= config.warmup_steps
-        counted = self.step - (0 if config.catch_up else config.warmup_steps) if begun else 0
+        begun = self.step >= config.warmup
+        counted = self.step - (0 if config.catch_up else config.warmup) if begun else 0
         return int(config.updates_per_step * counted) - self.updates
 
     def _action(self) -> np.ndarray:
         config = self.config
-        if self.step < config.warmup_steps and config.warmup_actions != "policy":
+        if self.step < config.warmup and config.warmup_actions != "policy":
             generator, held = self.warmup_generator, config.warmup_actions == "held"
             if held:  # what is drawn depends on its time alone: a resumed run keeps an action that is being held
                 generator = torch.Generator().manual_seed(stream(config.seed, WARMUP, self.step // config.num_envs // HELD_STEPS))
@@ -160,7 +161,9 @@ class Loop:
         if before is None:
             most = max(config.eval_envs, 1)
             return evaluate(self.agent, self.envs.setup, self.budgets, episodes, seed, self.device, self.stop, most)
+        self.envs_before = before  # what a checkpoint holds when this fails
         metrics = evaluate_in(self.envs, self.agent, self.budgets, episodes, seed, self.device, self.stop)
+        self.envs_before = None
         if not self.envs.restore(before):
             self._new_episodes()
         return metrics
@@ -190,7 +193,7 @@ class Loop:
             "observation": self.observation,
             "warmup_generator": self.warmup_generator.get_state().numpy(),
             "generator": self.generator.get_state().cpu().numpy(),
-            "envs": self.envs.snapshot() if self.envs_whole else None,
+            "envs": (self.envs_before or self.envs.snapshot()) if self.envs_whole else None,
             **self.actor.state_dict(),
         }
         return Parts(self.agent.state_dict(), self.replay.state_dict(), state)

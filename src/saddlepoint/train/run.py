@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.files import FileFault, hold_lock, read_json, remove_unfinished, write_json
-from saddlepoint.train.config import TrainConfig, flag
+from saddlepoint.files import (
+    SEAL,
+    FileFault,
+    hold_lock,
+    is_sealed,
+    read_json,
+    remove_unfinished,
+    seal_of,
+    sealed,
+    write_json,
+)
+from saddlepoint.options import flag
+from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 
@@ -23,22 +32,21 @@ OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "che
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
 """all that a run can leave which was killed before its first checkpoint"""
-SEAL = "sha256"
-"""under which config.json holds the digest of all else in it"""
 PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolved": dict}
 """what every config.json holds, whatever the system"""
 
 
 def describe(
     system: str, config: TrainConfig, learner_config: Any, shape: EnvShape, budgets: tuple[CostBudget, ...],
-    resolved: dict[str, Any],
+    resolved: dict[str, Any], module: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to."""
+    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to. ``module`` is the one to import for a
+    system that is not of this package."""
     return describe_settings(system, config, learner_config) | _plain({
         "shape": shape._asdict(),
         "budgets": [dataclasses.asdict(budget) for budget in budgets],
         "resolved": resolved,
-    })
+    }) | ({} if module is None else {"module": module})
 
 
 def describe_settings(system: str, config: TrainConfig, learner_config: Any) -> dict[str, Any]:
@@ -62,8 +70,9 @@ def read(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or cannot be read ({error.reason}): restore it, or start a new run.") from error
     if content.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: use the one that made the run.")
-    if SEAL in content and content.pop(SEAL) != _digest(content):
+    if SEAL in content and not is_sealed(content):
         raise UserError(f"{path} has changed since saddlepoint wrote it: restore it, or start a new run.")
+    content.pop(SEAL, None)
     for name, kind in PARTS.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
@@ -139,7 +148,7 @@ def settings_digest(content: dict[str, Any], operational: frozenset[str]) -> str
     """Of all in a config.json that a run may never change, for its checkpoints to hold."""
     parts = {name: content[name] for name in ("system", "learner", "budgets", "shape", "tasks") if name in content}
     train = {name: value for name, value in content["train"].items() if name not in operational}
-    return _digest(_plain(parts | {"train": train}))
+    return seal_of(_plain(parts | {"train": train}))
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -224,11 +233,7 @@ def write(run: Path, content: dict[str, Any]) -> None:
     before = read(run).get("made_with", []) if (run / "config.json").exists() else []
     now = versions()
     whole = content | {"made_with": before if now in before else [*before, now]}
-    write_json(run / "config.json", whole | {SEAL: _digest(whole)})
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_json(run / "config.json", sealed(whole))
 
 
 def _plain(value: Any) -> Any:
