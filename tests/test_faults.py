@@ -14,7 +14,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("faults"), share=0.1)
 
 
-@pytest.mark.parametrize("rows", [rows for rows in ROWS if rows is not fuzzed], ids=lambda rows: rows.__name__)  # tests/test_fuzz.py has those
+@pytest.mark.parametrize(
+    "rows", [rows for rows in ROWS if rows is not fuzzed], ids=lambda rows: rows.__name__
+)  # tests/test_fuzz.py has those
 def test_faults_cost_nothing(rows: Callable[[Lab], Iterator[Row]], lab: Lab) -> None:
     for row in rows(lab):
         assert not row.wrong, f"{row.fault}: {row.wrong[0]}"

@@ -1,4 +1,5 @@
-"""Every reader of files against files damaged at random: one sentence or a whole answer, never a traceback. `make faults` tries 1,000 a reader."""
+"""Every reader of files against files damaged at random: one sentence or a whole answer, never a traceback. `make
+faults` tries 1,000 a reader."""
 
 from __future__ import annotations
 

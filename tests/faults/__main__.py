@@ -20,10 +20,16 @@ BEGIN, END = "<!-- made by `make faults`, from here -->", "<!-- to here -->"
 def table(rows: Sequence[Row], seconds: float) -> str:
     lines = ["| fault | how it is injected | tried | survived | outcome |", "|---|---|---|---|---|"]
     for row in rows:
-        outcome = "; ".join(f"{name} ({count})" if len(row.outcomes) > 1 else name for name, count in row.outcomes.items())
+        outcome = "; ".join(
+            f"{name} ({count})" if len(row.outcomes) > 1 else name for name, count in row.outcomes.items()
+        )
         lines.append(f"| {row.fault} | {row.how} | {row.tried} | {row.well} | {outcome or '-'} |")
     tried, well = sum(row.tried for row in rows), sum(row.well for row in rows)
-    lines += ["", f"{well:,} of {tried:,} survived; {seconds / 60:.0f} minutes, PyTorch {torch.__version__}, {time.strftime('%d %B %Y')}."]
+    lines += [
+        "",
+        f"{well:,} of {tried:,} survived; {seconds / 60:.0f} minutes, PyTorch {torch.__version__},"
+        f" {time.strftime('%d %B %Y')}.",
+    ]
     return "\n".join(lines)
 
 
@@ -52,7 +58,13 @@ def faults(share: float, only: Sequence[str]) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="share of the tries")
-    parser.add_argument("--only", nargs="*", default=[], choices=[make.__name__ for make in ROWS], help="kinds of faults; the page is then left alone")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        choices=[make.__name__ for make in ROWS],
+        help="kinds of faults; the page is then left alone",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.monotonic()

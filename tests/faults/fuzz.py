@@ -1,4 +1,5 @@
-"""Damage at random: what every reader of files makes of it. A sentence (``UserError``) or a whole answer is right, anything else is a fault."""
+"""Damage at random: what every reader of files makes of it. A sentence (``UserError``) or a whole answer is right,
+anything else is a fault."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class Reader:
 
 
 def fuzz(reader: Reader, count: int, seed: int = 0) -> Tally:
-    """Damage the reader's file ``count`` times, each time in another way, and read it. The file is as it was afterwards."""
+    """Damage the reader's file ``count`` times, each time in another way, and read it. The file is as it was
+    afterwards."""
     rng, whole, tally = random.Random(seed), reader.path.read_bytes(), Tally(reader.name)
     folder = reader.folder or reader.path.parent
     before = _contents(folder)
@@ -84,7 +86,9 @@ def fuzz(reader: Reader, count: int, seed: int = 0) -> Tally:
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 kept = Path(tempfile.gettempdir()) / f"fault-{len(tally.faults)}-{reader.path.name}"
                 shutil.copy(reader.path, kept)
-                tally.faults.append(f"{reader.name}: {type(error).__name__}: {error} ({last.filename}:{last.lineno}); kept as {kept}")
+                tally.faults.append(
+                    f"{reader.name}: {type(error).__name__}: {error} ({last.filename}:{last.lineno}); kept as {kept}"
+                )
     finally:
         _restore(folder, before)
     return tally
@@ -127,7 +131,9 @@ def mutate(whole: bytes, rng: random.Random) -> bytes:
             case 2:
                 del content[at : at + length]
             case 3:
-                content[at:at] = rng.choice((rng.randbytes(4), b"\x00", b"\xff\xfe", b"[" * 5000, b'"', b"\n", b"1e999"))
+                content[at:at] = rng.choice(
+                    (rng.randbytes(4), b"\x00", b"\xff\xfe", b"[" * 5000, b'"', b"\n", b"1e999")
+                )
             case 4:
                 content[at : at + length] = bytes(length)
             case _:
@@ -203,6 +209,9 @@ def reseal_dataset(path: Path) -> None:
     """The digest of a data set's file in dataset.json, and that one's own."""
     header = path.with_name("dataset.json")
     content = json.loads(header.read_bytes())
-    content["files"][path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    content["files"][path.name] = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
     header.write_text(json.dumps(content))
     reseal_json(header)

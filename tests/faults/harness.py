@@ -107,8 +107,11 @@ def run(args: list[Any], home: Path, before: Callable[[], None] | None = None) -
 
 
 def same_run(one: Path, two: Path) -> str:
-    """Empty where two runs have the same newest checkpoint, to the bit, and the same metrics but for the clock; else what differs."""
-    steps = [max((int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")), default=-1) for folder in (one, two)]
+    """Empty where two runs have the same newest checkpoint, to the bit, and the same metrics but for the clock; else
+    what differs."""
+    steps = [
+        max((int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")), default=-1) for folder in (one, two)
+    ]
     if steps[0] != steps[1]:
         return f"newest checkpoints {steps[0]} and {steps[1]}"
     folders = [folder / "checkpoints" / str(steps[0]) for folder in (one, two)]
@@ -118,7 +121,10 @@ def same_run(one: Path, two: Path) -> str:
     states = [_timeless(json.loads((folder / "state.json").read_text())) for folder in folders]
     if states[0] != states[1]:
         return f"state.json of step {steps[0]}"
-    lines = [[_timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, two)]
+    lines = [
+        [_timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (one, two)
+    ]
     return "" if lines[0] == lines[1] else "metrics.jsonl"
 
 

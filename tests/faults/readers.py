@@ -27,7 +27,15 @@ from tests.faults.fuzz import Reader, reseal_checkpoint, reseal_dataset, reseal_
 from tests.test_offline_convert import entries
 
 CONFIG = TrainConfig(
-    env="saddlepoint/Toy-v0", total_steps=80, warmup_steps=60, eval_every=1000, checkpoint_every=40, log_every=20, threads=1, compile="off", quiet=True
+    env="saddlepoint/Toy-v0",
+    total_steps=80,
+    warmup_steps=60,
+    eval_every=1000,
+    checkpoint_every=40,
+    log_every=20,
+    threads=1,
+    compile="off",
+    quiet=True,
 )
 LEARNER = ALGDConfig(batch_size=8, critic_hidden=(8, 8), policy_hidden=(8,), steps=3)
 SWEEP = """
@@ -50,7 +58,13 @@ def trained(folder: Path) -> Path:
 def data_set(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     with Writer(folder, 3, 2) as writer:
-        writer.add(np.array([0, 1]), rng.normal(size=(2, 5, 3)), rng.uniform(-1, 1, (2, 4, 2)), rng.normal(size=(2, 4)), np.zeros((2, 4)))
+        writer.add(
+            np.array([0, 1]),
+            rng.normal(size=(2, 5, 3)),
+            rng.uniform(-1, 1, (2, 4, 2)),
+            rng.normal(size=(2, 4)),
+            np.zeros((2, 4)),
+        )
         writer.tasks = (Task("a", "a", 3, (-1.0,) * 2, (1.0,) * 2, 4), Task("b", "b", 2, (-1.0,), (1.0,), 4))
     return folder
 
@@ -91,7 +105,10 @@ def readers(home: Path) -> list[Reader]:
     plan.out.mkdir()
     steps = {trial.name: 100 for trial in plan.trials}
     Outcome(plan, steps).save()
-    files.write_json(alone("settings.json"), {"total_steps": 100, "batch-size": 32, "critic_hidden": [16, 16], "compile": "off", "gamma": 0.9})
+    files.write_json(
+        alone("settings.json"),
+        {"total_steps": 100, "batch-size": 32, "critic_hidden": [16, 16], "compile": "off", "gamma": 0.9},
+    )
     files.write_tensors(alone("a.safetensors"), {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)})
     files.write_arrays(alone("a.npz"), {"a": np.arange(6.0), "b": np.zeros((2, 0), np.uint8)})
     np.save(alone("a.npy"), np.arange(6).reshape(2, 3))
@@ -100,7 +117,12 @@ def readers(home: Path) -> list[Reader]:
         from saddlepoint.commands import BudgetFlags, Launch, train_flags
 
         flags = train_flags(ALGDConfig)
-        parse_with_file(flags, flags(Launch(), TrainConfig(env=""), ALGDConfig(), BudgetFlags()), ["--config", str(alone("settings.json"))], "prog")
+        parse_with_file(
+            flags,
+            flags(Launch(), TrainConfig(env=""), ALGDConfig(), BudgetFlags()),
+            ["--config", str(alone("settings.json"))],
+            "prog",
+        )
 
     return [
         Reader("config.json, policy", run / "config.json", lambda: load_policy(run), reseal_json),

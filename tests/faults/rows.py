@@ -18,20 +18,21 @@ from typing import Any
 from saddlepoint.offline.dataset import Dataset
 from tests.faults.fuzz import fuzz
 from tests.faults.harness import Ended, copy, run, same_run, start
-from tests.faults.readers import data_set, readers
+from tests.faults.readers import data_set, readers, trained
 
-NETWORKS = "--policy-hidden 16 --critic-hidden 16 16 --batch-size 16".split()
+NETWORKS = "--policy-hidden 8 --critic-hidden 8 8 --batch-size 8".split()
 PLAIN = "--quiet --threads 1 --compile off".split()
-OFTEN = "--env saddlepoint/Toy-v0 --warmup-steps 100 --checkpoint-every 50 --eval-every 300 --log-every 50".split()
+OFTEN = "--env saddlepoint/Toy-v0 --warmup-steps 60 --checkpoint-every 20 --eval-every 100 --log-every 20".split()
 TOY = [*OFTEN, *NETWORKS, *PLAIN]
-ALGD = ["train", "algd", *TOY, "--total-steps", "600"]
-SAC = ["train", "sac-lag", *TOY, "--total-steps", "600"]
-WORKERS = ["train", "sac-lag", *TOY, "--total-steps", "600", "--num-envs", "2", "--env-processes"]
+ALGD = ["train", "algd", *TOY, "--steps", "3", "--total-steps", "200"]
+SAC = ["train", "sac-lag", *TOY, "--total-steps", "200"]
+WORKERS = ["train", "sac-lag", *TOY, "--total-steps", "200", "--num-envs", "2", "--env-processes"]
 MODEL = (
-    "--preset small --width 16 --latent 16 --encoder-width 16 --proposals 8 --elites 3 --policy-rollouts 2 --steps 3 --batch-size 8"
+    "--preset small --width 16 --latent 16 --encoder-width 16 --proposals 8 --elites 3 --policy-rollouts 2 --steps 3"
+    " --batch-size 8"
     " --score-states 4 --score-proposals 4 --critics 2 --bins 11 --time-embedding 4"
 ).split()
-MBDPO = ["train", "mbdpo", *OFTEN, *MODEL, *PLAIN, "--total-steps", "200"]
+MBDPO = ["train", "mbdpo", *OFTEN, *MODEL, *PLAIN, "--total-steps", "120"]
 PRETRAIN_STEPS = ["--total-updates", "60", "--checkpoint-every", "10", "--log-every", "10", "--eval-every", "0"]
 
 
@@ -62,6 +63,7 @@ class Lab:
     def __init__(self, home: Path, share: float, seed: int = 0) -> None:
         self.home, self.share, self.rng = home, share, random.Random(seed)
         self._whole: dict[str, tuple[Path, float]] = {}
+        trained(home / "warm")  # so that the children, which are forked, have all that is imported late
 
     def count(self, full: int) -> int:
         """Tries of a row: all of ``full``, or a share of them."""
@@ -79,12 +81,23 @@ class Lab:
         return self._whole[key]
 
     def finish(self, args: list[Any], folder: Path, row: Row, outcome: str) -> None:
-        """Go on with what is in ``folder``, or begin anew where there is no checkpoint, and compare with the unbroken run."""
+        """Go on with what is in ``folder``, or begin anew where there is no checkpoint, and compare with the
+        unbroken run."""
         whole, _ = self.whole(args)
         begun = any((folder / "checkpoints").glob("[0-9]*"))
-        ended = run([*args[:1], *([] if args[0] == "train" else args[1:2]), "--resume", folder] if begun else [*args, "--out", folder], self.home)
+        ended = run(
+            [*args[:1], *([] if args[0] == "train" else args[1:2]), "--resume", folder]
+            if begun
+            else [*args, "--out", folder],
+            self.home,
+        )
         fault = _unclean(ended, (0,)) or same_run(whole, folder)
-        row.add(outcome if begun else "killed before its first checkpoint, begun anew by the same command: equal to the bit", fault)
+        row.add(
+            outcome
+            if begun
+            else "killed before its first checkpoint, begun anew by the same command: equal to the bit",
+            fault,
+        )
         if not fault:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -102,7 +115,12 @@ EXACT = "resumed, equal to the bit to the unbroken run, each line of metrics onc
 def kills(lab: Lab) -> Iterator[Row]:
     data = data_set(lab.home / "data")
     pretrain = ["pretrain", "mbdpo", "--data", data, *PRETRAIN_STEPS, *MODEL, *PLAIN]
-    for name, args, full in (("ALGD", ALGD, 20), ("SAC-Lagrangian in two workers", WORKERS, 10), ("MBDPO", MBDPO, 6), ("pretraining", pretrain, 8)):
+    for name, args, full in (
+        ("ALGD", ALGD, 20),
+        ("SAC-Lagrangian in two workers", WORKERS, 10),
+        ("MBDPO", MBDPO, 6),
+        ("pretraining", pretrain, 8),
+    ):
         row = Row(f"kill -9, {name}", "at a random moment of the run")
         _, seconds = lab.whole(args)
         for number in range(lab.count(full)):
@@ -118,7 +136,10 @@ def kills(lab: Lab) -> Iterator[Row]:
 def signals(lab: Lab) -> Iterator[Row]:
     for name, args in (("one process", SAC), ("two workers", WORKERS)):
         for group in (False, True):
-            row = Row(f"TERM, INT, HUP, USR1, USR2, {name}", f"to {'the whole process group' if group else 'the process'}, at a random moment")
+            row = Row(
+                f"TERM, INT, HUP, USR1, USR2, {name}",
+                f"to {'the whole process group' if group else 'the process'}, at a random moment",
+            )
             _, seconds = lab.whole(args)
             for number in [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2] * lab.count(3):
                 folder = lab.home / f"signal-{number}-{row.tried}"
@@ -136,12 +157,19 @@ def signals(lab: Lab) -> Iterator[Row]:
 
 
 def full_disk(lab: Lab) -> Iterator[Row]:
-    row = Row("disk full", "a small tmpfs filled at a random moment, emptied, resumed" if os.geteuid() == 0 else "RLIMIT_FSIZE, lifted, resumed")
+    row = Row(
+        "disk full",
+        "a small tmpfs filled at a random moment, emptied, resumed"
+        if os.geteuid() == 0
+        else "RLIMIT_FSIZE, lifted, resumed",
+    )
     with _small_disk(lab.home / "disk") as disk:
         _, seconds = lab.whole(ALGD)
         for number in range(lab.count(10)):
             folder = (disk or lab.home) / f"full-{number}"
-            limit = None if disk else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            limit = (
+                None if disk else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            )
             command = start([*ALGD, "--out", folder], lab.home, limit)
             time.sleep(lab.rng.uniform(0.1, 0.9) * seconds)
             if disk:
@@ -161,7 +189,10 @@ def full_disk(lab: Lab) -> Iterator[Row]:
 def _small_disk(place: Path) -> Iterator[Path | None]:
     """A file system of 6 MB, where this process may make one."""
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", place], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", place], capture_output=True).returncode
+    ):
         yield None
         return
     try:
@@ -180,31 +211,64 @@ def _fill(disk: Path) -> None:
 
 
 def flips(lab: Lab) -> Iterator[Row]:
-    """Bits of every file of a run folder, then the run is resumed for 50 steps more, evaluated and reported."""
+    """Bits of every file of a run folder, then the run is resumed for 20 steps more, evaluated and reported."""
     base, _ = lab.whole(ALGD)
-    longer = [*ALGD[:-1], "650"]
+    longer = [*ALGD[:-1], "220"]
     whole, _ = lab.whole(longer)
-    files = sorted(path.relative_to(base) for path in base.rglob("*") if path.is_file() and path.stat().st_size and path.name != ".lock")
-    for name in ("config.json", "metrics.jsonl", "learner.safetensors", "replay.safetensors", "state.json", "arrays.npz", "manifest.json", "tb"):
+    files = sorted(
+        path.relative_to(base)
+        for path in base.rglob("*")
+        if path.is_file() and path.stat().st_size and path.name != ".lock"
+    )
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "learner.safetensors",
+        "replay.safetensors",
+        "state.json",
+        "arrays.npz",
+        "manifest.json",
+        "tb",
+    ):
         chosen = [path for path in files if name in path.parts]
-        newest = [path for path in chosen if path.parts[:2] in (("checkpoints", "600"),) or path.parts[0] != "checkpoints"]
-        row = Row(f"a flipped bit in {name}", "one random bit, then resumed for 50 steps more")
+        newest = [
+            path for path in chosen if path.parts[:2] in (("checkpoints", "200"),) or path.parts[0] != "checkpoints"
+        ]
+        row = Row(f"a flipped bit in {name}", "one random bit, then resumed for 20 steps more")
         for number in range(lab.count(12)):
             folder = copy(base, lab.home / f"flip-{number}")
             path = folder / lab.rng.choice(newest)
             content = bytearray(path.read_bytes())
             content[lab.rng.randrange(len(content))] ^= 1 << lab.rng.randrange(8)
             path.write_bytes(content)
-            ended = run(["train", "--resume", folder, "--total-steps", "650"], lab.home)
-            noticed = any(word in ended.said for word in ("warning", "changed", "damaged", "cannot be read", "not written by", "not as the checkpoint"))
+            ended = run(["train", "--resume", folder, "--total-steps", "220"], lab.home)
+            noticed = any(
+                word in ended.said
+                for word in (
+                    "warning",
+                    "changed",
+                    "damaged",
+                    "cannot be read",
+                    "not written by",
+                    "not as the checkpoint",
+                )
+            )
             fault = _unclean(ended, (0, 2))
             if ended.code == 0 and not fault:
                 different = same_run(whole, folder)
                 if different and not noticed:
                     fault = f"accepted in silence, and {different} differs (flip in {path.name})"
-                row.add("noticed and named, went on from what is whole" if noticed else "harmless: the end is equal to the bit", fault)
+                row.add(
+                    "noticed and named, went on from what is whole"
+                    if noticed
+                    else "harmless: the end is equal to the bit",
+                    fault,
+                )
             else:
-                row.add("refused with one sentence that names the file", fault or ("" if noticed else f"nothing named: {ended.said[-300:]}"))
+                row.add(
+                    "refused with one sentence that names the file",
+                    fault or ("" if noticed else f"nothing named: {ended.said[-300:]}"),
+                )
         yield row
 
 
@@ -226,7 +290,10 @@ def two_at_once(lab: Lab) -> Iterator[Row]:
         time.sleep(lab.rng.uniform(0, 0.3))
         commands.append(start(["collect", whole, "--out", folder], lab.home))
         ended = [command.end() for command in commands]
-        row.add("one wins, the other says so; the data set is whole", _one_won(ended) or ("" if len(Dataset(folder)) else "no episodes"))
+        row.add(
+            "one wins, the other says so; the data set is whole",
+            _one_won(ended) or ("" if len(Dataset(folder)) else "no episodes"),
+        )
     yield row
 
 
@@ -241,7 +308,10 @@ def environments(lab: Lab) -> Iterator[Row]:
 
     for processes in (False, True):
         place = "in workers" if processes else "in-process"
-        row = Row(f"an environment that breaks its word, {place}", f"{len(FAULTS)} odd answers, exits and interrupts after 260 steps")
+        row = Row(
+            f"an environment that breaks its word, {place}",
+            f"{len(FAULTS)} odd answers, exits and interrupts after 260 steps",
+        )
         for part in FAULTS[:: 1 if lab.share >= 1 else 6]:
             folder = lab.home / f"env-{part}-{processes}"
             args = [
@@ -259,7 +329,7 @@ def environments(lab: Lab) -> Iterator[Row]:
 def memory(lab: Lab) -> Iterator[Row]:
     row = Row("out of memory", "an allocation that fails in a random update")
     for number in range(lab.count(10)):
-        folder, at = lab.home / f"memory-{number}", lab.rng.randrange(1, 450)
+        folder, at = lab.home / f"memory-{number}", lab.rng.randrange(1, 130)
 
         def fail(at: int = at) -> None:
             from saddlepoint.algd.agent import ALGD as Agent
@@ -268,13 +338,17 @@ def memory(lab: Lab) -> Iterator[Row]:
 
             def update(self: Any, replay: Any, updates: int) -> Any:
                 if next(count) == at:
-                    raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+                    raise RuntimeError(
+                        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 8 bytes"
+                    )
                 return made(self, replay, updates)
 
             Agent.update = update  # type: ignore[method-assign]
 
         ended = run([*ALGD, "--out", folder], lab.home, fail)
-        fault = _unclean(ended, (2,)) or ("" if "not enough memory" in ended.said and "checkpoint" in ended.said else ended.said[-300:])
+        fault = _unclean(ended, (2,)) or (
+            "" if "not enough memory" in ended.said and "checkpoint" in ended.said else ended.said[-300:]
+        )
         if fault:
             row.add("", fault)
         else:
@@ -288,10 +362,24 @@ def fuzzed(lab: Lab) -> Iterator[Row]:
     for reader in readers(home):
         full = 150 if "resumed" in reader.path.parts else 1000
         tally = fuzz(reader, lab.count(full))
-        row = Row(f"damaged {reader.name}", "random bytes or JSON structure, digests mended in 70 %", tally.tried, tally.tried - len(tally.faults))
+        row = Row(
+            f"damaged {reader.name}",
+            "random bytes or JSON structure, digests mended in 70 %",
+            tally.tried,
+            tally.tried - len(tally.faults),
+        )
         row.wrong = tally.faults
         row.outcomes = {f"{tally.refused} refused with one sentence, {tally.accepted} read as they stand": row.well}
         yield row
 
 
-ROWS: tuple[Callable[[Lab], Iterator[Row]], ...] = (kills, signals, full_disk, flips, two_at_once, environments, memory, fuzzed)
+ROWS: tuple[Callable[[Lab], Iterator[Row]], ...] = (
+    kills,
+    signals,
+    full_disk,
+    flips,
+    two_at_once,
+    environments,
+    memory,
+    fuzzed,
+)
