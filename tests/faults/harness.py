@@ -121,11 +121,16 @@ def same_run(one: Path, two: Path) -> str:
     states = [_timeless(json.loads((folder / "state.json").read_text())) for folder in folders]
     if states[0] != states[1]:
         return f"state.json of step {steps[0]}"
-    lines = [
-        [_timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (one, two)
-    ]
+    lines = [[_line(raw) for raw in (folder / "metrics.jsonl").read_bytes().splitlines()] for folder in (one, two)]
     return "" if lines[0] == lines[1] else "metrics.jsonl"
+
+
+def _line(raw: bytes) -> Any:
+    """A line of metrics; one that is damaged as it stands."""
+    try:
+        return _timeless(json.loads(raw))
+    except ValueError:
+        return raw
 
 
 def _timeless(value: Any) -> Any:
