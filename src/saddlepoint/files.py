@@ -123,7 +123,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It keeps the suffix of ``path``, and has the mode that the umask gives. Raises ``FileFault``.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = beside(path)
     with _writing(path, "look at the disk and the folder's permissions"):
         if path.exists() and not path.is_file():
             raise OSError(0, "it is a folder or a device")
@@ -149,7 +149,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     not an empty folder.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = beside(path)
     with _writing(path, "choose another folder, or look at the disk and its permissions"):
         _require_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def seal_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """A name that nobody else has: numbers of processes may meet on a disk that several machines share."""
     return path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
 
