@@ -44,7 +44,7 @@ class CLIPEncoder:
             )
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
             pictures = read_json(folder / "preprocessor_config.json", "how a CLIP takes pictures")
-            mean, std = (pictures[name] for name in ("image_mean", "image_std"))
+            mean, std = (torch.tensor(pictures[name]).float().view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
         except UserError:
             raise
         # damaged files, other shapes, settings that are not there: each library raises its own
@@ -57,8 +57,8 @@ class CLIPEncoder:
         self.scale = float(self._model.logit_scale.exp())
         """the factor of cosines in CLIP's own logits"""
         self._size = self._model.config.vision_config.image_size
-        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self._mean = mean.to(device)
+        self._std = std.to(device)
         self._phrases: dict[str, Tensor] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
