@@ -13,7 +13,7 @@ import pytest
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import EnvBatch, env_spec, make_env
 from saddlepoint.envs.tasks import TASKS
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.checkpoint import latest
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.evaluate import evaluate

@@ -20,13 +20,14 @@ import torch
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS, ALGDConfig
-from saddlepoint.algd.energy import evaluate
 from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.systems import SYSTEMS, load_policy, restore_config
+from saddlepoint.options import restore
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
@@ -255,8 +256,7 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     for policy in (plain, best):
         agent = cast(ALGD, policy.learner)
         action = torch.as_tensor(policy.act(state.numpy()))
-        layers = (agent.critic.layers(), agent.cost_critic.layers())
-        energies.append(evaluate(agent.critic, agent.cost_critic, layers, state, action[None], agent.penalty()).energy.value.mean())
+        energies.append(agent.energies(state, action[None]).mean())
     assert energies[1] < energies[0]
     assert command("evaluate", trained, "--episodes", "2", "--acting", "evaluation=best_of_n", "evaluation_samples=4", "--threads", "1")[0] == 0
     assert json.loads((trained / "evaluation-120-evaluation=best_of_n-evaluation_samples=4.json").read_text())["acting"] == [
@@ -319,7 +319,7 @@ def test_every_preset_is_read_back_as_it_was_written(name: str) -> None:
     system = SYSTEMS[name]
     for preset in system.presets().values():
         written = json.loads(json.dumps(asdict(preset)))
-        assert restore_config(system.config_class(), written, Path("config.json")) == preset
+        assert restore(system.config_class(), written, Path("config.json")) == preset
 
 
 def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:

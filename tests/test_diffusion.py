@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from saddlepoint.diffusion.energy_score import energy_score
 from saddlepoint.diffusion.kernel import Gaussian, ancestral_reverse, ddim_kernel, euler_reverse, guided_ddpm_reverse
-from saddlepoint.diffusion.network import ScoreNetwork
-from saddlepoint.diffusion.sample import sample_chain
+from saddlepoint.diffusion.network import ScoreMLP, ScoreNetwork
 from saddlepoint.diffusion.schedule import linear_betas, prior_reaching_betas, ve_schedule, vp_schedule
+from saddlepoint.nn import ops
 
 F64 = torch.float64
 
@@ -68,7 +68,7 @@ def gaussian_score(schedule, mean: float, std: float):
 
     def score(x, k):
         alpha, sigma = schedule.alpha[k], schedule.sigma[k]
-        return -(x - alpha * mean) / (alpha**2 * std**2 + sigma**2), None
+        return -(x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
 
     return score
 
@@ -83,7 +83,7 @@ def test_ancestral_chain_recovers_a_point_exactly(kind):
         torch.randn(8, 1, generator=generator, dtype=F64),
         torch.randn(4, 8, 1, generator=generator, dtype=F64),
     )
-    chain = sample_chain(gaussian_score(schedule, 0.7, 0.0), process, process.start * start, noise)
+    chain = ops.reverse_chain(gaussian_score(schedule, 0.7, 0.0), process.start * start, noise, process.table)
     torch.testing.assert_close(chain[0], torch.full((8, 1), 0.7, dtype=F64))
 
 
@@ -96,7 +96,7 @@ def test_fine_chains_recover_mean_and_variance(kind):
     mean, variance = 0.0, process.start**2
     for k in reversed(range(400)):
         zero, one = (
-            float(process.kernel(k, torch.tensor(x, dtype=F64), score(torch.tensor(x, dtype=F64), k)[0]).mean)
+            float(process.kernel(k, torch.tensor(x, dtype=F64), score(torch.tensor(x, dtype=F64), k)).mean)
             for x in (0.0, 1.0)
         )
         gain = one - zero
@@ -198,13 +198,39 @@ def test_energy_score_carries_no_gradient_and_weights_are_shift_invariant(propos
 
 def test_score_network_is_the_plain_mlp_on_the_concatenation(generator):
     """The split first layer equals one product on concat(state, u, embedding)."""
-    network = ScoreNetwork(5, 2, 4, (8, 6), 3, True, generator).double()
+    network = ScoreMLP(5, 2, 4, (8, 6), 3, True, generator).double()
     state, u, k = torch.randn(7, 5, dtype=F64), torch.randn(7, 2, dtype=F64), torch.randint(4, (7,))
     h = torch.cat([state, u, network.embedding[k]], -1)
     for w, b in zip(network.weights, network.biases):
         h = torch.relu(h @ w.T + b)
     for head in ("score", "eps"):
         wanted = h @ network.head_weights[head].T + network.head_biases[head]
-        torch.testing.assert_close(network(network.condition(state), u, k, head), wanted)
-    same = network(network.condition(state), u, 2)
-    torch.testing.assert_close(same, network(network.condition(state), u, torch.full((7,), 2)))
+        torch.testing.assert_close(network(state, u, k, head), wanted)
+    same = network(state, u, 2)
+    torch.testing.assert_close(same, network(state, u, torch.full((7,), 2)))
+
+
+class Wave(ScoreNetwork):
+    """A network of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.3, dtype=F64))
+
+    def forward(self, state, x, k, head="score"):
+        return self.scale * torch.sin(x + state[:, :1] + k)
+
+
+def test_the_chain_of_any_network_is_the_loop_over_its_outputs_with_gradients(generator):
+    table = ops.ReverseTable((1.0, 0.9, 0.8), (0.1, 0.2, 0.3), (0.0, 0.5, 0.6))
+    state, start, noise = torch.randn(4, 2, dtype=F64), torch.randn(4, 3, dtype=F64), torch.randn(3, 4, 3, dtype=F64)
+    for network in (Wave(), ScoreMLP(2, 3, 3, (8, 8), 4, False, generator).double()):
+        x = start
+        for k in (2, 1, 0):
+            x = table.keep[k] * x + table.drift[k] * network(state, x, k) + table.std[k] * noise[k]
+        latents = network.chain(state, start, noise, table)
+        torch.testing.assert_close(latents[0], x)
+        assert torch.equal(latents[3], start)
+        parameter = next(network.parameters())
+        (wanted,), (found,) = (torch.autograd.grad(end.square().sum(), parameter) for end in (x, latents[0]))
+        torch.testing.assert_close(found, wanted)

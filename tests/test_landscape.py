@@ -20,7 +20,7 @@ from saddlepoint.landscape import landscape_command
 from saddlepoint.landscape.picture import panel_svg
 from saddlepoint.landscape.slices import KINDS, SAMPLES, energy_plane, landscape, widest
 from saddlepoint.landscape.states import choose_states, play
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train
 from saddlepoint.types import EnvShape, UserError
@@ -49,8 +49,8 @@ def agent() -> ALGD:
 def energy_by_hand(agent: ALGD, state: np.ndarray, action: np.ndarray, kind: str) -> np.ndarray:
     """(rows, observation), (rows, action) -> (rows,), from the critics' values and the paper's formulas in numpy."""
     with torch.no_grad():
-        rows = (torch.as_tensor(state, dtype=torch.float32), torch.as_tensor(action, dtype=torch.float32))
-        reward, cost = agent.critic(*rows).double().numpy(), agent.cost_critic(*rows).double().numpy()
+        rows = (torch.as_tensor(state, dtype=torch.float32), torch.as_tensor(action, dtype=torch.float32)[None])
+        reward, cost = (critic(*rows)[:, 0].double().numpy() for critic in (agent.critic, agent.cost_critic))
     total = -reward.min(0)
     for c, (lam, budget) in enumerate(zip(agent.multiplier.numpy(), BUDGETS, strict=True)):
         members = cost[4 * c : 4 * c + 4]
@@ -79,7 +79,7 @@ def test_excess_is_the_worst_constraints(agent: ALGD) -> None:
 def test_paths_run_from_the_noise_to_the_policys_own_actions(agent: ALGD) -> None:
     state = torch.randn(7, 4)
     noise = agent.policy.draw(7, torch.Generator().manual_seed(5))
-    chains = view.paths(agent, state, noise)
+    chains = agent.paths(state, noise)
     assert chains.shape == (SMALL.steps + 1, 7, 3)
     actions = agent.act(state, "stochastic", torch.Generator().manual_seed(5))
     assert torch.equal(chains[0], actions)
@@ -129,7 +129,7 @@ def test_a_landscape_is_repeatable_and_agrees_with_the_agent(run: Path) -> None:
         for kind in KINDS:
             np.testing.assert_array_equal(one.energy[kind], other.energy[kind])
             corner = torch.tensor([[one.axes[0][3], one.axes[1][70]]], dtype=torch.float32)
-            direct = float(view.energy(agent, state, corner[None], kind))
+            direct = float(agent.energies(state, corner[None], kind))
             assert one.energy[kind][70, 3] == pytest.approx(direct, rel=1e-4, abs=1e-4)
     swapped = landscape(run, 1, 4, dims=(1, 0)).slices[0]
     assert swapped.dims == (1, 0)
@@ -137,7 +137,7 @@ def test_a_landscape_is_repeatable_and_agrees_with_the_agent(run: Path) -> None:
 
 def test_panels_fit_into_one_page(run: Path) -> None:
     part = landscape(run, 1, 0).slices[0]
-    texts = [panel_svg(part, kind, f"{kind} <of> a&b") for kind in KINDS]
+    texts = [panel_svg(part, kind, f"{kind} <of> a&b", 5.0) for kind in KINDS]
     ids = []
     for text in texts:
         tree = ElementTree.fromstring(text)

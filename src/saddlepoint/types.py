@@ -25,6 +25,13 @@ ActMode: TypeAlias = Literal["explore", "stochastic", "deterministic"]
 """``explore``: the behaviour policy. ``stochastic``: a sample of the policy. ``deterministic``: its noise-free action."""
 
 
+def per_constraint(values: Mapping[str, Tensor]) -> Metrics:
+    """(constraints,) each as metrics, ``name`` for one constraint and ``name_0``, ``name_1``, ... for several."""
+    return {
+        name if len(value) == 1 else f"{name}_{c}": value[c] for c in range(max(map(len, values.values()), default=0)) for name, value in values.items()
+    }
+
+
 class UserError(Exception):
     """A mistake of the user's, or of the machine they run on: one clear sentence (what, where, what to do), shown without a traceback."""
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from saddlepoint.algd.agent import ALGD, UpdateNoise
+from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PARITY, PARITY_VP
-from saddlepoint.algd.energy import Penalty, energy_gradient, evaluate
+from saddlepoint.algd.energy import Constraint, augmented
+from saddlepoint.algd.losses import UpdateNoise
 from saddlepoint.algd.policy import ChainNoise
 from saddlepoint.constrained.budget import CostBudget, discounted_budget
 from saddlepoint.constrained.lagrangian import augmented_penalty, effective_multiplier
@@ -117,40 +118,37 @@ def test_action_box_and_networks(recording):
     recording.close(agent.policy.box.scale, "action_scale")
     recording.close(agent.policy.box.bias, "action_bias")
     network = agent.policy.network
-    condition = network.condition(recording["net.state"])
-    recording.close(network(condition, recording["net.x"], recording["net.t"]), "net.score")
+    at = recording["net.state"], recording["net.x"], recording["net.t"]
+    recording.close(network(*at), "net.score")
     if agent.config.prediction == "guided":
-        recording.close(network(condition, recording["net.x"], recording["net.t"], "eps"), "net.eps")
+        recording.close(network(*at, "eps"), "net.eps")
     state, action = recording["la.state"], recording["la.action"]
-    values = agent.critic(state, action)
+    values = agent.critic(state, action[None])[:, 0]
     recording.close(values[0, :, None], "la.q1")
     recording.close(values[1, :, None], "la.q2")
-    cost = agent.cost_critic(state, action)
+    cost = agent.cost_critic(state, action[None])[:, 0]
     recording.close(cost[..., None], "la.qc")
     recording.close(ensemble_risk(cost)[:, None], "la.qc_risk")
 
 
 def test_augmented_lagrangian_and_its_action_gradient(recording):
     agent = agent_of(recording)
-    critics = agent.critic, agent.cost_critic, (agent.critic.layers(), agent.cost_critic.layers())
-    state, action = recording["la.state"], recording["la.action"]
+    state, action = recording["la.state"], recording["la.action"][None].requires_grad_()
+    reward, cost = agent.critic(state, action), agent.cost_critic(state, action)
     values, gradients, arguments = [], [], []
     lams, rhos, budgets = recording["la.lam"], recording["la.rho"], recording["la.h"]
     for i, lam in enumerate(lams):
         for j, rho in enumerate(rhos):
             for k in range(budgets.shape[2]):
-                terms = Penalty("augmented", lam[None], budgets[i, j, k][None], torch.ones(1), float(rho), 1.0)
-                at = evaluate(*critics, state, action[None], terms)
-                energy, gradient = at.energy, energy_gradient(*critics, at, terms)
-                violation = energy.risk[0, 0] - budgets[i, j, k]
+                constraint = Constraint(lam[None], budgets[i, j, k][None], torch.ones(1), float(rho), 1.0)
+                energy = augmented(reward, cost, constraint)[0]
+                violation = constraint.risk(cost)[0, 0] - budgets[i, j, k]
                 penalty = augmented_penalty(violation, lam, rho)
-                torch.testing.assert_close(
-                    energy.value[0], penalty - agent.critic(state, action).amin(0), rtol=0, atol=1e-12
-                )
+                torch.testing.assert_close(energy, penalty - reward[:, 0].amin(0), rtol=0, atol=1e-12)
                 assert (effective_multiplier(violation, lam, rho) >= 0).all()
-                values.append(energy.value[0])
-                gradients.append(gradient[0])
-                arguments.append(lam + rho * violation)
+                values.append(energy.detach())
+                gradients.append(torch.autograd.grad(energy.sum(), action, retain_graph=True)[0][0])
+                arguments.append((lam + rho * violation).detach())
     grid = tuple(budgets.shape)
     recording.close(torch.stack(values).unflatten(0, grid), "la.value")
     recording.close(torch.stack(gradients).unflatten(0, grid), "la.grad_action")
@@ -165,12 +163,12 @@ def test_reverse_chain(recording):
     agent = agent_of(recording)
     policy, state = agent.policy, recording["sample.state"]
     noise = chain_noise(recording, "traj")
-    latents = policy.latents(state, policy.process.start * noise.start, noise.steps)
+    latents = policy.path(state, noise)
     recording.close(latents, "traj.x")
     recording.close(policy.box.squash(latents[0]), "traj.a0")
     recording.close(policy.box.squash(latents[recording["traj.tau"], torch.arange(len(state))]), "traj.a_tau")
     noise = chain_noise(recording, "stoch")
-    recording.close(policy.latents(state, policy.process.start * noise.start, noise.steps), "stoch.x")
+    recording.close(policy.path(state, noise), "stoch.x")
     recording.close(policy.sample(state, noise), "stoch.action")
 
 
@@ -195,26 +193,23 @@ def test_monte_carlo_score(recording, name):
     agent = agent_of(recording)
     point, tau = recording[f"{name}.a_tau"], recording[f"{name}.tau"]
     noise = recording[f"{name}.noise"].transpose(0, 1)
-    sigma = agent.policy.sigma[tau]
+    sigma = agent.policy.at_steps(tau).sigma
     if agent.config.prediction == "guided":
         sigma = (sigma.square() + 1e-8).sqrt()
-    critics = agent.critic, agent.cost_critic, (agent.critic.layers(), agent.cost_critic.layers())
     lam, h = torch.tensor([s[f"{name}.lam"]], dtype=torch.float64), torch.tensor([s[f"{name}.h"]], dtype=torch.float64)
     state, rho, beta = recording[f"{name}.state"], s[f"{name}.rho"], s[f"{name}.beta"]
+    constraint = Constraint(lam, h, torch.ones_like(h), rho, 1.0)
 
     def energy(actions: Tensor) -> Tensor:
-        reward = torch.stack([agent.critic(state, a).amin(0) for a in actions])
-        risk = torch.stack([ensemble_risk(agent.cost_critic(state, a)) for a in actions])
-        return augmented_penalty(risk - h, lam, rho) - reward
+        return augmented(agent.critic(state, actions), agent.cost_critic(state, actions), constraint)
 
     proposals = propose(point, 1.0, sigma, noise)
     recording.close(proposals.transpose(0, 1), f"{name}.a0")
-    terms = Penalty("augmented", lam, h, torch.ones_like(h), rho, 1.0)
-    at = evaluate(*critics, state, proposals, terms)
-    lagrangian, gradient = at.energy, energy_gradient(*critics, at, terms)
-    recording.close(lagrangian.value.T, f"{name}.la")
+    values = energy(proposals.requires_grad_())
+    (gradient,) = torch.autograd.grad(values.sum(), proposals)
+    recording.close(values.T, f"{name}.la")
     recording.close(gradient.transpose(0, 1), f"{name}.grad")
-    recording.close(energy_weights(lagrangian.value, beta).T, f"{name}.weights")
+    recording.close(energy_weights(values, beta).T, f"{name}.weights")
     recording.close(energy_score(energy, point, 1.0, sigma, noise, beta), f"{name}.phi_star")
 
 
@@ -301,14 +296,14 @@ def test_intermediates_of_the_first_update(recording, mode):
     batch, noise = to_batch(recording, mode, 0), to_noise(recording, mode, 0)
     next_action = agent.policy.sample(batch.next_observation, noise.next)
     recording.close(next_action, f"{mode}.call0.next_action")
-    values = agent.critic(batch.observation, batch.action)
-    recording.close(values[0, :, None], f"{mode}.call0.q1")
-    recording.close(agent.cost_critic(batch.observation, batch.action)[..., None], f"{mode}.call0.qc")
-    _, chain = agent.critic_step(batch, noise)
-    recording.close(agent.policy.box.squash(chain.latents[0]), f"{mode}.call0.a0")
-    point = chain.latents[noise.tau, torch.arange(len(batch.reward))]
+    replayed = batch.observation, batch.action[None]
+    recording.close(agent.critic(*replayed)[0, 0, :, None], f"{mode}.call0.q1")
+    recording.close(agent.cost_critic(*replayed)[:, 0, :, None], f"{mode}.call0.qc")
+    latents = agent.policy.path(batch.observation, noise.policy)
+    recording.close(agent.policy.box.squash(latents[0]), f"{mode}.call0.a0")
+    point = latents[noise.tau, torch.arange(len(batch.reward))]
     recording.close(agent.policy.box.squash(point), f"{mode}.call0.a_tau")
-    recording.close(agent.policy.score(chain.at, point, noise.tau), f"{mode}.call0.phi_theta")
+    recording.close(agent.policy.score(batch.observation, point, noise.tau), f"{mode}.call0.phi_theta")
 
 
 def test_budgets(recording):

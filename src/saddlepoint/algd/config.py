@@ -7,7 +7,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from saddlepoint.algd.energy import ENERGIES
 from saddlepoint.constrained.lagrangian import MultiplierRule
+from saddlepoint.diffusion.network import SCORE_NETWORKS
+from saddlepoint.nn.choice import choose
+from saddlepoint.nn.critics import require_critic
+from saddlepoint.nn.encoding import Encoding
 from saddlepoint.types import UserError
 
 
@@ -16,8 +21,9 @@ class ALGDConfig:
     """Augmented-Lagrangian-guided diffusion (arXiv 2602.02924). Numbers in brackets are the deviations of the release (docs/deviations.md)."""
 
     # --- the energy
-    energy: Literal["augmented", "plain", "none"] = "augmented"
-    """what guides the denoising: the augmented Lagrangian, the plain one (the paper's unstable case), or reward alone"""
+    energy: str = "augmented"
+    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``plain``, the ordinary one (the paper's unstable case); ``none``, reward
+    alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
     rho: float = 1.0
     """penalty weight of the augmented Lagrangian"""
     risk_std: float = 1.0
@@ -106,6 +112,14 @@ class ALGDConfig:
     """members of each constraint's cost ensemble"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
+    encoding: Encoding = "raw"
+    """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
+    critic_network: str = "mlp"
+    """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``)"""
+    critic_values: Literal["scalar", "two_hot"] = "scalar"
+    """how critics represent a value: a number fitted by squared error, or a categorical over symlog values fitted by cross-entropy"""
+    score_network: str = "mlp"
+    """kind of the score network: ``mlp``, or ``module:name``, a class of your own (``saddlepoint.diffusion.network``)"""
     policy_hidden: tuple[int, ...] = (128, 128, 128)
     """hidden layers of the score network"""
     time_embedding: int = 16
@@ -141,8 +155,8 @@ class ALGDConfig:
     and 0.99"""
     target_every: int = 1
     """updates between two Polyak steps"""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """precision of the critics' matrix products, and where an update is compiled on a CPU of its score network's; acting is in float32"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of an update's matrix products: ``auto`` takes bfloat16 only where the processor was measured to be faster with it; acting is in float32"""
 
     # --- acting without noise
     evaluation: Literal["zero", "best_of_n"] = "zero"
@@ -183,6 +197,9 @@ class ALGDConfig:
         for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative: it is {getattr(self, name)}.")
+        choose(self.energy, ENERGIES, "--energy")
+        choose(self.score_network, SCORE_NETWORKS, "--score-network")
+        require_critic(self.critic_network, self.critic_values)
         if self.smoothing >= 1:
             raise UserError(f"--smoothing must be below 1, not {self.smoothing}: at 1 the violation is never seen.")
         if self.multiplier_rule == "log_adam" and self.multiplier == 0:

@@ -1,44 +1,38 @@
-"""What the baselines share: soft actor-critic's parts, and the learner's protocol. ``SAC`` and ``Constrained`` make an update of them."""
+"""What the baselines share: networks, temperature, targets, and the learner's protocol. ``SAC`` and ``Constrained`` make an update of them."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.baselines.config import SACConfig
-from saddlepoint.baselines.critic import Critic, Fit
-from saddlepoint.baselines.policy import GaussianPolicy, Sample
+from saddlepoint.baselines.config import ConstrainedConfig, SACConfig
+from saddlepoint.baselines.losses import UpdateNoise, reward_loss, soft_loss
+from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.constrained.budget import CostBudget, require_fitting
-from saddlepoint.nn.critics import Activation
-from saddlepoint.nn.finite import require_finite
+from saddlepoint.nn.critics import Critic, make_critic
+from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.nn.native import promises
-from saddlepoint.nn.state import gather, restore
+from saddlepoint.nn.ops import native_wins
+from saddlepoint.nn.optim import Flat, Optimiser
+from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Replay
-from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
+from saddlepoint.types import ActMode, Batch, EnvShape, Metrics
 
 C = TypeVar("C", bound=SACConfig)
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class UpdateNoise(NamedTuple):
-    """Every random draw of one update: standard normal, (batch, action) each."""
-
-    next: Tensor  # for a' ~ pi(s')
-    policy: Tensor  # for a ~ pi(s)
 
 
 class ActorCritic(ABC, Generic[C]):
     """A Gaussian policy, two reward critics with targets, and a temperature (SAC, arXiv 1812.05905)."""
 
     system: ClassVar[str]
-    needs_cost: ClassVar[bool] = True
     """the name on the command line and in config.json"""
+    needs_cost: ClassVar[bool] = True
 
     def __init__(
         self, config: C, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int = 0,
@@ -48,37 +42,42 @@ class ActorCritic(ABC, Generic[C]):
         config.validate()
         require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
-        self.device, self.dtype, self.compiled = torch.device(device), dtype, compile
+        self.device, self.dtype = torch.device(device), dtype
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
-        box = ActionBox.from_bounds(low, high)
-        self.policy = GaussianPolicy(shape.observation, config.policy_hidden, box, self.initial)
+        self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
+        self.policy = GaussianPolicy(self.encoder.outputs, config.policy_hidden, ActionBox.from_bounds(low, high), self.initial)
         self.policy.place(self.device, dtype)
-        self.critic = self._make_critic(2, "relu", config.critic_learning_rate)
-        self.critics = {"reward_critic": self.critic}
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
-        self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), lr=config.policy_learning_rate, fused=True)
+        members: dict[str, tuple[int, Literal["relu", "silu"], float]] = {"reward_critic": (2, "relu", config.critic_learning_rate)}
+        if isinstance(config, ConstrainedConfig):
+            members["cost_critic"] = (shape.constraints * config.cost_members, "silu", config.cost_learning_rate)
+        self.critics = {name: self._critic(count, activation) for name, (count, activation, _) in members.items()}
+        self.targets = {name: copy.deepcopy(critic).requires_grad_(False) for name, critic in self.critics.items()}
+        self.critic, self.critic_target = self.critics["reward_critic"], self.targets["reward_critic"]
+        if compile and self.device.type == "cpu":
+            for critic in (*self.critics.values(), *self.targets.values()):
+                critic.accelerate(None)
+        self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
+        self.critic_optimiser = Optimiser({name: (critic, members[name][2]) for name, critic in self.critics.items()})
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
+        self.flat_targets = {name: Flat(target) for name, target in self.targets.items()}
+        on_accelerator = compile and self.device.type != "cpu"  # the one compile site; on a CPU the critics have native kernels
+        self.compile = functools.partial(torch.compile, dynamic=False) if on_accelerator else lambda function: function
+        self.reward_loss, self.soft_loss = self.compile(reward_loss), self.compile(soft_loss)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
 
-    def _make_critic(self, members: int, activation: Activation, rate: float) -> Critic:
-        sizes = (self.shape.observation, self.shape.action, self.config.critic_hidden)
-        critic = Critic(members, *sizes, activation, rate, self.initial, self.device, self.dtype)
-        if self.compiled and self.device.type == "cpu":
-            critic.fuse()
-        return critic
-
-    def _compile(self, function: F) -> F:
-        """The pure, heavy functions of an update, compiled where they are not C++ anyway (``_make_critic``)."""
-        compiled: Any = torch.compile(function, dynamic=False) if self.compiled and self.device.type != "cpu" else function
-        return compiled
+    def _critic(self, members: int, activation: Literal["relu", "silu"]) -> Critic:
+        cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
+        critic = make_critic(cfg.critic_network, cfg.critic_values, members, *sizes, activation, self.initial)
+        return critic.to(self.device, self.dtype)
 
     @staticmethod
     def gains_by_compiling(config: SACConfig) -> bool:
-        """Whether the critics have the C++ passes on a CPU."""
-        return promises(*config.critic_hidden)
+        """Whether the critics have native kernels on this CPU."""
+        return native_wins(*config.critic_hidden)
 
     @abstractmethod
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
@@ -86,47 +85,26 @@ class ActorCritic(ABC, Generic[C]):
 
     # ------------------------------------------------------------------------------------------------ parts of an update
 
+    def encoded(self, batch: Batch) -> Batch:
+        """The batch as the networks see it."""
+        return batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
+
     @property
     def beta(self) -> Tensor:
         """The temperature, 0-d, SAC's alpha."""
         return self.log_beta.detach().exp().to(self.device, self.dtype)
 
-    def fit_reward(self, batch: Batch, following: Sample, beta: Tensor) -> Fit:
-        """Both heads to  r + gamma (1 - terminated) (min_j Q'_j(s', a') - beta log pi(a'|s')),  squared errors summed over heads, mean over batch."""
-        value = self.critic.target_values(batch.next_observation, following.action).amin(0) - beta * following.log_prob
-        wanted = batch.reward + self.config.gamma * (1 - batch.terminated) * value
-        return self.critic.fit(batch.observation, batch.action, wanted.expand(2, -1), 1 / len(wanted))
-
-    def reward_slope(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """min_j Q_j(s, a) and its slope in the action: (batch,), (batch, action)."""
-        saved = self.critic.values(state, action)
-        least, head = saved.values[:, 0].min(0, keepdim=True)
-        return least[0], self.critic.slope(saved, torch.zeros_like(saved.values[:, 0]).scatter_(0, head, 1.0))
-
-    def descend(self, optimisers: dict[str, torch.optim.Adam], fits: dict[str, Fit]) -> None:
-        """One Adam step on each fit. Raises ``NonFiniteError``, before any step, naming the first loss or gradient that is not finite."""
-        modules = self._modules()
-        for owner, (loss, gradients) in fits.items():
-            names = (f"{owner}.{name}" for name, _ in modules[owner].named_parameters())
-            total = torch.stack(torch._foreach_norm(gradients)).sum()
-            require_finite(self.updates, {f"{owner}_loss": loss}, total, zip(names, gradients))
-        for owner, (_, gradients) in fits.items():
-            for parameter, gradient in zip(modules[owner].parameters(), gradients):
-                parameter.grad = gradient
-            optimisers[owner].step()
-
     def tune_temperature(self, entropy: Tensor) -> None:
         """One Adam step on log beta along  entropy - target_entropy * dim(A): too much entropy lowers the temperature."""
         if self.config.entropy == "tuned":
-            excess = entropy - self.config.target_entropy * self.shape.action
-            self.log_beta.grad = excess.to("cpu", torch.float64)
+            self.log_beta.grad = entropy.detach().to("cpu", torch.float64) - self.config.target_entropy * self.shape.action
             self.beta_optimiser.step()
 
     def follow(self) -> None:
         """The targets' Polyak step, every ``target_every`` updates, and the count of updates."""
         if self.updates % self.config.target_every == 0:
-            for critic in self.critics.values():
-                critic.follow(self.config.polyak)
+            for name, target in self.flat_targets.items():
+                target.follow(self.critic_optimiser.flats[name], self.config.polyak)
         self.updates += 1
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
@@ -149,45 +127,39 @@ class ActorCritic(ABC, Generic[C]):
         return metrics | {"reward_unit": self.reward_unit}
 
     def episode_cost(self, replay: Replay) -> Tensor | None:
-        """What an episode of late cost, (constraints,) in the units of h, where it moves a multiplier."""
+        """What an episode cost lately, (constraints,) in the units of h, where it moves a multiplier."""
         return None
 
     def observe(self, observation: Tensor) -> None:
-        """The baselines keep no running statistics of observations."""
+        """Count in new observations (envs, observation) for the encoding."""
+        self.encoder.observe(observation.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
         """(envs, observation) -> (envs, action) inside the bounds."""
-        state = observation.to(self.device, self.dtype)
+        state = self.encoder(observation.to(self.device, self.dtype))
         if mode == "deterministic":
             return self.policy.mean_action(state)
         noise = torch.randn(len(state), self.shape.action, generator=generator, device=self.device, dtype=self.dtype)
         return self.policy.sample(state, noise).action
 
-    def _modules(self) -> dict[str, nn.Module]:
-        online: dict[str, nn.Module] = {name: critic.online for name, critic in self.critics.items()}
-        return {"policy": self.policy} | online | {f"{n}_target": critic.target for n, critic in self.critics.items()}
+    @torch.no_grad()
+    def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """What the critics expect to follow, in the environment's units: ``reward`` (batch,), discounted."""
+        state, action = self.encoder(observation.to(self.device, self.dtype)), action.to(self.device, self.dtype)
+        return {"reward": self.critic(state, action[None])[:, 0].amin(0) * self.reward_unit}
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder, "policy": self.policy, **self.critics, **{f"{name}_target": target for name, target in self.targets.items()}}
 
     def _optimisers(self) -> dict[str, torch.optim.Adam]:
-        own = {"policy": self.policy_optimiser, "beta": self.beta_optimiser}
-        return own | {name: critic.optimiser for name, critic in self.critics.items()}
+        return {"policy": self.policy_optimiser.adam, "critics": self.critic_optimiser.adam, "beta": self.beta_optimiser}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, temperature, counter and generator, as flat named tensors."""
-        state = gather(self._modules(), self._optimisers()) | {"log_beta": self.log_beta}
-        state |= {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()}
-        state["reward_unit"] = torch.tensor(self.reward_unit, dtype=torch.float64)
-        return {name: value.detach().clone() for name, value in state.items()}
+        return save_learner(self, {"log_beta": self.log_beta})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        try:
-            restore(state, self._modules(), self._optimisers())
-            with torch.no_grad():
-                self.log_beta.copy_(state["log_beta"])
-            self.updates, self.reward_unit = int(state["updates"]), float(state.get("reward_unit", 1.0))
-            self.generator.set_state(state["generator"].cpu())
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"the saved learner does not fit this configuration or environment ({str(error).splitlines()[0]})."
-            ) from error
+        with torch.no_grad():
+            self.log_beta.copy_(load_learner(self, state, ("log_beta",))["log_beta"])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.nn.critics import CriticValues, require_critic
+from saddlepoint.nn.encoding import Encoding
 from saddlepoint.types import UserError
 
 Effect = tuple[Callable[[Any], bool], str]
@@ -27,6 +29,12 @@ class SACConfig:
     """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (SAC's own choice)"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
+    encoding: Encoding = "raw"
+    """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
+    critic_network: str = "mlp"
+    """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``)"""
+    critic_values: CriticValues = "scalar"
+    """how critics represent a value: a number fitted by squared error, or a categorical over symlog values fitted by cross-entropy"""
     policy_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the policy"""
     reward_unit: Literal["random", "one"] = "random"
@@ -74,6 +82,7 @@ class SACConfig:
                 raise UserError(f"{flag} must lie in (0, 1], not {value}.")
             if isinstance(value, tuple) and (not value or min(value) < 1):
                 raise UserError(f"{flag} needs at least one layer of at least one unit, not {value}.")
+        require_critic(self.critic_network, self.critic_values)
         if self.entropy == "tuned" and self.target_entropy >= math.log(2):
             raise UserError(
                 f"--target-entropy {self.target_entropy} cannot be reached: no policy on [-1, 1] has more than log 2 = 0.69 a dimension."

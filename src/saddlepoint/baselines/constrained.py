@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from saddlepoint.baselines.actor_critic import ActorCritic, UpdateNoise
-from saddlepoint.baselines.config import ConstrainedConfig
-from saddlepoint.baselines.critic import Fit
-from saddlepoint.baselines.policy import Sample
+from saddlepoint.baselines.actor_critic import ActorCritic
+from saddlepoint.baselines.config import CALConfig, ConstrainedConfig, SACLagConfig, SACPIDConfig
+from saddlepoint.baselines.losses import UpdateNoise, cost_loss, risks
 from saddlepoint.constrained.budget import CostBudget, cost_units
-from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
+from saddlepoint.constrained.lagrangian import effective_multiplier
+from saddlepoint.nn.optim import frozen
+from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Replay
-from saddlepoint.types import Batch, EnvShape, Metrics, UserError
+from saddlepoint.types import Batch, EnvShape, Metrics, per_constraint
 
 K = TypeVar("K", bound=ConstrainedConfig)
-
-
-class PolicyStep(NamedTuple):
-    """The policy's loss and gradients, and what they say of entropy and constraints."""
-
-    fit: Fit
-    entropy: Tensor  # 0-d, of the actions scaled to [-1, 1]
-    risk: Tensor  # (constraints,) mean risk
-    violation: Tensor  # (constraints,) discounted cost - h, which moves the multiplier
-    weight: Tensor  # (constraints,) the price of a unit of cost (``cost_unit``) that the policy paid
 
 
 class Constrained(ActorCritic[K]):
@@ -38,14 +29,12 @@ class Constrained(ActorCritic[K]):
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False,
     ):  # fmt: skip
         super().__init__(config, shape, budgets, seed, device, dtype, compile)
-        self.cost_critic = self._make_critic(shape.constraints * config.cost_members, "silu", config.cost_learning_rate)
-        self.critics["cost_critic"] = self.cost_critic
+        self.cost_critic, self.cost_target = self.critics["cost_critic"], self.targets["cost_critic"]
+        self.cost_loss = self.compile(cost_loss)
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
         self.unit = cost_units(budgets, config.cost_unit).to(self.budget)
         self.multiplier_update = config.multiplier_update()
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
-        self.critic_step = self._compile(self._critic_step)
-        self.policy_step = self._compile(self._policy_step)
 
     @abstractmethod
     def weight(self, multiplier: Tensor, violation: Tensor) -> Tensor:
@@ -56,65 +45,46 @@ class Constrained(ActorCritic[K]):
         """lambda, (constraints,) float64."""
         return self.multiplier_update.value(self.multiplier_state)
 
-    @torch.no_grad()
-    def _critic_step(self, batch: Batch, noise: Tensor, beta: Tensor) -> dict[str, Fit]:
-        """Reward heads as SAC's; each cost member m to  c + gamma_c (1 - terminated) Qc'_m(s', a'),  mean over members and batch."""
-        cfg = self.config
-        following = self.policy.sample(batch.next_observation, noise)
-        value = self.cost_critic.target_values(batch.next_observation, following.action)
-        value = value.clamp(min=0) if cfg.nonnegative_costs else value
-        alive = 1.0 if cfg.cost_through_termination else 1 - batch.terminated
-        wanted = batch.cost.T.repeat_interleave(cfg.cost_members, 0) + cfg.cost_gamma * alive * value
-        scale = 1 / (len(batch.reward) * cfg.cost_members)
-        cost = self.cost_critic.fit(batch.observation, batch.action, wanted, scale)
-        return {"reward_critic": self.fit_reward(batch, following, beta), "cost_critic": cost}
+    def risk(self, state: Tensor, action: Tensor) -> Tensor:
+        """R(s, a) = mean_m + k std_m of every constraint's ensemble: (constraints, batch)."""
+        return self._risk(self.encoder(state), action)
 
-    @torch.no_grad()
-    def _policy_step(
-        self, batch: Batch, noise: Tensor, beta: Tensor, multiplier: Tensor, episode_cost: Tensor | None = None
-    ) -> PolicyStep:
-        """Loss  mean[ beta log pi(a|s) - min_j Q_j(s, a) ] + sum_c weight_c (mean R_c(s, a) - h_c)  and its gradients, a ~ pi(s)."""
-        cfg = self.config
-        sample: Sample = self.policy.sample(batch.observation, noise)
-        least, slope = self.reward_slope(batch.observation, sample.action)
-        saved = self.cost_critic.values(batch.observation, sample.action)
-        risk, risk_slope = ensemble_risk_gradient(self._by_constraint(saved.values[:, 0]), cfg.risk_std)
-        own = risk.mean(-1) - self.budget
-        replayed = cfg.multiplier_actions == "replay"
-        mean = self.risk(batch.observation, batch.action).mean(-1) if replayed else risk.mean(-1)
-        violation = (mean if episode_cost is None else episode_cost) - self.budget
-        weight = self.weight(multiplier, violation / self.unit)
-        upstream = (risk_slope * (weight / self.unit).unsqueeze(-1)).transpose(0, 1).flatten(0, 1)
-        gradients = self.policy.gradients(
-            batch.observation, sample, self.cost_critic.slope(saved, upstream) - slope, beta
-        )
-        entropy = -sample.log_prob.mean()
-        loss = (weight * own / self.unit).sum() - beta * entropy - least.mean()
-        return PolicyStep(Fit(loss, gradients), entropy, mean, violation, weight)
+    def _risk(self, state: Tensor, action: Tensor) -> Tensor:
+        return risks(self.cost_critic, state, action, len(self.budgets), self.config.risk_std)
 
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
-        """Critics, then the policy with the new critics as constants, then the temperature, then lambda, then the targets.
+        """Critics; the policy on  mean[ beta log pi - min_j Q_j ] + sum_c weight_c (mean R_c - h_c)/unit_c;  temperature; lambda; targets.
 
-        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
+        moves lambda.
         """
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
-        optimisers, beta, multiplier = self._optimisers(), self.beta, self.multiplier
-        fits = self.critic_step(batch, noise.next, beta)
-        self.descend(optimisers, fits)
-        step = self.policy_step(batch, noise.policy, beta, multiplier.to(self.device, self.dtype), episode_cost)
-        self.descend(optimisers, {"policy": step.fit})
-        self.tune_temperature(step.entropy)
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, (step.violation / self.unit).cpu())
+        batch, beta, multiplier = self.encoded(batch), self.beta, self.multiplier
+        with torch.no_grad():
+            following = self.policy.sample(batch.next_observation, noise.next)
+        reward = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
+        cost = self.cost_loss(self.config, self.cost_critic, self.cost_target, batch, following)
+        self.critic_optimiser.step(reward + cost, self.updates, reward_critic_loss=reward, cost_critic_loss=cost)
+
+        with frozen(self.critic, self.cost_critic):
+            soft, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
+            own = self._risk(batch.observation, sample.action).mean(-1)
+            replayed = self.config.multiplier_actions == "replay"
+            risk = self._risk(batch.observation, batch.action).mean(-1) if replayed else own.detach()
+            violation = (risk if episode_cost is None else episode_cost) - self.budget
+            weight = self.weight(multiplier.to(self.budget), violation / self.unit)
+            loss = soft + (weight * (own - self.budget) / self.unit).sum()
+            self.policy_optimiser.step(loss, self.updates, policy_loss=loss)
+
+        entropy = -sample.log_prob.detach().mean()
+        self.tune_temperature(entropy)
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, (violation / self.unit).cpu())
         self.follow()
-        metrics: Metrics = {
-            "reward_critic_loss": fits["reward_critic"].loss, "cost_critic_loss": fits["cost_critic"].loss,
-            "policy_loss": step.fit.loss, "entropy": step.entropy / self.shape.action, "beta": beta,
+        found = {"multiplier": multiplier, "effective_multiplier": weight, "risk": risk, "violation": violation}
+        return {
+            "reward_critic_loss": reward.detach(), "cost_critic_loss": cost.detach(), "policy_loss": loss.detach(),
+            "entropy": entropy / self.shape.action, "beta": beta, **per_constraint(found),
         }  # fmt: skip
-        for c in range(len(self.budgets)):
-            end = "" if len(self.budgets) == 1 else f"_{c}"
-            metrics |= {f"multiplier{end}": multiplier[c], f"effective_multiplier{end}": step.weight[c],
-                        f"risk{end}": step.risk[c], f"violation{end}": step.violation[c]}  # fmt: skip
-        return metrics
 
     def episode_cost(self, replay: Replay) -> Tensor | None:
         if self.config.multiplier_actions != "recent":
@@ -122,26 +92,61 @@ class Constrained(ActorCritic[K]):
         return replay.spent(self.budgets, self.config.recent_steps).to(self.budget)
 
     @torch.no_grad()
-    def risk(self, state: Tensor, action: Tensor) -> Tensor:
-        """R(s, a) = mean_m + k std_m of every constraint's ensemble: (constraints, batch)."""
-        return ensemble_risk(
-            self._by_constraint(self.cost_critic.values(state, action).values[:, 0]), self.config.risk_std
-        )
-
-    def _by_constraint(self, values: Tensor) -> Tensor:
-        """(constraints * members, batch) -> (members, constraints, batch)."""
-        return values.unflatten(0, (len(self.budgets), -1)).transpose(0, 1)
+    def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """As ``ActorCritic``, and ``cost`` (batch, constraints): the members' mean, discounted."""
+        state, action_ = self.encoder(observation.to(self.device, self.dtype)), action.to(self.device, self.dtype)
+        cost = risks(self.cost_critic, state, action_, len(self.budgets), 0.0)
+        return super().predict(observation, action) | {"cost": cost.T}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """That of ``ActorCritic``, and the multiplier's state."""
-        kept = {f"multiplier.{name}": value.clone() for name, value in self.multiplier_state.items()}
-        return super().state_dict() | kept
+        """As ``ActorCritic``, and the multiplier's state."""
+        extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
+        return save_learner(self, extra | {"log_beta": self.log_beta})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        if missing := [name for name in self.multiplier_state if f"multiplier.{name}" not in state]:
-            raise UserError(
-                f"the saved learner does not fit this configuration or environment (multiplier.{missing[0]} is missing)."
-            )
-        super().load_state_dict(state)
-        self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
+        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta"))
+        self.multiplier_state = {name: extra[f"multiplier.{name}"] for name in self.multiplier_state}
+        with torch.no_grad():
+            self.log_beta.copy_(extra["log_beta"])
+
+
+class SACLag(Constrained[SACLagConfig]):
+    """SAC on the Lagrangian  -Q + lambda (R - h),  lambda by dual ascent (Ha et al., arXiv 2002.08550).
+
+    The loss is not divided by 1 + lambda, as some programs do: rewards keep their scale beside the temperature.
+    """
+
+    system = "sac-lag"
+
+    def weight(self, multiplier: Tensor, violation: Tensor) -> Tensor:
+        return multiplier
+
+
+class SACPID(Constrained[SACPIDConfig]):
+    """SAC-Lag whose lambda answers the violation as a PID controller does (Stooke, Achiam, Abbeel, arXiv 2007.03964).
+
+    The violation is what an episode cost lately, as in the paper, or the cost critic's estimate (``multiplier_actions``), at every update.
+    """
+
+    system = "sac-pid"
+
+    def weight(self, multiplier: Tensor, violation: Tensor) -> Tensor:
+        return multiplier
+
+
+class CAL(Constrained[CALConfig]):
+    """CAL: conservative augmented Lagrangian (Wu et al., "Off-Policy Primal-Dual Safe Reinforcement Learning", ICLR 2024, arXiv 2401.14758).
+
+    1. Cost is estimated from above,  Qc_UCB = mean_m Qc_m + k std_m Qc_m  over an ensemble (``risk_std``), for the policy and for lambda.
+    2. The policy descends an augmented Lagrangian of weight c (``rho``). Its gradient is that of SAC-Lag with lambda rectified,
+       lambda - min(lambda, c mean[h - Qc_UCB]) = [lambda + c (mean[Qc_UCB] - h)]_+,  one number a batch: the constraint is on the mean.
+
+    ALGD's penalty has the same slope, but at each state and action by itself. The means are over the policy's actions, as ALGD's are; the released
+    program takes replayed ones (``multiplier_actions``, preset ``released``), and 10 to 20 updates a step (the loop's --updates-per-step).
+    """
+
+    system = "cal"
+
+    def weight(self, multiplier: Tensor, violation: Tensor) -> Tensor:
+        return effective_multiplier(violation, multiplier, self.config.rho)

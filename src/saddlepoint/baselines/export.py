@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.baselines.actor_critic import ActorCritic
-from saddlepoint.baselines.policy import GaussianPolicy, bounded_log_std
 from saddlepoint.nn.exportable import Exportable, ExportMode
 
 EXAMPLES = 3
@@ -19,18 +17,13 @@ EXAMPLES = 3
 class GaussianAction(nn.Module):
     """(batch, observation) and, for a sample, noise (batch, action) -> squash(mean), or squash(mean + std * noise)."""
 
-    def __init__(self, policy: GaussianPolicy) -> None:
+    def __init__(self, agent: ActorCritic[Any]) -> None:
         super().__init__()
-        self.policy = policy
+        self.encoder, self.policy = agent.encoder, agent.policy
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        policy, h = self.policy, observation
-        last = len(policy.weights) - 1
-        for index, (weight, bias) in enumerate(zip(policy.weights, policy.biases)):
-            h = F.linear(h, weight, bias)
-            h = F.relu(h) if index < last else h
-        mean, raw = h.chunk(2, -1)
-        return policy.box.squash(mean if noise is None else mean + bounded_log_std(raw).exp() * noise)
+        mean, log_std = self.policy(self.encoder(observation))
+        return self.policy.box.squash(mean if noise is None else mean + log_std.exp() * noise)
 
 
 def export_module(learner: ActorCritic[Any], mode: ExportMode) -> Exportable:
@@ -38,4 +31,4 @@ def export_module(learner: ActorCritic[Any], mode: ExportMode) -> Exportable:
     inputs = {"observation": torch.zeros(EXAMPLES, learner.shape.observation)}
     if mode == "stochastic":
         inputs["noise"] = torch.zeros(EXAMPLES, learner.shape.action)
-    return Exportable(GaussianAction(learner.policy), inputs, "(batch, action)" if mode == "stochastic" else "")
+    return Exportable(GaussianAction(learner), inputs, "(batch, action)" if mode == "stochastic" else "")

@@ -21,9 +21,9 @@ ScoreForm = Literal["gradient", "mean"]
 
 
 def _column(value: Tensor | float, point: Tensor) -> Tensor:
-    """A number or (batch,) as something that broadcasts against (..., batch, dim)."""
+    """A number, (batch,) or (batch, 1), as something that broadcasts against (..., batch, dim)."""
     value = torch.as_tensor(value, dtype=point.dtype, device=point.device)
-    return value.unsqueeze(-1) if value.ndim else value
+    return value.unsqueeze(-1) if value.ndim == 1 else value
 
 
 def propose(point: Tensor, alpha: Tensor | float, sigma: Tensor | float, noise: Tensor) -> Tensor:
@@ -34,22 +34,6 @@ def propose(point: Tensor, alpha: Tensor | float, sigma: Tensor | float, noise: 
 def energy_weights(values: Tensor, beta: Tensor | float) -> Tensor:
     """softmax over proposals of -E/beta. (proposals, batch) -> (proposals, batch)."""
     return torch.softmax(-values / beta, dim=0)
-
-
-def weighted_score(
-    point: Tensor,
-    proposals: Tensor,
-    weights: Tensor,
-    alpha: Tensor | float,
-    sigma: Tensor | float,
-    beta: Tensor | float,
-    gradients: Tensor | None = None,
-) -> Tensor:
-    """The estimate from evaluated proposals: gradient form when ``gradients`` (proposals, batch, dim) are given, mean form otherwise. (batch, dim)."""
-    weights = weights.unsqueeze(-1)
-    if gradients is not None:
-        return -(weights * gradients).sum(0) / (beta * _column(alpha, point))
-    return (_column(alpha, point) * (weights * proposals).sum(0) - point) / _column(sigma, point).square()
 
 
 def energy_score(
@@ -71,18 +55,18 @@ def energy_score(
     """
     if form not in ("gradient", "mean"):
         raise ValueError(f"form must be 'gradient' or 'mean', not {form!r}")
-    proposals = propose(point.detach(), alpha, sigma, noise)
+    point = point.detach()
+    proposals = propose(point, alpha, sigma, noise)
     if low is not None or high is not None:
         proposals = proposals.clamp(min=low, max=high)
-    gradients = None
-    if form == "gradient":
-        with torch.enable_grad():
-            proposals = proposals.detach().requires_grad_()
-            values = energy(proposals)
-            (gradients,) = torch.autograd.grad(values.sum(), proposals)
-        proposals = proposals.detach()
-    else:
+    if form == "mean":
         with torch.no_grad():
-            values = energy(proposals)
-    weights = energy_weights(values.detach(), beta)
-    return weighted_score(point.detach(), proposals, weights, alpha, sigma, beta, gradients)
+            weights = energy_weights(energy(proposals), beta).unsqueeze(-1)
+        return (_column(alpha, point) * (weights * proposals).sum(0) - point) / _column(sigma, point).square()
+    with torch.enable_grad():
+        values = energy(proposals.requires_grad_())
+        weights = energy_weights(values.detach(), beta)
+        # A weight below the rounding error of the sum needs no gradient; native critics skip its row.
+        upstream = weights * (weights > torch.finfo(weights.dtype).eps)
+        (weighted,) = torch.autograd.grad(values, proposals, upstream)
+    return -weighted.sum(0) / (beta * _column(alpha, point))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from saddlepoint.diffusion.schedule import Schedule
+from saddlepoint.nn.ops import ReverseTable
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+FlowSDE = Literal["ddim", "flow"]
 
 
 class Gaussian(NamedTuple):
@@ -60,6 +62,41 @@ def ddim_kernel(
     return Gaussian(mean, variance.clamp(min=0).sqrt())
 
 
+def flow_kernel(
+    velocity: Tensor,
+    sample: Tensor,
+    sigma: Tensor | float,
+    sigma_next: Tensor | float,
+    eta: Tensor | float,
+    sde: FlowSDE = "ddim",
+) -> Gaussian:
+    """p(x_{s'} | x_s) on the straight path x_s = (1 - s) x0 + s e, for the predicted velocity v = e - x0 and s' < s. No clipping.
+
+    ``sample`` and ``velocity`` are (batch, ...); ``sigma`` (s), ``sigma_next`` (s') and ``eta`` are numbers, (batch,), or anything that broadcasts against
+    ``sample``. With x0 = x - s v and e = x + (1 - s) v:
+
+    - ``ddim``: std = eta (s'/s) sqrt(s^2 - ((1 - s) / (1 - s'))^2 s'^2), mean = (1 - s') x0 + sqrt(s'^2 - std^2) e: the DDIM step (Song et al. 2021, Eq. 12
+      and 16) of the variance-preserving image of the path. eta in [0, 1].
+    - ``flow``: with dt = s' - s and q = eta sqrt(s / (1 - s)): std = q sqrt(-dt), mean = x (1 + q^2 dt / 2s) + v (1 + q^2 (1 - s) / 2s) dt (Flow-GRPO, Liu et
+      al. 2025). At s = 1 the s in 1 - s of q is s', as released.
+
+    At eta 0 both are the Euler step x + v dt. Raises ``ValueError`` for another ``sde``.
+    """
+    s, following, noise = (_per_row(value, sample) for value in (sigma, sigma_next, eta))
+    if sde == "ddim":
+        clean, epsilon = sample - s * velocity, sample + (1 - s) * velocity
+        ratio = (1 - s) / (1 - following)
+        std = noise * following / s * (s.square() - (ratio * following).square()).clamp(min=0).sqrt()
+        mean = (1 - following) * clean + (following.square() - std.square()).clamp(min=0).sqrt() * epsilon
+        return Gaussian(mean, std)
+    if sde == "flow":
+        dt = following - s
+        q2 = noise.square() * s / (1 - torch.where(s == 1, following, s))
+        mean = sample * (1 + q2 * dt / (2 * s)) + velocity * (1 + q2 * (1 - s) / (2 * s)) * dt
+        return Gaussian(mean, (q2 * -dt).sqrt())
+    raise ValueError(f"sde must be ddim or flow, not {sde!r}")
+
+
 def _per_row(value: Tensor | float, sample: Tensor) -> Tensor:
     value = torch.as_tensor(value, dtype=sample.dtype, device=sample.device)
     return value.view(-1, *[1] * (sample.ndim - 1)) if value.ndim == 1 else value
@@ -89,13 +126,13 @@ class ReverseProcess(NamedTuple):
 
     def kernel(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Gaussian:
         """The Gaussian of step k; ``x``, ``score``, ``eps_hat`` are (..., dim)."""
-        return Gaussian(self.mean(k, x, score, eps_hat), x.new_tensor(self.std[k]))
+        mean = self.keep[k] * x + self.drift[k] * score
+        return Gaussian(mean if eps_hat is None else mean + self.denoise[k] * eps_hat, x.new_tensor(self.std[k]))
 
-    def mean(self, k: int, x: Tensor, score: Tensor, eps_hat: Tensor | None = None) -> Tensor:
-        """keep_k x + drift_k score + denoise_k eps_hat."""
-        kept = x if self.keep[k] == 1 else self.keep[k] * x  # acting is a hundred small operations, and a VE chain keeps all of x
-        mean = torch.add(kept, score, alpha=self.drift[k])
-        return mean if eps_hat is None else torch.add(mean, eps_hat, alpha=self.denoise[k])
+    @property
+    def table(self) -> ReverseTable:
+        """The coefficients of a chain without a noise prediction."""
+        return ReverseTable(self.keep, self.drift, self.std)
 
     def of_output(self, gain: tuple[float, ...], shift: tuple[float, ...]) -> ReverseProcess:
         """The same chain where ``score`` stands for a network's output and the score is gain_k * output + shift_k * x_k."""

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.energy import EnergyKind
-from saddlepoint.algd.landscape import energy, paths
 from saddlepoint.landscape.states import ChosenState, choose_states
 from saddlepoint.nn.normaliser import NormalisedLearner
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 
-KINDS: tuple[EnergyKind, ...] = ("plain", "augmented")
+KINDS: tuple[str, ...] = ("plain", "augmented")
 POINTS = 81
 SAMPLES = 200
 WITH_ENERGY = frozenset({"algd"})
@@ -33,7 +31,7 @@ class Slice:
     dims: tuple[int, int]
     """action dimensions along the horizontal and the vertical axis"""
     axes: tuple[np.ndarray, np.ndarray]  # (points,) each, from bound to bound
-    energy: dict[EnergyKind, np.ndarray]  # (points, points), row = the vertical axis; other dimensions as in ``action``
+    energy: dict[str, np.ndarray]  # (points, points), row = the vertical axis; other dimensions as in ``action``
     paths: np.ndarray  # (K + 1, samples, 2): the start in row K, the sampled action in row 0
     action: np.ndarray  # (2,) the noise-free action
 
@@ -99,7 +97,7 @@ def bounds(agent: ALGD, dims: tuple[int, int], points: int) -> tuple[np.ndarray,
 
 
 def energy_plane(
-    agent: ALGD, state: Tensor, centre: Tensor, dims: tuple[int, int], kind: EnergyKind, points: int = POINTS
+    agent: ALGD, state: Tensor, centre: Tensor, dims: tuple[int, int], kind: str, points: int = POINTS
 ) -> np.ndarray:
     """L over two action dimensions, (points, points) with row = the second; the other dimensions are those of ``centre``.
 
@@ -109,7 +107,7 @@ def energy_plane(
     actions = centre.expand(points * points, -1).clone()
     actions[:, dims[0]] = torch.as_tensor(horizontal.ravel()).to(actions)
     actions[:, dims[1]] = torch.as_tensor(vertical.ravel()).to(actions)
-    return energy(agent, state, actions.unsqueeze(1), kind).view(points, points).numpy()
+    return agent.energies(state, actions.unsqueeze(1), kind).view(points, points).numpy()
 
 
 def widest(samples: np.ndarray, scale: np.ndarray) -> tuple[int, int]:
@@ -125,7 +123,7 @@ def widest(samples: np.ndarray, scale: np.ndarray) -> tuple[int, int]:
 def _sample(agent: ALGD, state: ChosenState, generator: torch.Generator) -> tuple[Tensor, np.ndarray, Tensor]:
     """The state (1, observation), its denoising paths (K + 1, samples, action) and its noise-free action (1, action)."""
     row = torch.as_tensor(state.observation, dtype=agent.dtype)[None]
-    chains = paths(agent, row.expand(SAMPLES, -1), agent.policy.draw(SAMPLES, generator))
+    chains = agent.paths(row.expand(SAMPLES, -1), agent.policy.draw(SAMPLES, generator))
     return row, chains.numpy(), agent.act(row, "deterministic", generator).clone()
 
 

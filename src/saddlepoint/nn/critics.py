@@ -1,277 +1,176 @@
-"""Batched ensembles of MLP critics Q_m(s, a), with their backward pass written out.
+"""Critics: ensembles of networks Q_m(s, a), exchangeable by name (``CRITICS``) or for a class of one's own.
 
-The critic update and the energy's action gradient are nearly all of ALGD's arithmetic. Each needs only a part of what autograd would compute (weights
-without inputs, or the action without weights and without the state), so the three passes are plain functions. The state's part of the first layer is
-computed once for all proposals. ``Ensemble.fuse`` has C++ do the same (nn/fused.py); what is here is what it is held to.
+State (batch, state) and actions (proposals, batch, action) go in, values (members, proposals, batch) come out.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saddlepoint.nn.fused import FusedNet, fits, works
+from saddlepoint.nn import ops
+from saddlepoint.nn.choice import choose
 from saddlepoint.nn.layers import truncated_normal, xavier_uniform
-from saddlepoint.nn.products import ONEDNN, product
+from saddlepoint.nn.twohot import two_hot_inverse, two_hot_loss
+from saddlepoint.types import UserError
 
 Activation = Literal["relu", "silu"]
-Keep = Literal["slopes", "nothing"]
-"""what a forward pass leaves: enough for ``action_gradient``, or the values alone (PyTorch's own passes always leave all)"""
-
-FEW = 0.8
-"""share of the rows from which on gathering them costs more than it saves"""
+CriticValues = Literal["scalar", "two_hot"]
+BINS = 101
+"""of a two-hot critic, over symlog values from -10 to 10"""
 
 
-class Hidden(NamedTuple):
-    """A hidden layer's output, and what ``slope`` makes its backward pass of: the output for ReLU, for SiLU the pre-activation."""
+class Critic(nn.Module, ABC):
+    """Q_m(s, a) of ``members`` members. A critic of one's own defines ``forward``, and ``loss`` unless it is squared error."""
 
-    output: Tensor
-    source: Tensor
+    members: int
 
+    @abstractmethod
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """(batch, state), (proposals, batch, action) -> (members, proposals, batch)."""
 
-def activate(pre: Tensor, activation: Activation) -> Hidden:
-    """ReLU or SiLU of a layer's pre-activation, which is given up for it."""
-    if activation == "relu":
-        output = pre.relu_()
-        return Hidden(output, output)
-    return Hidden(F.silu(pre), pre)
+    def loss(self, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:
+        """scale * sum over members and batch of (Q_m(s, a) - target_m)^2, 0-d.
 
+        (batch, state), (batch, action); ``target`` (members, batch), or (batch,) for all members.
+        """
+        return scale * (self(state, action[None])[:, 0] - target).square().sum()
 
-def slope(kept: Tensor, upstream: Tensor, activation: Activation) -> Tensor:
-    """upstream * activation'(pre-activation), from the layer's ``Hidden.source``."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(upstream, kept, 0)
-    return torch.ops.aten.silu_backward(upstream, kept)
+    def accelerate(self, dtype: torch.dtype | None) -> None:
+        """Use native kernels from now on where they fit, with products of ``dtype``; a critic without any ignores it."""
 
 
-class Layers(NamedTuple):
-    """Weights and biases of what is worked on at a time: all members, (members, in, out) and (members, 1, out), or one, (in, out) and (out,)."""
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-
-
-Net = FusedNet | list[Layers]
-"""an ensemble as its passes take it: for C++, or for PyTorch in the parts that are worked on one after another"""
-
-
-class Trace(NamedTuple):
-    """What a forward pass leaves for a backward one."""
-
-    values: Tensor  # (members, proposals, batch), in float32 or better
-    hidden: list[list[Hidden]]  # for each part its hidden layers, (members, rows, hidden) or (rows, hidden); what was not kept is empty
-
-
-class Ensemble(nn.Module):
-    """``members`` MLPs of one shape on concat(state, action); each returns a scalar."""
+class MLPCritic(Critic):
+    """MLPs of one shape; the released ALGD's critics. ReLU weights are Xavier-uniform, SiLU weights truncated normal; biases are 0."""
 
     def __init__(
-        self,
-        members: int,
-        state: int,
-        action: int,
-        hidden: tuple[int, ...],
-        activation: Activation,
-        generator: torch.Generator,
-    ):
+        self, members: int, state: int, action: int, hidden: Sequence[int], activation: Activation, generator: torch.Generator
+    ):  # fmt: skip
         super().__init__()
-        self.state, self.members, self.activation = state, members, activation
-        self._fused: dict[torch.dtype, FusedNet] = {}
-        self._parts: list[Layers] | None = (
-            None  # views of the parameters, made once and not at every update
-        )
-        sizes = (state + action, *hidden, 1)
-        pairs = list(itertools.pairwise(sizes))
-        if activation == "relu":
-            weights = [xavier_uniform((members, i, o), i, o, generator) for i, o in pairs]
-        else:
-            weights = [truncated_normal((members, i, o), 0.5 / i**0.5, generator) for i, o in pairs]
-        self.weights = nn.ParameterList(weights)
+        self.members, self.activation = members, activation
+        pairs = list(pairwise((state + action, *hidden, 1)))
+        self.weights = nn.ParameterList([initial_weight(members, i, o, activation, generator) for i, o in pairs])
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
+        self.packed: ops.Packed | None = None
+        self.dtype: torch.dtype | None = None
+        self.register_load_state_dict_post_hook(_loaded)
 
-    def fuse(self) -> None:
-        """Have the C++ passes from now on, where ``fits`` says that they can. The parameters must stay where they are."""
-        if fits(self.weights[0], [w.shape[-1] for w in self.weights[:-1]]):
-            self._fused = {
-                dtype: FusedNet(list(self.weights), list(self.biases), self.state, silu=self.activation == "silu", flipped=False, dtype=dtype)
-                for dtype in (torch.float32, torch.bfloat16) if works(dtype)
-            }  # fmt: skip
+    def accelerate(self, dtype: torch.dtype | None) -> None:
+        self.packed, self.dtype = ops.Packed(), dtype
 
-    def layers(self, dtype: torch.dtype | None = None) -> Net:
-        """The parameters as they are now, detached and cast for the products.
-
-        PyTorch's, one member each where single products are the faster ones: on a CPU in bfloat16 (Intel Xeon, one core, six of (1280, 256) @ (256, 256): 0.9
-        ms against 2.7 batched), and in float32 where oneDNN makes them. Else all in one part: MKL gives each core members of its own.
-        """
-        wanted = dtype or self.weights[0].dtype
-        if wanted in self._fused:
-            return self._fused[wanted]
-        single = wanted == torch.bfloat16 or (ONEDNN and wanted == torch.float32)
-        if self.weights[0].device.type != "cpu" or not single:
-            return [Layers([w.detach().to(wanted) for w in self.weights], [b.detach().to(wanted) for b in self.biases])]
-        if wanted != self.weights[0].dtype:
-            return self._single(wanted)
-        if self._parts is None or self._parts[0].weights[0].data_ptr() != self.weights[0].data_ptr():
-            self._parts = self._single(wanted)
-        return self._parts
-
-    def _single(self, dtype: torch.dtype) -> list[Layers]:
-        weights = [w.detach().to(dtype).unbind() for w in self.weights]
-        biases = [b.detach().to(dtype)[:, 0].unbind() for b in self.biases]
-        return [Layers([w[m] for w in weights], [b[m] for b in biases]) for m in range(self.members)]
+    def whole(self) -> ops.EnsembleWeights:
+        return ops.EnsembleWeights(list(self.weights), list(self.biases), self.activation, self.packed, self.dtype)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """(batch, state), (batch, action) -> (members, batch), with autograd."""
-        return trace([Layers(list(self.weights), list(self.biases))], state, action[None], self.activation).values[:, 0]
+        return ops.ensemble_mlp(self.whole(), state, action)
+
+    def loss(self, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:
+        return ops.ensemble_mse(self.whole(), state, action, target, scale)
 
 
-def trace(parts: Net, state: Tensor, action: Tensor, activation: Activation, keep: Keep = "slopes") -> Trace:
-    """Values at (batch, state) and (proposals, batch, action), and what the backward passes need."""
-    if isinstance(parts, FusedNet):
-        return _fused_trace(parts, state, action, activation, keep)
-    dtype = parts[0].weights[0].dtype
-    state, action = state.to(dtype), action.to(dtype)
-    if len(action) == 1:
-        inputs = torch.cat([state, action[0]], dim=-1)
-        firsts = (_layer(inputs, part.weights[0], part.biases[0], activation) for part in parts)
-    else:
-        firsts = (activate(_shared_first(part, state, action), activation) for part in parts)
-    values, hidden = zip(*(_forward(part, first, activation) for part, first in zip(parts, firsts)))
-    joined = torch.cat([value.view(-1, *action.shape[:2]) for value in values])
-    return Trace(joined.float() if dtype == torch.bfloat16 else joined, list(hidden))
+def _loaded(module: MLPCritic, keys: object) -> None:
+    if module.packed is not None:
+        module.packed.invalidate()
 
 
-def _fused_trace(net: FusedNet, state: Tensor, action: Tensor, activation: Activation, keep: Keep) -> Trace:
-    kept = None if keep == "nothing" else net.hidden(action.shape[0] * action.shape[1])
-    outputs, sources = (kept, None) if activation == "relu" else (None, kept)  # ReLU's outputs tell its slopes
-    values = net.forward(state, action, outputs, sources)[..., 0]
-    return Trace(values, [[Hidden(layer, layer) for layer in kept or ()]])
+class DeepCritic(Critic):
+    """MLPs with LayerNorm after each hidden layer, or ``residual`` blocks as in SimBa (arXiv 2410.09754), with scalar or two-hot values.
 
-
-def action_gradient(parts: Net, saved: Trace, upstream: Tensor, activation: Activation, state: int) -> Tensor:
-    """sum_m upstream_m * dQ_m/da. ``upstream`` (members, proposals, batch) -> (proposals, batch, action).
-
-    Rows without upstream are left out where that pays: each reward head is the minimum in a part of the rows only, and the cost critics
-    matter only where the penalty pushes.
+    A residual network embeds its input into ``hidden[0]`` units; each further entry adds a block  x + W2 relu(W1 LayerNorm(x)), four times as wide inside.
+    Two-hot values are the mean bin of a categorical over symlog values, fitted by cross-entropy (``nn/twohot.py``).
     """
-    members, proposals, batch = upstream.shape
-    if isinstance(parts, FusedNet):
-        below = torch.empty(proposals * batch, parts.narrow)
-        parts.backward([layer.source for layer in saved.hidden[0]], upstream.reshape(members, -1, 1), below=below)
-        return below.view(proposals, batch, -1)
-    total = upstream.new_zeros(proposals * batch, parts[0].weights[0].shape[-2] - state)
-    for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.reshape(members, -1, 1), parts)):
-        rows, above = _where_it_matters(above)
-        kept = [layer.source if rows is None else layer.source.index_select(0, rows) for layer in hidden]
-        grad = above * part.weights[-1].mT
-        for weight, source in zip(part.weights[-2:0:-1], kept[:0:-1]):
-            grad = product(slope(source, grad, activation), weight.mT)
-        grad = slope(kept[0], grad, activation)
-        found = product(grad, part.weights[0][..., state:, :].mT).to(upstream.dtype)
-        if rows is not None:
-            total.index_add_(0, rows, found)
+
+    def __init__(
+        self, members: int, state: int, action: int, hidden: Sequence[int], activation: Activation, generator: torch.Generator,
+        *, norm: bool = True, residual: bool = False, values: CriticValues = "scalar",
+    ):  # fmt: skip
+        super().__init__()
+        self.members, self.activation, self.norm, self.residual, self.values = members, activation, norm, residual, values
+        outputs = BINS if values == "two_hot" else 1
+        width, blocks = hidden[0], len(hidden) - 1
+        if residual:
+            inner = [pair for _ in range(blocks) for pair in ((width, 4 * width), (4 * width, width))]
+            pairs, normed = [(state + action, width), *inner, (width, outputs)], [width] * (blocks + 1)
         else:
-            total += found.sum(0) if found.ndim == 3 else found
-    return total.view(proposals, batch, -1)
+            pairs, normed = list(pairwise((state + action, *hidden, outputs))), list(hidden) if norm else []
+        weights = [initial_weight(members, i, o, activation, generator) for i, o in pairs[:-1]]
+        last = initial_weight(members, *pairs[-1], activation, generator)
+        self.weights = nn.ParameterList([*weights, torch.zeros_like(last) if values == "two_hot" else last])
+        self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
+        self.gains = nn.ParameterList([torch.ones(members, 1, o) for o in normed])
+        self.shifts = nn.ParameterList([torch.zeros(members, 1, o) for o in normed])
+
+    def outputs(self, state: Tensor, action: Tensor) -> Tensor:
+        """(members, proposals, batch, 1 or bins)."""
+        rows = torch.cat([state.expand(len(action), -1, -1), action], -1)
+        x = rows.flatten(0, 1).expand(self.members, -1, -1)
+        x = self._residual(x) if self.residual else self._plain(x)
+        return x.unflatten(1, action.shape[:2])
+
+    def _linear(self, x: Tensor, layer: int) -> Tensor:
+        return torch.baddbmm(self.biases[layer], x, self.weights[layer])
+
+    def _normed(self, x: Tensor, layer: int) -> Tensor:
+        return torch.addcmul(self.shifts[layer], F.layer_norm(x, x.shape[-1:]), self.gains[layer])
+
+    def _plain(self, x: Tensor) -> Tensor:
+        activate = F.relu if self.activation == "relu" else F.silu
+        for layer in range(len(self.weights) - 1):
+            x = self._linear(x, layer)
+            x = activate(self._normed(x, layer) if self.norm else x)
+        return self._linear(x, len(self.weights) - 1)
+
+    def _residual(self, x: Tensor) -> Tensor:
+        x = self._linear(x, 0)
+        for block in range(len(self.gains) - 1):
+            inner = F.relu(self._linear(self._normed(x, block), 1 + 2 * block))
+            x = x + self._linear(inner, 2 + 2 * block)
+        return self._linear(self._normed(x, -1), len(self.weights) - 1)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        found = self.outputs(state, action)
+        return (two_hot_inverse(found) if self.values == "two_hot" else found).squeeze(-1)
+
+    def loss(self, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:
+        if self.values == "scalar":
+            return super().loss(state, action, target, scale)
+        logits = self.outputs(state, action[None])[:, 0]
+        return scale * two_hot_loss(logits, target.expand(logits.shape[:-1])).sum()
 
 
-class Fit(NamedTuple):
-    """A loss (0-d) and its gradients, weights then biases, in the order of the parameters."""
-
-    loss: Tensor
-    gradients: list[Tensor]
+CRITICS = {"mlp": {"norm": False}, "layer_norm": {"norm": True}, "residual": {"residual": True}}
+"""choices of ``--critic-network``, and the options of ``DeepCritic`` that they stand for"""
 
 
-def fit(parts: Net, state: Tensor, action: Tensor, wanted: Tensor, scale: float, activation: Activation) -> Fit:
-    """scale * sum over members and batch of (Q_m - wanted_m)^2, at (batch, state) and (batch, action), with ``wanted`` (members, batch) or, for all members,
-    (batch,)."""
-    if isinstance(parts, FusedNet):
-        loss, weights, biases = parts.fit(state, action, wanted, scale)
-    else:
-        saved = trace(parts, state, action[None], activation)
-        error = saved.values[:, 0] - wanted
-        loss = scale * error.square().sum()
-        weights, biases = weight_gradients(parts, saved, torch.cat([state, action], -1), 2 * scale * error, activation)
-    return Fit(loss, [*weights, *biases])
+def require_critic(network: str, values: CriticValues) -> None:
+    """Raises ``UserError`` unless there is such a critic."""
+    found = choose(network, CRITICS, "--critic-network")
+    if not isinstance(found, dict) and values != "scalar":
+        raise UserError(f"--critic-values {values} is for {', '.join(CRITICS)}: --critic-network {network} has values of its own.")
 
 
-def weight_gradients(
-    parts: list[Layers], saved: Trace, inputs: Tensor, upstream: Tensor, activation: Activation
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of sum upstream * Q for weights and biases. ``inputs`` (batch, state + action), ``upstream`` (members, batch)."""
-    inputs = inputs.to(parts[0].weights[0].dtype)
-    found = [
-        _weight_gradients(part, hidden, inputs, above, upstream.dtype, activation)
-        for part, hidden, above in zip(parts, saved.hidden, _per_part(upstream.unsqueeze(-1), parts))
-    ]
-    if parts[0].weights[0].ndim == 3:
-        return found[0]
-    weights = [torch.stack(of_layer) for of_layer in zip(*(w for w, _ in found))]
-    return weights, [torch.stack(of_layer) for of_layer in zip(*(b for _, b in found))]
+def make_critic(
+    network: str, values: CriticValues, members: int, state: int, action: int, hidden: Sequence[int], activation: Activation,
+    generator: torch.Generator,
+) -> Critic:  # fmt: skip
+    """The critic that a config names: an entry of ``CRITICS``, or ``module:name`` of a ``Critic`` that is made from
+    (members, state, action, hidden, activation, generator). Raises ``UserError`` for an unknown one."""
+    sizes = (members, state, action, hidden, activation, generator)
+    if network == "mlp" and values == "scalar":
+        return MLPCritic(*sizes)
+    found = choose(network, CRITICS, "--critic-network")
+    return DeepCritic(*sizes, **found, values=values) if isinstance(found, dict) else found(*sizes)
 
 
-def _per_part(upstream: Tensor, parts: list[Layers]) -> list[Tensor]:
-    """(members, rows, 1) in the parts' precision: whole for one part, (rows, 1) each for single members."""
-    upstream = upstream.to(parts[0].weights[0].dtype)
-    return [upstream] if parts[0].weights[0].ndim == 3 else list(upstream)
-
-
-def _where_it_matters(above: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The rows (count,) of the upstream (rows, 1) that are not 0, and it in these rows; None and all of it where leaving rows out does not pay.
-
-    The count is rounded up to sixteenths, with row 0 and an upstream of 0, because oneDNN prepares a product anew for every new size.
-    """
-    if above.ndim == 3 or above.device.type != "cpu" or torch.compiler.is_compiling():  # where no shape may depend on numbers
-        return None, above
-    rows, step = above.view(-1).nonzero().view(-1), -(-len(above) // 16)
-    size = -(-len(rows) // step) * step
-    if size > FEW * len(above):
-        return None, above
-    padding = (0, size - len(rows))
-    return F.pad(rows, padding), F.pad(above.index_select(0, rows).view(-1), padding).view(-1, 1)
-
-
-def _layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Hidden:
-    if activation == "relu":  # which the product takes along
-        output = product(x, weight, bias, relu=True)
-        return Hidden(output, output)
-    return activate(product(x, weight, bias), activation)
-
-
-def _shared_first(layers: Layers, state: Tensor, action: Tensor) -> Tensor:
-    """The first layer's pre-activation, (..., proposals * batch, hidden), with the state's part computed once for all proposals."""
-    weight, split = layers.weights[0], state.shape[-1]
-    shared = product(state, weight[..., :split, :], layers.biases[0])
-    if weight.ndim == 2:
-        return product(action.flatten(0, 1), weight[split:]).view(*action.shape[:2], -1).add_(shared).flatten(0, 1)
-    first = product(action.flatten(0, 1), weight[..., split:, :])
-    first.unflatten(-2, action.shape[:2]).add_(shared.unsqueeze(-3))
-    return first
-
-
-def _forward(layers: Layers, first: Hidden, activation: Activation) -> tuple[Tensor, list[Hidden]]:
-    """The values (..., rows, 1) and all hidden layers from the first on."""
-    kept = [first]
-    for weight, bias in zip(layers.weights[1:-1], layers.biases[1:-1]):
-        kept.append(_layer(kept[-1].output, weight, bias, activation))
-    return product(kept[-1].output, layers.weights[-1], layers.biases[-1]), kept
-
-
-def _weight_gradients(
-    layers: Layers, hidden: list[Hidden], inputs: Tensor, grad: Tensor, dtype: torch.dtype, activation: Activation
-) -> tuple[list[Tensor], list[Tensor]]:
-    weights = layers.weights
-    d_weights, d_biases = [], []
-    for index in range(len(weights) - 1, -1, -1):
-        before = hidden[index - 1].output if index else inputs
-        last = index == len(weights) - 1
-        d_weights.append(product(before.mT, grad).to(dtype))
-        d_biases.append(grad.to(dtype).sum(-2, keepdim=True))
-        if index:
-            below = grad * weights[index].mT if last else product(grad, weights[index].mT)
-            grad = slope(hidden[index - 1].source, below, activation)
-    return d_weights[::-1], d_biases[::-1]
+def initial_weight(members: int, fan_in: int, fan_out: int, activation: Activation, generator: torch.Generator) -> Tensor:
+    """(members, fan_in, fan_out): Xavier-uniform before ReLU, N(0, 1 / (4 fan_in)) truncated at two deviations before SiLU."""
+    shape = (members, fan_in, fan_out)
+    if activation == "relu":
+        return xavier_uniform(shape, fan_in, fan_out, generator)
+    return truncated_normal(shape, 0.5 / fan_in**0.5, generator)

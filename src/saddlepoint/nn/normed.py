@@ -20,43 +20,11 @@ from torch import Tensor, nn
 from saddlepoint.nn.fused_normed import FusedNormed, Parameters, Request, differentiable, spread, works
 from saddlepoint.nn.layers import truncated_normal
 from saddlepoint.nn.native import WIDTHS
-from saddlepoint.nn.products import ONEDNN, affine
+from saddlepoint.nn.products import linear
 
 INITIAL_STD = 0.02
 FEW = 2048
 """up to this many numbers (acting in a few environments) one operator of PyTorch's takes less than five quicker ones"""
-
-
-class _Affine(torch.autograd.Function):
-    """x @ weight^T + bias for (rows, in), (out, in), (out,), all three products by ``products.affine``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
-        return affine(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        grad = upstream[0].contiguous()
-        return (
-            affine(grad, weight.mT, None) if ctx.needs_input_grad[0] else None,
-            affine(grad.mT, x.mT, None) if ctx.needs_input_grad[1] else None,
-            grad.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None,
-        )
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: bool = False) -> Tensor:
-    """x @ weight^T + bias: (..., in), (out, in), (out,) -> (..., out). Differentiable; by oneDNN where that is faster; ``low`` multiplies in bfloat16."""
-    if low:
-        y = F.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)
-        return y if bias is None else y + bias
-    if not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
-        return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    product = _Affine.apply if torch.is_grad_enabled() else affine
-    return product(rows, weight, bias).view(*x.shape[:-1], len(weight))
 
 
 class _Mish(torch.autograd.Function):

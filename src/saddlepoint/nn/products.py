@@ -9,11 +9,14 @@ was not measured, PyTorch's own product is taken. bfloat16 goes to oneDNN by its
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALL = 1 << 20
+"""below this many multiply-adds PyTorch's own linear is faster under autograd"""
 FEW_ROWS = 16
 """below this many rows (acting in a few environments) the operator's own overhead is the larger part"""
 
@@ -59,3 +62,37 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
     x = x.expand(len(weight), -1, -1)
     y = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
     return y.relu() if relu else y
+
+
+class _Affine(torch.autograd.Function):
+    """x @ weight^T + bias for (rows, in), (out, in), (out,), all three products by ``products.affine``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+        return affine(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad = upstream[0].contiguous()
+        return (
+            affine(grad, weight.mT, None) if ctx.needs_input_grad[0] else None,
+            affine(grad.mT, x.mT, None) if ctx.needs_input_grad[1] else None,
+            grad.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: bool = False) -> Tensor:
+    """x @ weight^T + bias: (..., in), (out, in), (out,) -> (..., out). Differentiable; by oneDNN where that is faster; ``low`` multiplies in bfloat16."""
+    if low:
+        y = F.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)
+        return y if bias is None else y + bias
+    if torch.compiler.is_compiling() or not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
+        return F.linear(x, weight, bias)
+    if x.numel() // x.shape[-1] * weight.numel() < SMALL:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    product = _Affine.apply if torch.is_grad_enabled() else affine
+    return product(rows, weight, bias).view(*x.shape[:-1], len(weight))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.nn.flat import Adam
+from saddlepoint.types import UserError
 
 
-def gather(modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer | Adam]) -> dict[str, Tensor]:
+def gather(modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
     """``<module>.<parameter>`` and ``adam.<optimiser>.<index>.<slot>``. The tensors are those in use: clone what must not change."""
     state = {f"{owner}.{name}": p for owner, module in modules.items() for name, p in module.state_dict().items()}
     for owner, optimiser in optimisers.items():
@@ -20,7 +21,7 @@ def gather(modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.opti
 
 
 def restore(
-    state: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer | Adam]
+    state: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
 ) -> None:
     """Undo ``gather``; other names in ``state`` are left alone. Raises ``RuntimeError``, ``KeyError`` or ``ValueError`` where it does not fit."""
     for owner, module in modules.items():
@@ -32,3 +33,36 @@ def restore(
                 _, _, index, slot = name.split(".")
                 slots.setdefault(int(index), {})[slot] = value.clone()  # Adam goes on in place
         optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+class Stateful(Protocol):
+    """A learner that counts its updates, draws from a generator, and counts rewards in a unit."""
+
+    updates: int
+    reward_unit: float
+    generator: torch.Generator
+
+    def _networks(self) -> dict[str, nn.Module]: ...
+
+    def _optimisers(self) -> dict[str, torch.optim.Adam]: ...
+
+
+def save_learner(learner: Stateful, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of everything that the next update depends on, with ``extra`` tensors of the learner's own."""
+    state = gather(learner._networks(), learner._optimisers()) | dict(extra)
+    state |= {"updates": torch.tensor(learner.updates), "generator": learner.generator.get_state()}
+    state["reward_unit"] = torch.tensor(learner.reward_unit, dtype=torch.float64)
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def load_learner(learner: Stateful, state: Mapping[str, Tensor], extra: Sequence[str]) -> dict[str, Tensor]:
+    """Undo ``save_learner`` and return copies of the tensors named in ``extra``. Raises ``UserError`` where the state does not fit the learner."""
+    try:
+        found = {name: state[name].clone() for name in extra}
+        restore(state, learner._networks(), learner._optimisers())
+        learner.updates, learner.reward_unit = int(state["updates"]), float(state["reward_unit"])
+        learner.generator.set_state(state["generator"].cpu())
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the saved learner does not fit this configuration or environment ({reason}).") from error
+    return found

@@ -13,6 +13,8 @@ from saddlepoint.types import UserError
 
 MOST_POINTS = 300
 """points of a curve that are drawn"""
+ENOUGH = 3
+"""so many seeds get a mean with an interval; fewer are shown one by one"""
 RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 T_975 = (
@@ -31,7 +33,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean over at least two runs with Student's 95 % interval,  mean ± t s / sqrt(n).  (runs, points) -> (points,)."""
+    """Mean over at least ``ENOUGH`` runs with Student's 95 % interval,  mean ± t s / sqrt(n).  (runs, points) -> (points,)."""
     runs = len(values)
     mean, std = values.mean(0), values.std(0, ddof=1)
     half = T_975[min(runs - 1, len(T_975)) - 1] * std / np.sqrt(runs)
@@ -87,6 +89,11 @@ def normalise(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     together = np.concatenate(list(scores.values()))
     low, span = together.min(), np.ptp(together)
     return {name: (own - low) / span if span > 0 else np.full_like(own, 0.5) for name, own in scores.items()}
+
+
+def within(line: dict[str, Any], prefix: str, budgets: tuple[CostBudget, ...]) -> bool:
+    """Whether the mean episode keeps every budget, in the semantics in which each was stated."""
+    return all(cost <= bound * (1 + 1e-9) for cost, bound in cost_of(line, prefix, budgets))
 
 
 def interquartile_mean(scores: dict[str, np.ndarray]) -> dict[str, Interval]:

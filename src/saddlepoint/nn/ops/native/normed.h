@@ -1,0 +1,171 @@
+// An MLP of Linear, LayerNorm and Mish on a CPU, and its layers from the first one's product on: each layer's product is normed and activated 64 rows at a time
+// while it is in the cache.
+//
+// A net is: first layer  sum of (part of the input) @ W_0,part^T + b_0  [ * drop],  LayerNorm, Mish;  hidden layers like it;  a last layer that is plain, or
+// with `simplex` LayerNorm and a softmax within groups. Widths that are normed are multiples of 32. The constructor checks everything that comes in here.
+
+#pragma once
+
+#include <torch/custom_class.h>
+
+#include "tiles.h"
+
+namespace saddlepoint {
+
+struct Normed : torch::CustomClassHolder {
+    i64 members, parts, layers, simplex;
+    bool low;                           // products in bfloat16
+    std::vector<i64> inputs;            // columns of each part
+    std::vector<i64> widths;            // of the layers, the last one included
+    std::vector<const float*> first;    // of each part (members, widths[0], inputs)
+    std::vector<const float*> weights;  // of each later layer (members, width, width before)
+    std::vector<const float*> biases;   // of each layer (members, width)
+    std::vector<const float*> gains;    // of each normed layer (members, width)
+    std::vector<const float*> shifts;
+
+    // Keeps the tensors, whose numbers may change: then a new one is to be made, for the packed forms are of these.
+    Normed(const std::vector<std::vector<Tensor>>& parameters, i64 simplex, bool low);
+    // The packed weights of one direction, made when they are first asked for.
+    template <class T>
+    std::vector<T*> packed(bool backward);
+
+   private:
+    std::vector<std::vector<Tensor>> kept;
+    std::vector<Tensor> forms[2];
+};
+
+using NormedPtr = c10::intrusive_ptr<Normed>;
+
+constexpr float EPSILON = 1e-5f;  // of LayerNorm
+
+inline i64 normed_layers(const Normed& net) { return net.simplex ? net.layers : net.layers - 1; }
+
+inline i64 broadest(const Normed& net) { return *std::max_element(net.widths.begin(), net.widths.end()); }
+
+// The weight `index` of a member, (out, in): that of a part of the input, then those of the later layers.
+struct Weight {
+    const float* data;
+    i64 out, in;
+};
+
+inline Weight weight_of(const Normed& net, i64 index, i64 member) {
+    const i64 layer = index - net.parts;
+    if (layer < 0) return {net.first[index] + member * net.widths[0] * net.inputs[index], net.widths[0], net.inputs[index]};
+    return {net.weights[layer] + member * net.widths[layer + 1] * net.widths[layer], net.widths[layer + 1], net.widths[layer]};
+}
+
+template <class T>
+Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {
+    const Weight w = weight_of(net, index, member);
+    return {packed[index] + member * packed_size<T>(w.in, w.out), padded_for<T>(w.in), w.out};
+}
+
+// Rows of numbers as the left factor of a product: as they are, or converted into `room`, left_size<T>(width).
+template <class T>
+Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
+    if constexpr (FLOAT32<T>) return {a, width, b};
+    else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
+}
+
+// exp(x), and t = tanh(log(1 + exp(x))) = n / (n + 2) with n = exp(x) (exp(x) + 2).
+struct Mish {
+    Vec exponential, inverse, t;  // inverse: 1 / (n + 2)
+    explicit Mish(Vec x) : exponential(exp_up_to(x, 43)) {  // n is then all but the largest number; t is 1 in float32 from 10 on
+        const Vec n = exponential * (exponential + Vec(2));
+        inverse = reciprocal(n + Vec(2)), t = n * inverse;
+    }
+};
+
+inline Vec mish(Vec x) { return x * Mish(x).t; }
+
+// p = softmax of each group of y, in place: (width).
+inline void softmax_groups(float* y, i64 width, i64 group) {
+    for (i64 j = 0; j < width; j += group) {
+        const float most = *std::max_element(y + j, y + j + group);
+        for (i64 k = j; k < j + group; ++k) y[k] -= most;
+    }
+    i64 j = 0;
+    for (; j + Vec::size() <= width; j += Vec::size()) Vec::loadu(y + j).exp_u20().store(y + j);
+    for (; j < width; ++j) y[j] = std::exp(y[j]);
+    for (j = 0; j < width; j += group) {
+        const float scale = 1 / std::accumulate(y + j, y + j + group, 0.0f);
+        for (i64 k = j; k < j + group; ++k) y[k] *= scale;
+    }
+}
+
+// One normed row: pre + more [* drop], in place, its mean and deviation, then hat = (pre - mean) * inverse and out = activation(hat * gain + shift).
+template <class T>
+void norm_row(float* pre, const float* more, const float* drop, i64 width, const float* gain, const float* shift, i64 simplex, T* out, float* hat, float* inverse) {
+    Vec sum(0), squares(0);
+    for (i64 j = 0; j < width; j += Vec::size()) {
+        Vec x = Vec::loadu(pre + j) + Vec::loadu(more + j);
+        if (drop) x = x * Vec::loadu(drop + j);
+        x.store(pre + j);
+        sum = sum + x;
+    }
+    const Vec mean(total(sum) / width);
+    for (i64 j = 0; j < width; j += STEP) {
+        auto [a, b] = load(pre + j);
+        const Vec low = a - mean, high = b - mean;
+        squares = at::vec::fmadd(low, low, squares), squares = at::vec::fmadd(high, high, squares);
+    }
+    const float scale = 1 / std::sqrt(total(squares) / width + EPSILON);
+    if (inverse) *inverse = scale;
+    for (i64 j = 0; j < width; j += STEP) {
+        auto [a, b] = load(pre + j);
+        auto [g0, g1] = load(gain + j);
+        auto [s0, s1] = load(shift + j);
+        const Vec h0 = (a - mean) * Vec(scale), h1 = (b - mean) * Vec(scale);
+        if (hat) store(hat + j, h0, h1);
+        const Vec y0 = at::vec::fmadd(h0, g0, s0), y1 = at::vec::fmadd(h1, g1, s1);
+        simplex ? store(out + j, y0, y1) : store(out + j, mish(y0), mish(y1));
+    }
+    if constexpr (std::is_same_v<T, float>)
+        if (simplex) softmax_groups(out, width, simplex);
+}
+
+inline void add(float* to, const float* more, i64 count) {
+    i64 j = 0;
+    for (; j + Vec::size() <= count; j += Vec::size()) (Vec::loadu(to + j) + Vec::loadu(more + j)).store(to + j);
+    for (; j < count; ++j) to[j] += more[j];
+}
+
+// What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows, width), inverses (rows).
+struct Trail {
+    std::vector<void*> outputs;  // in the type of the products
+    std::vector<float*> hats, inverses;
+};
+
+// The layers from the first one's products `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). more(row) is what is added to
+// the first products, `drop` (n, widths[0]) what multiplies them then, or null; `at` the first row in the trail.
+template <class T, class M>
+void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, float* pre, M more, const float* drop, T* ping, T* pong, const Trail* trail, i64 at,
+                    float* values) {
+    const i64 normed = normed_layers(net), last = net.layers - 1;
+    T* h = nullptr;
+    for (i64 layer = 0; layer < net.layers; ++layer) {
+        const i64 width = net.widths[layer];
+        const float* bias = net.biases[layer] + member * width;
+        const auto added = [&](i64 r) { return layer ? bias : more(r); };
+        if (layer) product_to<T>({{h, net.widths[layer - 1], factor(net, packed, net.parts + layer - 1, member)}}, n, layer < normed ? pre : values, width);
+        if (layer >= normed) {
+            if (!layer) std::copy(pre, pre + n * width, values);
+            for (i64 r = 0; r < n; ++r) add(values + r * width, added(r), width);
+            break;
+        }
+        const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
+        const auto norm = [&](auto* out, i64 simplex) {
+            for (i64 r = 0; r < n; ++r)
+                norm_row(pre + r * width, added(r), layer || !drop ? nullptr : drop + r * width, width, gain, shift, simplex, out + r * width,
+                         trail ? trail->hats[layer] + (at + r) * width : nullptr, trail ? trail->inverses[layer] + at + r : nullptr);
+        };
+        if (layer == last) {
+            norm(values, net.simplex);
+            break;
+        }
+        h = trail ? static_cast<T*>(trail->outputs[layer]) + at * width : (h == ping ? pong : ping);
+        norm(h, 0);
+    }
+}
+
+}  // namespace saddlepoint

@@ -1,0 +1,93 @@
+"""A network's parameters as one tensor, its optimiser, and its target copy: an update makes one call where it would make one for every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from saddlepoint.nn.ops import Packed
+from saddlepoint.types import NonFiniteError
+
+
+class Flat:
+    """The parameters of a module, one after another in ``whole``, and their gradients in ``whole.grad``: both (numbers,).
+
+    From now on each parameter and its ``grad`` are views of these.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.names, self.parameters = map(list, zip(*module.named_parameters()))
+        self.whole = torch.cat([p.detach().flatten() for p in self.parameters])
+        self.whole.grad = torch.zeros_like(self.whole)
+        self.packed = [packed for m in module.modules() if isinstance(packed := getattr(m, "packed", None), Packed)]
+        for parameter, part, gradient in zip(self.parameters, self._split(self.whole), self._split(self.whole.grad)):
+            parameter.data, parameter.grad = part, gradient
+
+    def _split(self, whole: Tensor) -> list[Tensor]:
+        parts = whole.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters)]
+
+    def changed(self) -> None:
+        """Mark packed weights stale after a change of ``whole``."""
+        for packed in self.packed:
+            packed.invalidate()
+
+    @torch.no_grad()
+    def follow(self, online: Flat, share: float) -> None:
+        """Polyak averaging: this <- this + share * (online - this)."""
+        self.whole.lerp_(online.whole, share)
+        self.changed()
+
+
+class Optimiser:
+    """Adam (arXiv 1412.6980, PyTorch's fused form) on whole networks, which no number that is not finite ever enters."""
+
+    def __init__(self, networks: dict[str, tuple[nn.Module, float]]):
+        """``networks``: by name, the module and its learning rate."""
+        self.flats = {name: Flat(module) for name, (module, _) in networks.items()}
+        groups = [{"params": [self.flats[name].whole], "lr": rate} for name, (_, rate) in networks.items()]
+        self.adam = torch.optim.Adam(groups, fused=True)
+
+    def step(self, loss: Tensor, update: int, /, **losses: Tensor) -> None:
+        """One step along the gradient of ``loss``. Raises ``NonFiniteError`` naming the first of ``losses``, or gradient, that is not finite at ``update``."""
+        for flat in self.flats.values():
+            assert flat.whole.grad is not None
+            flat.whole.grad.zero_()
+        loss.backward()
+        gradients = [flat.whole.grad.sum() for flat in self.flats.values() if flat.whole.grad is not None]
+        looked = torch.stack([value.detach() for value in (*losses.values(), *gradients)])
+        if not math.isfinite(float(looked.sum())):
+            self._refuse(update, losses)
+        self.adam.step()
+        for flat in self.flats.values():
+            flat.changed()
+
+    def _refuse(self, update: int, losses: dict[str, Tensor]) -> None:
+        found = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+        for owner, flat in self.flats.items():
+            for name, parameter in zip(flat.names, flat.parameters):
+                if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                    found.append(f"the gradient of {owner}.{name}")
+        if found:  # finite numbers can sum to infinity
+            raise NonFiniteError(
+                f"{found[0]} is not finite at update {update}: lower the learning rates,"
+                " or look at the environment's rewards and costs."
+            )
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Within it the modules' parameters are constants: a loss that is built here trains none of them."""
+    parameters = [p for module in modules for p in module.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
