@@ -18,7 +18,7 @@ from gymnasium.spaces import Box
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import EnvBatch, check_env
 from saddlepoint.foreign import foreign
-from saddlepoint.systems import TrainedPolicy
+from saddlepoint.policies import TrainedPolicy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.signals import stop_on_signal

@@ -16,7 +16,7 @@ from saddlepoint.baselines.sac import SAC
 from saddlepoint.export import export
 from saddlepoint.nn.normaliser import NormalisedLearner, NormalisedPlanner, Normaliser, normalised
 from saddlepoint.replay import Replay
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train

@@ -216,3 +216,28 @@ def test_odd_content_is_refused(name: str, value: torch.Tensor) -> None:
     saved = filled(steps(3, 1, 0), 4, 1).state_dict()
     with pytest.raises(UserError, match="saved replay"):
         Replay(4, 2, 1, 2).load_state_dict(saved | {name: value})
+
+
+@given(
+    rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 25), ahead=st.integers(1, 5), seed=st.integers(0, 99),
+    broken=st.integers(-1, 24),
+)  # fmt: skip
+def test_costs_ahead_are_those_that_were_paid(rows: int, num_envs: int, count: int, ahead: int, seed: int, broken: int) -> None:
+    """Against a walk along the list of steps: up to ``ahead`` steps, no further than the episode, a break, or the newest step."""
+    made, gamma = steps(count, num_envs, seed), 0.9
+    replay = filled(made, rows, num_envs, broken)
+    batch, found = replay.sample_ahead(32, ahead, gamma, torch.Generator().manual_seed(seed))
+    same = replay.sample(32, torch.Generator().manual_seed(seed))
+    assert all(torch.equal(a, b) for a, b in zip(batch, same, strict=True))
+    for i in range(32):
+        first, env = int(batch.observation[i, 0]), int(batch.observation[i, 1])
+        cost, last = np.zeros(2), first
+        for k in range(ahead):
+            last = first + k
+            cost += gamma**k * made[last][3][env]
+            if made[last][5][env] or made[last][6][env] or last + 1 == count or last + 1 == broken:
+                break
+        np.testing.assert_allclose(found.cost[i].numpy(), cost, rtol=1e-5)
+        np.testing.assert_array_equal(found.observation[i].numpy(), made[last][4][env])
+        np.testing.assert_allclose(float(found.discount[i]), gamma ** (last - first + 1), rtol=1e-5)
+        assert bool(found.terminated[i]) == bool(made[last][5][env])

@@ -43,6 +43,7 @@ class TrainedPolicy:
     """the actor at work, by the number of environments that it acts for"""
     _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
     """the run's own, once it has been needed"""
+
     _given: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
     """the action given last, by the number of environments"""
 
@@ -50,8 +51,8 @@ class TrainedPolicy:
         self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None,
         *, on_nan: Literal["raise", "hold"] = "raise",
     ) -> np.ndarray:  # fmt: skip
-        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and number type, and inside its bounds.
-        An action is meant for ``setup.action_repeat`` simulator steps.
+        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
+        number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
 
         A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
         ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
@@ -131,8 +132,12 @@ def load_policy(
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
     if chosen is None and task is not None:
         raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --task.")
-    setup = EnvSetup(chosen[1]) if chosen else run.setup_of(content)
-    learner, env, shape = chosen or (learner, content["train"]["env"], run.shape_of(content))
+    env, shape, setup = content["train"].get("env"), None, None
+    if chosen is None:
+        shape, setup = run.shape_of(content), run.setup_of(content)
+    else:
+        learner, env, shape = chosen
+        setup = EnvSetup(env)
     return TrainedPolicy(learner, env, shape, run.budgets_of(content), step, content["train"]["seed"], torch.device(device), note, setup)
 
 
@@ -144,13 +149,13 @@ def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any
     """
     learner, content, _, note = load_learner(folder, "cpu")
     place = find_system(content["system"], content.get("module"), folder).pretrained
+    if place is None:
+        raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")
     if isinstance(learner, NormalisedLearner):
         raise UserError(
             f"--start-from {folder} was trained with --normalise-observations, whose statistics a new run would not"
             " have: leave it out."
         )
-    if place is None:
-        raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")
     return *find(place)(learner, content, task, folder), note
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,24 @@ FLOAT_BYTES = 4
 def available_bytes(device: torch.device) -> int | None:
     """Memory that can still be taken on ``device``, in bytes; None where the system does not say."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
+class Ahead(NamedTuple):
+    """What followed a transition, up to where a cost critic bootstraps."""
+
+    cost: Tensor
+    """(batch, constraints): sum_{k < m} gamma^k c_{t+k}"""
+    observation: Tensor
+    """(batch, observation), o_{t+m}"""
+    discount: Tensor
+    """(batch,), gamma^m"""
+    terminated: Tensor
+    """(batch,) float, 1 where the task ended at step t+m"""
+
+    @classmethod
+    def of(cls, batch: Batch, gamma: float) -> Ahead:
+        """One step ahead, m = 1."""
+        return cls(batch.cost, batch.next_observation, torch.full_like(batch.reward, gamma), batch.terminated)
 
 
 class Position(NamedTuple):
@@ -146,6 +164,27 @@ class Replay:
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
         return Batch(*(ring.index_select(0, index) for ring in self._fields))
 
+    def sample_ahead(self, batch_size: int, steps: int, gamma: float, generator: torch.Generator) -> tuple[Batch, Ahead]:
+        """As ``sample``, and the costs that really followed each transition for up to ``steps`` steps of its episode, discounted by ``gamma``.
+
+        They stop at the end of the episode and at the newest step of the ring.
+        """
+        self._require_filled()
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
+        batch = Batch(*(ring.index_select(0, index) for ring in self._fields))
+        age, slots = self._age.index_select(0, index), self.rows * self.num_envs
+        newer = (self._head - 1 - index // self.num_envs) % self.rows  # rows after each; beyond them the ring holds its oldest
+        paid, last, going = batch.cost, index, torch.ones_like(index, dtype=torch.bool)
+        taken = torch.ones_like(batch.reward)
+        for step in range(1, steps):
+            slot = (index + step * self.num_envs) % slots
+            going = going & (newer >= step) & (self._age.index_select(0, slot) == age + step)
+            paid = paid + going.unsqueeze(-1) * gamma**step * self._fields.cost.index_select(0, slot)
+            last = torch.where(going, slot, last)
+            taken = taken + going
+        ends = self._fields.terminated.index_select(0, last)
+        return batch, Ahead(paid, self._fields.next_observation.index_select(0, last), gamma**taken, ends)
+
     def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
         """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the behaviour of late cost.
 
@@ -235,3 +274,21 @@ class Replay:
             copy_rows(ring[: filled * num_envs], state, name)
         self._next_age = state["next_age"].to(self.device, copy=True)
         self._head, self._filled = head, filled
+
+
+class Sampling(Protocol):
+    """What a config says of an update's batch."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def cost_gamma(self) -> float: ...
+
+
+def sampled(config: Sampling, replay: Replay, generator: torch.Generator) -> tuple[Batch, Ahead | None]:
+    """The batch of an update, and what followed it where the config's ``cost_steps`` look further than one step."""
+    steps = getattr(config, "cost_steps", 1)
+    if steps == 1:
+        return replay.sample(config.batch_size, generator), None
+    return replay.sample_ahead(config.batch_size, steps, config.cost_gamma, generator)

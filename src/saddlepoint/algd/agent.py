@@ -22,7 +22,7 @@ from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins, resolve_precision
 from saddlepoint.nn.optim import Flat, Optimiser, frozen
 from saddlepoint.nn.state import load_learner, save_learner
-from saddlepoint.replay import Replay
+from saddlepoint.replay import Ahead, Replay, sampled
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, per_constraint
 
 
@@ -96,14 +96,16 @@ class ALGD:
 
     # ------------------------------------------------------------------------------------------------ one update
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
+    def update_batch(
+        self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None, ahead: Ahead | None = None
+    ) -> Metrics:  # fmt: skip
         """Critics, then the policy, then temperature and multiplier, then the targets, in the order of the release.
 
         ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
-        moves lambda. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
+        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """
         batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
-        critics = self._fit_critics(batch, noise)
+        critics = self._fit_critics(batch, noise, ahead)
         multiplier = self.multiplier
         policy = self._improve_policy(batch.observation, noise)
         self._tune_temperature(policy.entropy)
@@ -116,11 +118,15 @@ class ALGD:
             "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **per_constraint(found),
         }  # fmt: skip
 
-    def _fit_critics(self, batch: Batch, noise: UpdateNoise) -> CriticLosses:
+    def _fit_critics(self, batch: Batch, noise: UpdateNoise, ahead: Ahead | None) -> CriticLosses:
         with torch.no_grad():
             state, action = batch.next_observation, self.policy.sample(batch.next_observation, noise.next)[None]
-            reward, cost = self.critic_target(state, action)[:, 0], self.cost_target(state, action)[:, 0]
-            wanted = bellman_targets(self.config, batch, reward, cost)
+            reward = self.critic_target(state, action)[:, 0]
+            if ahead is not None:
+                state = self.encoder(ahead.observation)
+                action = self.policy.sample(state, noise.next)[None]
+            cost = self.cost_target(state, action)[:, 0]
+            wanted = bellman_targets(self.config, batch, ahead or Ahead.of(batch, self.config.cost_gamma), reward, cost)
         losses = self.critic_losses(self.config, self.critic, self.cost_critic, batch, *wanted)
         self.critic_optimiser.step(
             losses.reward + losses.cost, self.updates, reward_critic_loss=losses.reward, cost_critic_loss=losses.cost
@@ -218,9 +224,9 @@ class ALGD:
             self.reward_unit = replay.reward_size()
         cost = replay.spent(self.budgets, self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
         for _ in range(updates):
-            batch = replay.sample(self.config.batch_size, self.generator)
+            batch, ahead = sampled(self.config, replay, self.generator)
             batch = batch._replace(reward=batch.reward / self.reward_unit)
-            metrics = self.update_batch(batch, self.draw(self.config.batch_size), cost)
+            metrics = self.update_batch(batch, self.draw(self.config.batch_size), cost, ahead)
         return metrics | {"reward_unit": self.reward_unit}
 
     def observe(self, observation: Tensor) -> None:

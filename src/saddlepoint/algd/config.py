@@ -136,6 +136,8 @@ class ALGDConfig:
     cost_bootstrap: Literal["own", "pair", "largest"] = "largest"
     """what a cost critic bootstraps with at the next state: its own target, the larger of two of its constraint's members (in the mean over all pairs), or
     the largest of all. The last two mirror the rewards' smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
+    cost_steps: int = 1
+    """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
@@ -172,7 +174,7 @@ class ALGDConfig:
         positive = (
             "rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
             "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
-            "multiplier_interval", "recent_steps", "largest_violation", "target_every", "evaluation_samples",
+            "multiplier_interval", "recent_steps", "cost_steps", "largest_violation", "target_every", "evaluation_samples",
         )  # fmt: skip
         for name in positive:
             if not (getattr(self, name) is None or getattr(self, name) > 0):

@@ -21,7 +21,7 @@ from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.optim import Flat, Optimiser
 from saddlepoint.nn.state import load_learner, save_learner
-from saddlepoint.replay import Replay
+from saddlepoint.replay import Ahead, Replay, sampled
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics
 
 C = TypeVar("C", bound=SACConfig)
@@ -80,7 +80,9 @@ class ActorCritic(ABC, Generic[C]):
         return native_wins(*config.critic_hidden)
 
     @abstractmethod
-    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
+    def update_batch(
+        self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None, ahead: Ahead | None = None
+    ) -> Metrics:  # fmt: skip
         """One update of everything from a batch and given noise."""
 
     # ------------------------------------------------------------------------------------------------ parts of an update
@@ -121,9 +123,9 @@ class ActorCritic(ABC, Generic[C]):
             self.reward_unit = replay.reward_size()
         episode_cost = self.episode_cost(replay)
         for _ in range(updates):
-            batch = replay.sample(self.config.batch_size, self.generator)
+            batch, ahead = sampled(self.config, replay, self.generator)
             batch = batch._replace(reward=batch.reward / self.reward_unit)
-            metrics = self.update_batch(batch, self.draw(self.config.batch_size), episode_cost)
+            metrics = self.update_batch(batch, self.draw(self.config.batch_size), episode_cost, ahead)
         return metrics | {"reward_unit": self.reward_unit}
 
     def episode_cost(self, replay: Replay) -> Tensor | None:

@@ -109,6 +109,10 @@ class ConstrainedConfig(SACConfig, ABC):
     """Adam's step for the cost critics"""
     nonnegative_costs: bool = True
     """bootstrap the cost critics with no less than 0, which no sum of costs is below"""
+    cost_bootstrap: Literal["own", "pair", "largest"] = "own"
+    """what a cost critic bootstraps with: its own target, the larger of two of its constraint's members (in the mean over all pairs), or the largest"""
+    cost_steps: int = 1
+    """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task"""
     cost_unit: Literal["budget", "one"] = "one"
@@ -120,10 +124,11 @@ class ConstrainedConfig(SACConfig, ABC):
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 
-    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps")
+    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps", "cost_steps")
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier")
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = SACConfig.EFFECTIVE_WITH | {
         "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+        "cost_bootstrap": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
         "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     }
 

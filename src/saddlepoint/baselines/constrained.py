@@ -15,7 +15,7 @@ from saddlepoint.constrained.budget import CostBudget, cost_units
 from saddlepoint.constrained.lagrangian import effective_multiplier
 from saddlepoint.nn.optim import frozen
 from saddlepoint.nn.state import load_learner, save_learner
-from saddlepoint.replay import Replay
+from saddlepoint.replay import Ahead, Replay
 from saddlepoint.types import Batch, EnvShape, Metrics, per_constraint
 
 K = TypeVar("K", bound=ConstrainedConfig)
@@ -52,18 +52,26 @@ class Constrained(ActorCritic[K]):
     def _risk(self, state: Tensor, action: Tensor) -> Tensor:
         return risks(self.cost_critic, state, action, len(self.budgets), self.config.risk_std)
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
+    def update_batch(
+        self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None, ahead: Ahead | None = None
+    ) -> Metrics:  # fmt: skip
         """Critics; the policy on  mean[ beta log pi - min_j Q_j ] + sum_c weight_c (mean R_c - h_c)/unit_c;  temperature; lambda; targets.
 
         ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
-        moves lambda.
+        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
         """
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         batch, beta, multiplier = self.encoded(batch), self.beta, self.multiplier
         with torch.no_grad():
             following = self.policy.sample(batch.next_observation, noise.next)
         reward = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
-        cost = self.cost_loss(self.config, self.cost_critic, self.cost_target, batch, following)
+        if ahead is None:
+            ahead = Ahead.of(batch, self.config.cost_gamma)
+        else:
+            ahead = ahead._replace(observation=self.encoder(ahead.observation))
+            with torch.no_grad():
+                following = self.policy.sample(ahead.observation, noise.next)
+        cost = self.cost_loss(self.config, self.cost_critic, self.cost_target, batch, ahead, following)
         self.critic_optimiser.step(reward + cost, self.updates, reward_critic_loss=reward, cost_critic_loss=cost)
 
         with frozen(self.critic, self.cost_critic):

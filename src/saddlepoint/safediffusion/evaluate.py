@@ -59,7 +59,7 @@ class Subject:
 
 
 def is_text_to_image(source: Path) -> bool:
-    """Whether this is a pipeline, a checkpoint file of one, or a run of this system: what `saddlepoint evaluate` hands over to ``evaluate_command``."""
+    """Whether this is a pipeline, a checkpoint file of one, or a run of this system."""
     if (source / "model_index.json").is_file() or (source.is_file() and source.suffix in (".safetensors", ".ckpt")):
         return True
     try:

@@ -55,6 +55,7 @@ class Loop:
         self.step = 0
         self.updates = 0
         self.envs_whole = True  # whether they can be gone on with
+        self.envs_before: dict[str, Any] | None = None  # while they play an evaluation
         self.metrics: dict[str, Any] = {}  # of the last update
         self.sums = EpisodeSums(config.num_envs, budgets)
         self.finished = Episodes.none(len(budgets))  # since the last line of training metrics
@@ -160,11 +161,11 @@ class Loop:
         if before is None:
             most = max(config.eval_envs, 1)
             return evaluate(self.agent, self.envs.setup, self.budgets, episodes, seed, self.device, self.stop, most)
-        self.envs_whole = False  # until they are where they were
+        self.envs_before = before  # what a checkpoint holds when this fails
         metrics = evaluate_in(self.envs, self.agent, self.budgets, episodes, seed, self.device, self.stop)
+        self.envs_before = None
         if not self.envs.restore(before):
             self._new_episodes()
-        self.envs_whole = True
         return metrics
 
     def evaluation_words(self, metrics: dict[str, float]) -> str:
@@ -192,7 +193,7 @@ class Loop:
             "observation": self.observation,
             "warmup_generator": self.warmup_generator.get_state().numpy(),
             "generator": self.generator.get_state().cpu().numpy(),
-            "envs": self.envs.snapshot() if self.envs_whole else None,
+            "envs": (self.envs_before or self.envs.snapshot()) if self.envs_whole else None,
             **self.actor.state_dict(),
         }
         return Parts(self.agent.state_dict(), self.replay.state_dict(), state)

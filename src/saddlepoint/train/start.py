@@ -50,7 +50,9 @@ def train(
     if not isinstance(config, TrainConfig):
         given = config.__name__ if isinstance(config, type) else type(config).__name__
         raise UserError(f"train takes a TrainConfig first, not {given}: train(TrainConfig(env=...), learner, learner_config).")
-    config, learner_config = checked(config), checked_for(learner, learner_config)
+    source = config.env  # an id, a class or a maker
+    config = replace(checked(replace(config, env=source if isinstance(source, str) else "a maker")), env=source)
+    learner_config = checked_for(learner, learner_config)
     budgets = (budgets,) if isinstance(budgets, CostBudget) else None if budgets is None else tuple(budgets)
     callbacks = _callbacks(callbacks)
     if resume and config.out is None:
@@ -75,14 +77,14 @@ def train(
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
         declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
-        setup = replace(setup, longest=longest_episode(declared if budgets is None else budgets))
+        budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
+        setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
             setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
         try:
             shape = envs.shape
-            horizon = envs.spec.horizon
-            budgets = require_budgets(declared if budgets is None else budgets, shape, setup.name, horizon)
+            budgets = require_budgets(budgets, shape, setup.name)
             if config.eval_envs:
                 require_second(setup)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
@@ -129,23 +131,29 @@ def train(
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/<environment>-<seed>-<time>."""
-    name = re.sub(r"[^\w.+-]+", "-", config.env.rsplit("/", 1)[-1].removesuffix("-v0"))
+    name = re.sub(r"[^\w.+-]+", "-", str(config.env).rsplit("/", 1)[-1].removesuffix("-v0"))
     return Path("runs") / f"{name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str, horizon: int | None) -> tuple[CostBudget, ...]:
-    """``budgets`` when there is one for each constraint, else ``UserError``; those without a horizon get the environment's own."""
-    if odd := next((budget for budget in budgets if not isinstance(budget, CostBudget)), None):
-        raise UserError(f"budgets are CostBudgets, not {type(odd).__name__}: give CostBudget({odd!r}).")
+def with_horizons(budgets: tuple[CostBudget, ...], horizon: int | None, env: str) -> tuple[CostBudget, ...]:
+    """``budgets``, those without a horizon with the environment's own. Raises ``UserError`` where it has none, and for what is no budget."""
+    for budget in budgets:
+        if not isinstance(budget, CostBudget):
+            raise UserError(f"budgets are CostBudgets, not {type(budget).__name__}: give such as CostBudget(25).")
+        if budget.horizon is None and horizon is None:
+            raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon, or CostBudget(horizon=...).")
+    return tuple(budget if budget.horizon is not None else replace(budget, horizon=horizon) for budget in budgets)
+
+
+def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) -> tuple[CostBudget, ...]:
+    """``budgets`` when there is one for each constraint, else ``UserError``."""
     if not shape.constraints and budgets:
         raise UserError(f"{env} has no cost that a budget could limit: leave out the cost flags.")
     if not budgets and shape.constraints:
         raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
     if len(budgets) != shape.constraints:
         raise UserError(f"{env} has {shape.constraints} constraints, not {len(budgets)}: give one budget for each.")
-    if horizon is None and any(budget.horizon is None for budget in budgets):
-        raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon, or CostBudget(horizon=...).")
-    return tuple(budget if budget.horizon is not None else replace(budget, horizon=horizon) for budget in budgets)
+    return budgets
 
 
 def _callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
