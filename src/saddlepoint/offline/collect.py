@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from saddlepoint.envs import EnvBatch, env_spec
+from saddlepoint.envs import env_spec
 from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
@@ -19,7 +19,7 @@ from saddlepoint.policies import load_policy
 from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
-from saddlepoint.train.evaluate import MAX_ENVS, longest_episode, require_finite_action
+from saddlepoint.train.evaluate import MAX_ENVS, longest_episode, open_for_episodes, require_finite_action
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 PROG = "saddlepoint collect RUN..."
@@ -144,8 +144,9 @@ def played(folder: Path, env: str, episodes: int, mode: Literal["explore", "stoc
     policy = load_policy(folder)
     if policy.note:
         print(f"warning: {policy.note}")
-    slots = min(episodes, MAX_ENVS)
-    envs = EnvBatch(EnvSetup(env, longest=longest_episode(policy.budgets)), slots, seed=seed, needs_cost=False)
+    setup = EnvSetup(env, longest=longest_episode(policy.budgets))
+    envs = open_for_episodes(setup, min(episodes, MAX_ENVS), seed, needs_cost=False)
+    slots = envs.num_envs
     generator = torch.Generator().manual_seed(seed)
     try:
         actor = Actor(policy.learner, slots, "cpu")

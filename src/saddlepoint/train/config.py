@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -14,11 +14,7 @@ from saddlepoint.train.schedule import Schedule
 from saddlepoint.train.verdict import Binds
 from saddlepoint.types import EnvSetup, UserError, as_json
 
-if TYPE_CHECKING:
-    EnvSource: TypeAlias = str | Callable[..., Any]
-else:  # what the command line reads
-    EnvSource = str
-
+EnvSource: TypeAlias = str | Callable[..., Any]
 WARMUP = 5_000
 """most steps of the warm-up where nothing says otherwise"""
 
