@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -60,6 +60,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
     assert main(["train", "algd", *SMALL, "--total-steps", "120", "--out", str(folder)]) == 0
     return folder
+
+
+def unsealed(folder: Path) -> dict[str, Any]:
+    """config.json as an older version wrote it, without a digest."""
+    content = json.loads((folder / "config.json").read_text())
+    del content["sha256"]
+    return content
 
 
 def train_parsed(*args: str) -> Parsed:
@@ -204,7 +211,7 @@ def test_resume_refuses_what_would_change_the_run(command: Run, trained: Path, a
 
 @pytest.mark.parametrize(("part", "flag"), [("learner", "--nonnegative-costs"), ("train", "--env-processes")])
 def test_resuming_a_run_that_is_older_than_an_option_says_so(command: Run, trained: Path, tmp_path: Path, part: str, flag: str) -> None:
-    content = json.loads((trained / "config.json").read_text())
+    content = unsealed(trained)
     del content[part][flag[2:].replace("-", "_")]
     (tmp_path / "config.json").write_text(json.dumps(content))
     code, _, err = command("train", "algd", "--resume", tmp_path, "--quiet", "--total-steps", "200")
@@ -289,7 +296,7 @@ def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
 
 
 def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
-    content = json.loads((trained / "config.json").read_text())
+    content = unsealed(trained)
     for change, words in (
         ({"system": "ppo"}, "trained with ppo"),
         ({"format": 9}, "not written by this version"),

@@ -11,6 +11,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
+from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.options import restore
 from saddlepoint.policies import load_policy, start_from
@@ -32,6 +33,9 @@ from saddlepoint.train.start import train
 from saddlepoint.train.threads import use_threads
 from saddlepoint.train.video import record_video, render_headless
 from saddlepoint.types import EnvSetup, UserError
+
+FIRST = ("env", "total_steps", "seed", "out", "resume", "preset", "cost_limit", "num_envs", "eval_every", "track")
+"""flags that `train --help` shows first"""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,14 @@ def parse_training(name: str, args: list[str]) -> Parsed:
     kind = find_system(name).config_class()
     flags, prog = train_flags(kind), f"saddlepoint train {name}"
     default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
-    return parse_with_file(flags, default, args, prog)
+    presets = ", ".join(find_system(name).presets())
+
+    def help() -> str:
+        parts = {"Where settings come from": default.launch, "The run": default.run, "The cost budget": default.budget}
+        parts[f"The algorithm, {name}"] = default.system
+        return render(prog, "Train a system on an environment with a cost budget.", parts, FIRST, [f"Presets of {name}, for --preset: {presets}."])
+
+    return parse_with_file(flags, default, args, prog, help)
 
 
 def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:

@@ -133,7 +133,12 @@ def load_learner(
     """
     content = run.read(folder)
     system = find_system(content["system"], content.get("module"), folder)
-    stored = restore(system.config_class(), content["learner"], folder / "config.json")
+    where = folder / "config.json"
+    stored = restore(system.config_class(), content["learner"], where)
+    try:
+        stored = checked(stored)
+    except UserError as error:
+        raise UserError(f"{where} is damaged ({str(error).rstrip('.')}): restore it, or use the version of saddlepoint that wrote it.") from error
     config = _acting(stored, acting, content["system"])
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     state, step, note = stored_learner(folder, checkpoint)
