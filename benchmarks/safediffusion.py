@@ -53,7 +53,7 @@ def serve_ours(world: Path, tune: str) -> None:
     from accelerate import Accelerator
 
     from saddlepoint.safediffusion.config import PARITY, RunConfig
-    from saddlepoint.safediffusion.pipeline import denoising_table, scheduler_config
+    from saddlepoint.safediffusion.pipeline import open_source
     from saddlepoint.safediffusion.start import load_parts, read_sets
     from saddlepoint.safediffusion.trainer import Trainer
     from saddlepoint.train.log import RunLog
@@ -67,8 +67,7 @@ def serve_ours(world: Path, tune: str) -> None:
     )  # fmt: skip
     config.validate()
     run = RunConfig(pipeline=str(world / "pipeline"), prompts=str(world / "prompts.txt"), epochs=10**6)
-    table = denoising_table(scheduler_config(run.pipeline), config.steps)
-    learner, studio, scores = load_parts(run, config, table, torch.device("cpu"), None)
+    learner, studio, scores = load_parts(run, config, open_source(run.pipeline), torch.device("cpu"), None)
     folder = world / f"ours-{tune}"
     folder.mkdir()
     with RunLog(folder, Screen(run.epochs, "epoch", quiet=True)) as log:

@@ -16,6 +16,7 @@ from saddlepoint.algd import landscape as view
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.files import SEAL, sealed
 from saddlepoint.landscape import landscape_command
 from saddlepoint.landscape.picture import panel_svg
 from saddlepoint.landscape.slices import KINDS, SAMPLES, energy_plane, landscape, widest
@@ -177,8 +178,8 @@ def test_the_command_writes_a_picture(run: Path, tmp_path: Path, capsys: pytest.
 def test_each_mistake_is_one_sentence(run: Path, tmp_path: Path, args: list[str], sentence: str) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    content = json.loads((run / "config.json").read_text()) | {"system": "cal"}
-    (other / "config.json").write_text(json.dumps(content))
+    content = {k: v for k, v in json.loads((run / "config.json").read_text()).items() if k != SEAL} | {"system": "cal"}
+    (other / "config.json").write_text(json.dumps(sealed(content)))
     places = {"{tmp}": str(tmp_path), "{run}": str(run), "{other}": str(other)}
     filled = [re.sub(r"\{\w+\}", lambda match: places[match[0]], arg) for arg in args]
     with pytest.raises(UserError, match=sentence) as error:

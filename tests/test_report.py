@@ -22,6 +22,7 @@ from saddlepoint.report.media import MOST_BYTES
 from saddlepoint.report.page import build_page
 from saddlepoint.report.runs import Group, find_runs, group_runs
 from saddlepoint.report.tables import settings_tables
+from saddlepoint.train.run import SEAL
 from saddlepoint.types import UserError
 from tests.report_runs import BUDGET, constant, write_run
 
@@ -100,7 +101,7 @@ def test_a_setting_that_older_runs_have_not_makes_groups_and_is_shown(tmp_path: 
     write_run(tmp_path / "sac", system="sac")
     path = write_run(tmp_path / "old", seed=1) / "config.json"
     content = json.loads(path.read_text())
-    del content["learner"]["nonnegative_costs"], content["train"]["env_processes"]
+    del content["learner"]["nonnegative_costs"], content["train"]["env_processes"], content[SEAL]  # older runs had none
     path.write_text(json.dumps(content))
     (env,) = group_runs(find_runs([tmp_path]))
     assert env.differing == ["env_processes", "nonnegative_costs"]

@@ -17,13 +17,18 @@ MAP = "viridis"
 DPI = 144
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9,
-    "legend.fontsize": 9, "figure.titlesize": 12, "axes.titleweight": "semibold", "axes.titlelocation": "left",
+    "legend.fontsize": 9, "figure.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": RULE, "grid.linewidth": 0.8, "axes.axisbelow": True,
     "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "legend.frameon": False, "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round", "figure.facecolor": "white", "savefig.facecolor": "white",
     "figure.constrained_layout.use": True, "savefig.dpi": DPI,
 }  # fmt: skip
+
+
+def thousands(value: float, position: int | None = None) -> str:
+    """A tick of a step axis: 20000 as 20k. For ``Axis.set_major_formatter``."""
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
 @contextmanager
@@ -39,8 +44,9 @@ def mark_budget(axis: Axes, limit: float, label: str = "budget") -> None:
     """A dashed line at the budget, named at its left end above the line."""
     axis.axhline(limit, color=INK, ls=(0, (5, 4)), lw=1)
     axis.annotate(
-        label, (0, limit), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK
-    )
+        label, (0, limit), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+    )  # fmt: skip
 
 
 def panel_map(axis: Axes) -> None:

@@ -92,12 +92,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
     """``content`` with the SHA-256 of all of it, for JSON that no other file describes."""
-    return content | {SEAL: _seal_of(content)}
+    return content | {SEAL: seal_of(content)}
 
 
 def is_sealed(content: dict[str, Any]) -> bool:
     """Whether ``content`` is as ``sealed`` made it: not where anything in it has changed, nor where it was never sealed."""
-    return content.get(SEAL) == _seal_of({key: value for key, value in content.items() if key != SEAL})
+    return content.get(SEAL) == seal_of({key: value for key, value in content.items() if key != SEAL})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -204,7 +204,8 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
         yield
 
 
-def _seal_of(content: dict[str, Any]) -> str:
+def seal_of(content: Any) -> str:
+    """SHA-256 of what can be written as JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

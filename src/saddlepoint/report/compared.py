@@ -35,9 +35,9 @@ class Compared:
         """How many seeds keep every budget with the policy of ``prefix``, in the mean over their episodes."""
         return sum(stats.within(line, prefix, run.budgets) for run, line in self.rows[label])
 
-    def within_both(self, label: str) -> int:
-        """How many seeds keep every budget with both policies."""
-        return sum(all(stats.within(line, prefix, run.budgets) for prefix in POLICIES) for run, line in self.rows[label])
+    def keeping(self, label: str) -> int:
+        """How many seeds keep every budget with the policies that it binds, which are both unless the run says otherwise."""
+        return sum(all(stats.within(line, p, run.budgets) for p in run.binding) for run, line in self.rows[label])
 
 
 def compare(env: Environment) -> Compared:
@@ -86,6 +86,9 @@ def notes(env: Environment) -> list[str]:
         )
     if few := [f"{group.label} ({len(group.runs)})" for group in env.groups if len(group.runs) < stats.ENOUGH]:
         found.append(f"Fewer than {stats.ENOUGH} seeds, so shown one by one, without intervals: {', '.join(few)}.")
+    if bound := {run.binding for run in env.runs if run.budgets and len(run.binding) == 1}:
+        names = " or ".join(sorted(POLICIES[prefix] for (prefix,) in bound))
+        found.append(f"Runs were told that the budget binds the {names} policy only; the verdict goes by that.")
     for group in env.groups:
         twice = [str(seed) for seed, times in Counter(run.seed for run in group.runs).items() if times > 1]
         if twice:

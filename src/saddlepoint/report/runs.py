@@ -14,10 +14,11 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.report.numbers import ABSENT
 from saddlepoint.train import run as run_folder
 from saddlepoint.train.log import read_metrics
+from saddlepoint.train.verdict import PREFIXES
 from saddlepoint.types import UserError
 
 SAME_METHOD = run_folder.OPERATIONAL | {
-    "env", "seed", "eval_every", "eval_episodes", "log_every", "device", "compile", "env_processes", "track",
+    "env", "seed", "eval_every", "eval_episodes", "log_every", "device", "compile", "env_processes", "track", "binds",
 }  # fmt: skip
 """settings that may differ between runs of one method: they do not change what is learnt"""
 OWN = frozenset({"seed", "out", "quiet"})
@@ -56,6 +57,12 @@ class Run:
         budget = "; ".join(budget.describe() for budget in self.budgets)
         flat = _flat(self.config["train"] | self.config["learner"])
         return {name: _words(value) for name, value in flat.items()} | {BUDGET: budget}
+
+    @property
+    def binding(self) -> tuple[str, ...]:
+        """Prefixes of the metrics of the policies that the budget binds."""
+        binds = self.config["train"].get("binds", "both")
+        return PREFIXES.get(binds, PREFIXES["both"])
 
     @property
     def wall_s(self) -> float:

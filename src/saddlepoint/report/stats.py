@@ -60,11 +60,12 @@ def thin(values: np.ndarray) -> np.ndarray:
 
 
 def cost_of(line: dict[str, Any], prefix: str, budgets: tuple[CostBudget, ...]) -> list[tuple[float, float]]:
-    """(mean cost of an episode, its bound) of every constraint, in the semantics in which the budget was stated."""
-    pairs = []
-    for i, budget in enumerate(budgets):
-        pairs.append((line[cost_name(prefix, budgets, i)], budget.critic if budget.discounted else budget.episode))
-    return pairs
+    """(mean cost of an episode, its bound) of every constraint, in the semantics in which the budget was stated.
+
+    The cost is nan where the evaluation did not run that policy.
+    """
+    bounds = [budget.critic if budget.discounted else budget.episode for budget in budgets]
+    return [(float(line.get(cost_name(prefix, budgets, i), np.nan)), bound) for i, bound in enumerate(bounds)]
 
 
 def cost_name(prefix: str, budgets: tuple[CostBudget, ...], constraint: int) -> str:
@@ -92,8 +93,8 @@ def normalise(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def within(line: dict[str, Any], prefix: str, budgets: tuple[CostBudget, ...]) -> bool:
-    """Whether the mean episode keeps every budget, in the semantics in which each was stated."""
-    return all(cost <= bound * (1 + 1e-9) for cost, bound in cost_of(line, prefix, budgets))
+    """Whether the mean episode keeps every budget, in the semantics in which each was stated; a policy that was not run breaks none."""
+    return all(not cost > bound * (1 + 1e-9) for cost, bound in cost_of(line, prefix, budgets))
 
 
 def interquartile_mean(scores: dict[str, np.ndarray]) -> dict[str, Interval]:

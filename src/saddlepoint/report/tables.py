@@ -18,8 +18,8 @@ from saddlepoint.report.runs import OWN, Environment, Run
 from saddlepoint.report.scale import ticks, widen
 
 SCORES: tuple[tuple[str, Callable[[Run, dict[str, Any]], float], float | None], ...] = (
-    ("return, noise-free policy", lambda run, line: line["eval/return_mean"], None),
-    ("return, sampled policy", lambda run, line: line["eval/stochastic/return_mean"], None),
+    ("return, noise-free policy", lambda run, line: line.get("eval/return_mean", np.nan), None),
+    ("return, sampled policy", lambda run, line: line.get("eval/stochastic/return_mean", np.nan), None),
     ("cost in budgets, noise-free policy", lambda run, line: stats.cost_ratio(line, "eval", run.budgets), 1.0),
     ("cost in budgets, sampled policy", lambda run, line: stats.cost_ratio(line, "eval/stochastic", run.budgets), 1.0),
 )
@@ -32,7 +32,7 @@ def final_table(compared: Compared, styles: dict[str, int]) -> str:
     constraints = max(len(rows[0][0].budgets) for rows in compared.rows.values())
     heads: list[tuple[str, list[str]]] = [("method", [""]), ("seeds", [""]), ("return", names)]
     columns: list[Callable[[Run, dict[str, Any]], float]] = [
-        lambda run, line, p=prefix: line[f"{p}/return_mean"] for prefix in POLICIES  # type: ignore[misc]
+        lambda run, line, p=prefix: line.get(f"{p}/return_mean", np.nan) for prefix in POLICIES  # type: ignore[misc]
     ]  # fmt: skip
     for i in range(constraints):
         bounds = sorted({stats.cost_of(line, "eval", run.budgets)[i][1] for rows in compared.rows.values() for run, line in rows})
@@ -51,7 +51,7 @@ def final_table(compared: Compared, styles: dict[str, int]) -> str:
     for label, own in compared.rows.items():
         cells = [spread(column[label].tolist(), digits) for column, digits in zip(found, places, strict=True)]
         if constraints:
-            cells += [percent(float(np.mean([line[f"{p}/violation_rate"] for _, line in own]))) for p in POLICIES]
+            cells += [percent(float(np.mean([line.get(f"{p}/violation_rate", np.nan) for _, line in own]))) for p in POLICIES]
             cells.append(percent(float(np.mean([_in_training(run, line["step"]) for run, line in own]))))
         rows.append([swatch(label, styles[label]), str(len(own)), *cells])
     return grouped_table("Final numbers", heads, rows)

@@ -19,11 +19,11 @@ def verdict_strip(compared: Compared, styles: dict[str, int]) -> str:
     """One row a method, those that keep the budget first and then by return; empty where nothing was evaluated."""
     if not compared.rows:
         return ""
-    returns = {prefix: compared.column(lambda run, line, p=prefix: line[f"{p}/return_mean"]) for prefix in POLICIES}
+    returns = {prefix: compared.column(lambda run, line, p=prefix: line.get(f"{p}/return_mean", np.nan)) for prefix in POLICIES}
     ordered = sorted(compared.rows, key=lambda label: (-_share(compared, label), -returns["eval"][label].mean()))
     every = np.concatenate([values for own in returns.values() for values in own.values()])
     places = decimals(every.tolist())
-    span = Scale(*widen(float(every.min()), float(every.max())), 2.0, 98.0)
+    span = Scale(*widen(float(np.nanmin(every)), float(np.nanmax(every))), 2.0, 98.0)
     budgets = budget_scale(_largest(compared), 0.0, 100.0)
     rows = "".join(
         f'<article class="row s{styles[label] % COLOURS} m{styles[label]}">{_who(compared, label, styles)}{_badge(compared, label)}'
@@ -34,7 +34,7 @@ def verdict_strip(compared: Compared, styles: dict[str, int]) -> str:
 
 
 def _share(compared: Compared, label: str) -> float:
-    return compared.within_both(label) / len(compared.rows[label])
+    return compared.keeping(label) / len(compared.rows[label])
 
 
 def _lead(compared: Compared, ordered: list[str], returns: dict[str, np.ndarray], places: int) -> str:
@@ -44,7 +44,7 @@ def _lead(compared: Compared, ordered: list[str], returns: dict[str, np.ndarray]
     keeping = [label for label in ordered if _share(compared, label) == 1]
     if len(compared.rows) == 1:
         (label,) = ordered
-        seeds, kept = len(compared.rows[label]), compared.within_both(label)
+        seeds, kept = len(compared.rows[label]), compared.keeping(label)
         if seeds == 1:
             return f"<b>{escape(label)}</b> {'keeps' if kept else 'does not keep'} its budget (one seed)."
         return f"<b>{escape(label)}</b> keeps its budget in {kept} of {seeds} seeds."
@@ -67,7 +67,7 @@ def _badge(compared: Compared, label: str) -> str:
     rows = compared.rows[label]
     if not rows[0][0].budgets:
         return '<div class="badge none">no budget</div>'
-    seeds, kept = len(rows), compared.within_both(label)
+    seeds, kept = len(rows), compared.keeping(label)
     kind = "ok" if kept == seeds else "over" if kept == 0 else "mixed"
     words = {"ok": "within budget", "over": "over budget", "mixed": f"{kept} of {seeds} seeds within"}[kind]
     each = {name: compared.within(label, prefix) for prefix, name in POLICIES.items()}
@@ -98,6 +98,8 @@ def _spent(compared: Compared, label: str, scale: Scale) -> str:
     for i in range(constraints):
         for prefix, name in POLICIES.items():
             pairs = [stats.cost_of(line, prefix, run.budgets)[i] for run, line in rows]
+            if not np.isfinite([cost for cost, _ in pairs]).all():
+                continue
             bound = pairs[0][1]
             which = f" {i}" if constraints > 1 else ""
             kind = "discounted cost" if rows[0][0].budgets[i].discounted else "cost"
@@ -140,6 +142,6 @@ def _largest(compared: Compared) -> float:
     ratios = [
         cost / bound
         for rows in compared.rows.values() for run, line in rows for prefix in POLICIES
-        for cost, bound in stats.cost_of(line, prefix, run.budgets) if bound > 0
+        for cost, bound in stats.cost_of(line, prefix, run.budgets) if bound > 0 and np.isfinite(cost)
     ]  # fmt: skip
     return max(ratios, default=1.0)

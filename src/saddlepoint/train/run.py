@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.files import FileFault, hold_lock, read_json, remove_unfinished, write_json
+from saddlepoint.files import (
+    SEAL,
+    FileFault,
+    hold_lock,
+    is_sealed,
+    read_json,
+    remove_unfinished,
+    seal_of,
+    sealed,
+    write_json,
+)
 from saddlepoint.options import flag
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
@@ -24,8 +32,6 @@ OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "che
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
 """all that a run can leave which was killed before its first checkpoint"""
-SEAL = "sha256"
-"""under which config.json holds the digest of all else in it"""
 PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolved": dict}
 """what every config.json holds, whatever the system"""
 
@@ -64,8 +70,9 @@ def read(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or cannot be read ({error.reason}): restore it, or start a new run.") from error
     if content.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: use the one that made the run.")
-    if SEAL in content and content.pop(SEAL) != _digest(content):
+    if SEAL in content and not is_sealed(content):
         raise UserError(f"{path} has changed since saddlepoint wrote it: restore it, or start a new run.")
+    content.pop(SEAL, None)
     for name, kind in PARTS.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
@@ -141,7 +148,7 @@ def settings_digest(content: dict[str, Any], operational: frozenset[str]) -> str
     """Of all in a config.json that a run may never change, for its checkpoints to hold."""
     parts = {name: content[name] for name in ("system", "learner", "budgets", "shape", "tasks") if name in content}
     train = {name: value for name, value in content["train"].items() if name not in operational}
-    return _digest(_plain(parts | {"train": train}))
+    return seal_of(_plain(parts | {"train": train}))
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -226,11 +233,7 @@ def write(run: Path, content: dict[str, Any]) -> None:
     before = read(run).get("made_with", []) if (run / "config.json").exists() else []
     now = versions()
     whole = content | {"made_with": before if now in before else [*before, now]}
-    write_json(run / "config.json", whole | {SEAL: _digest(whole)})
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_json(run / "config.json", sealed(whole))
 
 
 def _plain(value: Any) -> Any:

@@ -21,9 +21,12 @@ def family_of(pipeline: Any) -> PipelineFamily:
 
 
 def configs_of(pipeline: Any) -> dict[str, dict[str, Any]]:
-    """Configs of a loaded pipeline's network, VAE and scheduler."""
+    """Configs of a loaded pipeline's network, VAE and scheduler, the last as its file states it: what another class of schedulers is made from it must
+    take its own defaults for the rest."""
     parts = (family_of(pipeline).network, "vae", "scheduler")
-    return {part: dict(getattr(pipeline, part).config) for part in parts}
+    configs = {part: dict(getattr(pipeline, part).config) for part in parts}
+    unstated = {"_use_default_values", *configs["scheduler"].get("_use_default_values", ())}
+    return configs | {"scheduler": {name: value for name, value in configs["scheduler"].items() if name not in unstated}}
 
 
 __all__ = ["FAMILIES", "Conditioning", "PipelineFamily", "Predict", "Request", "configs_of", "family_of"]
