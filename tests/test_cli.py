@@ -282,8 +282,9 @@ def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
     sampled = [policy.act(observations, "stochastic", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert (sampled[0] == sampled[1]).all()
     assert (sampled[0] != sampled[2]).any()
-    with pytest.raises(UserError, match="generator"):
-        policy.act(observations, "stochastic")
+    policy.reset()
+    own = policy.act(observations, "stochastic")  # from a generator of its own, of the run's seed
+    assert (own == policy.act(observations, "stochastic", torch.Generator().manual_seed(policy.seed))).all()
     for wrong in (observations[:, 1:], observations[2, 1:], observations[None], np.float32(1.0)):
         with pytest.raises(UserError, match=rf"takes an observation of shape \({policy.shape.observation},\)"):
             policy.act(wrong)

@@ -31,6 +31,7 @@ from saddlepoint.train.contract import LearnerFactory, checked, cost_gamma, refu
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import train
 from saddlepoint.train.threads import use_threads
+from saddlepoint.train.verdict import verdict_in_words
 from saddlepoint.train.video import record_video, render_headless
 from saddlepoint.types import EnvSetup, UserError
 
@@ -298,6 +299,8 @@ def evaluate_command(args: list[str]) -> None:
         cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
+    if policy.budgets:
+        print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(folder)['train'].get('binds', 'both'))}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     except FileFault as error:  # a colleague's run, which one may only read

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -44,23 +44,24 @@ class TrainedPolicy:
     """the run's own, once it has been needed"""
 
     def act(
-        self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
-    ) -> np.ndarray:
+        self, observation: np.ndarray, mode: ActMode | None = None, generator: torch.Generator | None = None, *, deterministic: bool | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
         number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
 
-        A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
-        ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
-        policy has a generator of its own, of the run's seed, which ``reset`` of all episodes sets back.
+        ``mode`` is "deterministic", the noise-free action and the default, "stochastic", a sample of the policy, or "explore", the policy of training;
+        ``deterministic`` True or False says the first or the second as well. Draws are from ``generator``, or from one of the policy's own, of the
+        run's seed, which ``reset`` of all episodes sets back. A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
+
+        Raises ``UserError`` for an observation of another size, for another mode, and for two that contradict each other.
         """
+        mode = _mode(mode, deterministic)
         if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
             raise UserError(
                 f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
                 f" not {np.shape(observation)}: give it those of that environment."
             )
         if generator is None:
-            if mode != "deterministic":
-                raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")
             if not self._generators:
                 self._generators.append(torch.Generator(device=self.device).manual_seed(self.seed))
             generator = self._generators[0]
@@ -71,12 +72,32 @@ class TrainedPolicy:
         action = self.shape.fit(self._actors[len(batch)].act(batch, mode, generator))
         return action if np.ndim(observation) == 2 else action[0]
 
+    def predict(
+        self, observation: np.ndarray, state: None = None, episode_start: np.ndarray | None = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """``act``, as Stable-Baselines3 calls it: (action, None). The plans of environments whose episode begins (``episode_start``, (envs,) bool) are
+        forgotten first."""
+        if episode_start is not None:
+            self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
+        return self.act(observation, deterministic=deterministic), None
+
     def reset(self, ended: np.ndarray | None = None) -> None:
         """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
         if ended is None:
             self._generators.clear()
         for actor in self._actors.values():
             actor.restart(ended)
+
+
+def _mode(mode: ActMode | None, deterministic: bool | None) -> ActMode:
+    """What is asked for: by name, or by whether there is to be noise. Raises ``UserError``."""
+    if mode is not None and mode not in get_args(ActMode):
+        raise UserError(f"a policy cannot act in mode {mode!r}: use one of {', '.join(get_args(ActMode))}.")
+    if deterministic is None:
+        return mode or "deterministic"
+    if mode is not None and (mode == "deterministic") is not bool(deterministic):
+        raise UserError(f"mode={mode!r} and deterministic={deterministic} contradict each other: give one of them.")
+    return mode or ("deterministic" if deterministic else "stochastic")
 
 
 def load_policy(

@@ -27,7 +27,7 @@ from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 FORMAT = 1
-OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs"})
+OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs", "track"})
 """fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
