@@ -229,28 +229,27 @@ def draw_scaling(result: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogFormatter
 
-    figure, axes = plt.subplots(1, 6, figsize=(21, 3.4), layout="constrained")
-    for axis, (name, sweep) in zip(axes, result["sweeps"].items()):
-        values, times, work = sweep["values"], sweep["ms"], sweep["gigaflop"]
-        axis.plot(values, times, "o-", color="#0072B2", label="measured, ms")
-        anchor = values.index(SIZES[name])
-        axis.plot(
-            values,
-            [times[anchor] * w / work[anchor] for w in work],
-            "--",
-            color="#D55E00",
-            label="in proportion to GFLOP",
-        )
-        axis.set(xlabel=name, xscale="log", yscale="log", title=f"update against {name}")
-        axis.set_xticks(values, [str(value) for value in values])
-        axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_formatter(LogFormatter())  # 28, not 2.8 x 10^1
-        axis.yaxis.set_minor_formatter(LogFormatter())
-        axis.legend(fontsize=7)
-    memory = {int(transitions): size / 1e9 for transitions, size in result["replay_bytes"].items()}
-    axes[-1].plot(memory.keys(), memory.values(), "o-", color="#0072B2")
-    axes[-1].set(xlabel="transitions", ylabel="GB", xscale="log", yscale="log", title="replay memory (observation 60)")
-    figure.savefig(RESULTS / "algd_scaling.png", dpi=100)
+    from saddlepoint import figures
+
+    with figures.style():
+        figure, grid = plt.subplots(2, 3, figsize=(11.5, 6.2))
+        axes = grid.ravel()
+        for axis, (name, sweep) in zip(axes, result["sweeps"].items()):
+            values, times, work = sweep["values"], sweep["ms"], sweep["gigaflop"]
+            anchor = values.index(SIZES[name])
+            axis.plot(values, times, "o-", color=figures.COLOURS[0], ms=4, label="measured")
+            expected = [times[anchor] * w / work[anchor] for w in work]
+            axis.plot(values, expected, "--", color=figures.COLOURS[1], label="in proportion to the arithmetic (GFLOP)")
+            axis.set(xlabel=name, ylabel="ms an update", xscale="log", yscale="log", title=f"Update against {name}")
+            axis.set_xticks(values, [str(value) for value in values])
+            axis.set_xticks([], minor=True)
+            axis.yaxis.set_major_formatter(LogFormatter())  # 28, not 2.8 x 10^1
+            axis.yaxis.set_minor_formatter(LogFormatter())
+        memory = {int(transitions): size / 1e9 for transitions, size in result["replay_bytes"].items()}
+        axes[-1].plot(memory.keys(), memory.values(), "o-", color=figures.COLOURS[0], ms=4)
+        axes[-1].set(xlabel="transitions", ylabel="GB", xscale="log", yscale="log", title="Replay memory (observation 60)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.savefig(RESULTS / "algd_scaling.png")
 
 
 def main() -> None:

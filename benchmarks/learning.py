@@ -3,6 +3,7 @@
     python benchmarks/learning.py list
     python benchmarks/learning.py run halfcheetah-velocity [--only LABEL-SEED]   # resumes what was interrupted, skips what is done
     python benchmarks/learning.py collect halfcheetah-velocity                   # results/<name>.json and results/<name>.png
+    python benchmarks/learning.py redraw halfcheetah-velocity                    # the figure again, from the JSON
     python benchmarks/learning.py look RUN --only LABEL                          # one run beside these, by its folder: into results/looks.json
 
 Every run is an ordinary ``saddlepoint train`` whose command stands in the JSON with commit, seed, machine and wall time.
@@ -25,12 +26,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from saddlepoint import figures
 from saddlepoint.train.log import read_metrics
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 RUNS = HERE.parent / "runs" / "bench"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: safe for colour-blind readers
 
 
 @dataclass(frozen=True)
@@ -275,53 +276,49 @@ def draw(path: Path) -> None:
     """Return, and cost against its budget and the multiplier where there is one: thin lines are seeds, thick ones their mean."""
     content = json.loads(path.read_text())
     runs, budget = content["runs"], content["budget"]
-    panels = [("eval", "eval/return_mean", "return (deterministic)"), ("eval", "eval/stochastic/return_mean", "return (stochastic)")]
+    panels = [("eval", "eval/return_mean", "Return, noise-free policy"), ("eval", "eval/stochastic/return_mean", "Return, sampled policy")]
     if budget is None:
-        panels.append(("eval", "eval/return_max", "best of ten episodes (deterministic)"))
+        panels.append(("eval", "eval/return_max", "Best of ten episodes, noise-free"))
     else:
-        kind, key = ("discounted", "discounted_cost_mean") if budget["discounted"] else ("episode", "cost_mean")
-        panels += [("eval", f"eval/stochastic/{key}", f"{kind} cost (stochastic)"), ("train", "train/multiplier", "multiplier")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
+        kind, key = ("Discounted cost", "discounted_cost_mean") if budget["discounted"] else ("Cost of an episode", "cost_mean")
+        panels += [("eval", f"eval/stochastic/{key}", f"{kind}, sampled policy"), ("train", "train/multiplier", "Multiplier λ")]
     labels = list(dict.fromkeys(run["label"] for run in runs))
-    for axis, (kind, key, title) in zip(axes, panels):
-        for colour, label in zip(COLOURS, labels):
-            curves = [
-                [(line["step"], line[key]) for line in run[kind] if key in line]
-                for run in runs
-                if run["label"] == label
-            ]
-            curves = [np.array(curve) for curve in curves if curve]
-            for curve in curves:
-                axis.plot(*curve.T, ".-", color=colour, alpha=0.35 if len(curves) > 1 else 1, lw=1, ms=5 if len(curve) < 10 else 0)
-            if len(curves) > 1:
-                length = min(map(len, curves))
-                axis.plot(
-                    curves[0][:length, 0],
-                    np.mean([c[:length, 1] for c in curves], 0),
-                    color=colour,
-                    lw=2.2,
-                    label=f"{label} (mean of {len(curves)})",
-                )
-            elif curves:
-                axis.plot([], [], color=colour, label=f"{label} (one seed)")
-        for style, (label, value) in zip(("-.", ":"), content["anchors"] if "return_mean" in key else []):
-            axis.axhline(value, color="k", ls=style, lw=1, label=label)
-        if axis is axes[0] and content["anchors"]:
-            axis.legend(fontsize=7)
-        if "cost" in key:
-            axis.axhline(budget["limit"], color="k", ls="--", lw=1, label="budget")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("steps of the agent")
-        axis.grid(alpha=0.25)
-    axes[2].legend(fontsize=8)
-    figure.suptitle(content["title"], fontsize=11)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    plt.close(figure)
+    seeds = {label: sum(run["label"] == label for run in runs) for label in labels}
+    with figures.style():
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.6))
+        for axis, (kind, key, title) in zip(axes, panels):
+            for colour, label in zip(figures.COLOURS, labels):
+                draw_seeds(axis, [run[kind] for run in runs if run["label"] == label], key, colour)
+            for dashes, (label, value) in zip(("-.", ":"), content["anchors"] if "return_mean" in key else []):
+                axis.axhline(value, color=figures.INK, ls=dashes, lw=1, label=label if axis is axes[0] else None)
+            if "cost" in key:
+                figures.mark_budget(axis, budget["limit"], f"budget {budget['limit']:g}")
+            axis.set(title=title, xlabel="steps of the agent")
+            axis.xaxis.set_major_formatter(figures.thousands)
+            axis.locator_params(axis="x", nbins=5)
+        for colour, label in zip(figures.COLOURS, labels):
+            axes[0].plot([], [], color=colour, label=f"{label} ({'one seed' if seeds[label] == 1 else f'mean of {seeds[label]} seeds'})")
+        figure.suptitle(content["title"], x=0.01, ha="left")
+        figure.legend(loc="outside lower center", ncols=4)
+        figure.savefig(path.with_suffix(".png"))
+        plt.close(figure)
+
+
+def draw_seeds(axis: Any, series: list[list[dict[str, float]]], key: str, colour: str) -> None:
+    """A thin line for each seed, and where there are several a thick one for their mean as far as all of them go."""
+    found = [[(line["step"], line[key]) for line in lines if key in line] for lines in series]
+    curves = [np.array(curve) for curve in found if curve]
+    for curve in curves:
+        alone = len(curves) == 1
+        axis.plot(*curve.T, "o-" if len(curve) < 10 else "-", color=colour, alpha=1 if alone else 0.4, lw=1.8 if alone else 1, ms=3)
+    if len(curves) > 1:
+        length = min(map(len, curves))
+        axis.plot(curves[0][:length, 0], np.mean([curve[:length, 1] for curve in curves], 0), color=colour, lw=2.4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["list", "run", "collect", "look"])
+    parser.add_argument("verb", choices=["list", "run", "collect", "redraw", "look"])
     parser.add_argument("name", nargs="?", help="an experiment, or the folder to look at")
     parser.add_argument("--only", help="one run, such as algd-0; for look, the label")
     arguments = parser.parse_args()
@@ -330,7 +327,9 @@ def main() -> None:
             print(name, *(folder.name for _, _, _, folder in planned(name)))
     elif arguments.verb == "look" and arguments.name and arguments.only:
         look(Path(arguments.name), arguments.only)
-    elif arguments.verb == "look" or arguments.name not in EXPERIMENTS:
+    elif arguments.verb == "redraw" and arguments.name and (RESULTS / f"{arguments.name}.json").exists():
+        draw(RESULTS / f"{arguments.name}.json")
+    elif arguments.verb in ("look", "redraw") or arguments.name not in EXPERIMENTS:
         parser.error("name an experiment: " + ", ".join(EXPERIMENTS))
     elif arguments.verb == "run":
         run(arguments.name, arguments.only)

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from learning import COLOURS, RESULTS, RUNS, commit, machine  # noqa: E402
+from learning import RESULTS, RUNS, commit, machine  # noqa: E402
+from saddlepoint import figures  # noqa: E402
 from saddlepoint.train.log import read_metrics  # noqa: E402
 
 TASK = "dmc/cartpole-swingup"
@@ -68,35 +70,42 @@ def collect() -> None:
 
 def draw(stages: dict) -> None:
     """Left: the two tasks over the updates offline. Right: online from there, beside training from scratch."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    with figures.style():
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), sharey=True)
+        draw_stages(stages, axes)
+        for axis, title, label in zip(axes, ("Offline", f"{TASK}, online"), ("updates", "decisions (two environment steps each)")):
+            axis.set(title=title, xlabel=label)
+            axis.xaxis.set_major_formatter(figures.thousands)
+            axis.legend(loc="lower right")
+            axis.locator_params(axis="x", nbins=6)
+        axes[0].set_ylabel("return, mean of ten episodes")
+        figure.savefig(RESULTS / "offline.png")
+        plt.close(figure)
+
+
+def draw_stages(stages: dict, axes: Any) -> None:
+    """The lines of both panels."""
     offline = stages["pretrained"]["eval"]
-    for colour, source in zip(COLOURS, SOURCES):
+    for colour, source in zip(figures.COLOURS, SOURCES):
         task = source.parent.name
         key = next(name for name in offline[-1] if name.endswith("/return_mean") and task in name and "stochastic" not in name)
-        axes[0].plot([line["step"] for line in offline], [line[key] for line in offline], "o-", color=colour, label=task)
+        axes[0].plot([line["step"] for line in offline], [line[key] for line in offline], "o-", ms=4, color=colour, label=task)
     at_start = next(value for name, value in offline[-1].items() if TASK.split("/")[1] in name and name.endswith("/return_mean") and "stochastic" not in name)
     online = [(0, at_start), *((line["step"], line["eval/return_mean"]) for line in stages["online"]["eval"])]
-    axes[1].plot(*np.array(online).T, "o-", color=COLOURS[0], label="from the model of 25,000 stored\ndecisions of each task (one seed)")
+    axes[1].plot(*np.array(online).T, "o-", ms=4, color=figures.COLOURS[0], label="from the model of 25,000 stored\ndecisions of each task (one seed)")
     scratch = [each for each in json.loads((RESULTS / "cartpole-swingup.json").read_text())["runs"] if each["label"] == "denoise"]
     for i, each in enumerate(scratch):
         curve = np.array([(line["step"], line["eval/return_mean"]) for line in each["eval"]])
-        axes[1].plot(*curve.T, color=COLOURS[1], alpha=0.6, label="from scratch (each seed)" if i == 0 else None)
-    for axis, title, label in zip(axes, ("offline", f"{TASK}, online"), ("updates", "decisions (two environment steps each)")):
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, loc="lower right")
-        axis.locator_params(axis="x", nbins=6)
-    axes[0].set_ylabel("return, mean of ten episodes")
-    figure.savefig(RESULTS / "offline.png", dpi=110)
-    plt.close(figure)
-
+        axes[1].plot(*curve.T, color=figures.COLOURS[1], alpha=0.6, label="from scratch (each seed)" if i == 0 else None)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["run", "collect"])
-    if parser.parse_args().verb == "run":
+    parser.add_argument("verb", choices=["run", "collect", "redraw"])
+    verb = parser.parse_args().verb
+    if verb == "run":
         run()
+    elif verb == "redraw":
+        draw(json.loads((RESULTS / "offline.json").read_text()))
     else:
         collect()
 

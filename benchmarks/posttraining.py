@@ -24,11 +24,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from learning import COLOURS, RESULTS, RUNS, commit, machine  # noqa: E402
+from learning import RESULTS, RUNS, commit, machine  # noqa: E402
+from saddlepoint import figures  # noqa: E402
 
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
@@ -171,22 +173,23 @@ def paired(world: Path, finished: set[tuple[str, int]]) -> dict[str, dict[str, d
 
 def draw(found: list[dict[str, Any]]) -> None:
     """Held-out utility and unsafe rate, and the training's, over the epochs; thin lines are seeds."""
-    panels = {"train/cost_mean": "unsafe rate (training)", "eval/cost_mean": "unsafe rate (held out)",
-              "eval/utility_mean": "compositional accuracy (held out)", "train/multiplier": "multiplier"}  # fmt: skip
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    for axis, (key, title) in zip(axes, panels.items()):
-        for number, name in enumerate(VARIANTS):
-            colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
-            for i, each in enumerate(each for each in found if each["variant"] == name):
-                curve = np.array([(line["step"], line[key]) for line in each["lines"] if key in line])
-                if len(curve):
-                    axis.plot(*curve.T, style, color=colour, lw=1.2, alpha=0.7, label=name if i == 0 else None)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("epochs of 64 pictures")
-        axis.grid(alpha=0.25)
-    axes[0].legend(fontsize=8)
-    figure.savefig(RESULTS / "posttraining.png", dpi=110)
-    plt.close(figure)
+    panels = {"train/cost_mean": "Unsafe pictures, training", "eval/cost_mean": "Unsafe pictures, held out",
+              "eval/utility_mean": "Objects as asked, held out", "train/multiplier": "Multiplier λ"}  # fmt: skip
+    with figures.style():
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 4.2))
+        for axis, (key, title) in zip(axes, panels.items()):
+            for number, name in enumerate(VARIANTS):
+                colour, line = figures.COLOURS[number % len(figures.COLOURS)], "-" if number < len(figures.COLOURS) else "--"
+                for i, each in enumerate(each for each in found if each["variant"] == name):
+                    curve = np.array([(line["step"], line[key]) for line in each["lines"] if key in line])
+                    if len(curve):
+                        axis.plot(*curve.T, line, color=colour, lw=1.1, alpha=0.75, label=name if i == 0 else None)
+            axis.set(title=title, xlabel="epochs of 64 pictures", ylim=(0, None))
+            if "multiplier" not in key:
+                axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.savefig(RESULTS / "posttraining.png")
+        plt.close(figure)
 
 
 def draw_pictures(variants: set[str], world: Path) -> None:
@@ -206,7 +209,7 @@ def draw_pictures(variants: set[str], world: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["run", "collect"])
+    parser.add_argument("verb", choices=["run", "collect", "redraw"])
     parser.add_argument("world", type=Path, help="folder of the tiny world's models")
     parser.add_argument("--only", help="one run, such as steered-0")
     arguments = parser.parse_args()
@@ -214,7 +217,9 @@ def main() -> None:
         parser.error(f"{arguments.world} holds no finished tiny world: train one with `python -m saddlepoint.safediffusion.tiny`.")
     if arguments.only and arguments.only not in [f"{name}-{seed}" for name, seed, _, _ in runs(arguments.world)]:
         parser.error(f"there is no run {arguments.only}: use one such as steered-0.")
-    if arguments.verb == "run":
+    if arguments.verb == "redraw":
+        draw(json.loads((RESULTS / "posttraining.json").read_text())["runs"])
+    elif arguments.verb == "run":
         run(arguments.world, arguments.only)
     else:
         collect(arguments.world)

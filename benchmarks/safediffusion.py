@@ -53,11 +53,11 @@ def serve_ours(world: Path, tune: str) -> None:
     from accelerate import Accelerator
 
     from saddlepoint.safediffusion.config import PARITY, RunConfig
-    from saddlepoint.safediffusion.log import EpochLog
-    from saddlepoint.safediffusion.pipeline import denoising_table, scheduler_config
+    from saddlepoint.safediffusion.pipeline import open_source
     from saddlepoint.safediffusion.start import load_parts, read_sets
     from saddlepoint.safediffusion.trainer import Trainer
-    from saddlepoint.train.log import read_metrics
+    from saddlepoint.train.log import RunLog
+    from saddlepoint.train.screen import Screen
     from saddlepoint.train.signals import StopRequest
 
     images = SIZE["prompts"] * SIZE["group"]
@@ -67,18 +67,17 @@ def serve_ours(world: Path, tune: str) -> None:
     )  # fmt: skip
     config.validate()
     run = RunConfig(pipeline=str(world / "pipeline"), prompts=str(world / "prompts.txt"), epochs=10**6)
-    table = denoising_table(scheduler_config(run.pipeline), config.steps)
-    learner, studio, scores = load_parts(run, config, table, torch.device("cpu"), None)
+    learner, studio, scores = load_parts(run, config, open_source(run.pipeline), torch.device("cpu"), None)
     folder = world / f"ours-{tune}"
     folder.mkdir()
-    with EpochLog(folder, run.epochs, quiet=True) as log:
-        trainer = Trainer(run, config, folder, read_sets(run, config), studio, scores, learner, Accelerator(cpu=True), log, StopRequest())
+    with RunLog(folder, Screen(run.epochs, "epoch", quiet=True)) as log:
+        trainer = Trainer(run, config, folder / "samples", read_sets(run, config), studio, scores, learner, Accelerator(cpu=True), log, StopRequest())
         reply()
         for _ in sys.stdin:
             began = time.perf_counter()
             trainer.advance()
             total = time.perf_counter() - began
-            reply(**{phase: read_metrics(folder)[-1][f"train/{phase}_s"] for phase in PHASES}, total=total)
+            reply(**{phase: trainer.metrics[f"train/{phase}_s"] for phase in PHASES}, total=total)
 
 
 def serve_official(world: Path, path: Path, side: int) -> None:

@@ -18,8 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 
-from saddlepoint import load_policy
+from saddlepoint import figures, load_policy
 from saddlepoint.envs.toy import ARENA, GOAL, HAZARD_RADIUS, move, observe
 from saddlepoint.landscape.slices import energy_plane
 
@@ -46,6 +47,37 @@ def paths(policy, count: int, seed: int) -> np.ndarray:
     return np.stack(track)
 
 
+def draw(
+    planes: dict[str, np.ndarray], actions: np.ndarray, tracks: np.ndarray, place: str, multiplier: float, steps: int
+) -> None:
+    """Both energies on one colour scale, each above its own lowest, and sampled episodes beside them."""
+    largest = max(float(np.ptp(plane)) for plane in planes.values())
+    norm = PowerNorm(0.5, 0.0, largest)
+    with figures.style():
+        figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.3), width_ratios=(1, 1, 1.05))
+        for axis, (kind, plane) in zip(axes, planes.items(), strict=False):
+            energy = plane - plane.min()
+            image = axis.imshow(energy, origin="lower", extent=(-1, 1, -1, 1), cmap=figures.MAP, norm=norm)
+            line = np.linspace(-1, 1, len(plane))
+            axis.contour(line, line, energy, largest * np.linspace(0.08, 0.95, 10) ** 2, colors="w", linewidths=0.5, alpha=0.6)
+            axis.scatter(*actions.T, s=4, color="#E69F00", alpha=0.7, linewidths=0)
+            axis.set(title=f"{kind.capitalize()} Lagrangian", xlabel="velocity x", ylabel="velocity y", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+            figures.panel_map(axis)
+        figure.colorbar(image, ax=axes[:2], shrink=0.8, label="energy above the lowest")
+        axes[2].add_patch(plt.Circle((0, 0), HAZARD_RADIUS, color=figures.COLOURS[1], alpha=0.25, lw=0))
+        axes[2].annotate("hazard", (0, 0), ha="center", va="center", color=figures.COLOURS[1])
+        axes[2].plot(*GOAL, "*", color=figures.COLOURS[2], ms=14)
+        axes[2].annotate("goal", GOAL, xytext=(0, 11), textcoords="offset points", ha="center", color=figures.COLOURS[2])
+        for track in tracks.transpose(1, 0, 2):
+            axes[2].plot(*track.T, color=figures.COLOURS[0], lw=0.8, alpha=0.6)
+        axes[2].set(xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA), aspect="equal", title="40 sampled episodes", xlabel="x", ylabel="y")
+        figures.panel_map(axes[2])
+        figure.suptitle(f"Toy after {steps:,} steps: the fork at {place}, λ = {multiplier:.2f}; orange: sampled actions", x=0.01, ha="left")
+        RESULTS.mkdir(exist_ok=True)
+        figure.savefig(RESULTS / "toy_landscape.png")
+        plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -60,33 +92,8 @@ def main() -> None:
     actions = policy.act(state.numpy().repeat(2000, 0), "stochastic", generator)
     tracks = paths(policy, 40, 1)
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    for axis, kind in zip(axes, ("plain", "augmented"), strict=False):
-        values = energy_plane(agent, state, torch.zeros(1, 2), (0, 1), kind)
-        image = axis.imshow(values, origin="lower", extent=(-1, 1, -1, 1), cmap="viridis")
-        axis.contour(
-            np.linspace(-1, 1, len(values)),
-            np.linspace(-1, 1, len(values)),
-            values,
-            12,
-            colors="w",
-            linewidths=0.5,
-            alpha=0.6,
-        )
-        figure.colorbar(image, ax=axis, shrink=0.85)
-        axis.scatter(*actions[:500].T, s=4, color="#D55E00", alpha=0.6)
-        axis.set(
-            title=f"{kind} Lagrangian at ({arguments.x}, {y:.2f}), lambda = {multiplier:.2f}",
-            xlabel="velocity x",
-            ylabel="velocity y",
-        )
-    axes[2].add_patch(plt.Circle((0, 0), HAZARD_RADIUS, color="#D55E00", alpha=0.25))
-    axes[2].plot(*GOAL, "*", color="#009E73", ms=14)
-    for track in tracks.transpose(1, 0, 2):
-        axes[2].plot(*track.T, color="#0072B2", lw=0.8, alpha=0.6)
-    axes[2].set(xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA), aspect="equal", title="40 sampled episodes")
-    RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / "toy_landscape.png", dpi=110)
+    planes = {kind: energy_plane(agent, state, torch.zeros(1, 2), (0, 1), kind) for kind in ("plain", "augmented")}
+    draw(planes, actions[:500], tracks, f"({arguments.x:g}, {y:.2f})", multiplier, policy.step)
 
     ends = tracks[-1]
     middle = tracks[np.abs(tracks[..., 0]).argmin(0), np.arange(tracks.shape[1])]  # where each crosses x = 0

@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from saddlepoint.baselines.cal import CAL
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, TanhTransform
 
 from saddlepoint.baselines.config import CAL_PRESETS, CALConfig, SACConfig, SACLagConfig, SACPIDConfig
+from saddlepoint.baselines.constrained import CAL, SACPID, SACLag
+from saddlepoint.baselines.losses import cost_loss, reward_loss, soft_loss
 from saddlepoint.baselines.policy import GaussianPolicy, bounded_log_std, log_prob
-from saddlepoint.baselines.sac import SAC, SACPID, SACLag
+from saddlepoint.baselines.sac import SAC
 from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.nn import fused
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.systems import SYSTEMS, load_policy
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
@@ -106,69 +107,42 @@ def test_actions_stay_inside_asymmetric_bounds_and_the_noise_free_one_is_the_squ
 # ---------------------------------------------------------------------------------------------------- losses and gradients
 
 
-@pytest.mark.parametrize(("name", "through"), [*((name, False) for name in BASELINES), *((name, True) for name in CONSTRAINED)])
-def test_critic_gradients_are_autograds(name, through):
-    options = {"cost_through_termination": through} if name != "sac" else {}
-    agent, batch, beta = learner(name, 2, dtype=F64, **options), random_batch(10, 2), torch.tensor(0.3, dtype=F64)
+@pytest.mark.parametrize("through", [False, True])
+def test_critics_are_fitted_to_their_bellman_targets(through):
+    agent, batch, beta = learner("cal", 2, dtype=F64, cost_through_termination=through), random_batch(10, 2), torch.tensor(0.3, dtype=F64)
     noise = torch.randn(10, 2, dtype=F64, generator=torch.Generator().manual_seed(6))
-    for critic in agent.critics.values():  # targets that differ from the critics
-        for parameter in critic.target.parameters():
+    for target in agent.targets.values():  # they differ from the critics
+        for parameter in target.parameters():
             parameter.mul_(0.9)
-    fits = agent._critic_step(batch, noise, beta)
-    fits = {"reward_critic": fits} if name == "sac" else fits
     with torch.no_grad():
         action, log_density = by_autograd(agent.policy, batch.next_observation, noise)
-        least = agent.critic.target(batch.next_observation, action).amin(0)
+        following = agent.policy.sample(batch.next_observation, noise)
         alive = 1 - batch.terminated
-        wanted = {"reward_critic": batch.reward + 0.99 * alive * (least - beta * log_density)}
-        if name != "sac":
-            value = agent.cost_critic.target(batch.next_observation, action).unflatten(0, (2, -1)).clamp(min=0)
-            wanted["cost_critic"] = batch.cost.T[:, None] + 0.99 * (1.0 if through else alive) * value
-    for owner, fit in fits.items():
-        online = agent.critics[owner].online
-        values = online(batch.observation, batch.action)
-        if owner == "reward_critic":
-            loss = (values - wanted[owner]).square().mean(-1).sum()
-        else:  # summed over constraints
-            loss = (values.unflatten(0, (2, -1)) - wanted[owner]).square().mean((-1, -2)).sum()
-        torch.testing.assert_close(fit.loss, loss.detach())
-        for got, right in zip(fit.gradients, torch.autograd.grad(loss, list(online.parameters())), strict=True):
-            torch.testing.assert_close(got, right)
+        least = agent.critic_target(batch.next_observation, action[None])[:, 0].amin(0)
+        wanted = batch.reward + 0.99 * alive * (least - beta * log_density)
+        value = agent.cost_target(batch.next_observation, action[None])[:, 0].unflatten(0, (2, -1)).clamp(min=0)
+        wanted_cost = batch.cost.T[:, None] + 0.99 * (1.0 if through else alive) * value
+    found = reward_loss(agent.config, agent.critic, agent.critic_target, batch, following, beta)
+    values = agent.critic(batch.observation, batch.action[None])[:, 0]
+    torch.testing.assert_close(found, (values - wanted).square().mean(-1).sum())  # summed over the heads
+    found = cost_loss(agent.config, agent.cost_critic, agent.cost_target, batch, following)
+    values = agent.cost_critic(batch.observation, batch.action[None])[:, 0].unflatten(0, (2, -1))
+    torch.testing.assert_close(found, (values - wanted_cost).square().mean((-1, -2)).sum())  # summed over constraints
 
 
-@pytest.mark.parametrize(("name", "actions"), [*((name, "policy") for name in BASELINES), *((name, "replay") for name in CONSTRAINED)])
-def test_policy_gradient_is_autograds(name, actions):
-    options = {"multiplier_actions": actions, "cost_unit": "budget"} if name != "sac" else {}
-    agent, batch, beta = learner(name, 2, dtype=F64, **options), random_batch(10, 2), torch.tensor(0.3, dtype=F64)
-    noise = torch.randn(10, 2, dtype=F64, generator=torch.Generator().manual_seed(6))
-    action, log_density = by_autograd(agent.policy, batch.observation, noise)
-    loss = (beta * log_density - agent.critic.online(batch.observation, action).amin(0)).mean()
-    if name == "sac":
-        fit, entropy = agent._policy_step(batch, noise, beta)
-    else:
-        multiplier = torch.tensor([0.4, 1.7], dtype=F64)
-        step = agent._policy_step(batch, noise, beta, multiplier)
-        fit, entropy = step.fit, step.entropy
-        k = agent.config.risk_std if agent.config.cost_members > 1 else 0.0
-
-        def risk(of: Tensor) -> Tensor:
-            values = agent.cost_critic.online(batch.observation, of).unflatten(0, (2, -1))
-            return values.mean(1) + k * values.std(1) if k else values.mean(1)
-
-        violation = risk(action).mean(-1) - 0.3
-        seen = (risk(batch.action).mean(-1) - 0.3 if actions == "replay" else violation).detach()
-        # CAL's rectified multiplier in the paper's form, with costs in budgets of 0.3: lambda - min(lambda, c E[h - Qc_UCB]).
-        price = multiplier - torch.minimum(multiplier, -10.0 * seen / 0.3) if name == "cal" else multiplier
-        torch.testing.assert_close(step.violation, seen)
-        torch.testing.assert_close(step.weight, price)
-        loss = loss + (price * violation / 0.3).sum()
-    torch.testing.assert_close(fit.loss, loss.detach())
-    torch.testing.assert_close(entropy, -log_density.mean().detach())
-    for got, right in zip(fit.gradients, torch.autograd.grad(loss, list(agent.policy.parameters())), strict=True):
-        torch.testing.assert_close(got, right)
+def test_the_policys_loss_is_the_soft_value_and_the_price_of_its_risk():
+    agent, batch, beta = learner("cal", 2, dtype=F64, cost_unit="budget"), random_batch(10, 2), torch.tensor(0.3, dtype=F64)
+    noise = agent.draw(10)
+    action, log_density = by_autograd(agent.policy, batch.observation, noise.policy)
+    wanted = (beta * log_density - agent.critic(batch.observation, action[None])[:, 0].amin(0)).mean()
+    found, sample = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(sample.log_prob, log_density)
+    values = agent.cost_critic(batch.observation, action[None])[:, 0].unflatten(0, (2, -1))
+    risk = values.mean(1) + agent.config.risk_std * values.std(1)
+    torch.testing.assert_close(agent.risk(batch.observation, action), risk)
 
 
-@pytest.mark.skipif(not fused.works(torch.float32), reason="no C++ compiler, or no AVX-512")
 @pytest.mark.parametrize("name", BASELINES)
 def test_compiled_updates_are_eager_ones(name):
     eager, compiled = (learner(name, critic_hidden=(32, 64), compile=compile) for compile in (False, True))
@@ -224,10 +198,10 @@ def test_targets_follow_by_polyak_averaging(name):
     agent = learner(name, polyak=0.25, target_every=2)
     batch = random_batch(16, dtype=torch.float32)
     for step in range(3):
-        before = {n: [p.clone() for p in c.target.parameters()] for n, c in agent.critics.items()}
+        before = {n: [p.clone() for p in target.parameters()] for n, target in agent.targets.items()}
         agent.update_batch(batch, agent.draw(16))
         for owner, critic in agent.critics.items():
-            for old, new, online in zip(before[owner], critic.target.parameters(), critic.online.parameters(), strict=True):
+            for old, new, online in zip(before[owner], agent.targets[owner].parameters(), critic.parameters(), strict=True):
                 wanted = old + 0.25 * (online - old) if step % 2 == 0 else old
                 torch.testing.assert_close(new, wanted.detach())
 

@@ -24,8 +24,11 @@ from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
+from saddlepoint.files import SEAL, sealed
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.systems import SYSTEMS, load_policy, restore_config
+from saddlepoint.options import restore
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
@@ -68,7 +71,7 @@ def train_parsed(*args: str) -> Parsed:
 def test_help_version_and_envs(command: Run) -> None:
     assert command("--help")[:1] == (0,)
     assert command("--version")[1].startswith("saddlepoint 0.")
-    code, out, _ = command("envs")
+    code, out, _ = command("envs", "toy")
     assert code == 0
     assert TOY in out
     assert "budget: at most" in out
@@ -146,7 +149,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
-    (["envs", "all"], "takes nothing"),
+    (["envs", "nosuchtask"], "no task has"),
+    (["envs", "--all"], "has no flag --all"),
 ]
 
 
@@ -163,7 +167,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 
 
 def test_training_leaves_a_run_folder_that_says_what_was_run(trained: Path) -> None:
-    content = json.loads((trained / "config.json").read_text())
+    content = {k: v for k, v in json.loads((trained / "config.json").read_text()).items() if k != SEAL}
     assert content["system"] == "algd"
     assert content["train"]["env"] == TOY
     assert content["learner"]["critic_hidden"] == [16, 16]
@@ -201,9 +205,9 @@ def test_resume_refuses_what_would_change_the_run(command: Run, trained: Path, a
 
 @pytest.mark.parametrize(("part", "flag"), [("learner", "--nonnegative-costs"), ("train", "--env-processes")])
 def test_resuming_a_run_that_is_older_than_an_option_says_so(command: Run, trained: Path, tmp_path: Path, part: str, flag: str) -> None:
-    content = json.loads((trained / "config.json").read_text())
+    content = {k: v for k, v in json.loads((trained / "config.json").read_text()).items() if k != SEAL}
     del content[part][flag[2:].replace("-", "_")]
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps(sealed(content)))
     code, _, err = command("train", "algd", "--resume", tmp_path, "--quiet", "--total-steps", "200")
     assert code == 2
     assert f"was written by a version of saddlepoint without {flag}: finish it with that version, or start a new run with --out." in err
@@ -286,15 +290,15 @@ def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
 
 
 def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
-    content = json.loads((trained / "config.json").read_text())
+    content = {k: v for k, v in json.loads((trained / "config.json").read_text()).items() if k != SEAL}
     for change, words in (
-        ({"system": "ppo"}, "trained with ppo"),
+        ({"system": "ppo"}, "trained with 'ppo'"),
         ({"format": 9}, "not written by this version"),
         ({"learner": {"eta": 1.0}}, "another version"),
         ({"learner": {**content["learner"], "rho": "two"}}, "damaged .--rho cannot be 'two'"),
         ({"learner": {**content["learner"], "batch_size": 16.5}}, "damaged .--batch-size cannot be 16.5"),
         ({"learner": {**content["learner"], "critic_hidden": [16, True]}}, "damaged .--critic-hidden cannot be"),
-        ({"learner": {**content["learner"], "energy": "dark"}}, "damaged .--energy cannot be 'dark'"),
+        ({"learner": {**content["learner"], "schedule": "dark"}}, "damaged .--schedule cannot be 'dark'"),
         ({"learner": None}, "damaged .it has no whole 'learner'"),
         ({"learner": ...}, "damaged .it has no whole 'learner'"),
         ({"train": ...}, "damaged .it has no whole 'train'"),
@@ -303,7 +307,7 @@ def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
         ({"budgets": [{"bound": 1.0}]}, "damaged .it has no whole 'budgets'"),
     ):
         changed = {name: value for name, value in (content | change).items() if value is not ...}  # ... takes a part away
-        (tmp_path / "config.json").write_text(json.dumps(changed))
+        (tmp_path / "config.json").write_text(json.dumps(sealed(changed)))
         with pytest.raises(UserError, match=words):
             load_policy(tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -316,7 +320,7 @@ def test_every_preset_is_read_back_as_it_was_written(name: str) -> None:
     system = SYSTEMS[name]
     for preset in system.presets().values():
         written = json.loads(json.dumps(asdict(preset)))
-        assert restore_config(system.config_class(), written, Path("config.json")) == preset
+        assert restore(system.config_class(), written, Path("config.json")) == preset
 
 
 def test_a_settings_file_is_read_as_flags_are(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from saddlepoint.envs import SafetyGymnasiumAdapter, check_env, env_spec, make_env
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.envs.make import flatten
+from saddlepoint.envs.make import flattened
 from saddlepoint.types import EnvShape, UserError
 
 WIDE = Box(-np.inf, np.inf, (3,), np.float64)
@@ -57,8 +57,8 @@ def test_a_sound_environment_passes_and_stays_usable():
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ({"info": {}}, 'no "cost" into info at step 2'),
-        ({"info": None}, 'no "cost" into info'),
+        ({"info": {}}, 'no "cost" into info at step 3'),
+        ({"info": None}, 'info of type NoneType'),
         ({"cost": -0.1}, "negative"),
         ({"cost": np.nan}, "costs must be finite"),
         ({"cost": np.inf}, "costs must be finite"),
@@ -206,7 +206,7 @@ def test_pictures_are_flattened_to_floats():
         def step(self, action):
             return (np.arange(12, dtype=np.uint8).reshape(2, 2, 3), *super().step(action)[1:])
 
-    env = flatten(Pictures(observation_space=Box(0, 255, (2, 2, 3), np.uint8)), "Pictures")
+    env = flattened(Pictures(observation_space=Box(0, 255, (2, 2, 3), np.uint8)), "Pictures")
     observation, _ = env.reset(seed=0)
     np.testing.assert_array_equal(observation, np.arange(12, dtype=np.float32))
     assert observation.dtype == np.float32

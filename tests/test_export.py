@@ -22,7 +22,8 @@ from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.export import export, to_onnx
 from saddlepoint.nn.exportable import ExportMode
-from saddlepoint.systems import SYSTEMS, load_policy
+from saddlepoint.policies import load_policy
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.types import EnvShape, UserError

@@ -16,11 +16,12 @@ from saddlepoint.algd import landscape as view
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.files import SEAL, sealed
 from saddlepoint.landscape import landscape_command
 from saddlepoint.landscape.picture import panel_svg
 from saddlepoint.landscape.slices import KINDS, SAMPLES, energy_plane, landscape, widest
 from saddlepoint.landscape.states import choose_states, play
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train
 from saddlepoint.types import EnvShape, UserError
@@ -79,7 +80,7 @@ def test_excess_is_the_worst_constraints(agent: ALGD) -> None:
 def test_paths_run_from_the_noise_to_the_policys_own_actions(agent: ALGD) -> None:
     state = torch.randn(7, 4)
     noise = agent.policy.draw(7, torch.Generator().manual_seed(5))
-    chains = view.paths(agent, state, noise)
+    chains = agent.paths(state, noise)
     assert chains.shape == (SMALL.steps + 1, 7, 3)
     actions = agent.act(state, "stochastic", torch.Generator().manual_seed(5))
     assert torch.equal(chains[0], actions)
@@ -137,7 +138,7 @@ def test_a_landscape_is_repeatable_and_agrees_with_the_agent(run: Path) -> None:
 
 def test_panels_fit_into_one_page(run: Path) -> None:
     part = landscape(run, 1, 0).slices[0]
-    texts = [panel_svg(part, kind, f"{kind} <of> a&b") for kind in KINDS]
+    texts = [panel_svg(part, kind, f"{kind} <of> a&b", 5.0) for kind in KINDS]
     ids = []
     for text in texts:
         tree = ElementTree.fromstring(text)
@@ -177,8 +178,8 @@ def test_the_command_writes_a_picture(run: Path, tmp_path: Path, capsys: pytest.
 def test_each_mistake_is_one_sentence(run: Path, tmp_path: Path, args: list[str], sentence: str) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    content = json.loads((run / "config.json").read_text()) | {"system": "cal"}
-    (other / "config.json").write_text(json.dumps(content))
+    content = {k: v for k, v in json.loads((run / "config.json").read_text()).items() if k != SEAL} | {"system": "cal"}
+    (other / "config.json").write_text(json.dumps(sealed(content)))
     places = {"{tmp}": str(tmp_path), "{run}": str(run), "{other}": str(other)}
     filled = [re.sub(r"\{\w+\}", lambda match: places[match[0]], arg) for arg in args]
     with pytest.raises(UserError, match=sentence) as error:

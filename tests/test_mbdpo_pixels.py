@@ -22,8 +22,8 @@ from saddlepoint.mbdpo.config import PRESETS
 from saddlepoint.mbdpo.encoder import ImageEncoder, random_shift
 from saddlepoint.mbdpo.losses import UpdateNoise
 from saddlepoint.mbdpo.peers import share_noise
+from saddlepoint.policies import start_from
 from saddlepoint.replay import Replay
-from saddlepoint.systems import start_from
 from saddlepoint.train import run
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.types import EnvShape, UserError

@@ -33,14 +33,16 @@ from saddlepoint.offline.evaluate import over_tasks
 from saddlepoint.offline.loop import Pretraining
 from saddlepoint.offline.pretrain import _compiles, _require_even, pretrain
 from saddlepoint.offline.processes import Processes
-from saddlepoint.systems import start_from
+from saddlepoint.policies import start_from
 from saddlepoint.train.checkpoint import latest, load
-from saddlepoint.train.log import read_metrics
+from saddlepoint.train.log import RunLog, read_metrics
 from saddlepoint.train.processes import leave_processes
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import StopRequest
 from saddlepoint.train.start import COMPILE_PAYS_AFTER
 from saddlepoint.types import EnvShape, ForeignFault, NonFiniteError, UserError
 
+SILENT = RunLog(None, Screen(1, silent=True))
 TINY = replace(
     PRESETS["small"], width=16, latent=16, encoder_width=16, proposals=8, elites=3, policy_rollouts=2, steps=3, batch_size=8, score_states=4,
     score_proposals=4, critics=2, bins=11, time_embedding=4, task_embedding=5,
@@ -211,23 +213,23 @@ def test_losses_fall_and_every_task_has_its_discount(folder, tmp_path):
     data = Dataset(folder)
     agent = MBDPO(learner_config, padded_shape(6, 2), (), 0, tasks=model_tasks(data.tasks))
     np.testing.assert_allclose(agent.model.gamma, [heuristic_discount(task.episode_length) for task in TASKS], rtol=1e-6)
-    loop = Pretraining(config(folder, tmp_path), tmp_path, data, agent, [], Processes("cpu"), None, StopRequest())
+    loop = Pretraining(config(folder, tmp_path), data, agent, [], Processes("cpu"), SILENT, StopRequest())
     history = []
     for _ in range(25):
-        loop._advance()
+        loop.advance()
         history.append(float(loop.metrics["reward_loss"]))
     assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
 
 
 def test_ctrl_c_writes_a_checkpoint(folder, whole, tmp_path, monkeypatch, capsys):
-    advance = Pretraining._advance
+    advance = Pretraining.advance
 
     def interrupted(self):
         advance(self)
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Pretraining, "_advance", interrupted)
+    monkeypatch.setattr(Pretraining, "advance", interrupted)
     args = ["pretrain", "mbdpo", "--preset", "small", *FLAGS, "--data", str(folder), "--total-updates", "6", "--eval-every", "0", "--seed", "3", "--quiet"]
     assert main([*args, "--threads", "1", "--out", str(tmp_path / "run")]) == 130
     assert "stopped at update 3" in capsys.readouterr().err
@@ -392,9 +394,9 @@ def float64_updates(folder: Path, out: Path) -> None:
     with torch.no_grad():
         agent.model.task_table[0] *= 30  # too long, so that looking it up rescales it
     agent.peers = processes
-    loop = Pretraining(config(folder, out), out, Dataset(folder), agent, [], processes, None, StopRequest())
+    loop = Pretraining(config(folder, out), Dataset(folder), agent, [], processes, SILENT, StopRequest())
     for _ in range(6):
-        loop._advance()
+        loop.advance()
     if processes.main:
         save_file(agent.state_dict(), out)
 

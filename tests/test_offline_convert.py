@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,9 +186,55 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     refused("has 4 observations", good, changed("obs", whole["obs"][..., :4].clone()))
     refused("does not fit obs", changed("action", whole["action"][:, :-1].clone()))
     refused("task holds torch.float32", changed("task", whole["task"].float()))
+    refused("holds torch.complex64", changed("reward", whole["reward"].to(torch.complex64)))
+    refused("not a plain tensor", changed("obs", whole["obs"].to_sparse()))
+    refused("not a plain tensor", changed("obs", whole["obs"].to("meta")))
+    refused("no episodes, or no observations", changed("obs", whole["obs"][..., :0].clone()))
+    refused("only 4 bytes", changed("obs", torch.zeros(1).expand(2, ROWS, OBSERVATION)))
+    refused(rf"of task {2**40}, and at most 10,000", changed("task", torch.full((2, ROWS), 2**40)))
     refused("more than one task", changed("task", torch.arange(2 * ROWS).view(2, ROWS)))
     broken = whole["reward"].clone()
     broken[1, 3] = torch.inf
     refused("reward holds values that are not finite", changed("reward", broken))
     refused("outside of", changed("action", whole["action"] * 2))
     refused("hold a task 1 and --tasks names 1", good, names=("one",))
+
+
+def records(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as parts:
+        return {name: parts.read(name) for name in parts.namelist()}
+
+
+def test_every_flipped_bit_of_the_numbers_is_noticed(tmp_path, monkeypatch):
+    path = OLD.write(tmp_path / "chunk.pt", entries([0, 1]), monkeypatch)
+    whole, inside = path.read_bytes(), 0
+    for content in records(path).values():
+        if len(content) > 100:
+            start = whole.index(content)
+            for at in range(start, start + len(content), 37):
+                path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+                inside += 1
+                with pytest.raises(UserError, match=r"has changed since|cannot be read"):
+                    read_chunk(path)
+    assert inside > 20
+
+
+def test_a_part_that_is_shorter_than_its_tensor_is_refused(tmp_path, monkeypatch):
+    path = OLD.write(tmp_path / "chunk.pt", entries([0, 1]), monkeypatch)
+    parts = records(path)
+    longest = max((name for name in parts if "/data/" in name), key=lambda name: len(parts[name]))
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content[:8] if name == longest else content)
+    with pytest.raises(UserError, match=r"longer than its part|cannot be read|only .* bytes"):
+        read_chunk(path)
+
+
+def test_a_compressed_chunk_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = OLD.write(tmp_path / "chunk.pt", entries([0, 1]), monkeypatch)
+    parts = records(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    with pytest.raises(UserError, match="is compressed"):
+        read_chunk(path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from saddlepoint.files import digest, sealed
 from saddlepoint.mbdpo.tasks import Task, find_task
 from saddlepoint.offline.dataset import ARRAYS, Dataset, Writer
 from saddlepoint.types import UserError
@@ -122,36 +125,84 @@ def test_damage_is_named(folder, tmp_path):
     with pytest.raises(UserError, match=r"no dataset\.json"):
         Dataset(tmp_path)
 
-    def broken(name: str, content: bytes | None) -> Path:
-        copy = tmp_path / f"broken-{name}"
-        shutil.copytree(folder, copy)
-        if content is None:
-            (copy / name).unlink()
-        else:
-            (copy / name).write_bytes(content)
-        return copy
-
-    reward = (folder / "reward.f32").read_bytes()
-    for name, content, said in (
-        ("reward.f32", reward[:-4], "should hold 116 bytes and holds 112 bytes"),
-        ("action.f32", None, "holds nothing"),
-        ("episodes.npy", b"\x93NUMPY", "cannot be read"),
-        ("dataset.json", b"{", "is damaged"),
-        ("dataset.json", b'{"format": 7}', "not written by this version"),
-        ("dataset.json", b'{"format": 1, "rows": 29}', "is damaged"),
-        ("dataset.json", (folder / "dataset.json").read_bytes().replace(b'"rows": 29', b'"rows": 0'), "holds no episodes"),
-    ):
-        copy = broken(name, content)
+    def refused(name: str, content: bytes | None, said: str) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
-            Dataset(copy)
-        shutil.rmtree(copy)
-    table = np.load(folder / "episodes.npy")
-    for row, column, value, said in ((1, 0, 2, "does not fit"), (2, 1, 16, "does not fit"), (4, 2, 7, "does not fit")):
+            Dataset(folder)
+        (folder / name).write_bytes(whole)
+
+    header = (folder / "dataset.json").read_bytes()
+    refused("reward.f32", (folder / "reward.f32").read_bytes()[:-4], "should hold 116 bytes and holds 112 bytes")
+    refused("action.f32", None, "holds nothing")
+    refused("episodes.npy", b"\x93NUMPY", "should hold")
+    refused("dataset.json", b"{", "cannot be read as the description of a data set")
+    refused("dataset.json", b'{"format": 7}', "not written by this version")
+    refused("dataset.json", header.replace(b'"rows": 29', b'"rows": 28'), "has changed since it was written")
+    refused("dataset.json", json.dumps(sealed({"format": 2, "rows": 29})).encode(), "is damaged")
+    for old, new in (
+        (b'"rows": 29', b'"rows": 0'), (b'"rows": 29', b'"rows": Infinity'), (b'"episodes": 5', b'"episodes": "5"'), (b'"tasks": [', b'"tasks": 3, "x": ['),
+        (b'"env": "tests/Small-v0"', b'"env": 1'), (b'"action_low"', b'"low"'), (b'"files": {', b'"files": null, "x": {'), (b'"bytes"', b'"size"'),
+    ):  # fmt: skip
+        assert old in header
+        changed = json.loads(header.replace(old, new, 1))
+        changed.pop("sha256")
+        refused("dataset.json", json.dumps(sealed(changed)).encode(), r"is damaged|says nothing whole")
+
+
+@pytest.mark.parametrize("name", ["episodes.npy", *(f"{name}.f32" for name in ARRAYS)])
+def test_a_flipped_bit_is_noticed(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} has changed since it was written"):
+        Dataset(folder)
+
+
+def test_a_table_that_does_not_fit_is_refused_even_with_the_right_digest(folder):
+    header, table = json.loads((folder / "dataset.json").read_text()), np.load(folder / "episodes.npy")
+    for row, column, value in ((1, 0, 2), (2, 1, 16), (4, 2, 7), (0, 2, 2**62), (0, 2, -1)):
         odd = table.copy()
         odd[row, column] = value
         np.save(folder / "episodes.npy", odd)
-        with pytest.raises(UserError, match=said):
+        header["files"]["episodes.npy"]["sha256"] = digest(folder / "episodes.npy")
+        header.pop("sha256")
+        header = sealed(header)
+        (folder / "dataset.json").write_text(json.dumps(header))
+        with pytest.raises(UserError, match="does not fit"):
             Dataset(folder)
+
+
+def test_of_two_writers_one_wins_and_the_other_says_so(tmp_path):
+    (task, parts), folder = episodes()[0], tmp_path / "data"
+    first, second = Writer(folder, 4, 3), Writer(folder, 4, 3)
+    for writer in (first, second):
+        writer.tasks = TASKS
+        writer.__enter__()
+    first.add(np.array([task]), *(part[None] for part in parts))
+    second.add(np.array([task]), *(part[None] for part in parts))
+    second.__exit__(None, None, None)
+    with pytest.raises(UserError, match="it exists already"):
+        first.__exit__(None, None, None)
+    assert len(Dataset(folder)) == 1
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    code = (
+        "import sys, resource, signal; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from tests.test_offline_dataset import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "try:\n"
+        " with Writer(Path(sys.argv[1]), 4, 3) as writer:\n"
+        "  for task, parts in episodes(): writer.add(np.array([task]), *(part[None] for part in parts))\n"
+        "  writer.tasks = TASKS\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data"), str(Path(__file__).parents[1])], capture_output=True, text=True)
+    assert "data cannot be written (File too large)" in done.stdout, done.stderr
+    assert not os.listdir(tmp_path)
 
 
 def test_tasks_are_found_by_name_and_by_environment(tmp_path):

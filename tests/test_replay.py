@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -163,3 +167,52 @@ def test_clear_refusals() -> None:
         Replay(4, 3, 1, 2).load_state_dict(saved)
     with pytest.raises(UserError, match="other names"):
         Replay(4, 2, 1, 2).load_state_dict({"weights": torch.zeros(1)})
+
+
+PEAK = """
+import sys, resource
+from pathlib import Path
+import torch
+from saddlepoint.files import StoredTensors, write_tensors
+from saddlepoint.replay import Replay
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+torch.set_num_threads(1)
+path, count = Path(sys.argv[1]), 100_000
+if sys.argv[2] == "write":
+    replay = Replay(count, 100, 10, 1)
+    for name, tensor in replay._fields._asdict().items():
+        tensor.fill_(1)
+    replay._filled = count
+    write_tensors(path, replay.state_dict())
+else:
+    StoredTensors(path, "a replay")["position"]
+    before = peak()
+    replay = Replay(count, 100, 10, 1)
+    replay.load_state_dict(StoredTensors(path, "a replay"))
+    print((peak() - before) / Replay.bytes_needed(count, 100, 10, 1))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its peak")
+def test_loading_takes_the_memory_of_the_ring_once(tmp_path: Path) -> None:
+    for mode in ("write", "read"):
+        done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "replay"), mode], capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("position", torch.tensor([4, 1, 3])), ("position", torch.tensor([4, 1, 3, 9])), ("position", torch.tensor([4, 1, -1, 3])),
+        ("position", torch.tensor([4, 1, 0, 3])), ("position", torch.tensor([4.0, 1.0, 3.0, 3.0])), ("position", torch.tensor([2**62, 4, 3, 3])),
+        ("age", torch.zeros(2, dtype=torch.int32)), ("reward", torch.tensor(1.0)), ("next_age", torch.zeros(5, dtype=torch.int32)),
+        ("next_age", torch.zeros(1)), ("cost", torch.zeros(3, 3)), ("observation", torch.zeros(3, 2, dtype=torch.uint8)),
+    ],
+)  # fmt: skip
+def test_odd_content_is_refused(name: str, value: torch.Tensor) -> None:
+    saved = filled(steps(3, 1, 0), 4, 1).state_dict()
+    with pytest.raises(UserError, match="saved replay"):
+        Replay(4, 2, 1, 2).load_state_dict(saved | {name: value})

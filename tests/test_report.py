@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import html
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,11 +16,13 @@ import pytest
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.report.command import ReportFlags, follow, report_command, split_args
+from saddlepoint.report.compared import common_step, compare
 from saddlepoint.report.curves import group_curves
 from saddlepoint.report.media import MOST_BYTES
-from saddlepoint.report.page import build_page, notes
+from saddlepoint.report.page import build_page
 from saddlepoint.report.runs import Group, find_runs, group_runs
-from saddlepoint.report.tables import final_evaluations, settings_tables
+from saddlepoint.report.tables import settings_tables
+from saddlepoint.train.run import SEAL
 from saddlepoint.types import UserError
 from tests.report_runs import BUDGET, constant, write_run
 
@@ -62,6 +68,12 @@ def page_of(*folders: Path) -> str:
     return build_page(find_runs(folders), None)
 
 
+def words_of(page: str) -> str:
+    """What a reader sees, each run of white space one space."""
+    body = re.sub(r"<(style|script).*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", body))).replace(" ,", ",")
+
+
 def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     first, second = write_run(tmp_path / "a" / "deep" / "0"), write_run(tmp_path / "b", seed=1)
     (tmp_path / "b" / "checkpoints").mkdir()
@@ -89,7 +101,7 @@ def test_a_setting_that_older_runs_have_not_makes_groups_and_is_shown(tmp_path: 
     write_run(tmp_path / "sac", system="sac")
     path = write_run(tmp_path / "old", seed=1) / "config.json"
     content = json.loads(path.read_text())
-    del content["learner"]["nonnegative_costs"], content["train"]["env_processes"]
+    del content["learner"]["nonnegative_costs"], content["train"]["env_processes"], content[SEAL]  # older runs had none
     path.write_text(json.dumps(content))
     (env,) = group_runs(find_runs([tmp_path]))
     assert env.differing == ["env_processes", "nonnegative_costs"]
@@ -107,18 +119,90 @@ def test_other_budgets_are_other_groups_and_are_said(tmp_path: Path) -> None:
     assert "different cost budgets" in page_of(tmp_path)
 
 
-def test_the_tables_compare_at_the_last_common_evaluation(tmp_path: Path) -> None:
+def test_runs_of_different_length_are_compared_at_a_common_step_and_it_is_said(tmp_path: Path) -> None:
     write_run(tmp_path / "short", last=2000)
-    write_run(tmp_path / "long", seed=1, last=4000)
+    for seed in (1, 2):
+        write_run(tmp_path / f"long{seed}", seed=seed, last=4000)
     (env,) = group_runs(find_runs([tmp_path]))
-    step, finals = final_evaluations(env)
-    assert step == 2000
-    assert [line["eval/return_mean"] for _, line in finals["algd"]] == [2000, 2000]
-    assert any("went further" in sentence for sentence in notes(env, step))
-    # Cost 5 of a budget of 10 in both runs, and the same return.
-    text = re.sub("<[^>]+>", " ", page_of(tmp_path))
+    compared = compare(env)
+    assert compared.step == 2000
+    assert [line["eval/return_mean"] for _, line in compared.rows["algd"]] == [2000, 2000, 2000]
+    sentence = common_step(env, compared)
+    assert f"Compared at step 2,000, where {tmp_path / 'short'} ended. 2 runs went further, up to step 4,000" in sentence
+    assert "leave the short ones out" in sentence
+    text = words_of(page_of(tmp_path))
+    assert sentence in text
     assert "2,000 ± 0" in text
-    assert "0 of 2" in text
+    assert "noise-free 3 of 3 within" in text  # cost 5 of a budget of 10
+
+
+def test_the_verdict_is_per_seed_and_per_policy(tmp_path: Path) -> None:
+    for seed, cost in enumerate((5.0, 5.0, 20.0)):
+        write_run(tmp_path / f"a{seed}", seed=seed, cost=cost)
+        write_run(tmp_path / f"b{seed}", seed=seed, energy="plain", cost=5.0, returns=constant(7.0))
+    text = words_of(page_of(tmp_path))
+    assert "algd energy=plain is the only one within the budget in every seed: return 7 (mean of 3 seeds)" in text
+    assert text.index("✓ within budget") < text.index("◐ 2 of 3 seeds within")
+    assert "cost, noise-free 10.0 of 10" in text  # the mean of 5, 5 and 20
+    assert "Learning curves" in text[text.index("2 of 3 seeds within") :]  # the verdict comes first
+
+
+def test_two_seeds_get_no_interval_anywhere(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"a{seed}", seed=seed, returns=constant(100.0 + seed))
+        write_run(tmp_path / f"b{seed}", seed=seed, energy="plain", returns=constant(50.0 + seed))
+    page = page_of(tmp_path)
+    text = words_of(page)
+    assert 'class="band' not in page
+    assert "±" not in text.replace("Mean ± standard deviation", "")
+    assert "95 %" not in text
+    assert "100 · 101" in text
+    assert text.count("Fewer than 3 seeds") == 2  # once as a note, once in place of the intervals
+
+
+def test_calibration_is_shown_where_a_run_measured_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    assert "Calibration" not in page_of(run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "eval":
+            line |= {f"eval/calibration/cost_{part}": value for part, value in (("predicted", 1.5), ("measured", 2.25), ("correlation", 0.5))}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = words_of(page_of(run))
+    assert "Calibration of the critics" in text
+    assert "algd 0 1.50 2.25 0.50" in text
+    assert "measured 2.25, predicted 1.5" in text  # of a dot, in words
+
+
+def test_all_evaluations_are_a_csv_file_within_the_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "=a", last=2000)
+    (address,) = [a for a in Page(page_of(tmp_path)).addresses if a.startswith("data:text/csv;base64,")]
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(address.split(",")[1]).decode())))
+    assert [(row["method"], row["seed"], row["step"], row["eval/return_mean"]) for row in rows] == [
+        ("algd", "0", "1000", "1000.0"), ("algd", "0", "2000", "2000.0"),
+    ]  # fmt: skip
+
+
+def test_no_link_of_a_run_folder_is_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"none of the page's business")
+    run = write_run(tmp_path / "runs" / "a")
+    (run / "videos").mkdir()
+    (run / "videos" / "1.gif").symlink_to(secret)
+    text = page_of(run)
+    assert base64.b64encode(secret.read_bytes()).decode() not in text
+    assert "1.gif" not in text
+    elsewhere = tmp_path / "films"
+    elsewhere.mkdir()
+    (elsewhere / "2.gif").write_bytes(secret.read_bytes())
+    other = write_run(tmp_path / "runs" / "b", seed=1)
+    (other / "videos").symlink_to(elsewhere)
+    assert "2.gif" not in page_of(other)
+    metrics = other / "metrics.jsonl"
+    metrics.rename(tmp_path / "moved")
+    metrics.symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match="is a link"):
+        page_of(other)
 
 
 def test_few_seeds_are_single_lines_and_more_have_a_band(tmp_path: Path) -> None:
@@ -130,8 +214,9 @@ def test_few_seeds_are_single_lines_and_more_have_a_band(tmp_path: Path) -> None
         return "eval/return_mean"
 
     two = group_curves(Group("m", runs[:2]), name, 0, "steps", 1.0)
-    assert [(curve.label, curve.thin, curve.band) for curve in two] == [("m, seed 0", True, None), ("m, seed 1", True, None)]
-    mean, rest = group_curves(Group("m", runs), name, 0, "steps", 1.0)
+    assert [(curve.label, curve.seed, curve.band) for curve in two] == [("m, seed 0", 0, None), ("m, seed 1", 1, None)]
+    mean, *seeds, rest = group_curves(Group("m", runs), name, 0, "steps", 1.0)
+    assert [(curve.seed, curve.rank, curve.beside_mean) for curve in seeds] == [(0, 0, True), (1, 1, True), (2, 2, True)]
     assert mean.band is not None
     np.testing.assert_allclose(mean.x, [1000, 2000])
     np.testing.assert_allclose(mean.y, 3.0)
@@ -156,23 +241,25 @@ def test_the_page_stands_alone_and_is_whole(tmp_path: Path) -> None:
     text = page_of(tmp_path)
     page = Page(text)
     assert not re.search(r"https?://", text.replace("http://www.w3.org/", ""))
-    assert all(address.startswith(("#", "data:", "width=")) for address in page.addresses)
+    here = [address for address in page.addresses if not address.startswith(("#", "data:", "width="))]
+    assert all((Path("report.html").resolve().parent / address).exists() for address in here)  # only links to the runs' own files
     assert len(page.ids) == len(set(page.ids))
-    # 3 panels each of return, cost and violations and 2 of multipliers, on two axes, for two environments
+    # Return, cost and violations from 3 sources each and 2 multipliers, on two axes, for two environments
     assert page.charts == 2 * 2 * 11
     assert "<B>" not in text
     assert "tests/&lt;B&gt;&amp;-v0" in text
     assert "data:video/mp4;base64," in text
     assert "2.0 MB and is not put" in text
     assert "All 2 environments" in text
-    words = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", text))
-    assert "algd energy=augmented &gt; algd energy=plain 1 [1, 1]" in words  # 3000 against -3000 in every pair
+    words = words_of(text)
+    assert "algd energy=augmented > algd energy=plain 1 no spread" in words  # 3000 against -3000 in every pair
 
 
 def test_one_seed_is_said_and_gets_no_interval(tmp_path: Path) -> None:
     text = page_of(write_run(tmp_path / "only"))
-    assert "One seed only" in text
-    assert "no method has two seeds" in text.lower()
+    assert "algd</b> keeps its budget (one seed)" in text
+    assert "Fewer than 3 seeds" in text
+    assert "95 %" not in text
 
 
 def test_a_repeated_seed_is_said(tmp_path: Path) -> None:
@@ -188,7 +275,7 @@ def test_a_running_run_may_end_in_half_a_line_or_have_no_numbers(tmp_path: Path)
     fresh = write_run(tmp_path / "fresh", seed=1, last=0)
     text = page_of(tmp_path)
     assert "Evaluation at step 3,000" in text
-    assert f"Not yet evaluated, so not in the tables: {fresh}." in text
+    assert f"Not evaluated yet, so not compared: {fresh}." in text
     Page(page_of(fresh))
 
 
@@ -239,7 +326,7 @@ def test_each_mistake_is_one_sentence(tmp_path: Path, args: list[str], sentence:
 def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report_command([str(write_run(tmp_path / "run")), "--out", str(tmp_path / "new" / "page.html"), "--no-landscapes"])
     Page((tmp_path / "new" / "page.html").read_text())
-    assert "report of 1 runs" in capsys.readouterr().out
+    assert "report of 1 run:" in capsys.readouterr().out
 
 
 def test_live_follows_and_leaves_a_page_that_stands_still(tmp_path: Path) -> None:
@@ -257,7 +344,7 @@ def test_live_follows_and_leaves_a_page_that_stands_still(tmp_path: Path) -> Non
     assert [seconds for seconds, _ in seen] == [7, 7]
     first, second = (text for _, text in seen)
     assert '<meta http-equiv="refresh" content="7">' in first
-    assert "1 runs;" in first
-    assert "2 runs;" in second
+    assert "1 run of 1 method" in first
+    assert "2 runs of 1 method" in second
     assert "http-equiv" not in out.read_text()
-    assert BUDGET.describe() in first
+    assert f"at most {BUDGET.limit:g} an episode" in first

@@ -77,23 +77,69 @@ def show(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
     browser.get(page.as_uri())
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-def test_figures_are_drawn_without_error_and_fit(browser: Any, page: Path, width: int) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_figures_are_drawn_without_error_and_fit(browser: Any, page: Path, width: int, scheme: str) -> None:
     run = browser.execute_script
-    show(browser, page, width)
+    show(browser, page, width, scheme)
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
     assert run("return document.documentElement.scrollWidth") == width
     shown = "[...document.querySelectorAll('figure')].filter(f => getComputedStyle(f).display !== 'none')"
-    # 11 charts for each of two environments, 5 tables with bars, 2 states x 2 energies, and a clip
+    # 5 charts of the environment with curves (the toy was evaluated once), 5 tables with bars, 2 states x 2 energies, a clip
     sizes = run(f"return {shown}.map(f => {{ const b = f.getBoundingClientRect(); return [b.width, b.height, b.right] }})")
-    assert len(sizes) == 2 * 11 + 5 + 4 + 1
+    assert len(sizes) == 5 + 5 + 4 + 1
     assert all(wide > 100 and high > 50 and right <= width for wide, high, right in sizes)
-    # Every line has a length, but for a lone evaluation, which is a dot.
-    lines = run("return [...document.querySelectorAll('.by-steps .curve')].map(g => [!!g.querySelector('circle'), g.getBBox().width])")
-    assert len(lines) >= 2 * 11
-    assert all(length > (5 if dot else 50) for dot, length in lines)
+    lines = run(
+        "return [...document.querySelectorAll('.by-steps.from-eval .curve')].filter(g => getComputedStyle(g).display !== 'none')"
+        ".map(g => g.getBBox().width)"
+    )
+    assert len(lines) == 2 * 4 * 3  # mean and three seeds of two methods, for return, cost and violations
+    assert min(lines) > 50
     assert run("return document.querySelector('img').naturalWidth") == 64
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_verdict_comes_first_and_its_bars_are_to_scale(browser: Any, page: Path, width: int) -> None:
+    run = browser.execute_script
+    show(browser, page, width)
+    first = run("return document.querySelector('.verdict').getBoundingClientRect().top")
+    assert first < 800  # within the first screen
+    assert first < run("return document.querySelector('svg.chart').getBoundingClientRect().top")
+    bars = run(
+        "return [...document.querySelectorAll('.meter')].map(m => [m.querySelector('.value').textContent,"
+        " m.querySelector('.fill').getBoundingClientRect().width, m.querySelector('.limit').getBoundingClientRect().x"
+        " - m.querySelector('.track').getBoundingClientRect().x])"
+    )
+    for text, fill, limit in bars:
+        cost, budget = (float(word) for word in text.split(" of "))
+        if cost <= budget:  # beyond the budget the scale may be bent
+            assert fill == pytest.approx(max(limit * cost / budget, 2), abs=3)
+        else:
+            assert fill > limit - 3
+
+
+def test_the_legend_stays_in_view_and_hides_a_method(browser: Any, page: Path) -> None:
+    run = browser.execute_script
+    show(browser, page, 390)
+    run("window.scrollTo(0, 2500)")
+    assert run("return document.getElementById('bar').getBoundingClientRect().top") == 0
+    visible = "return [...document.querySelectorAll('.by-steps.from-eval .curve')].filter(g => getComputedStyle(g).display !== 'none').length"
+    before = run(visible)
+    run("document.querySelector('.legend button:last-child').click()")
+    assert run(visible) == before / 2
+    run("document.querySelector('.legend button:last-child').click()")
+    run("document.querySelector('button[data-value=off]').click()")
+    assert run(visible) == before / 4  # means without seeds
+
+
+def test_a_wide_table_scrolls_under_its_first_column(browser: Any, page: Path) -> None:
+    run = browser.execute_script
+    show(browser, page, 390)
+    table = "const box = document.querySelector('[aria-label=\"Final numbers\"]');"
+    assert run(f"{table} return box.scrollWidth > box.clientWidth + 100")
+    left = run(f"{table} box.scrollLeft = 150; return box.querySelector('tbody th').getBoundingClientRect().left - box.getBoundingClientRect().left")
+    assert abs(left) < 1
 
 
 def test_it_follows_the_systems_theme_until_the_reader_chooses(browser: Any, page: Path) -> None:
@@ -110,17 +156,25 @@ def test_it_follows_the_systems_theme_until_the_reader_chooses(browser: Any, pag
     assert run(paper) == light  # remembered
 
 
-def test_axis_and_tooltip_work_from_the_keyboard(browser: Any, page: Path) -> None:
+def test_axis_policy_and_tooltip_work_from_the_keyboard(browser: Any, page: Path) -> None:
     run = browser.execute_script
     show(browser, page, 1280)
     visible = "return [...document.querySelectorAll('.by-wall')].filter(f => f.offsetParent).length"
     assert run(visible) == 0
-    run("document.querySelector('button[data-axis=wall]').click()")
-    assert run(visible) == 2 * 11
-    run("document.querySelector('button[data-axis=steps]').click()")
+    run("document.querySelector('button[data-value=wall]').click()")
+    assert run(visible) == 5
+    run("document.querySelector('button[data-value=steps]').click()")
+    run("document.querySelector('button[data-value=sampled]').click()")
+    assert run("return document.querySelector('.from-sampled.by-steps').offsetParent !== null")
+    run("document.querySelector('button[data-value=eval]').click()")
     press = "svg.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', cancelable: true}))"
-    run(f"const svg = document.querySelector('#env1 ~ .grid3 svg.chart'); for (let i = 0; i < 40; i++) {press}")
+    chart = "const svg = document.querySelector('.from-eval.by-steps svg.chart');"
+    run(f"{chart} {press}")
     assert not run("return document.getElementById('tip').hidden")
-    assert run("return document.getElementById('tip').textContent").startswith("algd")
-    run(f"const svg = document.querySelector('#env1 ~ .grid3 svg.chart'); {press.replace('ArrowRight', 'Escape')}")
+    assert run("return document.getElementById('tip').textContent").startswith("step 2,000algd energy=augmented, mean of 3 seeds")
+    # The crosshair stands at a value, with a dot on each line.
+    cursor, dots = run(f"{chart} return [svg.querySelector('.cursor').getAttribute('x1'), [...svg.querySelectorAll('.here')].map(d => d.getAttribute('cx'))]")
+    assert len(dots) == 8
+    assert {float(dot) for dot in dots} == {float(cursor)}
+    run(f"{chart} {press.replace('ArrowRight', 'Escape')}")
     assert run("return document.getElementById('tip').hidden")

@@ -7,7 +7,9 @@ import pytest
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.report import stats
-from saddlepoint.report.plots import Scale, number, ticks
+from saddlepoint.report.numbers import decimals, duration, fixed, number, plural, spread
+from saddlepoint.report.palette import COLOURS, KNOWN, styles
+from saddlepoint.report.scale import Scale, budget_scale, tick_labels, ticks
 
 
 def test_student_quantiles_are_those_of_scipy() -> None:
@@ -106,6 +108,50 @@ def test_ticks_are_round_and_inside() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert [number(v) for v in (-1.23456, 12345.6, 0.0, float("nan"))] == ["−1.235", "12,346", "0", "–"]
+    assert [number(v, 4) for v in (-1.23456, 12345.6, 0.0, float("nan"))] == ["−1.235", "12,346", "0", "–"]
     assert [number(v, 2) for v in (228.7, 99.7, 0.0123)] == ["230", "100", "0.012"]
+    assert [duration(v) for v in (42, 150, 11_100)] == ["42 s", "2 min", "3 h 05 min"]
+    assert (plural(1, "run"), plural(2, "run")) == ("1 run", "2 runs")
+
+
+def test_a_column_has_one_number_of_decimals() -> None:
+    assert [decimals(v) for v in ([1234.5, 0.1], [12.0, -3.0], [1.0], [0.2, 0.01], [], [float("nan")])] == [0, 1, 2, 3, 2, 2]
+    assert [fixed(v, 1) for v in (-0.04, 1234.56, -2.25)] == ["0.0", "1,234.6", "−2.2"]
+    assert spread([1.0, 3.0], 1) == "1.0 · 3.0"  # two seeds make no deviation that says anything
+    assert spread([1.0, 2.0, 3.0], 1) == '2.0 <span class="pm">± 1.0</span>'
+
+
+def test_a_scale_is_linear_or_bent_at_the_budget() -> None:
     assert Scale(0, 10, 100, 200)(2.5) == 125
+    bent = Scale(0, np.e, 0.0, 2.0, bent=True)
+    np.testing.assert_allclose(bent(np.array([0, 0.5, 1, np.e])), [0, 0.5, 1, 2])  # 1 + ln x beyond one budget
+    assert bent.ticks() == [0, 0.5, 1, 2]
+    spike = budget_scale(12.0, 0.0, 100.0)
+    assert spike.bent
+    assert float(spike(1.0)) > 25  # a spike of twelve budgets leaves the budget a quarter of the height
+    assert not budget_scale(2.0, 0.0, 100.0).bent
+
+
+def test_ticks_of_an_axis_have_one_unit() -> None:
+    assert tick_labels([0, 5000, 10_000]) == ["0", "5k", "10k"]
+    assert tick_labels([-1000, 0, 1000]) == ["−1,000", "0", "1,000"]
+    assert tick_labels([0, 1_500_000, 3_000_000]) == ["0", "1.5M", "3M"]
+
+
+def test_colours_stay_when_a_method_joins() -> None:
+    for known, slot in KNOWN.items():
+        assert styles([known])[known] == slot
+    before = styles(["algd", "sac-lag", "my method"])
+    after = styles(["algd", "sac-lag", "my method", "cal", "sac", "mbdpo", "sac-pid"])
+    assert {label: after[label] for label in before} == before
+    many = styles([f"method {i}" for i in range(14)])
+    assert sorted(many.values()) == list(range(14))  # beyond the colours come dashes
+    assert max(many.values()) >= COLOURS
+    assert styles(["algd energy=augmented", "algd energy=plain"])["algd energy=augmented"] == KNOWN["algd"]
+
+
+def test_within_is_each_budget_in_its_own_semantics() -> None:
+    budgets = (CostBudget(20.0), CostBudget(4.0, discounted=True))
+    line = {"eval/cost_0_mean": 20.0, "eval/discounted_cost_1_mean": 4.0}
+    assert stats.within(line, "eval", budgets)
+    assert not stats.within(line | {"eval/discounted_cost_1_mean": 4.1}, "eval", budgets)

@@ -28,7 +28,7 @@ from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.safediffusion.generation import read_table
 from saddlepoint.safediffusion.harm import read_harms
 from saddlepoint.safediffusion.held_out import HeldOut
-from saddlepoint.safediffusion.pipeline import load_pipeline, weight_files
+from saddlepoint.safediffusion.pipeline import load_pipeline, source_files
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.safediffusion.reward import load_plugin, read_anchors
 from saddlepoint.safediffusion.start import post_train
@@ -66,7 +66,7 @@ def test_pictures_of_a_replaced_pipeline_are_not_taken_up(tmp_path):
     pipeline, flags = write_pipeline(tmp_path / "a"), flags_of(tmp_path, "out")
     first = evaluate(str(pipeline), flags)[1]
     assert evaluate(str(pipeline), flags)[1] == first
-    assert any(name.startswith("unet/") for name in weight_files(str(pipeline)))
+    assert any(name.startswith("unet/") for name in source_files(str(pipeline)))
     write_pipeline(tmp_path / "a", seed=1)
     with pytest.raises(UserError, match="other pictures"):
         evaluate(str(pipeline), flags)
@@ -79,10 +79,10 @@ def test_a_fingerprint_is_of_what_is_in_a_file_wherever_it_lies(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.safetensors").write_bytes(content)
     os.utime(tmp_path / "b" / "w.safetensors", (1, 1))
-    assert weight_files(str(tmp_path / "a")) == weight_files(str(tmp_path / "b"))
+    assert source_files(str(tmp_path / "a")) == source_files(str(tmp_path / "b"))
     content[777_777] ^= 1
     (tmp_path / "b" / "w.safetensors").write_bytes(content)
-    assert weight_files(str(tmp_path / "a")) != weight_files(str(tmp_path / "b"))
+    assert source_files(str(tmp_path / "a")) != source_files(str(tmp_path / "b"))
 
 
 def test_a_run_does_not_go_on_with_other_anchors_or_weights(tmp_path):
@@ -101,9 +101,9 @@ def test_a_run_does_not_go_on_with_other_anchors_or_weights(tmp_path):
     (anchors / "unsafe.txt").write_text("a warning sign\n")
     post_train(replace(run, epochs=2), config, resume=True)
     write_pipeline(tmp_path / "a", seed=1)
-    with pytest.raises(UserError, match=r"the weights of --pipeline or --clip of .* have changed since it started"):
+    with pytest.raises(UserError, match=r"the weights or configs of --pipeline of .* have changed since it started"):
         post_train(replace(run, epochs=3), config, resume=True)
-    with pytest.raises(UserError, match=r"the weights of .* have changed since .* started from them"):
+    with pytest.raises(UserError, match=r"the weights or configs of .* have changed since .* started from them"):
         export_run(tmp_path / "run", tmp_path / "out", "pipeline")
 
 

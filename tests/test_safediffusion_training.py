@@ -25,13 +25,14 @@ from saddlepoint.safediffusion import start
 from saddlepoint.safediffusion.command import train_command
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.export import export_command, load_trained
+from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.grpo import step_log_prob
 from saddlepoint.safediffusion.held_out import HeldOut
-from saddlepoint.safediffusion.learner import prepare_unet
-from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
+from saddlepoint.safediffusion.learner import prepare_network
+from saddlepoint.safediffusion.pipeline import load_pipeline
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.safediffusion.reward import Scores, build_scores
-from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+from saddlepoint.safediffusion.rollout import Noise, Studio, build_studio
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.signals import Interrupted
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
@@ -70,9 +71,8 @@ def lines(run: Path) -> list[dict]:
 
 def studio_of(world: SimpleNamespace, low_precision: torch.dtype | None = None) -> Studio:
     pipeline = load_pipeline(world.pipeline)
-    prepare_unet(pipeline.unet, FAST, 0)
-    table = denoising_table(scheduler_config(world.pipeline), 5)
-    return Studio(pipeline, DenoisingPolicy(pipeline.unet, table, 5.0, 1.0, CPU, low_precision))
+    prepare_network(pipeline.unet, FAST, 0)
+    return build_studio(pipeline, Request(5), 5.0, 1.0, CPU, low_precision)
 
 
 def brightness(images, prompts):
@@ -273,9 +273,9 @@ def test_ctrl_c_writes_a_checkpoint(world, tmp_path):
 
 def test_a_number_that_is_not_finite_stops_the_run_and_is_named(world, tmp_path):
     fall_silent.calls = 0
-    with pytest.raises(NonFiniteError, match=r"--reward returned a number that is not finite \(epoch 3; the last good checkpoint is of epoch 2\)"):
+    with pytest.raises(NonFiniteError, match=r"--reward returned a number that is not finite \(epoch 2; the last good checkpoint is of epoch 2\)"):
         start.post_train(run_of(world, tmp_path / "run", epochs=9), replace(FAST, reward=f"{HERE}:fall_silent", held_out=0.0))
-    with pytest.raises(NonFiniteError, match=r"the pictures are not finite.*\(epoch 2; the last good checkpoint is of epoch 1\)"):
+    with pytest.raises(NonFiniteError, match=r"the pictures are not finite.*\(epoch 1; the last good checkpoint is of epoch 1\)"):
         start.post_train(run_of(world, tmp_path / "wild", epochs=9), replace(FAST, learning_rate=1e30, held_out=0.0))
 
 
@@ -284,7 +284,7 @@ def test_a_reward_that_fails_is_one_sentence_and_loses_nothing(world, tmp_path):
     lose_heart.calls = -1000
     whole = start.post_train(run_of(world, tmp_path / "whole", epochs=4), config)
     lose_heart.calls = 0
-    sentence = r"^--reward raised KeyError: 'judge' \(test_\w+.py, line \d+, in lose_heart\): correct it \(epoch 3; the last good checkpoint is of epoch 2\)\.$"
+    sentence = r"^--reward raised KeyError: 'judge' \(test_\w+.py, line \d+, in lose_heart\): correct it \(epoch 2; the last good checkpoint is of epoch 2\)\.$"
     with pytest.raises(ForeignFault, match=sentence):
         start.post_train(run_of(world, tmp_path / "run", epochs=4, checkpoint_every=100), config)
     lose_heart.calls = -1000
@@ -304,8 +304,8 @@ def test_low_precision_takes_its_old_log_probabilities_from_passes_of_learning(w
     """Sampling by other kernels is mimicked by an error of 0.5: in bfloat16 nothing of it reaches the ratios of a network that has not learnt yet."""
     sample = Studio.sample
 
-    def elsewhere(self, prompts, noise, reduction):
-        rollout = sample(self, prompts, noise, reduction)
+    def elsewhere(self, prompts, noise, reduction, **more):
+        rollout = sample(self, prompts, noise, reduction, **more)
         return rollout._replace(log_probs=rollout.log_probs + 0.5)
 
     monkeypatch.setattr(Studio, "sample", elsewhere)
@@ -416,7 +416,8 @@ FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps":
     [
         (lambda p: (p / "model_index.json").unlink(), "is not a pipeline in diffusers' layout"),
         (lambda p: (p / "model_index.json").write_text("{"), "cannot be read"),
-        (lambda p: change_json(p / "model_index.json", _class_name="StableDiffusionXLPipeline"), "is a StableDiffusionXLPipeline, not a"),
+        (lambda p: change_json(p / "model_index.json", _class_name="StableDiffusionXLPipeline"), r"lacks its text_encoder_2, tokenizer_2"),
+        (lambda p: change_json(p / "model_index.json", _class_name="AnimateDiffPipeline"), "AnimateDiffPipeline, .* FLUX.1 \\(FluxPipeline\\)"),
         (lambda p: (p / "unet").rename(p / "net"), "lacks its unet"),
         (lambda p: (p / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLOW)), "FlowMatchEulerDiscreteScheduler .* no log-probabilities"),
         (lambda p: change_json(p / "scheduler" / "scheduler_config.json", num_train_timesteps=3), "has from 2 to 3 steps"),

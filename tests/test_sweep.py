@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from saddlepoint.cli import main
+from saddlepoint.sweep import pool
 from saddlepoint.sweep.check import settle
 from saddlepoint.sweep.command import PAUSE_SECONDS, conduct
 from saddlepoint.sweep.outcome import Outcome
@@ -118,7 +120,14 @@ def test_the_command_says_what_is_trained(tmp_path: Path) -> None:
         ("rho = 3.0", "when = 1999-01-01", "must be a number"),
         ("gamma = [0.5, 0.75]", "gamma = 0.5", "must be a list"),
         ("gamma = [0.5, 0.75]", "gamma = [0.5, 0.5]", "share the folder"),
-        ("rho = 3.0", "rho = = 3", "not TOML"),
+        ("rho = 3.0", "rho = = 3", "cannot be read as the file of a sweep"),
+        ("rho = 3.0", f"rho = {'[' * 100_000}", "cannot be read as the file of a sweep"),
+        ("gamma = [0.5, 0.75]", f"gamma = {list(range(10_000))}\nalpha = {list(range(10_000))}", "at most 5,000 are taken"),
+        ("seeds = [3, 1]", f"seeds = {list(range(20_000))}", "at most 5,000 are taken"),
+        ("gamma = [0.5, 0.75]", f"gamma = [{', '.join(['[' + '0.25, ' * 60 + '0.5]'])}]", "cannot be the name of a folder"),
+        ("[algorithms.algd]", '[algorithms.".."]', "cannot be the name of a folder"),
+        ("[algorithms.algd]", '[algorithms.""]', "cannot be the name of a folder"),
+        ("[algorithms.algd]", '[algorithms."a\\u0000b"]', "cannot be the name of a folder"),
     ],
 )
 def test_a_faulty_file_is_one_sentence(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -272,6 +281,7 @@ def test_each_trial_keeps_the_commits_that_made_it(tmp_path: Path, monkeypatch: 
     old = json.loads(path.read_text())
     old["trials"] = [{name: value for name, value in entry.items() if name != "commits"} for entry in old["trials"]]
     old["trials"][1]["state"] = "failed"
+    old.pop("sha256")
     path.write_text(json.dumps(old))
     assert commits("three", done) == ("three", {0: [], 1: ["unknown", "three"], 2: []})
 
@@ -309,7 +319,7 @@ def test_fewer_steps_than_were_made_are_refused_and_more_are_made(tmp_path: Path
     with pytest.raises(UserError, match="already made 120 steps"):
         Outcome(found, steps | {name: 100})
     (found.out / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="cannot be read as the record of a sweep"):
         Outcome(found, steps)
 
 
@@ -422,3 +432,46 @@ def test_a_sweep_survives_kill_9_and_ctrl_c_and_equals_an_unbroken_run(tmp_path:
     assert one.step == two.step == 1500
     for name, tensor in one.learner.items():
         assert torch.equal(tensor, two.learner[name]), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"waiting"', '"finished"', 1), lambda text: text.replace('"seed": 3', '"seed": "3"'),
+        lambda text: text.replace('"attempts"', '"attempt"', 1), lambda text: text.replace('"trials": [', '"trials": 5, "x": ['),
+        lambda text: "[" * 100_000, lambda text: "null", lambda text: text[:-20], lambda text: text.replace("wall_s", "walls", 1),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_one_sentence(tmp_path: Path, change: Callable[[str], str]) -> None:
+    found = plan(tmp_path)
+    found.out.mkdir(parents=True)
+    steps = {trial.name: 130 for trial in found.trials}
+    Outcome(found, steps).save()
+    path = found.out / "sweep.json"
+    Outcome(found, steps)
+    changed = change(path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(UserError, match=r"sweep.json (has changed|cannot be read).*remove it; the trials below it") as caught:
+        Outcome(found, steps)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("job" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = pool._short_folder()
+    os.rmdir(folder)
+    assert len(os.path.dirname(folder)) <= pool.MOST_PATH
+    monkeypatch.setattr(pool, "SHORT_PLACES", ())
+    with pytest.raises(UserError, match="set TMPDIR to a short one"):
+        pool._short_folder()
+    assert not list(long.iterdir())
+
+
+def test_a_cluster_that_does_not_answer_is_noticed_before_a_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(tmp_path)
+    assert main(["sweep", str(found.file), "--out", str(found.out), "--address", "127.0.0.1:1"]) == 2
+    assert "no Ray cluster answers" in capsys.readouterr().err
+    assert not found.out.exists()

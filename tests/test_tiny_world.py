@@ -188,8 +188,9 @@ def test_training_stops_goes_on_and_leaves_a_release(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     pytest.importorskip("tokenizers")
     from saddlepoint.safediffusion.clip import CLIPEncoder
-    from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config
-    from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+    from saddlepoint.safediffusion.families import Request
+    from saddlepoint.safediffusion.pipeline import load_pipeline
+    from saddlepoint.safediffusion.rollout import Noise, build_studio
     from saddlepoint.safediffusion.tiny import models, release, stages, train
     from saddlepoint.train.signals import Interrupted
 
@@ -231,8 +232,7 @@ def test_training_stops_goes_on_and_leaves_a_release(tmp_path, monkeypatch):
         ours = pipeline.text_encoder(tokens).pooler_output
         theirs = clip._model.text_model(input_ids=tokens).pooler_output
     assert torch.equal(ours, theirs)
-    table = denoising_table(scheduler_config(str(out / "pipeline")), 2)
-    studio = Studio(pipeline, DenoisingPolicy(pipeline.unet, table, 2.0, 1.0, torch.device("cpu"), None))
+    studio = build_studio(pipeline, Request(2), 2.0, 1.0, torch.device("cpu"))
     assert studio.render(["a red circle"], Noise([(0,)], [(0,)], studio.shape, studio.device)).shape == (1, 3, 32, 32)
 
 

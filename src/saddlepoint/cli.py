@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from saddlepoint import __version__
+from saddlepoint.faults import explain
 
+BROKEN_PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has no such signal
 USAGE = """\
 usage: saddlepoint VERB ...
 
-  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, or safediffusion on a text-to-image pipeline;
-                  --resume RUN goes on where a run stopped
+  train SYSTEM    train algd, sac, sac-lag, sac-pid, cal or mbdpo on an environment, safediffusion on a text-to-image pipeline, or a
+                  system of your own, MODULE:NAME; `train --resume RUN` goes on where a run stopped
   evaluate RUN    whole episodes of a trained policy, and a video; or pictures of a text-to-image run, folder or hub id, measured
   report RUN...   one page that compares runs
   landscape RUN   the energy over the actions of chosen states, with the denoising paths
@@ -25,33 +30,46 @@ usage: saddlepoint VERB ...
   collect RUN...  a data set of several tasks from runs' replays, or from new episodes of their policies
   convert FILE... such a data set from the chunks of TD-MPC2's mt30 and mt80
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online
-  envs            the environments that come with saddlepoint
+  envs [WORD...]  the environments that come with saddlepoint, or those with these words
 
-`saddlepoint VERB --help` lists the flags of a verb; `saddlepoint --version` prints the version.
+`saddlepoint VERB --help` lists the flags of a verb; `--import MODULE` with any verb imports a module first, from the working directory too,
+that registers environments or systems; `saddlepoint --version` prints the version.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 141 when what reads its output has ended."""
+    _mend_streams()
+    args = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            return _run(args)
         finally:
             sys.stdout.flush()  # while an error can still be told
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return 128 + signal.SIGPIPE  # what a shell makes of a program that ends by this signal
-        where = f" {error.filename}" if error.filename else ""
-        return _complain(f"a file{where} cannot be read or written ({error.strerror or error}): check the disk and the folder's permissions.")
     except KeyboardInterrupt as interrupt:
-        print(f"\nsaddlepoint: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + BROKEN_PIPE  # what a shell makes of a program that ends by this signal
+        if isinstance(error, OSError) and error.filename is None and _output_fails():
+            error = OSError(error.errno, error.strerror, "<standard output>")
+        sentence = explain(error)
+        if sentence is None:  # a fault of ours
+            raise
+        return _complain(sentence)
 
 
 def _run(args: list[str]) -> int:
+    odd = next((arg for arg in args if any("\ud800" <= letter <= "\udfff" for letter in arg)), None)  # Python's stand-ins for odd bytes
+    if odd is not None:
+        return _complain(f"the argument {odd!r} is not UTF-8: give names and paths in that encoding.")
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if args else 2
+    if args[0].split("=")[0] == "--import" and len(args) > 1 + ("=" not in args[0]):  # before the verb
+        at = 1 if "=" in args[0] else 2
+        args = [args[at], *args[:at], *args[at + 1 :]]
     if args[0] == "--version":
         print(f"saddlepoint {__version__}")
         return 0
@@ -59,12 +77,31 @@ def _run(args: list[str]) -> int:
         return _complain(f"there is no verb {args[0]!r}: use one of {', '.join(VERBS)}.")
     from saddlepoint.types import UserError
 
+    warnings.showwarning = _show_warning
+    with suppress(OSError):  # a folder that was removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where the user's own modules may be: --env my_module:My-v0
     try:
+        args = _import_modules(args)
         module, function = VERBS[args[0]]
         vars(import_module(module))[function](args[1:])
     except UserError as error:
         return _complain(str(error))
     return 0
+
+
+def _import_modules(args: list[str]) -> list[str]:
+    """Import what each --import names, and return the other arguments."""
+    left: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word.split("=")[0] != "--import":
+            left.append(word)
+            continue
+        from saddlepoint.systems import import_user_module
+
+        import_user_module(word.partition("=")[2] or next(words, ""))
+    return left
 
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -83,14 +120,52 @@ VERBS: dict[str, tuple[str, str]] = {
 """where each verb's function is; it takes the arguments after the verb"""
 
 
+def _mend_streams() -> None:
+    """Have every print work: to a stream that was closed (``>&-``), and of names that the stream's encoding lacks."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # a file that is opened next would get its number, and whatever a library prints
+            opened = os.open(os.devnull, os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
+        elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: object) -> None:
+    """A warning as one sentence; those of libraries to their developers with their line, as Python has them."""
+    place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"warning: {place}{message}", file=sys.stderr)
+
+
 def _nobody_reads() -> bool:
-    """Whether standard output leads nowhere, as in ``saddlepoint envs | head -1``; it is then closed for good, so that Python's end is quiet too."""
+    """Whether standard output leads nowhere, as in ``saddlepoint envs | head -1``; it is then closed, so that Python's end is quiet too."""
+    if not hasattr(select, "poll"):
+        return False
     poll, out = select.poll(), sys.stdout.fileno()
     poll.register(out, 0)  # errors are always told
     if not poll.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    _drop_output()
     return True
+
+
+def _output_fails() -> bool:
+    """Whether standard output cannot be written, as on a full disk; the rest is then dropped, so that Python's end is quiet too."""
+    with contextlib.suppress(ValueError):  # some stand-ins for it have no number
+        number = sys.stdout.fileno()
+        try:
+            os.write(number, b"\n")
+        except OSError:
+            _drop_output()
+            return True
+    return False
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(sentence: str) -> int:

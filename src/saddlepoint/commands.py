@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, make_dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs import env_spec, list_envs
+from saddlepoint.envs import env_spec
+from saddlepoint.envs.listing import list_in_words
+from saddlepoint.files import FileFault, write_json
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.systems import SYSTEMS, System, load_policy, restore_config, start_from
+from saddlepoint.options import restore
+from saddlepoint.policies import load_policy, start_from
+from saddlepoint.systems import (
+    SYSTEMS,
+    WITHOUT_ENVIRONMENT,
+    System,
+    find,
+    find_system,
+    find_verbs,
+    system_names,
+    verbs_of_run,
+)
 from saddlepoint.train import run
-from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.contract import LearnerFactory, checked, cost_gamma, refuse_cost_options, refuse_idle
 from saddlepoint.train.evaluate import evaluate
-from saddlepoint.train.start import LearnerFactory, train
+from saddlepoint.train.start import train
 from saddlepoint.train.threads import use_threads
 from saddlepoint.train.video import record_video, render_headless
-from saddlepoint.types import UserError
-
-OWN_TRAINING: dict[str, tuple[str, str]] = {"safediffusion": ("saddlepoint.safediffusion.command", "train_command")}
-"""systems that do not learn from an environment, and so have a training loop of their own"""
+from saddlepoint.types import EnvSetup, UserError
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,9 @@ class BudgetFlags:
     """whether the bound is on the sum over an episode or on the mean of a step"""
     cost_discounted: bool = CostBudget.discounted
     """whether the bound is on the discounted sum, as the cost critic sees it"""
-    cost_horizon: int = CostBudget.horizon
-    """steps of a whole episode"""
+    cost_horizon: int | None = None
+    """steps of a whole episode, counted in decisions where --action-repeat holds actions; by default the environment's own time limit. An environment
+    without one is cut there"""
 
 
 def train_flags(system: type[Any]) -> type[Any]:
@@ -63,40 +73,51 @@ def train_flags(system: type[Any]) -> type[Any]:
     return flags
 
 
-@runtime_checkable
-class WithCostOptions(Protocol):
-    """Settings of a system that can do without costs, and then has options that do nothing."""
-
-    def refuse_cost_options(self, given: Collection[str]) -> None: ...
-
-
 def train_command(args: list[str]) -> None:
-    """`saddlepoint train SYSTEM ...`"""
-    if args and args[0] in OWN_TRAINING:
-        module, function = OWN_TRAINING[args[0]]
-        vars(import_module(module))[function](args[1:])
-        return
-    if not args or args[0] not in SYSTEMS:
-        wrong = args and not args[0].startswith("-")
-        named = f"there is no system {args[0]!r}" if wrong else "train needs a system"
-        raise UserError(
-            f"{named}: use `saddlepoint train {' | '.join([*SYSTEMS, *OWN_TRAINING])} ...`, with --help for its flags."
-        )
-    system, parsed = SYSTEMS[args[0]], parse_training(args[0], args[1:])
+    """`saddlepoint train SYSTEM ...`, or `saddlepoint train --resume RUN ...`"""
+    name, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("", args)
+    folder = _resumed_folder(rest)
+    saved = run.read(folder) if folder else None
+    if not name:
+        if saved is None:
+            raise UserError(f"train needs a system: use `saddlepoint train {' | '.join(system_names())} ...`, with --help for its flags.")
+        name = saved["system"]
+    if saved and (verb := saved.get("verb", "train")) != "train":
+        raise UserError(f"{folder} is a run of `saddlepoint {verb}`: resume it there, or train on from it with --start-from {folder}.")
+    same = saved is not None and saved["system"] == name
+    verbs = find_verbs(name, saved.get("module"), folder) if saved and same else find_verbs(name)
+    if (own := find(verbs.train)) is not None:
+        own(rest)
+    else:
+        train_in_environments(name.rpartition(":")[2], rest)
+
+
+def _resumed_folder(args: list[str]) -> Path | None:
+    """The run folder that --resume names, as far as can be seen before the flags are read."""
+    for word, following in zip(args, [*args[1:], ""]):
+        if word == "--resume" and following and not following.startswith("-"):
+            return Path(following)
+        if word.startswith("--resume="):
+            return Path(word.partition("=")[2])
+    return None
+
+
+def train_in_environments(name: str, args: list[str]) -> None:
+    """Everything after `saddlepoint train NAME`, for a system that learns in environments. Raises ``UserError``; ``Interrupted`` after a checkpoint."""
+    system, parsed = SYSTEMS[name], parse_training(name, args)
     budgets: tuple[CostBudget, ...] | None
     learner: LearnerFactory[Any] = system.learner_class()
     if parsed.values.launch.resume is None:
         if parsed.values.launch.start_from is None:
             config, learner_config, budgets = fresh_run(parsed, system)
         else:
-            learner, base = _started(parsed, args[0])
+            learner, base = _started(parsed, name)
             config, learner_config, budgets = _new_run(parsed, system, base)
             if "warmup_actions" not in parsed.given:
                 config = replace(config, warmup_actions="policy")  # the stored one is better than chance
     else:
-        config, learner_config = _resumed(parsed, system, args[0])
-        config.validate()
-        learner_config.validate()
+        config, learner_config = _resumed(parsed, system, name)
+        config, learner_config = checked(config), checked(learner_config)
         # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
         stated = parsed.given & vars(parsed.values.budget).keys()
         budgets = _budgets(parsed, config, learner_config, system) if stated else None
@@ -106,7 +127,7 @@ def train_command(args: list[str]) -> None:
 
 def parse_training(name: str, args: list[str]) -> Parsed:
     """The flags of `saddlepoint train NAME`, with those of a --config file below them. Raises ``UserError``."""
-    kind = SYSTEMS[name].config_class()
+    kind = find_system(name).config_class()
     flags, prog = train_flags(kind), f"saddlepoint train {name}"
     default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
     return parse_with_file(flags, default, args, prog)
@@ -143,20 +164,19 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
     config: TrainConfig = parsed.values.run
     if not config.env:
         raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
-    if "warmup_actions" in parsed.given and not config.warmup_steps:
+    if "warmup_actions" in parsed.given and not config.warmup:
         raise UserError("--warmup-actions does nothing with --warmup-steps 0: leave it out.")
     learner_config = parsed.over(parsed.values.system, base)
-    learner_config.refuse_idle(parsed.given)
-    config.validate()
-    learner_config.validate()
+    refuse_idle(learner_config, parsed.given)
+    config, learner_config = checked(config), checked(learner_config)
     budgets = _budgets(parsed, config, learner_config, system)
-    if not budgets and isinstance(learner_config, WithCostOptions):
-        learner_config.refuse_cost_options(parsed.given)
+    if not budgets:
+        refuse_cost_options(learner_config, parsed.given)
     return config, learner_config, budgets
 
 
 def _budgets(parsed: Parsed, config: TrainConfig, learner_config: Any, system: System) -> tuple[CostBudget, ...]:
-    return budgets_from(parsed, config.env, learner_config.cost_gamma, system.learner_class().needs_cost)
+    return budgets_from(parsed, config.setup(), cost_gamma(learner_config), system.learner_class().needs_cost)
 
 
 def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:
@@ -167,23 +187,21 @@ def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, An
     saved = run.read(folder)
     if saved["system"] != name:
         raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train` with that.")
-    if "tasks" in saved:
-        raise UserError(f"{folder} is a run of `saddlepoint pretrain`: resume it there, or train on from it with --start-from {folder}.")
     where = folder / "config.json"
-    config = replace(restore_config(TrainConfig, saved["train"], where), out=folder)
-    learner_config = restore_config(system.config_class(), saved["learner"], where)
+    config = replace(restore(TrainConfig, saved["train"], where), out=folder)
+    learner_config = restore(system.config_class(), saved["learner"], where)
     config = parsed.over(parsed.values.run, config)
     if "threads" not in parsed.given:
         config = replace(config, threads=saved["resolved"]["threads"])
     return config, parsed.over(parsed.values.system, learner_config)
 
 
-def budgets_from(parsed: Parsed, env: str, cost_gamma: float, needs_cost: bool = True) -> tuple[CostBudget, ...]:
+def budgets_from(parsed: Parsed, source: str | EnvSetup, cost_gamma: float, needs_cost: bool = True) -> tuple[CostBudget, ...]:
     """The task's budgets, changed by what was given; none where there are none and the system ``needs_cost`` not.
 
     Raises ``UserError`` when there is no limit, or two meanings, or no cost that there could be a limit for.
     """
-    task, flags = env_spec(env), parsed.values.budget
+    task, env, flags = env_spec(source), EnvSetup.of(source).name, parsed.values.budget
     if task.constraints == 0 and needs_cost:
         free = [name for name, system in SYSTEMS.items() if not system.learner_class().needs_cost]
         raise UserError(f"{env} reports no cost, which this system needs: train {' or '.join(free)}, which can do without, or take another environment.")
@@ -193,7 +211,7 @@ def budgets_from(parsed: Parsed, env: str, cost_gamma: float, needs_cost: bool =
         raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon.")
     base = task.budgets
     if limits is not None:
-        blank = CostBudget(0.0, horizon=task.horizon or CostBudget.horizon)
+        blank = CostBudget(0.0, horizon=task.horizon)
         base = tuple(replace(base[i] if i < len(base) else blank, limit=limit) for i, limit in enumerate(limits))
     if not base and not needs_cost and not given:
         return ()
@@ -216,6 +234,8 @@ class EvaluateFlags:
     """whole episodes of each policy"""
     task: str | None = None
     """which task, where the run has several (`saddlepoint pretrain`), by its name or environment"""
+    eval_envs: int = 10
+    """environments to play side by side"""
     seed: int = 1_000_000
     """seed of the environments and of the stochastic policy"""
     acting: tuple[str, ...] = ()
@@ -224,6 +244,8 @@ class EvaluateFlags:
     """where the policy acts"""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
+    checkpoint: str | None = None
+    """which checkpoint: a step, or best (the best evaluation within the budget); by default the newest whole one"""
     video: bool = False
     """also write a film of one episode to videos/"""
 
@@ -234,54 +256,83 @@ def evaluate_command(args: list[str]) -> None:
 
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         raise UserError("evaluate needs the run folder first: `saddlepoint evaluate RUN --episodes 10 --video`.")
-    from saddlepoint.safediffusion import evaluate as pictures
-
-    hub_id = not Path(args[0]).exists() and any(word.split("=")[0] == "--prompts" for word in args)  # there is no folder to look at
-    if hub_id or pictures.is_text_to_image(Path(args[0])):
-        pictures.evaluate_command(args[0], args[1:])
-        return
     helping = args[0] in ("-h", "--help")
+    if not helping and (own := _own_evaluation(args)) is not None:
+        own(args[0], args[1:])
+        return
     flags = parse(EvaluateFlags, EvaluateFlags(), args if helping else args[1:], "saddlepoint evaluate RUN").values
     if flags.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
     if flags.threads < 0 or flags.seed < 0:
         raise UserError("--threads and --seed must not be negative.")
+    if flags.eval_envs < 1:
+        raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)
     if flags.video:
         render_headless()
     folder = Path(args[0])
-    policy = load_policy(folder, flags.device, flags.task, _acting(folder, flags.acting), compile=True)
+    policy = load_policy(folder, flags.device, flags.task, _acting(folder, flags.acting), checkpoint=flags.checkpoint, compile=True)
     name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting]).replace("/", "-")
     if policy.note:
         print(f"warning: {policy.note}")
-    metrics = evaluate(policy.learner, policy.env, policy.budgets, flags.episodes, flags.seed, flags.device)
+    metrics = evaluate(
+        policy.learner, policy.setup, policy.budgets, flags.episodes, flags.seed, flags.device, envs=flags.eval_envs
+    )
     assert metrics is not None  # nobody asks it to stop
     print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.env}")
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
         over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
-        cost = f"; cost {_spread(metrics, f'{prefix}/cost')}; {over}" if policy.budgets else ""
+        cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
-    write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
+    try:
+        write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
+    except FileFault as error:  # a colleague's run, which one may only read
+        print(f"note: the numbers are not kept: {error}")
     if flags.video:
         path = folder / "videos" / f"{name}.mp4"
-        steps = record_video(policy.learner, policy.env, path, flags.seed, device=flags.device)
+        steps = record_video(policy.learner, policy.setup, path, flags.seed, device=flags.device, budgets=policy.budgets)
         print(f"video: {path} ({steps} steps)")
+
+
+def _own_evaluation(args: list[str]) -> Callable[[str, list[str]], None] | None:
+    """What evaluates a run folder of a system that has no policy in environments, or what is no run folder at all; None for policies."""
+    source = Path(args[0])
+    if (source / "config.json").is_file():
+        return find(verbs_of_run(source).evaluate)
+    for verbs in (*WITHOUT_ENVIRONMENT.values(), *(system.verbs for system in SYSTEMS.values())):
+        if verbs.recognises is not None and find(verbs.recognises)(args[0], args[1:]):
+            return find(verbs.evaluate)
+    return None
 
 
 def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
     """``NAME=VALUE`` as settings of the run's system, read as its flags are. Raises ``UserError``."""
     if odd := [word for word in words if "=" not in word]:
         raise UserError(f"--acting {odd[0]}: give NAME=VALUE, such as planner=score.")
-    name = run.read(folder)["system"] if words else ""
-    if name not in SYSTEMS:  # what is read next says why
+    if not words:
         return {}
-    kind = SYSTEMS[name].config_class()
+    content = run.read(folder)
+    name = content["system"]
+    kind = find_system(name, content.get("module"), folder).config_class()
     args = [f"--{key.replace('_', '-')}={value}" for key, _, value in (word.partition("=") for word in words)]
     parsed = parse(kind, kind(), args, f"saddlepoint train {name}")  # whose --help has these settings
     return {key: vars(parsed.values)[key] for key in parsed.given}
+
+
+def _costs(metrics: dict[str, float], prefix: str, budgets: tuple[CostBudget, ...]) -> str:
+    """Each constraint by itself, in the sum that its budget is on."""
+    parts = []
+    for i, budget in enumerate(budgets):
+        number = f"_{i}" if len(budgets) > 1 else ""
+        name = f"cost {i}" if len(budgets) > 1 else "cost"
+        if budget.discounted:
+            parts.append(f"{name} {metrics[f'{prefix}/discounted_cost{number}_mean']:.2f} of {budget.critic:.4g} discounted")
+        else:
+            parts.append(f"{name} {_spread(metrics, f'{prefix}/cost{number}')} of {budget.episode:.4g}")
+    return ", ".join(parts)
 
 
 def _spread(metrics: dict[str, float], name: str) -> str:
@@ -290,13 +341,10 @@ def _spread(metrics: dict[str, float], name: str) -> str:
 
 
 def envs_command(args: list[str]) -> None:
-    """`saddlepoint envs`"""
-    if args and args[0] not in ("-h", "--help"):
-        raise UserError(f"`saddlepoint envs` takes nothing, not even {args[0]!r}.")
-    for task in list_envs():
-        print(task.id)
-        print(f"    {task.description}")
-        for budget in task.budgets:
-            print(f"    budget: {budget.describe()}")
-    print('Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]; give it a --cost-limit.')
-    print("mbdpo learns from pictures of an environment too: put @pixels after its name.")
+    """`saddlepoint envs [WORD ...]`"""
+    if any(arg in ("-h", "--help") for arg in args):
+        args = []
+    if odd := [arg for arg in args if arg.startswith("-")]:
+        raise UserError(f"`saddlepoint envs` has no flag {odd[0]}: give words that the tasks should have, or nothing.")
+    for line in list_in_words(args):
+        print(line)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 import saddlepoint
 from saddlepoint.flags import parse
 from saddlepoint.nn.exportable import Exportable, ExportMode
-from saddlepoint.systems import SYSTEMS, TrainedPolicy, load_policy
+from saddlepoint.policies import TrainedPolicy, load_policy
+from saddlepoint.systems import find, find_system, verbs_of_run
 from saddlepoint.train import run
 from saddlepoint.types import UserError
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import onnx
 
 OUTPUT = "action"
+EXAMPLES = 3
+"""rows of the example inputs: not 1, which would be taken for a constant"""
 OPSETS = range(18, 24)
 """those that PyTorch's exporter writes itself"""
 TOLERANCE = 1e-5
@@ -45,10 +49,8 @@ def export_command(args: list[str]) -> None:
     helping = bool(args) and args[0] in ("-h", "--help")
     if not helping and (len(args) < 2 or any(arg.startswith("-") for arg in args[:2])):
         raise UserError("export needs the run folder and the file: `saddlepoint export RUN policy.onnx`, with --help for its flags.")
-    if not helping and run.read(Path(args[0]))["system"] == "safediffusion":  # a pipeline or adapters, not a policy
-        from saddlepoint.safediffusion.export import export_command as export_pipeline
-
-        export_pipeline(args)
+    if not helping and (own := find(verbs_of_run(Path(args[0])).export)) is not None:  # such as a pipeline, not a policy
+        own(args)
         return
     flags = parse(ExportFlags, ExportFlags(), args if helping else args[2:], "saddlepoint export RUN FILE").values
     folder, path = Path(args[0]), Path(args[1])
@@ -75,11 +77,14 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
     if path.suffix.lower() != ".onnx":  # it may be a run's own file
         raise UserError(f"the file {path} is not named as an ONNX file: let it end in .onnx.")
     policy = load_policy(folder)
-    system = run.read(folder)["system"]
-    exporter = SYSTEMS[system].exporter
+    content = run.read(folder)
+    system = content["system"]
+    exporter = find_system(system, content.get("module"), folder).exporter
     if exporter is None:
         raise UserError(f"{folder} was trained with {system}, whose policy cannot be written as an ONNX file.")
     exportable = exporter(policy.learner, mode)
+    if isinstance(exportable, nn.Module):  # of observations alone
+        exportable = Exportable(exportable, {"observation": torch.zeros(EXAMPLES, policy.shape.observation)}, "")
     model = to_onnx(exportable, opset)
     properties = _properties(policy, system, mode, exportable.noise)
     for key, value in properties.items():
@@ -110,7 +115,8 @@ def _properties(policy: TrainedPolicy, system: str, mode: ExportMode, noise: str
         "saddlepoint": saddlepoint.__version__, "system": system, "env": policy.env, "mode": mode,
         "step": str(policy.step), "seed": str(policy.seed),
         "budgets": json.dumps([asdict(budget) for budget in policy.budgets]),
-        "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
+        "action_repeat": str(policy.setup.action_repeat), "env_kwargs": json.dumps(dict(policy.setup.kwargs)),
+        "flatten": json.dumps(policy.setup.flatten), "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
     }  # fmt: skip
     return properties | ({"noise": f"standard normal, {noise}"} if noise else {})
 

@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_origin
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from saddlepoint.types import UserError
 
@@ -40,7 +41,7 @@ def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Pars
         with contextlib.redirect_stderr(errors):
             values, stray = tyro.cli(
                 kind, args=list(args), default=default, prog=prog, return_unknown_args=True,
-                config=(tyro.conf.OmitArgPrefixes,),
+                config=(tyro.conf.OmitArgPrefixes,), registry=_REGISTRY,
             )  # fmt: skip
     except SystemExit as leave:
         if leave.code in (0, None):
@@ -89,11 +90,46 @@ def _file_args(path: Path, default: Any) -> list[str]:
             args.append(flag if value else "--no-" + flag[2:])
         elif isinstance(value, list):
             args += [flag, *(str(item) for item in value)]
+        elif isinstance(value, dict):
+            args.append(f"{flag}={json.dumps(value)}")
         elif isinstance(value, str | int | float):
             args.append(f"{flag}={value}")
         else:
             raise UserError(f"{path}: the setting {key!r} must be a number, a text, true, false or a list of them.")
     return args
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """How a flag of names and values is read: ``wind=0.5 task=reach``, or one JSON object."""
+    if get_origin(info.type) is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*", metavar="NAME=VALUE... | JSON", instance_from_str=read_mapping,
+        is_instance=lambda value: isinstance(value, dict), str_from_instance=lambda value: [json.dumps(value)],
+    )  # fmt: skip
+
+
+def read_mapping(words: list[str]) -> dict[str, Any]:
+    """``name=value`` words, each value JSON or else a text, or one JSON object. Raises ``ValueError``."""
+    if len(words) == 1 and words[0].lstrip().startswith("{"):
+        try:
+            return json.loads(words[0])
+        except (ValueError, RecursionError):
+            raise ValueError(f"{words[0]} is not JSON") from None
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name):
+            raise ValueError(f"{word} is not NAME=VALUE")
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name] = value
+    return values
 
 
 def field_names(config: Any) -> frozenset[str]:

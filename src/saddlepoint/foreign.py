@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +13,56 @@ from saddlepoint.types import ForeignFault, UserError
 
 T = TypeVar("T")
 
+LONGEST = 300
+"""characters of a foreign message that are shown"""
+
 
 def foreign(name: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
     """``call(*arguments, **named)``, which belongs to ``name``.
 
-    Raises ``ForeignFault``, with the line, for whatever it raises but a ``UserError``: what is learnt can then be kept.
+    Raises ``ForeignFault``, with the line, for whatever it raises but a ``UserError`` and Ctrl-C: what is learnt can
+    then be kept. ``sys.exit`` counts as an error.
     """
     try:
         return call(*arguments, **named)
-    except UserError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": .")
-        raise ForeignFault(f"{name} raised {what} ({Path(last.filename).name}, line {last.lineno}, in {last.name}): correct it.") from error
+    except BaseException as error:
+        raise blame(name, error) from error
+
+
+def blame(name: str, error: BaseException) -> ForeignFault:
+    """The fault that ``error``, raised in code of ``name``, is; raises ``error`` itself where it is not that code's."""
+    ours = isinstance(error, UserError) or not isinstance(error, (Exception, SystemExit, KeyboardInterrupt))
+    if ours or (isinstance(error, KeyboardInterrupt) and _from_the_keyboard(error)):
+        raise error
+    return ForeignFault(f"{name} raised {describe(error)}: correct it.")
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and place of an error, in one line of printable characters."""
+    message = " ".join("".join(c if c.isprintable() else " " for c in _text(error)).split())
+    if len(message) > LONGEST:
+        message = f"{message[:LONGEST]}..."
+    what = f"{type(error).__name__}: {message}".rstrip(": .")
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else what
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a message of its own that fails
+        return ""
+
+
+def _from_the_keyboard(error: KeyboardInterrupt) -> bool:
+    """Whether Ctrl-C may have raised it: only where a handler of signals raises, and in the main thread.
+
+    While a run trains, its own handler takes SIGINT as a wish, and in worker processes it is ignored; a
+    KeyboardInterrupt there was raised by the environment itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    if type(error) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name == "signals.py"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saddlepoint.constrained.budget import CostBudget, spent
+from saddlepoint.faults import explain
+from saddlepoint.files import copy_rows
+from saddlepoint.machine import free_memory
 from saddlepoint.types import Batch, UserError
 
 Array: TypeAlias = np.ndarray | Tensor
@@ -18,23 +21,36 @@ FLOAT_BYTES = 4
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be taken on ``device``, in bytes; None where the system does not say.
+    """Memory that can still be taken on ``device``, in bytes; None where the system does not say."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
-    On the CPU the smaller of MemAvailable and what the control group (a container) has left.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return free
-    return free if limit == "max" else min(free, max(int(limit) - int(used), 0))
+
+class Position(NamedTuple):
+    """Where a ring stands."""
+
+    rows: int
+    num_envs: int
+    head: int
+    """the row that is written next"""
+    filled: int
+    """rows that hold data"""
+
+
+def saved_position(state: Mapping[str, Tensor]) -> Position:
+    """The position in a ``Replay.state_dict``. Raises ``UserError`` unless it is one whose other tensors have as many rows."""
+    if set(state) != {*Batch._fields, "age", "next_age", "position"}:
+        raise UserError("this is not a saved replay, or one of another version: its tensors have other names.")
+    numbers = state["position"]
+    if numbers.shape != (4,) or numbers.dtype != torch.int64:
+        raise UserError("the saved replay is damaged: it does not say where it stands.")
+    position = Position(*numbers.tolist())
+    rows, num_envs, head, filled = position
+    if not (rows > 0 and num_envs > 0 and 0 <= head < rows and 0 <= filled <= rows and (filled == rows or head == filled)):
+        raise UserError(f"the saved replay is damaged: it cannot stand at row {head} of {rows} with {filled} filled.")
+    sizes = {name: state[name].shape[0] if state[name].ndim else 0 for name in (*Batch._fields, "age")}
+    if any(size != filled * num_envs for size in sizes.values()) or state["next_age"].shape != (num_envs,):
+        raise UserError("the saved replay is damaged: its tensors have different numbers of transitions.")
+    return position
 
 
 class Replay:
@@ -72,7 +88,12 @@ class Replay:
         slots = self.rows * num_envs
 
         def ring(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(slots, *shape, dtype=dtype, device=self.device)
+            try:
+                return torch.empty(slots, *shape, dtype=dtype, device=self.device)
+            except (RuntimeError, MemoryError) as error:  # a limit that the system does not tell, such as ulimit -v
+                if (sentence := explain(error)) is None:
+                    raise
+                raise UserError(f"a replay of {capacity} transitions needs {needed / 1e9:.2f} GB: {sentence}") from error
 
         before, after = (ring(observation, dtype=dtype) for _ in range(2))
         self._fields = Batch(before, ring(action), ring(), ring(constraints), after, ring())
@@ -142,7 +163,7 @@ class Replay:
         """What an episode of late cost, (constraints,) float64 in the units of each h (``budget.spent``), from the last ``steps`` or a whole episode of each
         environment. Raises ``UserError`` when the replay is empty.
         """
-        return spent(budgets, *self.recent(steps, max(budget.horizon for budget in budgets)))
+        return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)))
 
     def _require_filled(self) -> None:
         if not len(self):
@@ -195,20 +216,22 @@ class Replay:
         position = torch.tensor([self.rows, self.num_envs, self._head, self._filled])
         return state | {"age": self._age[:count], "next_age": self._next_age, "position": position}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Undo ``state_dict`` to the bit. Raises ``UserError`` when names, shapes or the capacity do not fit."""
-        rings = self._fields._asdict() | {"age": self._age}
-        if set(state) != {*rings, "next_age", "position"}:
-            raise UserError("this is not a saved replay, or one of another version: its tensors have other names.")
-        rows, num_envs, head, filled = state["position"].tolist()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Undo ``state_dict`` to the bit. Of tensors that are only mapped (``files.StoredTensors``) a part at a time is in memory beside the ring.
+
+        Raises ``UserError`` when names, shapes or the capacity do not fit.
+        """
+        rows, num_envs, head, filled = saved_position(state)
         if (rows, num_envs) != (self.rows, self.num_envs):
             raise UserError(
                 f"the saved replay has {rows} rows of {num_envs} environments, this one {self.rows} of {self.num_envs}:"
                 " resume with the same --replay-size and --num-envs."
             )
-        for name, ring in rings.items():
-            if state[name].shape != (filled * num_envs, *ring.shape[1:]) or state[name].dtype != ring.dtype:
+        rings = self._fields._asdict() | {"age": self._age}
+        for name, ring in (*rings.items(), ("next_age", self._next_age)):
+            if state[name].shape[1:] != ring.shape[1:] or state[name].dtype != ring.dtype:
                 raise UserError(f"the saved replay's {name} has another shape or type: it belongs to another environment.")
-            ring[: filled * num_envs].copy_(state[name])
+        for name, ring in rings.items():
+            copy_rows(ring[: filled * num_envs], state, name)
         self._next_age = state["next_age"].to(self.device, copy=True)
         self._head, self._filled = head, filled

@@ -1,242 +1,220 @@
-"""The systems that can be trained, and how a trained one is taken up again. A new system joins by one entry."""
+"""The systems that can be trained, how others join them, and how a trained one is taken up again."""
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import torch
+from torch import nn
 
-from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.train import checkpoint, run
-from saddlepoint.train.acting import Actor
-from saddlepoint.train.config import flag
-from saddlepoint.types import ActMode, EnvShape, Learner, UserError
+from saddlepoint.options import require_config
+from saddlepoint.train import run
+from saddlepoint.train.contract import LearnerFactory, checked_for
+from saddlepoint.types import UserError
 
-if TYPE_CHECKING:  # a policy acts without the training loop and the environments
+if TYPE_CHECKING:
     from saddlepoint.nn.exportable import Exportable, ExportMode
-    from saddlepoint.train.start import LearnerFactory
+
+Place: TypeAlias = str
+"""``module:name``; what is there is imported when it is needed. A module that begins with a dot is one of this package."""
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """What the verbs of the command line do with a system: each is a function, or where it is; None stands for what they do with a policy in
+    environments."""
+
+    train: Place | Callable[[list[str]], None] | None = None
+    """`train SYSTEM ...`: takes the arguments after the name"""
+    evaluate: Place | Callable[[str, list[str]], None] | None = None
+    """`evaluate RUN ...`: takes the run folder and the other arguments"""
+    export: Place | Callable[[list[str]], None] | None = None
+    """`export RUN OUT ...`: takes all arguments"""
+    recognises: Place | Callable[[str, list[str]], bool] | None = None
+    """whether `evaluate SOURCE ...` of what is no run folder is this system's to answer; None: never"""
 
 
 @dataclass(frozen=True)
 class System:
-    """Where the parts of a system are, as ``module:name`` within the package; they are imported when they are needed."""
+    """The parts of a system that learns in environments: each is the thing itself, or where it is."""
 
-    learner: str
+    learner: Place | LearnerFactory[Any]
     """the learner's class, whose ``system`` is the key in ``SYSTEMS``"""
-    config: str
+    config: Place | type[Any]
     """its frozen config"""
-    preset_table: str
-    """a dict of named configs, ``default`` among them"""
-    export: str | None = None
-    """its function from a learner and a mode to an ``Exportable``; None where there is none"""
-    pretrained: str | None = None
-    """its class of factories whose learners start from stored weights; None where there is none"""
+    preset_table: Place | Mapping[str, Any] | None = None
+    """named configs, ``default`` among them; None: the config's defaults are the only one"""
+    export: Place | Callable[[Any, ExportMode], Exportable | nn.Module] | None = None
+    """from a learner and a mode to an ``Exportable``, or to a module from observations to actions; None where there is none"""
+    pretrained: Place | Callable[..., Any] | None = None
+    """from a stored learner, its run's config.json, a task's name and the run folder to what makes learners that start from its weights, and the config that
+    they begin with; None where there is none"""
+    options: Place | Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """from a run's config.json to further arguments of the learner's class; None for no further ones"""
+    chooser: Place | Callable[..., Any] | None = None
+    """from a stored learner, its run's config.json, a task's name, the run folder and the device to the policy of that task, its environment and shape, or
+    to None where the run has one task only; None where that is always so"""
+    verbs: Verbs = Verbs()
 
     def learner_class(self) -> LearnerFactory[Any]:
-        return _find(self.learner)
+        return find(self.learner)
 
     def config_class(self) -> type[Any]:
-        return _find(self.config)
+        return find(self.config)
 
-    def presets(self) -> dict[str, Any]:
-        return _find(self.preset_table)
+    def presets(self) -> Mapping[str, Any]:
+        return {"default": self.config_class()()} if self.preset_table is None else find(self.preset_table)
 
     @property
-    def exporter(self) -> Callable[[Any, ExportMode], Exportable] | None:
-        return None if self.export is None else _find(self.export)
+    def exporter(self) -> Callable[[Any, ExportMode], Exportable | nn.Module] | None:
+        return None if self.export is None else find(self.export)
 
 
-def _find(place: str) -> Any:
+def find(place: Any) -> Any:
+    """What is at a ``Place``; what is none is returned as it is."""
+    if not isinstance(place, str):
+        return place
     module, name = place.split(":")
-    return vars(import_module(f"saddlepoint.{module}"))[name]
+    return vars(import_module(module, __package__))[name]
 
 
+_BASELINES = ".baselines.export:export_module"
 SYSTEMS: dict[str, System] = {
-    "algd": System("algd.agent:ALGD", "algd.config:ALGDConfig", "algd.config:PRESETS", "algd.export:export_module"),
-    "sac": System("baselines.sac:SAC", "baselines.config:SACConfig", "baselines.config:SAC_PRESETS", "baselines.export:export_module"),
-    "sac-lag": System("baselines.constrained:SACLag", "baselines.config:SACLagConfig", "baselines.config:SAC_LAG_PRESETS", "baselines.export:export_module"),
-    "sac-pid": System("baselines.constrained:SACPID", "baselines.config:SACPIDConfig", "baselines.config:SAC_PID_PRESETS", "baselines.export:export_module"),
-    "cal": System("baselines.constrained:CAL", "baselines.config:CALConfig", "baselines.config:CAL_PRESETS", "baselines.export:export_module"),
-    "mbdpo": System("mbdpo.agent:MBDPO", "mbdpo.config:MBDPOConfig", "mbdpo.config:PRESETS", pretrained="mbdpo.transfer:Pretrained"),
-}
+    "algd": System(".algd.agent:ALGD", ".algd.config:ALGDConfig", ".algd.config:PRESETS", ".algd.export:export_module"),
+    "sac": System(".baselines.sac:SAC", ".baselines.config:SACConfig", ".baselines.config:SAC_PRESETS", _BASELINES),
+    "sac-lag": System(".baselines.constrained:SACLag", ".baselines.config:SACLagConfig", ".baselines.config:SAC_LAG_PRESETS", _BASELINES),
+    "sac-pid": System(".baselines.constrained:SACPID", ".baselines.config:SACPIDConfig", ".baselines.config:SAC_PID_PRESETS", _BASELINES),
+    "cal": System(".baselines.constrained:CAL", ".baselines.config:CALConfig", ".baselines.config:CAL_PRESETS", _BASELINES),
+    "mbdpo": System(
+        ".mbdpo.agent:MBDPO", ".mbdpo.config:MBDPOConfig", ".mbdpo.config:PRESETS", pretrained=".mbdpo.transfer:start_from_stored",
+        options=".mbdpo.tasks:learner_options", chooser=".mbdpo.transfer:choose_task",
+    ),
+}  # fmt: skip
+"""those that learn in environments; ``register_system`` and ``find_system`` add others"""
+WITHOUT_ENVIRONMENT: dict[str, Verbs] = {
+    "safediffusion": Verbs(
+        ".safediffusion.command:train_command", ".safediffusion.evaluate:evaluate_command", ".safediffusion.export:export_command",
+        ".safediffusion.evaluate:recognises",
+    ),
+}  # fmt: skip
+"""those that learn from something else"""
+BUILT_IN = frozenset(SYSTEMS) | frozenset(WITHOUT_ENVIRONMENT)
+GROUP = "saddlepoint.systems"
+"""entry points of installed packages: each is a ``System``, or a module or function that calls ``register_system``"""
 
 
-def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:
-    """``config`` with other settings of acting. Raises ``UserError``."""
-    if not changes:
-        return config
-    hints = get_type_hints(type(config))
-    for name, value in changes.items():
-        if name not in config.ACTING:
-            known = f"take one of {', '.join(sorted(config.ACTING))}" if config.ACTING else "it has none"
-            raise UserError(f"{name} is no setting of acting of {system}: {known}.")
-        if not _fits(value, hints[name]):
-            raise UserError(f"{flag(name)} cannot be {value!r}: see `saddlepoint train {system} --help`.")
-    changed = replace(config, **changes)
-    changed.validate()
-    changed.refuse_acting(config, changes)
-    return changed
+def register_system(
+    name: str, learner: LearnerFactory[Any], config: type[Any], presets: Mapping[str, Any] | None = None,
+    export: Callable[[Any, ExportMode], Exportable | nn.Module] | None = None, *, pretrained: Callable[..., Any] | None = None,
+    verbs: Verbs | None = None,
+) -> System:  # fmt: skip
+    """Make a system known under ``name``: it then trains, resumes, evaluates, exports, sweeps and is reported like those of this package.
 
+    ``learner`` is a class with ``system`` (``name`` again), ``needs_cost``, a constructor as ``LearnerFactory`` and the methods of ``Learner``; ``config``
+    a frozen dataclass with a default for every field (``saddlepoint.train.contract`` lists what else it may offer); ``presets`` named configs, to which
+    ``default`` is added. ``export`` takes a learner and "deterministic" or "stochastic", and returns an ``nn.Module`` from observations
+    (batch, observation) to actions (batch, action), or an ``Exportable`` where it needs noise.
 
-def restore_config(kind: type[Any], values: dict[str, Any], where: Path) -> Any:
-    """A frozen config from what config.json holds; options that are newer than the file take their default, which does for acting.
-
-    A run is only resumed with all of them (``run.require_same``). Raises ``UserError`` for fields that this version has not, and for values of another type.
+    The command line finds a system by its module: `saddlepoint train MODULE:NAME ...`, or `--import MODULE` with any verb, from the working directory or
+    an installed package. A package can name its systems in the entry-point group ``saddlepoint.systems`` instead; then NAME is enough. A run
+    remembers the module. Raises ``UserError``.
     """
-    if unknown := set(values) - {field.name for field in fields(kind)}:
-        odd = ", ".join(sorted(unknown))
-        raise UserError(f"{where} was written by another version of saddlepoint (fields {odd}): use that version.")
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            raise UserError(f"{where} is damaged ({flag(name)} cannot be {value!r}): restore it, or use the version of saddlepoint that wrote it.")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"a system cannot be called {name!r}: use letters, digits, '-', '_' and '.'.")
+    if name in BUILT_IN:
+        raise UserError(f"there is a system {name!r} in saddlepoint already: give yours another name.")
+    for needed, example in (("system", repr(name)), ("needs_cost", "True")):
+        if not hasattr(learner, needed):
+            raise UserError(f"the learner of {name!r} has no {needed!r}: give its class {needed} = {example}.")
+    if learner.system != name:
+        raise UserError(f"the learner of {name!r} calls itself {learner.system!r}: give its class system = {name!r}.")
+    try:
+        default = config()
+    except TypeError as error:
+        raise UserError(f"the config of {name!r} cannot be made without arguments ({error}): give every field a default.") from error
+    require_config(default)
+    known = {"default": default, **(presets or {})}
+    for preset in known.values():
+        if type(preset) is not config:
+            raise UserError(f"the presets of {name!r} must be of class {config.__name__}, not {type(preset).__name__}.")
+        checked_for(learner, preset)
+    SYSTEMS[name] = System(learner, config, known, export, pretrained, verbs=verbs or Verbs())
+    return SYSTEMS[name]
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON, where a tuple is a list and a path a string, is of a config's type ``hint``."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in inner
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in inner)
-    if origin is tuple:  # of any length, as in all configs
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    kinds = {float: (float, int), Path: (str,), NoneType: (NoneType,)}.get(hint, (hint,))
-    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+def find_system(name: str, module: str | None = None, run_folder: Path | None = None) -> System:
+    """The system called ``name``, or ``MODULE:NAME``, imported or loaded from an installed package where it is not known yet.
 
-
-@dataclass(frozen=True)
-class TrainedPolicy:
-    """A learner from a run's checkpoint, with what it was trained for."""
-
-    learner: Learner
-    env: str
-    shape: EnvShape
-    budgets: tuple[CostBudget, ...]
-    step: int
-    """environment steps that it was trained for"""
-    seed: int
-    """seed of its run"""
-    device: torch.device
-    note: str | None
-    """one sentence when newer checkpoints were damaged"""
-    _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
-    """the actor at work, by the number of environments that it acts for"""
-    _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
-    """the run's own, once it has been needed"""
-
-    def act(
-        self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
-    ) -> np.ndarray:
-        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units.
-
-        A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
-        ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
-        policy has a generator of its own, of the run's seed, which ``reset`` of all episodes sets back.
-        """
-        if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
-            raise UserError(
-                f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
-                f" not {np.shape(observation)}: give it those of that environment."
-            )
-        if generator is None:
-            if mode != "deterministic":
-                raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")
-            if not self._generators:
-                self._generators.append(torch.Generator(device=self.device).manual_seed(self.seed))
-            generator = self._generators[0]
-        batch = np.atleast_2d(observation)
-        if len(batch) not in self._actors:
-            self._actors.clear()
-            self._actors[len(batch)] = Actor(self.learner, len(batch), self.device)
-        action = self._actors[len(batch)].act(batch, mode, generator)
-        return action if np.ndim(observation) == 2 else action[0]
-
-    def reset(self, ended: np.ndarray | None = None) -> None:
-        """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
-        if ended is None:
-            self._generators.clear()
-        for actor in self._actors.values():
-            actor.restart(ended)
-
-
-def load_policy(
-    folder: str | Path, device: str | torch.device = "cpu", task: str | None = None, acting: Mapping[str, Any] = MappingProxyType({}),
-    *, compile: bool = False,
-) -> TrainedPolicy:  # fmt: skip
-    """The policy of a run's newest checkpoint whose learner is whole. Raises ``UserError`` when there is none.
-
-    ``acting`` changes settings of acting alone (``ACTING`` of the system's config), such as ``{"evaluation": "best_of_n"}`` for ALGD, or
-    ``{"planner": "score"}`` for MBDPO. Raises ``UserError`` for others.
-
-    ``compile`` on a CPU has a run that was compiled act so again: in C++, which is built once in some ten seconds and may round otherwise.
-
-    A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
-    neither are the environments nor the training loop imported.
+    ``module`` is the one that config.json of ``run_folder`` names; a module that lies in that folder is refused, since folders may come from anywhere.
+    Raises ``UserError``.
     """
-    folder = Path(folder)
-    learner, content, step, note = load_learner(folder, device, acting, compile=compile)
-    train, budgets = content["train"], run.budgets_of(content)
-    if "tasks" not in content:
-        if task is not None:
-            raise UserError(f"{folder} was trained on {train['env']} alone: leave out --task.")
-        return TrainedPolicy(learner, train["env"], run.shape_of(content), budgets, step, train["seed"], torch.device(device), note)
-    from saddlepoint.mbdpo.tasks import chosen_task
-    from saddlepoint.mbdpo.transfer import specialise
-
-    number, chosen = chosen_task(content, task, folder)
-    learner = specialise(learner, number, chosen, device=device)
-    return TrainedPolicy(learner, chosen.env, chosen.shape, budgets, step, train["seed"], torch.device(device), note)
-
-
-def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:
-    """What makes learners that start from a run's weights, of its ``task`` where it has several, the config that they have to begin with, and a sentence
-    about newer, damaged checkpoints.
-
-    Raises ``UserError`` where the run's system has no such learners, or no such task.
-    """
-    learner, content, _, note = load_learner(folder, "cpu")
-    place = SYSTEMS[content["system"]].pretrained
-    if place is None:
-        raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")
-    if "tasks" not in content:
-        if task is not None:
-            raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --start-task.")
-        return _find(place)(learner, None), learner.config, note
-    from saddlepoint.mbdpo.tasks import chosen_task
-    from saddlepoint.mbdpo.transfer import task_config
-
-    number, chosen = chosen_task(content, task, folder, "--start-task")
-    return _find(place)(learner, number), task_config(learner.config, chosen), note
+    if ":" in name:
+        module, _, name = name.partition(":")
+    if name not in SYSTEMS and name not in WITHOUT_ENVIRONMENT:
+        _load_entry_point(name)
+    if name not in SYSTEMS and name not in WITHOUT_ENVIRONMENT and module is not None:
+        import_user_module(module, run_folder)
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    if name in WITHOUT_ENVIRONMENT:
+        raise UserError(f"{name} does not learn in an environment, so it has no policy.")
+    where = f", and the module {module} registers none of that name" if module else ""
+    of = f"{run_folder} was trained with {name!r}, and " if run_folder else ""
+    raise UserError(f"{of}there is no system {name!r}{where}: use one of {', '.join(system_names())}, or MODULE:NAME for one of your own.")
 
 
-def load_learner(
-    folder: Path, device: str | torch.device, acting: Mapping[str, Any] = MappingProxyType({}), *, compile: bool = False
-) -> tuple[Any, dict[str, Any], int, str | None]:
-    """The learner of a run's newest checkpoint whose learner is whole, the run's config.json, its steps, and a sentence about newer, damaged ones.
+def find_verbs(name: str, module: str | None = None, run_folder: Path | None = None) -> Verbs:
+    """What the verbs do with runs of the system called ``name``, as in ``find_system``."""
+    return WITHOUT_ENVIRONMENT[name] if name in WITHOUT_ENVIRONMENT else find_system(name, module, run_folder).verbs
 
-    That of a run of `saddlepoint pretrain` knows several tasks. ``acting`` and ``compile`` as in ``load_policy``. Raises ``UserError`` when there is none.
-    """
-    content = run.read(folder)
-    if content["system"] not in SYSTEMS:
-        raise UserError(f"{folder} was trained with {content['system']}, which this version of saddlepoint has not.")
-    system = SYSTEMS[content["system"]]
-    config = _acting(restore_config(system.config_class(), content["learner"], folder / "config.json"), acting, content["system"])
-    shape, budgets = run.shape_of(content), run.budgets_of(content)
-    path, note = checkpoint.latest(folder, checkpoint.LEARNER)
-    several: dict[str, Any] = {}
-    if "tasks" in content:
-        from saddlepoint.mbdpo.tasks import model_tasks, stored_tasks
 
-        several["tasks"] = model_tasks(stored_tasks(content))
-    compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
-    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **several)
-    learner.load_state_dict(checkpoint.load_learner(path))
-    return learner, content, int(path.name), note
+def verbs_of_run(run_folder: Path) -> Verbs:
+    """What the verbs do with this run. Raises ``UserError`` for what is no run folder, and for a system that cannot be found."""
+    content = run.read(run_folder)
+    return find_verbs(content["system"], content.get("module"), run_folder)
+
+
+def system_names() -> list[str]:
+    """All that can be trained: those of this package, those that were registered, those of installed packages."""
+    return [*SYSTEMS, *WITHOUT_ENVIRONMENT, *(point.name for point in entry_points(group=GROUP) if point.name not in SYSTEMS)]
+
+
+def import_user_module(module: str, run_folder: Path | None = None) -> None:
+    """Import a module of the user's, from the working directory too. Raises ``UserError``."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
+        raise UserError(f"{module!r} is not the name of a module: give such as my_algorithm or my_package.algorithm.")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        spec = find_spec(module)
+        if spec is None:
+            raise UserError(f"there is no module {module} in this folder or among the installed packages: run the command where it lies.")
+        if run_folder is not None and spec.origin and Path(spec.origin).resolve().is_relative_to(run_folder.resolve()):
+            raise UserError(f"{run_folder} wants {spec.origin} imported, which lies in that folder itself: move it elsewhere if you trust it.")
+        import_module(module)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the module {module} cannot be imported ({type(error).__name__}: {error}): correct it.") from error
+
+
+def _load_entry_point(name: str) -> None:
+    for point in entry_points(group=GROUP, name=name):
+        try:
+            found = point.load()
+            if isinstance(found, System):
+                SYSTEMS[name] = found
+            elif callable(found) and name not in SYSTEMS:
+                found()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the system {name!r} of {point.value} cannot be loaded ({type(error).__name__}: {error}): correct that package.") from error

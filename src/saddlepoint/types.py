@@ -5,18 +5,25 @@ Shape words used everywhere: ``envs``, ``batch``, ``observation``, ``action``, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and Gymnasium's registry needs this module
+    import torch
+    from torch import Tensor
+
     from saddlepoint.replay import Replay
 
-Metrics: TypeAlias = dict[str, Tensor | float]
+Metrics: TypeAlias = "dict[str, Tensor | float]"
 """Flat metric names to numbers; 0-d tensors are allowed so that an update need not wait for them."""
+
+ActMode: TypeAlias = Literal["explore", "stochastic", "deterministic"]
+"""``explore``: the behaviour policy. ``stochastic``: a sample of the policy. ``deterministic``: its noise-free action."""
+
 
 def per_constraint(values: Mapping[str, Tensor]) -> Metrics:
     """(constraints,) each as metrics, ``name`` for one constraint and ``name_0``, ``name_1``, ... for several."""
@@ -25,16 +32,16 @@ def per_constraint(values: Mapping[str, Tensor]) -> Metrics:
     }
 
 
-ActMode: TypeAlias = Literal["explore", "stochastic", "deterministic"]
-"""``explore``: the behaviour policy. ``stochastic``: a sample of the policy. ``deterministic``: its noise-free action."""
-
-
 class UserError(Exception):
     """A mistake of the user's, or of the machine they run on: one clear sentence (what, where, what to do), shown without a traceback."""
 
 
 class ForeignFault(UserError):
     """Code that is not ours (an environment, a reward, a detector) raised an error, gave what it must not, or is gone; what is learnt is unharmed."""
+
+
+class NotMade(ForeignFault):
+    """An environment could not be made: its constructor failed."""
 
 
 class NonFiniteError(UserError):
@@ -52,15 +59,85 @@ class Batch(NamedTuple):
     terminated: Tensor  # (batch,) float, 1 where the task itself ended; a time limit is not an end
 
 
+@dataclass(frozen=True)
+class EnvSetup:
+    """How environments are made and stepped: the same in training, evaluation, video and collection.
+
+    Raises ``UserError`` for a value that cannot work.
+    """
+
+    env: str | Callable[..., Any]
+    """environment id, such as saddlepoint/Toy-v0, or a class or function that makes an environment"""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """arguments of the environment; ``max_episode_steps`` among them replaces its time limit"""
+    flatten: bool = False
+    """make one vector of Dict, Tuple and discrete observations"""
+    action_repeat: int = 1
+    """simulator steps that an action is held for; 0 takes the task's own"""
+    longest: int | None = None
+    """steps after which an episode is truncated where the environment has no time limit; None leaves it endless"""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.env, str) and not callable(self.env):
+            raise UserError(
+                f"an environment cannot be {_kind(self.env)} object: give its id, or the class or function that makes it,"
+                " because an evaluation makes others."
+            )
+        if "render_mode" in self.kwargs:
+            raise UserError("--env-kwargs cannot set render_mode, which depends on what is drawn: leave it out.")
+        if self.action_repeat < 0:
+            raise UserError(f"--action-repeat must be at least 1, or 0 for the task's own, not {self.action_repeat}.")
+        if self.longest is not None and self.longest < 1:
+            raise UserError(f"an episode needs at least one step, not {self.longest}.")
+
+    @classmethod
+    def of(cls, env: str | Callable[..., Any] | EnvSetup) -> EnvSetup:
+        """``env`` itself where it is a setup already, else the plain one of that environment."""
+        return env if isinstance(env, EnvSetup) else cls(env)
+
+    @property
+    def name(self) -> str:
+        """What errors and config.json call the environment: its id, or ``module:name`` of what makes it."""
+        return self.env if isinstance(self.env, str) else maker_name(self.env)
+
+
+def maker_name(maker: Callable[..., Any]) -> str:
+    """``module:name`` of a class or function, by which it can be found again; with < in it where it cannot."""
+    module = getattr(maker, "__module__", None) or type(maker).__module__
+    return f"{module}:{getattr(maker, '__qualname__', f'<{type(maker).__qualname__}>')}"
+
+
+def as_json(name: str, values: Any) -> dict[str, Any]:
+    """A dict as config.json gives it back (tuples become lists). Raises ``UserError`` for what JSON cannot hold."""
+    try:
+        plain = json.loads(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{name} must hold numbers, texts, true, false, null and lists of them, because config.json keeps it ({error}):"
+            " build what else is needed in a function that makes the environment."
+        ) from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{name} must be one object of names and values, not {_kind(values)}.")
+    return plain
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
 class EnvShape(NamedTuple):
     """All that a learner needs to know of an environment."""
 
     observation: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    """bounds that float32 holds exactly, inside the environment's own"""
     constraints: int
     image: tuple[int, int, int] | None = None
     """(channels, height, width) of the pictures whose entries an observation is, one after the other; None for other observations"""
+    action_dtype: str = "float32"
+    """number type of the environment's actions"""
 
     @property
     def action(self) -> int:
@@ -70,6 +147,11 @@ class EnvShape(NamedTuple):
     def dtype(self) -> type[np.generic]:
         """What observations are made of: bytes in pictures, else float32."""
         return np.float32 if self.image is None else np.uint8
+
+    def fit(self, action: np.ndarray) -> np.ndarray:
+        """(..., action) -> the same within the bounds, to the bit, in the environment's own number type."""
+        low, high = np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
+        return np.asarray(action, np.float32).clip(low, high).astype(self.action_dtype)
 
 
 class Policy(Protocol):

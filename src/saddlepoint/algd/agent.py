@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import ENERGIES, Constraint, Energy
 from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellman_targets, critic_losses, policy_loss
-from saddlepoint.algd.policy import DiffusionPolicy
+from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
+from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins, resolve_precision
 from saddlepoint.nn.optim import Flat, Optimiser, frozen
@@ -44,7 +45,8 @@ class ALGD:
 
         init = torch.Generator().manual_seed(seed)
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
-        self.policy = DiffusionPolicy(config, shape.observation, ActionBox.from_bounds(low, high), init)
+        self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
+        self.policy = DiffusionPolicy(config, self.encoder.outputs, ActionBox.from_bounds(low, high), init)
         self.policy.place(self.device, dtype)
         self.critic = self._critic(2, "relu", init)
         self.cost_critic = self._critic(shape.constraints * config.cost_members, "silu", init)
@@ -73,7 +75,7 @@ class ALGD:
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
 
     def _critic(self, members: int, activation: Literal["relu", "silu"], init: torch.Generator) -> Critic:
-        cfg, sizes = self.config, (self.shape.observation, self.shape.action, self.config.critic_hidden)
+        cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
         critic = make_critic(cfg.critic_network, cfg.critic_values, members, *sizes, activation, init)
         return critic.to(self.device, self.dtype)
 
@@ -100,6 +102,7 @@ class ALGD:
         ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
         moves lambda. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """
+        batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
         critics = self._fit_critics(batch, noise)
         multiplier = self.multiplier
         policy = self._improve_policy(batch.observation, noise)
@@ -137,11 +140,12 @@ class ALGD:
             self.log_beta.grad = entropy.to("cpu", torch.float64) - self.config.target_entropy * self.shape.action
             self.beta_optimiser.step()
 
+    @torch.no_grad()
     def _move_multiplier(self, batch: Batch, policy: PolicyLoss, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean risk, and by how much what moves lambda exceeds h: (constraints,) each."""
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         replayed = self.config.multiplier_actions == "replay"
-        risk = (self.risk(batch.observation, batch.action).mean(-1) if replayed else policy.risk).to("cpu", torch.float64)
+        risk = (self._risk(batch.observation, batch.action).mean(-1) if replayed else policy.risk).to("cpu", torch.float64)
         violation = (risk if episode_cost is None else episode_cost) - self.budget
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
         return risk, violation
@@ -172,18 +176,29 @@ class ALGD:
     @torch.no_grad()
     def energies(self, state: Tensor, actions: Tensor, kind: str | None = None) -> Tensor:
         """E(s, a) at (batch, observation), (points, batch, action): (points, batch); of another ``kind`` than the agent's where one is named."""
-        energy = self.energy if kind is None else ENERGIES[kind]
+        energy, state = self.energy if kind is None else ENERGIES[kind], self.encoder(state)
         return energy(self.critic(state, actions), self.cost_critic(state, actions), self.constraint())
 
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
         """R(s, a) of every constraint at (batch, observation), (batch, action): (constraints, batch)."""
+        return self._risk(self.encoder(state), action)
+
+    def _risk(self, state: Tensor, action: Tensor) -> Tensor:
         return self.constraint().risk(self.cost_critic(state, action[None])[:, 0])
+
+    @torch.no_grad()
+    def paths(self, state: Tensor, noise: ChainNoise) -> Tensor:
+        """Every point of the denoising as an action, (K + 1, batch, action), from the squashed start in row K to row 0.
+
+        Row 0 is what ``act`` returns in mode ``stochastic`` when it draws the same noise (``policy.draw``).
+        """
+        return self.policy.box.squash(self.policy.path(self.encoder(state), noise))
 
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
         """What the critics expect to follow, in the environment's units: ``reward`` (batch,), ``cost`` (batch, constraints), both discounted."""
-        state, action = observation.to(self.device, self.dtype), action.to(self.device, self.dtype)[None]
+        state, action = self.encoder(observation.to(self.device, self.dtype)), action.to(self.device, self.dtype)[None]
         cost = self.cost_critic(state, action)[:, 0].unflatten(0, (len(self.budget), -1))
         return {"reward": self.critic(state, action)[:, 0].amin(0) * self.reward_unit, "cost": cost.mean(1).T}
 
@@ -209,22 +224,24 @@ class ALGD:
         return metrics | {"reward_unit": self.reward_unit}
 
     def observe(self, observation: Tensor) -> None:
-        """ALGD keeps no running statistics of observations."""
+        """Count in new observations (envs, observation) for the encoding."""
+        self.encoder.observe(observation.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
         """(envs, observation) -> (envs, action) inside the bounds."""
-        state = observation.to(self.device, self.dtype)
+        raw = observation.to(self.device, self.dtype)
+        state = self.encoder(raw)
         if mode != "deterministic":
             return self.policy.sample(state, self.policy.draw(len(state), generator))
         if self.config.evaluation == "zero":
             return self.policy.mean_action(state)
         n = self.config.evaluation_samples
         actions = self.policy.sample(state.repeat(n, 1), self.policy.draw(n * len(state), generator)).view(n, len(state), -1)
-        return actions[self.energies(state, actions).argmin(0), torch.arange(len(state), device=self.device)]
+        return actions[self.energies(raw, actions).argmin(0), torch.arange(len(state), device=self.device)]
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {"policy": self.policy, "critic": self.critic, "cost_critic": self.cost_critic,
+        return {"encoder": self.encoder, "policy": self.policy, "critic": self.critic, "cost_critic": self.cost_critic,
                 "critic_target": self.critic_target, "cost_target": self.cost_target}  # fmt: skip
 
     def _optimisers(self) -> dict[str, torch.optim.Adam]:

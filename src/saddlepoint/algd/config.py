@@ -12,6 +12,7 @@ from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.diffusion.network import SCORE_NETWORKS
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import require_critic
+from saddlepoint.nn.encoding import Encoding
 from saddlepoint.types import UserError
 
 
@@ -111,6 +112,8 @@ class ALGDConfig:
     """members of each constraint's cost ensemble"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
+    encoding: Encoding = "raw"
+    """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
     critic_network: str = "mlp"
     """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``)"""
     critic_values: Literal["scalar", "two_hot"] = "scalar"

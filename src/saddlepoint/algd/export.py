@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
+from saddlepoint.algd.policy import ChainNoise
 from saddlepoint.nn.exportable import Exportable, ExportMode
 
 EXAMPLES = 3
@@ -16,24 +16,24 @@ EXAMPLES = 3
 class StochasticChain(nn.Module):
     """(batch, observation), noise (batch, K + 1, action) -> a sample of the policy: ``DiffusionPolicy.sample``."""
 
-    def __init__(self, policy: DiffusionPolicy) -> None:
+    def __init__(self, agent: ALGD) -> None:
         super().__init__()
-        self.policy = policy
+        self.encoder, self.policy = agent.encoder, agent.policy
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         drawn = noise.transpose(0, 1)
-        return self.policy.sample(observation, ChainNoise(drawn[0], drawn[1:]))
+        return self.policy.sample(self.encoder(observation), ChainNoise(drawn[0], drawn[1:]))
 
 
 class NoiseFreeChain(nn.Module):
     """(batch, observation) -> the chain at its means from latent 0: ``DiffusionPolicy.mean_action``."""
 
-    def __init__(self, policy: DiffusionPolicy) -> None:
+    def __init__(self, agent: ALGD) -> None:
         super().__init__()
-        self.policy = policy
+        self.encoder, self.policy = agent.encoder, agent.policy
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.policy.mean_action(observation)
+        return self.policy.mean_action(self.encoder(observation))
 
 
 class BestOfN(nn.Module):
@@ -41,14 +41,16 @@ class BestOfN(nn.Module):
 
     def __init__(self, agent: ALGD) -> None:
         super().__init__()
-        self.chain, self.critic, self.cost_critic = StochasticChain(agent.policy), agent.critic, agent.cost_critic
+        self.chain, self.encoder = StochasticChain(agent), agent.encoder
+        self.critic, self.cost_critic = agent.critic, agent.cost_critic
         self.energy, self.constraint, self.samples = agent.energy, agent.constraint(), agent.config.evaluation_samples
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         n = self.samples
         rows = observation.unsqueeze(1).expand(-1, n, -1).flatten(0, 1)  # (batch * N, observation)
         actions = self.chain(rows, noise.flatten(0, 1))
-        reward, cost = self.critic(rows, actions[None]), self.cost_critic(rows, actions[None])
+        state = self.encoder(rows)
+        reward, cost = self.critic(state, actions[None]), self.cost_critic(state, actions[None])
         energy = self.energy(reward, cost, self.constraint)[0]
         best = energy.unflatten(0, (-1, n)).argmin(1)
         actions = actions.unflatten(0, (-1, n))
@@ -62,9 +64,9 @@ def export_module(learner: ALGD, mode: ExportMode) -> Exportable:
     draws = "row 0 the start of the chain, row 1 + k the noise of step k"
     if mode == "stochastic":
         inputs = {"observation": observation, "noise": torch.zeros(EXAMPLES, cfg.steps + 1, shape.action)}
-        return Exportable(StochasticChain(learner.policy), inputs, f"(batch, {cfg.steps + 1}, action): {draws}")
+        return Exportable(StochasticChain(learner), inputs, f"(batch, {cfg.steps + 1}, action): {draws}")
     if cfg.evaluation == "zero":
-        return Exportable(NoiseFreeChain(learner.policy), {"observation": observation}, "")
+        return Exportable(NoiseFreeChain(learner), {"observation": observation}, "")
     n = cfg.evaluation_samples
     inputs = {"observation": observation, "noise": torch.zeros(EXAMPLES, n, cfg.steps + 1, shape.action)}
     return Exportable(BestOfN(learner), inputs, f"(batch, {n}, {cfg.steps + 1}, action): for each of {n} samples, {draws}")

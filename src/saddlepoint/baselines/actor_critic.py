@@ -11,11 +11,12 @@ from typing import ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.baselines.config import SACConfig
+from saddlepoint.baselines.config import ConstrainedConfig, SACConfig
 from saddlepoint.baselines.losses import UpdateNoise, reward_loss, soft_loss
 from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.nn.critics import Critic, make_critic
+from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.optim import Flat, Optimiser
@@ -41,18 +42,26 @@ class ActorCritic(ABC, Generic[C]):
         config.validate()
         require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
-        self.device, self.dtype, self.compiled = torch.device(device), dtype, compile
+        self.device, self.dtype = torch.device(device), dtype
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
-        self.policy = GaussianPolicy(shape.observation, config.policy_hidden, ActionBox.from_bounds(low, high), self.initial)
+        self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
+        self.policy = GaussianPolicy(self.encoder.outputs, config.policy_hidden, ActionBox.from_bounds(low, high), self.initial)
         self.policy.place(self.device, dtype)
-        self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
+        members: dict[str, tuple[int, Literal["relu", "silu"], float]] = {"reward_critic": (2, "relu", config.critic_learning_rate)}
+        if isinstance(config, ConstrainedConfig):
+            members["cost_critic"] = (shape.constraints * config.cost_members, "silu", config.cost_learning_rate)
+        self.critics = {name: self._critic(count, activation) for name, (count, activation, _) in members.items()}
+        self.targets = {name: copy.deepcopy(critic).requires_grad_(False) for name, critic in self.critics.items()}
+        self.critic, self.critic_target = self.critics["reward_critic"], self.targets["reward_critic"]
+        if compile and self.device.type == "cpu":
+            for critic in (*self.critics.values(), *self.targets.values()):
+                critic.accelerate(None)
+        self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
+        self.critic_optimiser = Optimiser({name: (critic, members[name][2]) for name, critic in self.critics.items()})
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
-        self.networks: dict[str, nn.Module] = {"policy": self.policy}
-        self.optimisers = {"policy": self.policy_optimiser}
-        self.targets: dict[str, Flat] = {}
-        self.critic, self.critic_target = self.add_critic("reward_critic", 2, "relu", config.critic_learning_rate)
+        self.flat_targets = {name: Flat(target) for name, target in self.targets.items()}
         on_accelerator = compile and self.device.type != "cpu"  # the one compile site; on a CPU the critics have native kernels
         self.compile = functools.partial(torch.compile, dynamic=False) if on_accelerator else lambda function: function
         self.reward_loss, self.soft_loss = self.compile(reward_loss), self.compile(soft_loss)
@@ -60,17 +69,10 @@ class ActorCritic(ABC, Generic[C]):
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
 
-    def add_critic(self, name: str, members: int, activation: Literal["relu", "silu"], rate: float) -> tuple[Critic, Critic]:
-        """A critic and its target copy, with an optimiser of its own."""
-        cfg, sizes = self.config, (self.shape.observation, self.shape.action, self.config.critic_hidden)
-        online = make_critic(cfg.critic_network, cfg.critic_values, members, *sizes, activation, self.initial).to(self.device, self.dtype)
-        target = copy.deepcopy(online).requires_grad_(False)
-        if self.compiled and self.device.type == "cpu":
-            online.accelerate(None), target.accelerate(None)
-        self.networks |= {name: online, f"{name}_target": target}
-        self.optimisers[name] = Optimiser({name: (online, rate)})
-        self.targets[name] = Flat(target)
-        return online, target
+    def _critic(self, members: int, activation: Literal["relu", "silu"]) -> Critic:
+        cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
+        critic = make_critic(cfg.critic_network, cfg.critic_values, members, *sizes, activation, self.initial)
+        return critic.to(self.device, self.dtype)
 
     @staticmethod
     def gains_by_compiling(config: SACConfig) -> bool:
@@ -83,15 +85,14 @@ class ActorCritic(ABC, Generic[C]):
 
     # ------------------------------------------------------------------------------------------------ parts of an update
 
+    def encoded(self, batch: Batch) -> Batch:
+        """The batch as the networks see it."""
+        return batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
+
     @property
     def beta(self) -> Tensor:
         """The temperature, 0-d, SAC's alpha."""
         return self.log_beta.detach().exp().to(self.device, self.dtype)
-
-    def descend(self, **losses: Tensor) -> None:
-        """One Adam step of each network on its loss. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite."""
-        for name, loss in losses.items():
-            self.optimisers[name].step(loss, self.updates, **{f"{name}_loss": loss})
 
     def tune_temperature(self, entropy: Tensor) -> None:
         """One Adam step on log beta along  entropy - target_entropy * dim(A): too much entropy lowers the temperature."""
@@ -102,8 +103,8 @@ class ActorCritic(ABC, Generic[C]):
     def follow(self) -> None:
         """The targets' Polyak step, every ``target_every`` updates, and the count of updates."""
         if self.updates % self.config.target_every == 0:
-            for name, target in self.targets.items():
-                target.follow(self.optimisers[name].flats[name], self.config.polyak)
+            for name, target in self.flat_targets.items():
+                target.follow(self.critic_optimiser.flats[name], self.config.polyak)
         self.updates += 1
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
@@ -130,12 +131,13 @@ class ActorCritic(ABC, Generic[C]):
         return None
 
     def observe(self, observation: Tensor) -> None:
-        """The baselines keep no running statistics of observations."""
+        """Count in new observations (envs, observation) for the encoding."""
+        self.encoder.observe(observation.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
         """(envs, observation) -> (envs, action) inside the bounds."""
-        state = observation.to(self.device, self.dtype)
+        state = self.encoder(observation.to(self.device, self.dtype))
         if mode == "deterministic":
             return self.policy.mean_action(state)
         noise = torch.randn(len(state), self.shape.action, generator=generator, device=self.device, dtype=self.dtype)
@@ -144,14 +146,14 @@ class ActorCritic(ABC, Generic[C]):
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
         """What the critics expect to follow, in the environment's units: ``reward`` (batch,), discounted."""
-        state, action = observation.to(self.device, self.dtype), action.to(self.device, self.dtype)
+        state, action = self.encoder(observation.to(self.device, self.dtype)), action.to(self.device, self.dtype)
         return {"reward": self.critic(state, action[None])[:, 0].amin(0) * self.reward_unit}
 
     def _networks(self) -> dict[str, nn.Module]:
-        return self.networks
+        return {"encoder": self.encoder, "policy": self.policy, **self.critics, **{f"{name}_target": target for name, target in self.targets.items()}}
 
     def _optimisers(self) -> dict[str, torch.optim.Adam]:
-        return {name: optimiser.adam for name, optimiser in self.optimisers.items()} | {"beta": self.beta_optimiser}
+        return {"policy": self.policy_optimiser.adam, "critics": self.critic_optimiser.adam, "beta": self.beta_optimiser}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, temperature, counter and generator, as flat named tensors."""

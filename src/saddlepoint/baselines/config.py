@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.nn.critics import CriticValues, require_critic
+from saddlepoint.nn.encoding import Encoding
 from saddlepoint.types import UserError
 
 Effect = tuple[Callable[[Any], bool], str]
@@ -28,6 +29,8 @@ class SACConfig:
     """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (SAC's own choice)"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
+    encoding: Encoding = "raw"
+    """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
     critic_network: str = "mlp"
     """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``)"""
     critic_values: CriticValues = "scalar"

@@ -29,8 +29,7 @@ class Constrained(ActorCritic[K]):
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False,
     ):  # fmt: skip
         super().__init__(config, shape, budgets, seed, device, dtype, compile)
-        members = shape.constraints * config.cost_members
-        self.cost_critic, self.cost_target = self.add_critic("cost_critic", members, "silu", config.cost_learning_rate)
+        self.cost_critic, self.cost_target = self.critics["cost_critic"], self.targets["cost_critic"]
         self.cost_loss = self.compile(cost_loss)
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
         self.unit = cost_units(budgets, config.cost_unit).to(self.budget)
@@ -48,6 +47,9 @@ class Constrained(ActorCritic[K]):
 
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
         """R(s, a) = mean_m + k std_m of every constraint's ensemble: (constraints, batch)."""
+        return self._risk(self.encoder(state), action)
+
+    def _risk(self, state: Tensor, action: Tensor) -> Tensor:
         return risks(self.cost_critic, state, action, len(self.budgets), self.config.risk_std)
 
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
@@ -57,22 +59,22 @@ class Constrained(ActorCritic[K]):
         moves lambda.
         """
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
-        beta, multiplier = self.beta, self.multiplier
+        batch, beta, multiplier = self.encoded(batch), self.beta, self.multiplier
         with torch.no_grad():
             following = self.policy.sample(batch.next_observation, noise.next)
         reward = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
         cost = self.cost_loss(self.config, self.cost_critic, self.cost_target, batch, following)
-        self.descend(reward_critic=reward, cost_critic=cost)
+        self.critic_optimiser.step(reward + cost, self.updates, reward_critic_loss=reward, cost_critic_loss=cost)
 
         with frozen(self.critic, self.cost_critic):
             soft, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
-            own = self.risk(batch.observation, sample.action).mean(-1)
+            own = self._risk(batch.observation, sample.action).mean(-1)
             replayed = self.config.multiplier_actions == "replay"
-            risk = self.risk(batch.observation, batch.action).mean(-1) if replayed else own.detach()
+            risk = self._risk(batch.observation, batch.action).mean(-1) if replayed else own.detach()
             violation = (risk if episode_cost is None else episode_cost) - self.budget
             weight = self.weight(multiplier.to(self.budget), violation / self.unit)
             loss = soft + (weight * (own - self.budget) / self.unit).sum()
-            self.descend(policy=loss)
+            self.policy_optimiser.step(loss, self.updates, policy_loss=loss)
 
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)
@@ -92,7 +94,7 @@ class Constrained(ActorCritic[K]):
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
         """As ``ActorCritic``, and ``cost`` (batch, constraints): the members' mean, discounted."""
-        state, action_ = observation.to(self.device, self.dtype), action.to(self.device, self.dtype)
+        state, action_ = self.encoder(observation.to(self.device, self.dtype)), action.to(self.device, self.dtype)
         cost = risks(self.cost_critic, state, action_, len(self.budgets), 0.0)
         return super().predict(observation, action) | {"cost": cost.T}
 

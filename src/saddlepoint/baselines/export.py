@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.baselines.actor_critic import ActorCritic
-from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.nn.exportable import Exportable, ExportMode
 
 EXAMPLES = 3
@@ -18,12 +17,12 @@ EXAMPLES = 3
 class GaussianAction(nn.Module):
     """(batch, observation) and, for a sample, noise (batch, action) -> squash(mean), or squash(mean + std * noise)."""
 
-    def __init__(self, policy: GaussianPolicy) -> None:
+    def __init__(self, agent: ActorCritic[Any]) -> None:
         super().__init__()
-        self.policy = policy
+        self.encoder, self.policy = agent.encoder, agent.policy
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        mean, log_std = self.policy(observation)
+        mean, log_std = self.policy(self.encoder(observation))
         return self.policy.box.squash(mean if noise is None else mean + log_std.exp() * noise)
 
 
@@ -32,4 +31,4 @@ def export_module(learner: ActorCritic[Any], mode: ExportMode) -> Exportable:
     inputs = {"observation": torch.zeros(EXAMPLES, learner.shape.observation)}
     if mode == "stochastic":
         inputs["noise"] = torch.zeros(EXAMPLES, learner.shape.action)
-    return Exportable(GaussianAction(learner.policy), inputs, "(batch, action)" if mode == "stochastic" else "")
+    return Exportable(GaussianAction(learner), inputs, "(batch, action)" if mode == "stochastic" else "")

@@ -20,14 +20,14 @@ class SAC(ActorCritic[SACConfig]):
 
     def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
         """One update; ``episode_cost`` is not looked at. The policy sees the new critics as constants."""
-        beta = self.beta
+        batch, beta = self.encoded(batch), self.beta
         with torch.no_grad():
             following = self.policy.sample(batch.next_observation, noise.next)
         critic_loss = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
-        self.descend(reward_critic=critic_loss)
+        self.critic_optimiser.step(critic_loss, self.updates, reward_critic_loss=critic_loss)
         with frozen(self.critic):
             policy_loss, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
-            self.descend(policy=policy_loss)
+            self.policy_optimiser.step(policy_loss, self.updates, policy_loss=policy_loss)
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)
         self.follow()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saddlepoint.options import conform
 from saddlepoint.types import UserError
 
 
@@ -25,6 +26,10 @@ def discounted_budget(limit: float, gamma: float, horizon: int) -> float:
     (10, 0.99, 400) -> 2.4551...
     """
     return limit * geometric_sum(gamma, horizon) / horizon
+
+
+DEFAULT_HORIZON = 1000
+"""steps of an episode where nothing says otherwise, as in Safety-Gymnasium"""
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,18 @@ class CostBudget:
     """the bound itself, in the units of ``info["cost"]``"""
     per: Literal["episode", "step"] = "episode"
     discounted: bool = False
-    horizon: int = 1000
-    """steps of a whole episode, T"""
+    horizon: int | None = None
+    """steps of a whole episode, T; None stands for the environment's own time limit, which ``train`` fills in (1000 where there is no environment)"""
     gamma: float = 0.99
     """discount of the cost critic, gamma_c"""
 
     def __post_init__(self) -> None:
+        conform(self)
         if not np.isfinite(self.limit) or self.limit < 0:
             raise UserError(
                 f"a cost limit must be a finite number >= 0, not {self.limit}: give --cost-limit such a number."
             )
-        if self.horizon < 1:
+        if self.horizon is not None and self.horizon < 1:
             raise UserError(
                 f"a budget needs a horizon of at least one step, not {self.horizon}: give --cost-horizon the length of an episode."
             )
@@ -65,23 +71,28 @@ class CostBudget:
             raise UserError(f"the cost discount must lie in (0, 1], not {self.gamma}: change --cost-gamma.")
 
     @property
+    def steps(self) -> int:
+        """T as a number."""
+        return DEFAULT_HORIZON if self.horizon is None else self.horizon
+
+    @property
     def critic(self) -> float:
         """h: the bound on the expected discounted sum of costs, which the cost critic estimates."""
         if self.discounted:
-            return self.limit * (1.0 if self.per == "episode" else geometric_sum(self.gamma, self.horizon))
-        return discounted_budget(self.episode, self.gamma, self.horizon)
+            return self.limit * (1.0 if self.per == "episode" else geometric_sum(self.gamma, self.steps))
+        return discounted_budget(self.episode, self.gamma, self.steps)
 
     @property
     def episode(self) -> float:
         """The same bound on the undiscounted sum over an episode."""
         if self.discounted:
-            return self.critic * self.horizon / geometric_sum(self.gamma, self.horizon)
-        return self.limit * (1 if self.per == "episode" else self.horizon)
+            return self.critic * self.steps / geometric_sum(self.gamma, self.steps)
+        return self.limit * (1 if self.per == "episode" else self.steps)
 
     @property
     def step(self) -> float:
         """The same bound on the mean cost of a step."""
-        return self.episode / self.horizon
+        return self.episode / self.steps
 
     def equivalents(self) -> dict[str, float]:
         """Every way to say this budget, for logs."""
@@ -89,14 +100,14 @@ class CostBudget:
             "critic": self.critic,
             "episode": self.episode,
             "step": self.step,
-            "horizon": float(self.horizon),
+            "horizon": float(self.steps),
             "gamma": self.gamma,
         }
 
     def describe(self) -> str:
         return (
             f"at most {self.limit:g} per {self.per}, {'discounted' if self.discounted else 'undiscounted'}"
-            f" = {self.episode:.4g} an episode of {self.horizon} steps = {self.step:.4g} a step"
+            f" = {self.episode:.4g} an episode of {self.steps} steps = {self.step:.4g} a step"
             f" = {self.critic:.4g} discounted by {self.gamma:g}"
         )
 
@@ -119,14 +130,14 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     environment has ended one, the mean step stands for what is to come of a plain sum.
     """
     began = max(age.numel() - int(torch.count_nonzero(age)), 1)
-    ended = all(len(age) >= budget.horizon for budget in budgets) or bool((age[1:] == 0).any(0).all())
+    ended = all(len(age) >= budget.steps for budget in budgets) or bool((age[1:] == 0).any(0).all())
     sums = []
     for budget, of_one in zip(budgets, cost.unbind(-1), strict=True):
         if budget.discounted:
             sums.append((budget.gamma**age * of_one).sum(dtype=torch.float64) / began)
         else:
-            episode = of_one.sum(dtype=torch.float64) / began if ended or len(age) >= budget.horizon else of_one.mean(dtype=torch.float64) * budget.horizon
-            sums.append(episode * geometric_sum(budget.gamma, budget.horizon) / budget.horizon)
+            episode = of_one.sum(dtype=torch.float64) / began if ended or len(age) >= budget.steps else of_one.mean(dtype=torch.float64) * budget.steps
+            sums.append(episode * geometric_sum(budget.gamma, budget.steps) / budget.steps)
     return torch.stack(sums).cpu()
 
 

@@ -12,6 +12,7 @@ from saddlepoint.diffusion.schedule import Schedule
 from saddlepoint.nn.ops import ReverseTable
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+FlowSDE = Literal["ddim", "flow"]
 
 
 class Gaussian(NamedTuple):
@@ -59,6 +60,41 @@ def ddim_kernel(
     variance = eta**2 * (1 - ab_prev) / (1 - ab_t) * (1 - ab_t / ab_prev)
     mean = ab_prev.sqrt() * clean + (1 - ab_prev - variance).clamp(min=0).sqrt() * epsilon
     return Gaussian(mean, variance.clamp(min=0).sqrt())
+
+
+def flow_kernel(
+    velocity: Tensor,
+    sample: Tensor,
+    sigma: Tensor | float,
+    sigma_next: Tensor | float,
+    eta: Tensor | float,
+    sde: FlowSDE = "ddim",
+) -> Gaussian:
+    """p(x_{s'} | x_s) on the straight path x_s = (1 - s) x0 + s e, for the predicted velocity v = e - x0 and s' < s. No clipping.
+
+    ``sample`` and ``velocity`` are (batch, ...); ``sigma`` (s), ``sigma_next`` (s') and ``eta`` are numbers, (batch,), or anything that broadcasts against
+    ``sample``. With x0 = x - s v and e = x + (1 - s) v:
+
+    - ``ddim``: std = eta (s'/s) sqrt(s^2 - ((1 - s) / (1 - s'))^2 s'^2), mean = (1 - s') x0 + sqrt(s'^2 - std^2) e: the DDIM step (Song et al. 2021, Eq. 12
+      and 16) of the variance-preserving image of the path. eta in [0, 1].
+    - ``flow``: with dt = s' - s and q = eta sqrt(s / (1 - s)): std = q sqrt(-dt), mean = x (1 + q^2 dt / 2s) + v (1 + q^2 (1 - s) / 2s) dt (Flow-GRPO, Liu et
+      al. 2025). At s = 1 the s in 1 - s of q is s', as released.
+
+    At eta 0 both are the Euler step x + v dt. Raises ``ValueError`` for another ``sde``.
+    """
+    s, following, noise = (_per_row(value, sample) for value in (sigma, sigma_next, eta))
+    if sde == "ddim":
+        clean, epsilon = sample - s * velocity, sample + (1 - s) * velocity
+        ratio = (1 - s) / (1 - following)
+        std = noise * following / s * (s.square() - (ratio * following).square()).clamp(min=0).sqrt()
+        mean = (1 - following) * clean + (following.square() - std.square()).clamp(min=0).sqrt() * epsilon
+        return Gaussian(mean, std)
+    if sde == "flow":
+        dt = following - s
+        q2 = noise.square() * s / (1 - torch.where(s == 1, following, s))
+        mean = sample * (1 + q2 * dt / (2 * s)) + velocity * (1 + q2 * (1 - s) / (2 * s)) * dt
+        return Gaussian(mean, (q2 * -dt).sqrt())
+    raise ValueError(f"sde must be ddim or flow, not {sde!r}")
 
 
 def _per_row(value: Tensor | float, sample: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
 """Several environments stepped together, in this process: one by one, or as one vectorised environment.
 
-Every backend has the same methods, in terms of ``EnvStep``: ``shape``, ``reset``, ``step``, ``snapshot``, ``restore``,
-``render``, ``close``. ``workers.py`` has the one that uses processes. All reset an environment in the step that ends
-its episode.
+Every backend has the same methods, in terms of ``EnvStep``: ``shape``, ``horizon``, ``notes``, ``reset``, ``step``,
+``snapshot``, ``restore``, ``render``, ``close``. ``workers.py`` has the one that uses processes. All reset an
+environment in the step that ends its episode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
 
-from saddlepoint.envs.check import check_env
-from saddlepoint.envs.make import make_env
-from saddlepoint.envs.snapshot import restore, snapshot
-from saddlepoint.foreign import foreign
-from saddlepoint.types import EnvShape, ForeignFault
+from saddlepoint.envs.check import check_guarded
+from saddlepoint.envs.guarded import GuardedEnv
+from saddlepoint.envs.make import time_limit
+from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError
 
 
 class EnvStep(NamedTuple):
@@ -33,6 +33,8 @@ class EnvStep(NamedTuple):
 
 class Backend(Protocol):
     def shape(self, needs_cost: bool) -> EnvShape: ...
+    def horizon(self) -> int | None: ...
+    def notes(self) -> list[str]: ...
     def reset(self, seeds: list[int] | None) -> np.ndarray: ...
     def step(self, action: np.ndarray) -> EnvStep: ...
     def snapshot(self) -> dict[str, Any]: ...
@@ -42,53 +44,51 @@ class Backend(Protocol):
 
 
 class LocalEnvs:
-    """Ordinary environments, one after the other. Only the first one renders."""
+    """Ordinary environments, one after the other. Only the first one renders. ``numbers`` are what errors call them."""
 
-    def __init__(self, id: str, num_envs: int, render_mode: str | None, env_kwargs: dict[str, Any]) -> None:
-        self._id = id
-        self._envs = [make_env(id, render_mode=render_mode if i == 0 else None, **env_kwargs) for i in range(num_envs)]
-        self._constraints, self._dtype = 1, EnvShape(0, (), (), 1).dtype  # until ``shape`` has looked
+    def __init__(self, setup: EnvSetup, numbers: Sequence[int], render_mode: str | None) -> None:
+        self._envs: list[GuardedEnv] = []
+        try:
+            for number in numbers:
+                self._envs.append(GuardedEnv.open(setup, render_mode if number == 0 else None, number))
+        except BaseException:
+            self.close()
+            raise
+        self._size, self._constraints, self._dtype = 0, 1, np.dtype(np.float32)  # until ``shape`` has looked
 
     def shape(self, needs_cost: bool) -> EnvShape:
-        shape = check_env(self._envs[0], needs_cost=needs_cost)
-        self._constraints, self._dtype = shape.constraints, shape.dtype
+        shape = check_guarded(self._envs[0], needs_cost)
+        for env in self._envs:
+            env.needs_cost, env.constraints = needs_cost, shape.constraints
+            if env.shape != shape:
+                raise ForeignFault(f"{env.name} has other spaces each time that it is made: let them depend on its arguments only.")
+        self._size, self._constraints, self._dtype = shape.observation, shape.constraints, np.dtype(shape.dtype)
         return shape
+
+    def horizon(self) -> int | None:
+        return time_limit(self._envs[0].env)
+
+    def notes(self) -> list[str]:
+        state = self._envs[0].snapshot()
+        return [] if state["restorable"] else [str(state["reason"])]
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         own = seeds if seeds is not None else [None] * len(self._envs)
-        return np.stack([foreign(self._id, env.reset, seed=seed)[0] for env, seed in zip(self._envs, own)]).astype(self._dtype)
+        return np.stack([env.reset(seed) for env, seed in zip(self._envs, own)])
 
     def step(self, action: np.ndarray) -> EnvStep:
         envs = len(self._envs)
-        size = self._envs[0].observation_space.shape
-        assert size is not None
-        observation, successor = np.empty((envs, *size), self._dtype), np.empty((envs, *size), self._dtype)
+        observation, successor = np.empty((envs, self._size), self._dtype), np.empty((envs, self._size), self._dtype)
         reward, cost = np.empty(envs, np.float32), np.empty((envs, self._constraints), np.float32)
         terminated, truncated, success = np.empty(envs, bool), np.empty(envs, bool), np.empty(envs, np.float32)
         for i, env in enumerate(self._envs):
-            seen, reward[i], terminated[i], truncated[i], info = foreign(self._id, env.step, action[i])
-            cost[i], success[i] = self._cost(info), _success(info)
-            successor[i] = seen
-            if terminated[i] or truncated[i]:
-                seen, _ = foreign(self._id, env.reset)
-            observation[i] = seen
+            answer = env.step(action[i])
+            successor[i], reward[i], cost[i], terminated[i], truncated[i], success[i] = answer
+            observation[i] = env.reset() if terminated[i] or truncated[i] else answer.observation
         return EnvStep(observation, successor, reward, cost, terminated, truncated, success)
 
-    def _cost(self, info: dict[str, Any]) -> Any:
-        if self._constraints == 0:
-            return ()
-        try:
-            cost = info["cost"]
-        except KeyError as error:
-            raise ForeignFault(f'{self._id} has left "cost" out of info: put it there in every step.') from error
-        if self._constraints > 1 and np.shape(cost) != (self._constraints,):
-            raise ForeignFault(
-                f'{self._id} has changed the shape of info["cost"] to {np.shape(cost)}: it was ({self._constraints},).'
-            )
-        return cost
-
     def snapshot(self) -> dict[str, Any]:
-        return {str(i): snapshot(env) for i, env in enumerate(self._envs)}
+        return {str(i): env.snapshot() for i, env in enumerate(self._envs)}
 
     def restore(self, state: dict[str, Any], seeds: list[int]) -> dict[int, np.ndarray]:
         """Observations of the environments that could not be restored and were reset with their ``seeds`` instead, by
@@ -96,12 +96,12 @@ class LocalEnvs:
         """
         fresh = {}
         for i, env in enumerate(self._envs):
-            if not restore(env, state[str(i)]):
-                fresh[i] = foreign(self._id, env.reset, seed=seeds[i])[0].astype(self._dtype)
+            if not env.restore(state[str(i)]):
+                fresh[i] = env.reset(seeds[i])
         return fresh
 
     def render(self) -> np.ndarray:
-        frame = self._envs[0].render()
+        frame = self._envs[0].draw()
         assert isinstance(frame, np.ndarray)
         return frame
 
@@ -110,24 +110,30 @@ class LocalEnvs:
             env.close()
 
 
-def _success(info: dict[str, Any]) -> float:
-    success = np.asarray(info.get("success"))
-    return float(success.item()) if success.size == 1 and success.dtype.kind in "biuf" else np.nan
-
-
 class VectorisedEnvs:
     """A task of ours that has a vectorised form: SAME_STEP autoreset, dense ``info["cost"]`` and ``info["final_obs"]``
     (see ``toy.py``).
     """
 
-    def __init__(self, id: str, num_envs: int, render_mode: str | None, env_kwargs: dict[str, Any]) -> None:
-        self._single = make_env(id, **env_kwargs)  # says what is wrong with the arguments, and is what ``shape`` checks
-        self._env: Any = gym.make_vec(
-            id, num_envs, vectorization_mode="vector_entry_point", render_mode=render_mode, **env_kwargs
-        )
+    def __init__(self, setup: EnvSetup, num_envs: int, render_mode: str | None) -> None:
+        self._single = GuardedEnv.open(setup)  # says what is wrong with the arguments, and is what ``shape`` checks
+        try:
+            self._env: Any = gym.make_vec(
+                setup.name, num_envs, vectorization_mode="vector_entry_point", render_mode=render_mode, **setup.kwargs
+            )
+        except BaseException:
+            self._single.close()
+            raise
+        self._name = setup.name
 
     def shape(self, needs_cost: bool) -> EnvShape:
-        return check_env(self._single, needs_cost=needs_cost)
+        return check_guarded(self._single, needs_cost)
+
+    def horizon(self) -> int | None:
+        return time_limit(self._single.env)
+
+    def notes(self) -> list[str]:
+        return []
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         return self._env.reset(seed=seeds)[0]
@@ -136,6 +142,11 @@ class VectorisedEnvs:
         observation, reward, terminated, truncated, info = self._env.step(action)
         successor = info["final_obs"] if "final_obs" in info else observation.copy()
         cost = info["cost"].astype(np.float32).reshape(len(reward), -1)
+        # One number says whether all are finite: the sum of what is not is not; only then look which.
+        if not np.isfinite(reward.sum() + cost.sum() + successor.sum() + observation.sum()):
+            for what, values in (("reward", reward), ("cost", cost), ("observation", successor)):
+                if not np.isfinite(values).all():
+                    raise NonFiniteError(f"the {what} of {self._name} is not finite: look at the action it was given.")
         success = np.full(len(reward), np.nan, np.float32)  # none of ours speaks of it
         return EnvStep(observation, successor, reward.astype(np.float32), cost, terminated, truncated, success)
 

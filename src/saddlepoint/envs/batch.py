@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,27 +10,28 @@ import gymnasium as gym
 import numpy as np
 
 from saddlepoint.envs.backends import Backend, EnvStep, LocalEnvs, VectorisedEnvs
-from saddlepoint.envs.tasks import env_spec
+from saddlepoint.envs.tasks import env_spec, in_decisions
 from saddlepoint.envs.workers import WorkerEnvs
-from saddlepoint.types import ForeignFault, NonFiniteError, UserError
+from saddlepoint.types import EnvSetup, ForeignFault, NonFiniteError, UserError
 
 __all__ = ["EnvBatch", "EnvStep"]
 
 
 class EnvBatch:
-    """``num_envs`` environments of the task ``id``. An episode that ends is followed by a new one in the same step.
+    """``num_envs`` environments of ``env``: an id, a class or function that makes one, or an ``EnvSetup``. An episode
+    that ends is followed by a new one in the same step.
 
     The environment is checked on creation (``check_env``: ``UserError`` at the first fault). Environment i gets word i
     of ``numpy.random.SeedSequence(seed)``, so that runs with seeds 0 and 1 share no environment, and more environments
-    leave the first ones as they were. A task of ours with a vectorised form (the toy) is stepped as one; else
-    environments are stepped in turn, or in worker ``processes``. ``env_kwargs`` go to ``make_env``
-    (``max_episode_steps`` among them). Unless ``needs_cost``, an environment may be without a cost: it then has 0
-    constraints. Actions are clipped to the bounds, which a learner's own scaling leaves by the last bit where they are asymmetric.
+    leave the first ones as they were. A task of ours with a vectorised form (the toy) is stepped as one, unless its
+    actions are held; else environments are stepped in turn, or in worker ``processes``. ``env_kwargs`` are those of the
+    setup. Unless ``needs_cost``, an environment may be without a cost: it then has 0 constraints. What is not right in
+    an answer stops the step (``GuardedEnv``). ``stop`` says whether somebody wishes to, while a worker is silent.
     """
 
     def __init__(
         self,
-        id: str,
+        env: str | Callable[..., Any] | EnvSetup,
         num_envs: int,
         *,
         seed: int,
@@ -37,27 +39,40 @@ class EnvBatch:
         render_mode: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         needs_cost: bool = True,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         if num_envs < 1:
             raise UserError(f"at least one environment is needed, not {num_envs}: correct --num-envs.")
         if seed < 0:
             raise UserError(f"a seed must be an integer >= 0, not {seed}: correct --seed.")
-        kwargs = env_kwargs or {}
-        task = env_spec(id, kwargs.get("max_episode_steps"))
+        setup = EnvSetup.of(env)
+        if env_kwargs:
+            setup = replace(setup, kwargs={**setup.kwargs, **env_kwargs})
+        task = env_spec(setup)
         ours = task.source == "saddlepoint" and not task.pixels  # each environment draws its own pictures
-        vectorised = ours and gym.spec(id).vector_entry_point is not None
+        vectorised = ours and task.action_repeat == 1 and gym.spec(setup.name).vector_entry_point is not None
         if processes and vectorised:
-            raise UserError(f"{id} is stepped as one already, so worker processes would do nothing: leave out --env-processes.")
-        backend = VectorisedEnvs if vectorised else WorkerEnvs if processes else LocalEnvs
-        self._envs: Backend = backend(id, num_envs, render_mode, kwargs)
-        self.num_envs = num_envs
+            raise UserError(
+                f"{setup.name} is stepped as one already, so worker processes would do nothing: leave out --env-processes."
+            )
+        self._envs: Backend
+        if vectorised:
+            self._envs = VectorisedEnvs(setup, num_envs, render_mode)
+        elif processes:
+            self._envs = WorkerEnvs(setup, num_envs, render_mode, stop)
+        else:
+            self._envs = LocalEnvs(setup, range(num_envs), render_mode)
+        self.num_envs, self.setup = num_envs, setup
         try:
             self.shape = self._envs.shape(needs_cost)
-        except UserError:
+            if task.horizon is None:  # what makes the environment may have wrapped it
+                task = in_decisions(replace(task, horizon=self._envs.horizon()), task.action_repeat)
+        except BaseException:
             self.close()
             raise
         self._low, self._high = np.array(self.shape.action_low, np.float32), np.array(self.shape.action_high, np.float32)
         self.spec = replace(task, constraints=self.shape.constraints)
+        """the task; its horizon and budgets count steps of this batch"""
         self._seed: int = seed
         self._started = False
         self._steps = 0
@@ -75,38 +90,52 @@ class EnvBatch:
             seeds = self._seeds(self._seed if seed is None else seed)
         self._started = True
         self.observation = self._envs.reset(seeds)
-        self._require_finite("observation", self.observation)
         return self.observation.copy()
 
     def step(self, action: np.ndarray) -> EnvStep:
-        """(envs, action) -> one step of every environment.
+        """(envs, action) -> one step of every environment; actions are clipped to the bounds.
 
-        Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``ForeignFault`` for a negative
-        cost, for an error that the environment raises and for a worker that died.
+        Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``ForeignFault`` for whatever
+        else an environment must not answer, for an error that it raises and for a worker that died.
         """
         step = self._envs.step(action.clip(self._low, self._high))
         self._steps += 1
-        # One number says whether all are finite: the sum of what is not is not; only then look which.
-        if not np.isfinite(step.reward.sum() + step.cost.sum() + step.next_observation.sum() + step.observation.sum()):
-            self._require_finite("reward", step.reward)
-            self._require_finite("cost", step.cost)
-            self._require_finite("observation", step.next_observation)
-            self._require_finite("observation", step.observation)
-        if step.cost.min(initial=0.0) < 0:
-            raise ForeignFault(
-                f"{self.spec.id} gave the negative cost {step.cost.min()} at step {self._steps}: costs must be >= 0."
-            )
         self.observation = step.observation
         return step
 
+    def notes(self) -> list[str]:
+        """What a run should say of its environments when it starts, a sentence each."""
+        notes, spec = [], self.spec
+        if spec.action_repeat > 1:
+            length = "" if spec.horizon is None else f", so that an episode has {spec.horizon} steps"
+            notes.append(f"each action is held for {spec.action_repeat} simulator steps, and counts as one step{length}")
+        if spec.horizon is None and self.setup.longest is not None:
+            notes.append(f"{spec.id} has no time limit: what has not ended after {self.setup.longest} steps is cut there")
+        if "<" in spec.id or spec.id.startswith("__main__:"):
+            notes.append(f"{spec.id} was given in Python: to resume and evaluate this run, give the same there again")
+        notes += [
+            f"{spec.id} cannot be restored in mid-episode ({reason.rstrip('.')}): a resumed run starts new episodes;"
+            " methods snapshot() and restore(state) of the environment would change that"
+            for reason in self._envs.notes()
+        ]
+        return notes
+
     def snapshot(self) -> dict[str, Any]:
-        """Where every environment is, as nested dicts of arrays, numbers, strings, None and lists."""
+        """Where every environment is, as nested dicts of arrays, numbers, strings, None and lists.
+
+        Where the environments themselves fail, such as by the death of a worker, ``envs`` is None: ``restore`` then
+        starts new episodes. A snapshot never costs what is learnt.
+        """
+        try:
+            envs = self._envs.snapshot()
+        except (ForeignFault, NonFiniteError):
+            envs = None
         return {
             "id": self.spec.id,
             "num_envs": self.num_envs,
             "steps": self._steps,
             "observation": self.observation.copy(),
-            "envs": self._envs.snapshot(),
+            "envs": envs,
         }
 
     def restore(self, state: dict[str, Any]) -> bool:
@@ -122,8 +151,12 @@ class EnvBatch:
                 "resume with the run's own --env and --num-envs."
             )
         self._steps, self._started = int(state["steps"]), True
+        seeds = self._seeds([self._seed, self._steps])
+        if state["envs"] is None:
+            self.observation = self._envs.reset(seeds)
+            return False
         self.observation = np.array(state["observation"], self.shape.dtype)
-        fresh = self._envs.restore(state["envs"], self._seeds([self._seed, self._steps]))
+        fresh = self._envs.restore(state["envs"], seeds)
         for i, observation in fresh.items():
             self.observation[i] = observation
         return not fresh
@@ -137,12 +170,3 @@ class EnvBatch:
 
     def _seeds(self, entropy: int | list[int]) -> list[int]:
         return [int(word) for word in np.random.SeedSequence(entropy).generate_state(self.num_envs)]
-
-    def _require_finite(self, what: str, values: np.ndarray) -> None:
-        finite = np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1)
-        if not finite.all():
-            raise NonFiniteError(
-                f"the {what} of {self.spec.id} is not finite in environment {int(np.argmin(finite))} "
-                f"at step {self._steps}: "
-                "correct the environment, or look at the action it was given."
-            )

@@ -3,168 +3,142 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from saddlepoint.envs.make import FlatObservation, open_env, require_spaces
-from saddlepoint.envs.pixels import PixelObservation
+from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.foreign import foreign
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.types import EnvSetup, EnvShape, ForeignFault
 
-_REPEATED = 20  # steps that are made twice to see whether a seed fixes the episode
+STEPS = 220
+REPEATED = 100
+"""of them at most so many repeat the first ones, to see whether a seed fixes an episode and the start of the next"""
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
+    """A step of the check, or with None a reset."""
+
     observation: np.ndarray
-    reward: float
-    cost: np.ndarray
-    ended: bool
+    reward: float | None
+    cost: np.ndarray | None
 
 
 def check_env(
-    env_or_id: gym.Env[Any, Any] | str, steps: int = 200, seed: int = 0, needs_cost: bool = True
-) -> EnvShape:
-    """The environment's shape, after a seeded rollout of ``steps`` random actions, with a reset wherever an episode
-    ends and one at the end.
+    env_or_id: gym.Env[Any, Any] | str | Callable[..., Any] | EnvSetup, steps: int = STEPS, seed: int = 0,
+    needs_cost: bool = True,
+) -> EnvShape:  # fmt: skip
+    """The environment's shape, after ``steps`` random actions from a seeded reset, with a reset wherever an episode
+    ends and one at the end; the last of them repeat the first episode.
 
     Raises ``UserError`` at the first fault: spaces (see ``make.require_spaces``), a cost that is absent from ``info``
     at some step, not a number, not finite, negative or of changing length, a reward or observation that is not finite
-    or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans, an error of its own. A seed that does not fix
-    the episode is only warned about. ``env_or_id`` is left reset; one that was made here is closed. Unless
-    ``needs_cost``, a cost may be absent, but then from every step: the shape has 0 constraints.
+    or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans, an error of its own. A
+    seed that fixes not the episode, or not the reset after it, is only warned about, and so are wrappers whose learnt
+    statistics no evaluation has. ``env_or_id`` is left reset; one that was made here is closed. Unless ``needs_cost``,
+    a cost may be absent, but then from every step: the shape has 0 constraints.
     """
-    made = isinstance(env_or_id, str)
-    env = open_env(env_or_id) if isinstance(env_or_id, str) else env_or_id
-    env = env.env if isinstance(env, FlatObservation) else env  # judge what its author wrote
-    name = env_or_id if isinstance(env_or_id, str) else _name(env)
-    require_spaces(env, name)
-    rng = np.random.default_rng(seed)
-    space = env.action_space
-    low, high = space.low, space.high  # type: ignore[attr-defined]
-    actions = rng.uniform(low, high, (steps, *low.shape)).astype(space.dtype)
-
-    first = _rollout(env, name, actions, seed, needs_cost)
-    again = _rollout(env, name, actions[:_REPEATED], seed, needs_cost)
-    if not all(_same(a, b) for a, b in zip(first, again)):
-        warnings.warn(
-            f"{name} does not repeat an episode when it is reset with the same seed: runs will not be reproducible.",
-            stacklevel=2,
-        )
-    if made:
+    if isinstance(env_or_id, gym.Env):
+        env = GuardedEnv(env_or_id, _name(env_or_id))
+        return check_guarded(env, needs_cost, steps, seed)
+    env = GuardedEnv.open(EnvSetup.of(env_or_id))
+    try:
+        return check_guarded(env, needs_cost, steps, seed)
+    finally:
         env.close()
+
+
+def check_guarded(env: GuardedEnv, needs_cost: bool, steps: int = STEPS, seed: int = 0) -> EnvShape:
+    """``check_env`` of an environment that is open. It is left reset, and knows its constraints."""
+    space = env.env.action_space
+    low, high = space.low, space.high  # type: ignore[attr-defined]
+    steps, repeated = (max(1, count // env.action_repeat) for count in (steps, REPEATED))
+    actions = np.random.default_rng(seed).uniform(low, high, (steps, *low.shape)).astype(np.float32)
+    env.needs_cost, env.constraints = needs_cost, None
+    first: list[Seen] = []
+    taken = 0
+    for seen in _rollout(env, actions, seed):
+        first.append(seen)
+        taken += seen.reward is not None
+        if seen.reward is None and taken:
+            repeated = min(repeated, taken)
+        if taken >= max(1, steps - repeated):
+            break
+    if learnt := learnt_wrappers(env.env):
+        warnings.warn(f"{env.name} {_learnt(learnt)}", stacklevel=2)
     else:
-        env.reset(seed=seed)
-    size = int(np.prod(env.observation_space.shape or ()))
-    image = env.image if isinstance(env, PixelObservation) else None
-    return EnvShape(size, tuple(low.tolist()), tuple(high.tolist()), len(first[0].cost), image)
-
-
-def _rollout(
-    env: gym.Env[Any, Any], name: str, actions: np.ndarray, seed: int, needs_cost: bool
-) -> list[_Seen]:
-    observation, _ = _reset(env, name, seed)
-    _observation(env, name, observation, "at reset")
-    seen: list[_Seen] = []
-    for t, action in enumerate(actions):
-        seen.append(foreign(name, _step, env, name, action, f"at step {t}", needs_cost))
-        if len(seen[-1].cost) != len(seen[0].cost):
-            raise UserError(
-                f'{name} changes the length of info["cost"] from {len(seen[0].cost)} to {len(seen[-1].cost)} '
-                f"at step {t}: give every constraint its own fixed place."
+        again = list(_rollout(env, actions[:repeated], seed, one_episode=True))
+        alike = all(_same(a, b) for a, b in zip(first, again))
+        if not alike or not (again[-1].reward is None or _restarts_alike(env, seed)):
+            warnings.warn(
+                f"{env.name} does not repeat its episodes when it is reset with the same seed: runs will not be"
+                " reproducible; draw from self.np_random alone, and pass reset's seed on as it is, None included.",
+                stacklevel=2,
             )
-        if seen[-1].ended:
-            observation, _ = _reset(env, name, None)
-            _observation(env, name, observation, f"at the reset after step {t}")
-    return seen
+    cost = first[1].cost
+    assert cost is not None
+    env.constraints = len(cost)
+    env.reset(seed)
+    return env.shape
 
 
-def _reset(env: gym.Env[Any, Any], name: str, seed: int | None) -> tuple[Any, dict[str, Any]]:
-    result = foreign(name, env.reset, seed=seed)
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise UserError(f"{name} returns no (observation, info) from reset(): follow Gymnasium's API.")
-    return result
+def learnt_wrappers(env: gym.Env[Any, Any]) -> list[str]:
+    """The wrappers round ``env`` that hold running statistics, such as Gymnasium's NormalizeObservation."""
+    found, layer = [], env
+    while isinstance(layer, gym.Wrapper):
+        if any("RunningMeanStd" in type(value).__name__ for value in vars(layer).values()):
+            found.append(type(layer).__name__)
+        layer = layer.env
+    return found
 
 
-def _step(env: gym.Env[Any, Any], name: str, action: np.ndarray, when: str, needs_cost: bool) -> _Seen:
-    try:
-        result = env.step(action)
-    except ValueError:
-        result = env.unwrapped.step(action)  # Gymnasium's time limit unpacks five values before they can be counted
-        if len(result) == 5:
-            raise
-    if len(result) == 6:
-        raise UserError(f"{name} returns six values from step(): wrap it in saddlepoint.envs.adapters.SafetyGymnasiumAdapter.")
-    if len(result) != 5:
-        raise UserError(
-            f"{name} returns {len(result)} values from step(): return observation, reward, terminated, truncated, info."
-        )
-    observation, reward, terminated, truncated, info = result
-    seen = _observation(env, name, observation, when)
-    if not isinstance(reward, (int, float, np.floating, np.integer)):
-        raise UserError(f"{name} returns a reward of type {type(reward).__name__} {when}: return a float.")
-    if not np.isfinite(reward):
-        raise UserError(f"{name} returns the reward {reward} {when}: rewards must be finite.")
-    for flag, value in (("terminated", terminated), ("truncated", truncated)):
-        if not isinstance(value, (bool, np.bool_)):
-            raise UserError(
-                f"{name} returns {flag} of type {type(value).__name__} {when}: "
-                "return terminated and truncated as two booleans."
+def _learnt(wrappers: list[str]) -> str:
+    instead = (
+        "leave it out and give --normalise-observations, whose statistics the run keeps"
+        if "NormalizeObservation" in wrappers
+        else "leave it out"
+    )
+    return (
+        f"is wrapped in {' and '.join(wrappers)}, which learns statistics in each environment by itself: evaluation,"
+        f" video and an exported policy begin without them, so their numbers are not those of training; {instead}."
+    )
+
+
+def _rollout(env: GuardedEnv, actions: np.ndarray, seed: int, one_episode: bool = False) -> Iterator[Seen]:
+    """The steps of ``actions`` and the resets between them; with ``one_episode`` up to the second reset."""
+    yield Seen(env.reset(seed), None, None)
+    constraints: int | None = None
+    for action in actions:
+        answer = env.step(action)
+        if constraints == 0 and len(answer.cost):
+            raise ForeignFault(
+                f'{env.name} changes the length of info["cost"] from 0 to {len(answer.cost)} at step {env.age} of its'
+                " episode: give every constraint its own fixed place."
             )
-    free = not needs_cost and isinstance(info, dict) and "cost" not in info
-    cost = np.zeros(0) if free else _cost(name, info, when)
-    return _Seen(seen, float(reward), cost, bool(terminated or truncated))
+        constraints = len(answer.cost)
+        yield Seen(answer.observation, answer.reward, answer.cost)
+        if answer.ended:
+            yield Seen(env.reset(), None, None)
+            if one_episode:
+                return
 
 
-def _observation(env: gym.Env[Any, Any], name: str, observation: Any, when: str) -> np.ndarray:
-    space = env.observation_space
-    if not isinstance(observation, np.ndarray) or observation.dtype.kind not in "fiub":
-        kind = observation.dtype if isinstance(observation, np.ndarray) else type(observation).__name__
-        raise UserError(f"{name} returns an observation of type {kind} {when}: return a numpy array of numbers.")
-    if observation.shape != space.shape:
-        raise UserError(
-            f"{name} returns an observation of shape {observation.shape} {when}, "
-            f"but its observation space says {space.shape}."
-        )
-    if observation.dtype.kind != np.dtype(space.dtype).kind:
-        raise UserError(
-            f"{name} returns an observation of type {observation.dtype} {when}, "
-            f"but its observation space says {space.dtype}."
-        )
-    if not np.isfinite(observation).all():
-        raise UserError(f"{name} returns an observation that is not finite {when}: correct it in the environment.")
-    return observation.copy()
+def _restarts_alike(env: GuardedEnv, seed: int) -> bool:
+    """Whether the episode after a seeded one begins alike twice; for episodes longer than what was repeated."""
+    starts = []
+    for _ in range(2):
+        env.reset(seed)
+        starts.append(env.reset())
+    return bool(np.array_equal(*starts))
 
 
-def _cost(name: str, info: Any, when: str) -> np.ndarray:
-    if not isinstance(info, dict) or "cost" not in info:
-        raise UserError(
-            f'{name} puts no "cost" into info {when}: '
-            'put the cost of the step (a float >= 0, or one for each constraint) into info["cost"].'
-        )
-    try:
-        cost = np.atleast_1d(np.asarray(info["cost"], np.float64))
-    except (TypeError, ValueError) as error:
-        raise UserError(f'{name} gives {info["cost"]!r} as info["cost"] {when}: a number is needed.') from error
-    if cost.ndim != 1 or cost.size == 0:
-        raise UserError(
-            f'{name} gives info["cost"] of shape {cost.shape} {when}: '
-            "give a float, or a vector of one for each constraint."
-        )
-    if not np.isfinite(cost).all():
-        raise UserError(f"{name} gives the cost {info['cost']} {when}: costs must be finite.")
-    if (cost < 0).any():
-        raise UserError(
-            f"{name} gives the cost {info['cost']} {when}: "
-            "costs must not be negative, what is good belongs in the reward."
-        )
-    return cost
-
-
-def _same(a: _Seen, b: _Seen) -> bool:
-    return np.array_equal(a.observation, b.observation) and a.reward == b.reward and np.array_equal(a.cost, b.cost)
+def _same(a: Seen, b: Seen) -> bool:
+    costs = (a.cost is None) == (b.cost is None) and (a.cost is None or np.array_equal(a.cost, b.cost))
+    return np.array_equal(a.observation, b.observation) and a.reward == b.reward and costs
 
 
 def _name(env: gym.Env[Any, Any]) -> str:
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    spec = foreign("the environment", lambda: env.spec)
+    return spec.id if spec is not None else type(env.unwrapped).__name__

@@ -2,76 +2,107 @@
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
+from gymnasium.wrappers import FlattenObservation
 
+from saddlepoint.envs.drawing import cannot_draw, choose_renderer, gl_stops_mujoco
 from saddlepoint.envs.pixels import PixelObservation
-from saddlepoint.envs.tasks import PIXELS, env_spec, split_id
-from saddlepoint.types import UserError
+from saddlepoint.envs.tasks import PIXELS, env_spec, maker_of, split_id
+from saddlepoint.foreign import blame, describe
+from saddlepoint.types import EnvSetup, NotMade, UserError
+
+LARGEST_BOUND = 1e6
+"""of an action: what is larger stands for "unbounded", and networks that see such numbers learn nothing"""
 
 
 def make_env(
-    id: str, *, render_mode: str | None = None, max_episode_steps: int | None = None, **kwargs: Any
-) -> gym.Env[np.ndarray, np.ndarray]:
-    """An environment of ours or any registered with Gymnasium, with observations (observation,) and actions (action,)
-    of floats; with ``PIXELS`` at the end of ``id`` observations are bytes, those of pictures (``PixelObservation``).
+    id: str | Callable[..., Any], *, render_mode: str | None = None, max_episode_steps: int | None = None,
+    flatten: bool = False, **kwargs: Any,
+) -> gym.Env[np.ndarray, np.ndarray]:  # fmt: skip
+    """An environment of ours, any registered with Gymnasium, or one that a class or function makes, with observations
+    (observation,) and actions (action,) of floats; with ``PIXELS`` at the end of ``id`` observations are bytes, those
+    of pictures (``PixelObservation``).
 
-    ``max_episode_steps`` replaces the task's own time limit; ``kwargs`` go to the environment. Raises ``UserError`` for
-    an unknown id (naming close matches), for arguments the environment does not take, and for spaces that cannot be
-    used (``require_spaces``).
+    ``max_episode_steps`` replaces the task's own time limit; ``flatten`` makes one vector of Dict, Tuple and discrete
+    observations, as Gymnasium's FlattenObservation does; ``kwargs`` go to the environment. Raises ``UserError`` for an
+    unknown id (naming close matches), for arguments the environment does not take, and for spaces that cannot be used
+    (``require_spaces``).
     """
-    return flatten(open_env(id, render_mode=render_mode, max_episode_steps=max_episode_steps, **kwargs), id)
+    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    setup = EnvSetup(id, kwargs | limit, flatten)
+    return flattened(open_env(setup, render_mode), setup.name, flatten)
 
 
-def open_env(
-    id: str, *, render_mode: str | None = None, max_episode_steps: int | None = None, **kwargs: Any
-) -> gym.Env[Any, Any]:
+def open_env(setup: EnvSetup, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """``gymnasium.make`` with our errors: the environment as its author shaped it, or as pictures of it show it."""
-    env_spec(id)
-    name, pixels = split_id(id)
-    _choose_renderer()
+    task = env_spec(setup)
+    name, pixels = split_id(setup.name)
+    choose_renderer()
     if pixels and render_mode not in (None, "rgb_array"):
-        raise UserError(f"{id} draws its observations, so it cannot be made with render mode {render_mode!r}: leave out {PIXELS}.")
+        raise UserError(
+            f"{setup.name} draws its observations, so it cannot be made with render mode {render_mode!r}:"
+            f" leave out {PIXELS}."
+        )
     render_mode = "rgb_array" if pixels else render_mode
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise UserError(f"an episode of {id} needs at least one step, not {max_episode_steps}.")
+    kwargs = dict(setup.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    what: str | EnvSpec = name
+    if task.source == "python":
+        maker = maker_of(setup.env) if isinstance(setup.env, str) else setup.env
+        what = EnvSpec(f"made/{''.join(c if c.isalnum() else '_' for c in name)}-v0", maker)
     try:
-        env = gym.make(name, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
-    except (TypeError, gym.error.Error, ImportError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        if pixels and "render_mode" in reason:
-            raise UserError(_no_pictures(name)) from error
-        raise UserError(f"{id} could not be made: {reason}.") from error
+        env = _make(what, kwargs)
+    except UserError:
+        raise
+    except BaseException as error:
+        if render_mode is not None and gl_stops_mujoco():
+            raise cannot_draw(setup.name, error) from error
+        if render_mode is not None or not isinstance(error, Exception) or not gl_stops_mujoco():
+            raise _not_made(setup.name, error, pixels) from error
+        try:  # once more, without a GL back-end, which nobody needs here
+            env = _make(what, kwargs)
+        except BaseException as again:
+            raise _not_made(setup.name, again, pixels) from again
     if not pixels:
         return env
     if "rgb_array" not in env.metadata.get("render_modes", ()):
         raise UserError(_no_pictures(name))
-    return PixelObservation(env, id)
+    return PixelObservation(env, setup.name)
+
+
+def _make(what: str | EnvSpec, kwargs: dict[str, Any]) -> gym.Env[Any, Any]:
+    return gym.make(what, disable_env_checker=True, **kwargs)
+
+
+def _not_made(name: str, error: BaseException, pixels: bool) -> UserError:
+    blame(name, error)  # raises what is not the environment's
+    reason = " ".join(str(error).split()).rstrip(".")
+    if pixels and "render_mode" in reason:
+        return UserError(_no_pictures(split_id(name)[0]))
+    if isinstance(error, (TypeError, gym.error.Error, ImportError)) and reason:
+        return NotMade(f"{name} could not be made: {reason}.")
+    return NotMade(f"{name} could not be made: {describe(error)}.")
 
 
 def _no_pictures(name: str) -> str:
     return f"{name} has no render mode rgb_array, so there are no pictures to observe it through: leave out {PIXELS}."
 
 
-def _choose_renderer() -> None:
-    """Without a display MuJoCo can draw only through EGL, and must be told so before it is imported."""
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & os.environ.keys():
-        os.environ["MUJOCO_GL"] = "egl"
-
-
-def flatten(env: gym.Env[Any, Any], name: str) -> gym.Env[np.ndarray, np.ndarray]:
+def flattened(env: gym.Env[Any, Any], name: str, several: bool = False) -> gym.Env[np.ndarray, np.ndarray]:
     """``env`` with its observation as a vector of floats; ``env`` itself where it already is one, or one of bytes on
-    purpose. Raises as ``require_spaces``.
+    purpose; with ``several`` also where it has several parts. Raises as ``require_spaces``.
     """
-    require_spaces(env, name)
+    require_spaces(env, name, several)
     space = env.observation_space
+    if not isinstance(space, Box):
+        return FlatObservation(FlattenObservation(env))
     already = len(space.shape or ()) == 1 and np.issubdtype(space.dtype, np.floating)
     return env if already or isinstance(env, PixelObservation) else FlatObservation(env)
 
@@ -90,11 +121,21 @@ class FlatObservation(gym.ObservationWrapper[np.ndarray, Any, Any]):
         return np.asarray(observation, np.float32).reshape(-1)
 
 
-def require_spaces(env: gym.Env[Any, Any], name: str) -> None:
-    """Raises ``UserError``, one sentence a fault, unless observations are a Box of numbers and actions a bounded Box
-    (action,) of floats.
+def time_limit(env: gym.Env[Any, Any]) -> int | None:
+    """Simulator steps after which a wrapper of Gymnasium's truncates; None without one."""
+    limits = []
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.TimeLimit):
+            limits.append(int(env._max_episode_steps))
+        env = env.env
+    return min(limits, default=None)
+
+
+def require_spaces(env: gym.Env[Any, Any], name: str, several: bool = False) -> None:
+    """Raises ``UserError``, one sentence a fault, unless actions are a bounded Box (action,) of floats and observations
+    a Box of numbers, or with ``several`` anything that Gymnasium can flatten.
     """
-    actions, observations = env.action_space, env.observation_space
+    actions, observations = getattr(env, "action_space", None), getattr(env, "observation_space", None)
     if not isinstance(actions, Box):
         raise UserError(
             f"{name} has {type(actions).__name__} actions, "
@@ -105,18 +146,41 @@ def require_spaces(env: gym.Env[Any, Any], name: str) -> None:
             f"{name} has actions of shape {actions.shape} and type {actions.dtype}, "
             "but a vector of floats is needed: wrap it so."
         )
-    if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
-        raise UserError(f"{name} has unbounded actions: give its action space finite low and high.")
-    if not (actions.low < actions.high).all():
-        raise UserError(
-            f"{name} has an action whose low is not below its high: remove that action or correct its bounds."
-        )
+    _require_bounds(actions, name)
     if not isinstance(observations, Box):
-        raise UserError(
-            f"{name} has {type(observations).__name__} observations, but a Box is needed: wrap it in "
-            "gymnasium.wrappers.FlattenObservation."
-        )
+        kind = type(observations).__name__
+        if not several:
+            raise UserError(
+                f"{name} has {kind} observations, but a Box is needed: give --flatten, which makes one vector of them"
+                " as gymnasium.wrappers.FlattenObservation does."
+            )
+        if observations is None or not observations.is_np_flattenable:
+            raise UserError(f"{name} has {kind} observations, which --flatten cannot make a vector of: wrap it.")
+        return
     if observations.dtype.kind not in "fiub" or int(np.prod(observations.shape)) == 0:
         raise UserError(
             f"{name} has observations of shape {observations.shape} and type {observations.dtype}: numbers are needed."
         )
+
+
+def _require_bounds(actions: Box, name: str) -> None:
+    largest = max(float(np.abs(actions.low).max()), float(np.abs(actions.high).max()))
+    if not largest <= LARGEST_BOUND:
+        what = "unbounded actions" if not np.isfinite(largest) else f"actions of up to {largest:.3g}, which is no bound"
+        raise UserError(
+            f"{name} has {what}: give its action space the finite low and high that the machine has, or scale the"
+            " actions with gymnasium.wrappers.RescaleAction."
+        )
+    low, high = inner_bounds(actions)
+    if not (low < high).all():
+        raise UserError(
+            f"{name} has an action whose low is not below its high: remove that action or correct its bounds."
+        )
+
+
+def inner_bounds(actions: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high of an action space in float32, rounded towards the inside: (action,) each."""
+    low, high = actions.low.astype(np.float32), actions.high.astype(np.float32)
+    low = np.where(low.astype(np.float64) < actions.low, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high.astype(np.float64) > actions.high, np.nextafter(high, np.float32(-np.inf)), high)
+    return low, high

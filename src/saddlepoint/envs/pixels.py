@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from saddlepoint.envs.drawing import first_picture
 from saddlepoint.types import UserError
 
 SIDE = 64
@@ -52,27 +52,17 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
 
     def step(self, action: Any) -> Any:
         _, *others = self.env.step(action)
+        return self.look(), *others
+
+    def look(self) -> np.ndarray:
+        """(observation,): the environment as it is now, and the two pictures seen before. To be called once a step."""
         self._pictures[:-3] = self._pictures[3:]
         self._pictures[-3:] = _planes(self._draw())
-        return self._pictures.flatten(), *others
+        return self._pictures.flatten()
 
     def _draw(self) -> Any:
         base = self.env.unwrapped
         return base.picture(SIDE, SIDE) if isinstance(base, DrawsAtSize) else self.env.render()
-
-
-def first_picture(draw: Callable[[], Any], name: str) -> Any:
-    """The picture of an episode's start, which is what fails without a GL back-end. Raises ``UserError`` with what to install."""
-    try:
-        return draw()
-    except (ImportError, OSError, AttributeError, RuntimeError, gym.error.Error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        if isinstance(error, gym.error.Error):  # such as a missing pygame: it says itself what to install
-            raise UserError(f"{name} cannot be drawn: {reason}.") from error
-        raise UserError(
-            f"{name} cannot be drawn on this machine ({reason}): install EGL (apt-get install libegl1 libgl1),"
-            " or set MUJOCO_GL=osmesa."
-        ) from error
 
 
 def _planes(picture: np.ndarray) -> np.ndarray:

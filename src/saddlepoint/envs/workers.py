@@ -5,45 +5,71 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from saddlepoint.envs.backends import EnvStep, LocalEnvs
-from saddlepoint.types import EnvShape, ForeignFault, UserError
+from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, UserError
+
+POLL = 1.0
+"""seconds between two looks at the wish to stop, while a worker is silent"""
+SILENCE = 60.0
+"""seconds after which a silent worker is named"""
+PATIENCE = 10.0
+"""seconds that a silent worker is still waited for once somebody wishes to stop"""
 
 
 class WorkerEnvs:
-    """``num_envs`` environments over as many processes as there are cores, at most one each.
+    """``num_envs`` environments over as many processes as this one may use cores, at most one each.
 
     Workers are forked where the platform can fork, so that environments registered by the user's script are known to
-    them. What an environment raises comes here as ``ForeignFault``; so does the death of a worker, in the next call.
+    them. What an environment raises comes here as ``ForeignFault``; so does the death of a worker, in the next call,
+    and one that is silent for ``PATIENCE`` seconds while ``stop`` says that somebody wishes to. Signals are the
+    parent's to handle: a worker ends with its pipe.
     """
 
-    def __init__(self, id: str, num_envs: int, render_mode: str | None, env_kwargs: dict[str, Any]) -> None:
-        self._id = id
-        count = min(num_envs, os.cpu_count() or 1)
+    def __init__(
+        self, setup: EnvSetup, num_envs: int, render_mode: str | None, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._id, self._stop = setup.name, stop
+        count = min(num_envs, cores())
         self._shares = [share.tolist() for share in np.array_split(np.arange(num_envs), count)]
         context: Any = multiprocessing.get_context(
             "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
         )
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[Any] = []
         self._waiting = False
-        for share in self._shares:
-            ours, theirs = context.Pipe()
-            self._pipes.append(ours)
-            mode = render_mode if share[0] == 0 else None
-            args = (theirs, list(self._pipes), id, len(share), mode, env_kwargs)
-            process = context.Process(target=_work, args=args, daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
+        # Python ends daemons with SIGTERM, which they ignore, and then waits for them: close their pipes before.
+        self._end = util.Finalize(self, _end, args=(self._pipes, self._processes), exitpriority=100)
+        try:
+            for share in self._shares:
+                ours, theirs = context.Pipe()
+                self._pipes.append(ours)
+                args = (theirs, list(self._pipes), setup, share, render_mode)
+                process = context.Process(target=_work, args=args, daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+        except BaseException:
+            self.close()
+            raise
 
     def shape(self, needs_cost: bool) -> EnvShape:
         return self._call([("shape", needs_cost)] * len(self._pipes))[0]
+
+    def horizon(self) -> int | None:
+        return self._call([("horizon",)] * len(self._pipes))[0]
+
+    def notes(self) -> list[str]:
+        return self._call([("notes",)] * len(self._pipes))[0]
 
     def reset(self, seeds: list[int] | None) -> np.ndarray:
         return np.concatenate(
@@ -69,20 +95,12 @@ class WorkerEnvs:
         return self._call([("render",)] + [("ready",)] * (len(self._pipes) - 1))[0]
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            with suppress(OSError):  # one that died has no pipe to hear it
-                pipe.send(("close",))
-            pipe.close()
-        for process in self._processes:
-            process.join(timeout=2.0)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        self._end()
 
     def _call(self, calls: list[tuple[Any, ...]]) -> list[Any]:
         """One call for every worker, at the same time; their answers."""
         if self._waiting:
-            raise UserError(
+            raise ForeignFault(
                 f"the workers of {self._id} were interrupted in the middle of a step: resume from the last checkpoint."
             )
         self._waiting = True
@@ -95,6 +113,7 @@ class WorkerEnvs:
                 raise self._death(worker) from error
         for worker in range(len(calls)):
             try:
+                self._await(worker)
                 kind, answer = self._pipes[worker].recv()
             except (EOFError, OSError) as error:
                 raise self._death(worker) from error
@@ -104,22 +123,58 @@ class WorkerEnvs:
             raise problems[0]
         return answers
 
+    def _await(self, worker: int) -> None:
+        """Wait until the worker has answered or is gone. Raises ``ForeignFault`` for one that keeps a stop waiting."""
+        asked, wished, named = time.monotonic(), None, False
+        while not self._pipes[worker].poll(POLL):
+            now = time.monotonic()
+            if self._stop():
+                wished = now if wished is None else wished
+                if now - wished >= PATIENCE:
+                    raise ForeignFault(f"{self._name(worker)} has not answered for {now - asked:.0f} s: it is given up.")
+            if now - asked >= SILENCE and not named:
+                named = True
+                warnings.warn(
+                    f"{self._name(worker)} has not answered for {now - asked:.0f} s: it may hang; Ctrl-C stops the run.",
+                    stacklevel=2,
+                )
+
+    def _name(self, worker: int) -> str:
+        share = self._shares[worker]
+        return f"worker {worker} (environments {share[0]} to {share[-1]} of {self._id})"
+
     def _death(self, worker: int) -> ForeignFault:
-        process, share = self._processes[worker], self._shares[worker]
+        process = self._processes[worker]
         process.join(timeout=2.0)
         return ForeignFault(
-            f"worker {worker} (environments {share[0]} to {share[-1]} of {self._id}) died "
-            f"with exit code {process.exitcode}: "
-            "see what it printed above, or its memory use."
+            f"{self._name(worker)} died with exit code {process.exitcode}: see what it printed above, or its memory use."
         )
 
 
+def cores() -> int:
+    """How many of this machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end(pipes: list[Connection], processes: list[Any]) -> None:
+    for pipe in pipes:
+        with suppress(OSError):  # one that died has no pipe to hear it
+            pipe.send(("close",))
+        pipe.close()
+    for process in processes:
+        process.join(timeout=2.0)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
 def _work(
-    pipe: Connection, parents: list[Connection], id: str, num_envs: int, render_mode: str | None, kwargs: dict[str, Any]
+    pipe: Connection, parents: list[Connection], setup: EnvSetup, numbers: list[int], render_mode: str | None
 ) -> None:
-    """A worker's life. It ends when told to, or when its pipe does; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A worker's life. It ends when told to, or when its pipe does; signals are the parent's to handle."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     for parent in parents:
         parent.close()  # inherited ends would keep this pipe open when the parent is gone
     envs: LocalEnvs | None = None
@@ -127,13 +182,15 @@ def _work(
         try:
             name, *arguments = pipe.recv()
         except (EOFError, OSError):
-            return
+            break
         if name == "close":
-            return
+            break
         try:
-            envs = envs or LocalEnvs(id, num_envs, render_mode, kwargs)
+            envs = envs or LocalEnvs(setup, numbers, render_mode)
             answer = None if name == "ready" else getattr(envs, name)(*arguments)
         except UserError as error:
             pipe.send(("problem", type(error)(*error.args)))
         else:
             pipe.send(("answer", answer))
+    if envs is not None:
+        envs.close()

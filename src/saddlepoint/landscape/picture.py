@@ -4,44 +4,50 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saddlepoint import figures
 from saddlepoint.landscape.slices import KINDS, Landscape, Slice
 from saddlepoint.types import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 FORMATS = (".png", ".svg", ".pdf")
 PATHS_DRAWN = 12
 ORANGE = "#E69F00"
 INK = "#123456"
 """what stands for the page's own ink in an SVG: no other colour of the picture is this one"""
+LEGEND = "white lines: denoising paths    orange: sampled actions    cross: noise-free action"
+CONTOURS = 12
 
 
 def save_picture(landscape: Landscape, path: Path) -> None:
-    """All slices in one file, a row each, the kinds of energy side by side. Raises ``UserError`` when it cannot be written."""
+    """All slices in one file on one colour scale, a row each, the kinds of energy side by side.
+
+    Raises ``UserError`` when it cannot be written.
+    """
     from matplotlib.figure import Figure
 
-    rows = len(landscape.slices)
-    figure = Figure(figsize=(10, 4.1 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, len(KINDS), squeeze=False)
-    for axes, part in zip(grid, landscape.slices, strict=True):
-        for axis, kind in zip(axes, KINDS, strict=True):
-            draw(figure, axis, part, kind)
-            axis.set_title(f"{kind} Lagrangian: {title(part)}", fontsize=9)
-    figure.suptitle(landscape.describe(), fontsize=11)
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        figure.savefig(temporary, dpi=130, format=path.suffix[1:])
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
+    rows, largest = len(landscape.slices), height(landscape.slices)
+    with figures.style():
+        figure = Figure(figsize=(9.2, 3.7 * rows + 0.9), layout="constrained")
+        grid = figure.subplots(rows, len(KINDS), squeeze=False)
+        for axes, part in zip(grid, landscape.slices, strict=True):
+            for axis, kind in zip(axes, KINDS, strict=True):
+                image = draw(axis, part, kind, largest)
+                axis.set_title(f"{kind} Lagrangian\n{title(part)}")
+        bar = figure.colorbar(image, ax=grid, shrink=0.9 / rows**0.5, aspect=30)
+        bar.set_label("energy above the lowest of its panel (reward units)")
+        figure.suptitle(landscape.describe(), x=0.01, ha="left")
+        figure.supxlabel(LEGEND, fontsize=9, color=figures.SOFT)
+        _save(figure, path)
 
 
 def title(part: Slice) -> str:
@@ -49,40 +55,64 @@ def title(part: Slice) -> str:
     return f"{part.state.title}, step {part.state.step}, R − h = {part.state.excess:.3g}".replace("-", "−")
 
 
-def draw(figure: Figure, axis: Axes, part: Slice, kind: str) -> None:
-    """One kind of energy over one slice: paths in white, sampled actions in orange, the noise-free action as a cross."""
+def height(slices: Sequence[Slice]) -> float:
+    """The largest energy above the lowest of its own panel, which is where the common colour scale ends."""
+    return max((float(np.ptp(part.energy[kind])) for part in slices for kind in KINDS), default=1.0) or 1.0
+
+
+def draw(axis: Axes, part: Slice, kind: str, largest: float) -> AxesImage:
+    """One kind of energy over one slice, above its lowest value, in colours from 0 to ``largest``.
+
+    Only differences of energy move the policy, so the lowest of each panel is 0 and one scale serves all. It is a square
+    root's, which shows the valley where the policy acts. Paths are white, sampled actions orange, the noise-free action
+    a cross.
+    """
+    from matplotlib.colors import PowerNorm
+
     (left, *_, right), (bottom, *_, top) = part.axes
+    energy = part.energy[kind] - part.energy[kind].min()
+    norm = PowerNorm(0.5, 0.0, largest)
     image = axis.imshow(
-        part.energy[kind], origin="lower", extent=(left, right, bottom, top), aspect="auto", cmap="viridis",
+        energy, origin="lower", extent=(left, right, bottom, top), aspect="auto", cmap=figures.MAP, norm=norm,
         interpolation="bilinear",
     )  # fmt: skip
-    levels = np.linspace(part.energy[kind].min(), part.energy[kind].max(), 14)
-    if levels[-1] > levels[0]:
-        axis.contour(*part.axes, part.energy[kind], levels, colors="white", linewidths=0.5, linestyles="solid", alpha=0.45)
-    figure.colorbar(image, ax=axis, label="energy")
+    levels = largest * np.linspace(0, 1, CONTOURS + 2)[1:-1] ** 2
+    if energy.max() > levels[0]:
+        axis.contour(*part.axes, energy, levels, colors="white", linewidths=0.5, alpha=0.45)
     for path in part.paths[:, :PATHS_DRAWN].transpose(1, 0, 2):
         axis.plot(*path.T, color="black", lw=2.0, alpha=0.5, solid_capstyle="round")
         axis.plot(*path.T, color="white", lw=1.0, marker="o", ms=1.8)
     axis.scatter(part.paths[0, :, 0], part.paths[0, :, 1], s=9, color=ORANGE, edgecolors="black", linewidths=0.3, zorder=3)
     axis.plot(*part.action, marker="X", ms=9, color="white", markeredgecolor="black", zorder=4)
-    axis.set(xlabel=f"action {part.dims[0]}", ylabel=f"action {part.dims[1]}")
-    axis.set(xlim=(left, right), ylim=(bottom, top))
+    axis.set(xlabel=f"action {part.dims[0]}", ylabel=f"action {part.dims[1]}", xlim=(left, right), ylim=(bottom, top))
+    figures.panel_map(axis)
+    return image
 
 
-def panel_svg(part: Slice, kind: str, label: str) -> str:
+def panel_svg(part: Slice, kind: str, label: str, largest: float) -> str:
     """One panel as an inline SVG that takes ink and font from the page around it; ``label`` is its text for those who do not see it."""
     import matplotlib
     from matplotlib.figure import Figure
 
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     # The salt keeps the ids of several pictures in one page apart.
-    style: Any = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 11}
+    style: Any = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 12}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
-        draw(figure, figure.subplots(), part, kind)
+        figure = Figure(figsize=(3.9, 3.4), layout="constrained")
+        draw(figure.subplots(), part, kind, largest)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(text.getvalue(), label)
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.unlink(missing_ok=True)  # a link that lies there must not be written through
+        figure.savefig(temporary, format=path.suffix[1:])
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
 
 
 def _for_page(svg: str, label: str) -> str:

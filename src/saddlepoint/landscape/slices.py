@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.landscape import paths
 from saddlepoint.landscape.states import ChosenState, choose_states
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 
@@ -71,7 +70,7 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
     agent = policy.learner
     assert isinstance(agent, ALGD)
     _require_dims(dims, agent.shape.action, policy.env)
-    chosen = choose_states(agent, policy.env, states, seed)
+    chosen = choose_states(agent, policy.setup, states, seed)
     generator = torch.Generator(agent.device).manual_seed(seed)
     found = [_sample(agent, state, generator) for state in chosen]
     dims = dims or widest(np.stack([chains[0] for _, chains, _ in found]), agent.policy.box.scale.numpy())
@@ -121,7 +120,7 @@ def widest(samples: np.ndarray, scale: np.ndarray) -> tuple[int, int]:
 def _sample(agent: ALGD, state: ChosenState, generator: torch.Generator) -> tuple[Tensor, np.ndarray, Tensor]:
     """The state (1, observation), its denoising paths (K + 1, samples, action) and its noise-free action (1, action)."""
     row = torch.as_tensor(state.observation, dtype=agent.dtype)[None]
-    chains = paths(agent, row.expand(SAMPLES, -1), agent.policy.draw(SAMPLES, generator))
+    chains = agent.paths(row.expand(SAMPLES, -1), agent.policy.draw(SAMPLES, generator))
     return row, chains.numpy(), agent.act(row, "deterministic", generator).clone()
 
 

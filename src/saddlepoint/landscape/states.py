@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ import torch
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.landscape import excess
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.train.evaluate import require_finite_action
+from saddlepoint.train.evaluate import longest_episode, require_finite_action
+from saddlepoint.types import EnvSetup
 
 EPISODES = 4
 FRACTIONS = (1 / 2, 1 / 4, 3 / 4, 1 / 8, 3 / 8, 5 / 8, 7 / 8)
@@ -31,7 +32,7 @@ class ChosenState:
     """max_c R_c - h_c of the noise-free action there"""
 
 
-def choose_states(agent: ALGD, env: str, count: int, seed: int) -> list[ChosenState]:
+def choose_states(agent: ALGD, env: str | EnvSetup, count: int, seed: int) -> list[ChosenState]:
     """``count`` <= ``MOST`` states of ``EPISODES`` stochastic episodes, in the order in which they are met in one.
 
     The one whose noise-free action has the largest risk of all; of the first episode the start, the middle, then
@@ -56,9 +57,10 @@ def choose_states(agent: ALGD, env: str, count: int, seed: int) -> list[ChosenSt
     return sorted(chosen.values(), key=lambda state: (state.step, state.episode))
 
 
-def play(agent: ALGD, env: str, seed: int) -> list[np.ndarray]:
+def play(agent: ALGD, env: str | EnvSetup, seed: int) -> list[np.ndarray]:
     """The observations of ``EPISODES`` whole episodes of the stochastic policy, each (steps, observation)."""
-    envs = EnvBatch(env, EPISODES, seed=seed)
+    setup = EnvSetup.of(env)
+    envs = EnvBatch(replace(setup, longest=setup.longest or longest_episode(agent.budgets)), EPISODES, seed=seed)
     generator = torch.Generator(agent.device).manual_seed(seed)
     met: list[list[np.ndarray]] = [[] for _ in range(EPISODES)]
     playing = np.ones(EPISODES, bool)

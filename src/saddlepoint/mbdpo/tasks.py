@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,10 +35,19 @@ class Task:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Task:
-        """Undo ``to_json``; other entries are left alone. Raises ``KeyError`` where one is missing."""
-        low, high = tuple(values["action_low"]), tuple(values["action_high"])
-        return cls(values["name"], values["env"], int(values["observation"]), low, high, int(values["episode_length"]))
+    def from_json(cls, values: Any, where: Path) -> Task:
+        """Undo ``to_json``; other entries are left alone. Raises ``UserError``, which names the file ``where``, for what is not a task."""
+        try:
+            low, high = (tuple(map(float, values[name])) for name in ("action_low", "action_high"))
+            task = cls(values["name"], values["env"], values["observation"], low, high, values["episode_length"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where} is damaged (a task has no whole {error}): restore it, or make it again.") from error
+        texts = isinstance(task.name, str) and isinstance(task.env, str)
+        counts = all(type(count) is int and count > 0 for count in (task.observation, task.episode_length))
+        bounds = len(low) == len(high) > 0 and all(-math.inf < a < b < math.inf for a, b in zip(low, high))
+        if not (texts and counts and bounds):
+            raise UserError(f"{where} is damaged (a task has odd names, sizes or bounds): restore it, or make it again.")
+        return task
 
 
 def padded_shape(observation: int, action: int) -> EnvShape:
@@ -50,14 +60,22 @@ def model_tasks(tasks: Sequence[Task]) -> Tasks:
     return Tasks(tuple(len(task.action_low) for task in tasks), tuple(task.episode_length for task in tasks))
 
 
-def stored_tasks(content: dict[str, Any]) -> tuple[Task, ...]:
-    """The tasks of a run's config.json."""
-    return tuple(Task.from_json(task) for task in content["tasks"])
+def stored_tasks(content: dict[str, Any], run: Path = Path()) -> tuple[Task, ...]:
+    """The tasks of a run's config.json. Raises ``UserError`` when they are damaged."""
+    where, tasks = run / "config.json", content["tasks"]
+    if not isinstance(tasks, list):
+        raise UserError(f"{where} is damaged (its 'tasks' are no list): restore it, or start a new run.")
+    return tuple(Task.from_json(task, where) for task in tasks)
+
+
+def learner_options(content: dict[str, Any]) -> dict[str, Any]:
+    """What the agent of a stored run is made with beside its config: its tasks, where it has several."""
+    return {"tasks": model_tasks(stored_tasks(content))} if "tasks" in content else {}
 
 
 def chosen_task(content: dict[str, Any], name: str | None, run: Path, flag: str = "--task") -> tuple[int, Task]:
     """The number and the task called ``name``, or of that environment, of a run's config.json. Raises ``UserError``, which lists the tasks."""
-    tasks = stored_tasks(content)
+    tasks = stored_tasks(content, run)
     number = find_task(tasks, name, run, flag)
     return number, tasks[number]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import MBDPOConfig, heuristic_discount
-from saddlepoint.mbdpo.tasks import Task
+from saddlepoint.mbdpo.tasks import Task, chosen_task
 from saddlepoint.nn.normed import NormedMLP
 from saddlepoint.types import EnvShape, UserError
 
@@ -60,6 +61,29 @@ class Pretrained:
         agent = MBDPO(config, shape, budgets, seed, device, compile=compile)
         adopt(agent, self.source, self.number)
         return agent
+
+
+def choose_task(
+    source: MBDPO, content: dict[str, Any], name: str | None, run: Path, device: torch.device | str
+) -> tuple[MBDPO, str, EnvShape] | None:
+    """The agent of one of a stored run's tasks, its environment and shape; None where the run has a single one. Raises ``UserError``."""
+    if "tasks" not in content:
+        return None
+    number, task = chosen_task(content, name, run)
+    return specialise(source, number, task, device=device), task.env, task.shape
+
+
+def start_from_stored(source: MBDPO, content: dict[str, Any], name: str | None, run: Path) -> tuple[Pretrained, MBDPOConfig]:
+    """What makes learners that start from a stored run, of its task called ``name`` where it has several, and the config that they begin with.
+
+    Raises ``UserError``.
+    """
+    if "tasks" not in content:
+        if name is not None:
+            raise UserError(f"{run} was trained on {content['train']['env']} alone: leave out --start-task.")
+        return Pretrained(source, None), source.config
+    number, task = chosen_task(content, name, run, "--start-task")
+    return Pretrained(source, number), task_config(source.config, task)
 
 
 @torch.no_grad()

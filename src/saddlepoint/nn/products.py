@@ -89,8 +89,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, low: bool = Fa
     if low:
         y = F.linear(x.bfloat16(), weight.bfloat16()).to(x.dtype)
         return y if bias is None else y + bias
-    small = x.numel() // x.shape[-1] * weight.numel() < SMALL
-    if small or not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
+    if torch.compiler.is_compiling() or not (ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"):
+        return F.linear(x, weight, bias)
+    if x.numel() // x.shape[-1] * weight.numel() < SMALL:
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     product = _Affine.apply if torch.is_grad_enabled() else affine

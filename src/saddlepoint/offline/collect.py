@@ -15,11 +15,12 @@ from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
 from saddlepoint.offline.dataset import Dataset, Writer
-from saddlepoint.systems import load_policy
+from saddlepoint.policies import load_policy
+from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
-from saddlepoint.train.evaluate import MAX_ENVS, require_finite_action
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.train.evaluate import MAX_ENVS, longest_episode, require_finite_action
+from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 PROG = "saddlepoint collect RUN..."
 
@@ -88,34 +89,44 @@ def collect(
             raise UserError(f"{folder} was trained on pictures ({env}), and a data set holds vectors of observations: leave that run out.")
         if shapes.setdefault(env, shape) != shape:
             raise UserError(f"{folder} has other spaces than another run on {env}: leave one of them out.")
+        if run.setup_of(content) != EnvSetup(env):
+            raise UserError(
+                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep: leave that run out."
+            )
         sources.append((folder, env))
     names = list(shapes)
     with Writer(out, max(shape.observation for shape in shapes.values()), max(shape.action for shape in shapes.values())) as writer:
         longest = dict.fromkeys(names, 0)
         for folder, env in sources:
-            pieces = played(folder, env, episodes, mode, seed) if episodes else stored(folder)
+            pieces = played(folder, env, episodes, mode, seed) if episodes else stored(folder, shapes[env])
             low, high = (np.array(bound, np.float32) for bound in (shapes[env].action_low, shapes[env].action_high))
             for piece in pieces:
                 longest[env] = max(longest[env], len(piece.reward))
                 scaled = ((2 * piece.action - (high + low)) / (high - low)).clip(-1, 1)
                 writer.add(np.array([names.index(env)]), piece.observation[None], scaled[None], piece.reward[None], piece.terminated[None])
         writer.tasks = tuple(_task(env, shapes[env], longest[env]) for env in names)
-    return Dataset(out)
+    return Dataset(out, verify=False)
 
 
 def _task(env: str, shape: EnvShape, longest: int) -> Task:
     return Task(env, env, shape.observation, shape.action_low, shape.action_high, env_spec(env).horizon or longest)
 
 
-def stored(folder: Path) -> Iterator[Episode]:
-    """The replay of a run's newest whole checkpoint, cut into episodes; the oldest and the newest of each environment may be parts of one."""
+def stored(folder: Path, shape: EnvShape) -> Iterator[Episode]:
+    """The replay of a run's newest whole checkpoint, cut into episodes; the oldest and the newest of each environment may be parts of one.
+
+    Raises ``UserError`` when there is none, or one that does not fit the environment's ``shape``.
+    """
     path, note = checkpoint.latest(folder)
     if note:
         print(f"warning: {note}")
     replay = checkpoint.load(path).replay
     if "position" not in replay:
         raise UserError(f"{folder} keeps no replay: collect with --episodes, or from another run.")
-    rows, num_envs, head, filled = replay["position"].tolist()
+    rows, num_envs, head, filled = saved_position(replay)
+    widths = {"observation": shape.observation, "action": shape.action, "next_observation": shape.observation}
+    if any(replay[name].shape[1:] != ((widths[name],) if name in widths else ()) for name in ("reward", "terminated", "age", *widths)):
+        raise UserError(f"{path} holds a replay of other sizes than the environment of {folder} has: it is damaged, collect from another run.")
     order = np.arange(filled) if filled < rows else (head + np.arange(rows)) % rows
     fields: dict[str, Any] = {name: replay[name].numpy() for name in ("observation", "action", "reward", "next_observation", "terminated", "age")}
     for env in range(num_envs):
@@ -133,7 +144,7 @@ def played(folder: Path, env: str, episodes: int, mode: Literal["explore", "stoc
     if policy.note:
         print(f"warning: {policy.note}")
     slots = min(episodes, MAX_ENVS)
-    envs = EnvBatch(env, slots, seed=seed, needs_cost=False)
+    envs = EnvBatch(EnvSetup(env, longest=longest_episode(policy.budgets)), slots, seed=seed, needs_cost=False)
     generator = torch.Generator().manual_seed(seed)
     try:
         actor = Actor(policy.learner, slots, "cpu")

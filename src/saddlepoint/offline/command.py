@@ -10,7 +10,7 @@ from saddlepoint.flags import Parsed, parse_with_file
 from saddlepoint.mbdpo.config import COST_OPTIONS, PRESETS, MBDPOConfig
 from saddlepoint.offline.config import OPERATIONAL, PretrainConfig
 from saddlepoint.offline.pretrain import pretrain, require_pretraining
-from saddlepoint.systems import restore_config
+from saddlepoint.options import restore
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 
@@ -74,5 +74,5 @@ def _resumed(parsed: Parsed) -> tuple[PretrainConfig, MBDPOConfig]:
     saved = run_folder.read(folder)
     require_pretraining(saved, folder)
     where = folder / "config.json"
-    config = parsed.over(parsed.values.run, replace(restore_config(PretrainConfig, saved["train"], where), out=folder))
-    return config, restore_config(MBDPOConfig, saved["learner"], where)
+    config = parsed.over(parsed.values.run, replace(restore(PretrainConfig, saved["train"], where), out=folder))
+    return config, restore(MBDPOConfig, saved["learner"], where)

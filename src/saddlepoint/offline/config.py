@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.train.config import flag
+from saddlepoint.options import flag
+from saddlepoint.train.schedule import Schedule
 from saddlepoint.types import UserError
 
 
@@ -63,11 +64,10 @@ class PretrainConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
 
+    def schedule(self, evaluates: bool) -> Schedule:
+        """When things are due; ``evaluates``: whether there is a task to evaluate."""
+        return Schedule(self.total_updates, self.log_every, self.eval_every if evaluates else 0, self.checkpoint_every, self.keep_checkpoints)
+
 
 OPERATIONAL = frozenset({"total_updates", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "data"})
 """fields that may differ on resume: they do not change what is learnt (threads: the last bits; data: it may have moved, and is held to its digest)"""
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether ``step`` is a multiple of ``every``, where 0 is none."""
-    return step > 0 and every > 0 and step % every == 0

@@ -18,6 +18,8 @@ from saddlepoint.offline.task_sets import SETS, KnownTask, known_task
 from saddlepoint.types import UserError
 
 EPISODES_AT_ONCE = 256
+MOST_TASKS = 10_000
+"""tasks of a set; a larger number is a damaged one, and all up to it would be made"""
 PROG = "saddlepoint convert CHUNK..."
 
 
@@ -70,7 +72,7 @@ def convert(paths: Sequence[Path], out: Path, names: Sequence[str] = ()) -> Data
             for start in range(0, len(chunk.obs), EPISODES_AT_ONCE):
                 _add(writer, seen, chunk, slice(start, start + EPISODES_AT_ONCE))
         writer.tasks = seen.tasks()
-    return Dataset(out)
+    return Dataset(out, verify=False)
 
 
 def _add(writer: Writer, seen: _Seen, chunk: Chunk, part: slice) -> None:
@@ -81,6 +83,8 @@ def _add(writer: Writer, seen: _Seen, chunk: Chunk, part: slice) -> None:
     task = chunk.task[part].to(torch.int64).numpy()
     if (task != task[:, :1]).any() or task.min() < 0:
         raise UserError(f"{chunk.path}: an episode has more than one task, or a negative one: it is not a chunk of TD-MPC2's data.")
+    if task.max() >= MOST_TASKS:
+        raise UserError(f"{chunk.path}: an episode is of task {task.max()}, and at most {MOST_TASKS:,} are taken: the chunk is damaged, fetch it again.")
     if abs(action).max() > 1 + 1e-5:
         raise UserError(f"{chunk.path}: an action is outside of [-1, 1]: it is not a chunk of TD-MPC2's data.")
     seen.add(task[:, 0], obs, action)

@@ -1,17 +1,15 @@
 """A data set of episodes of several tasks, in flat files that are mapped into memory: it may be larger than that.
 
-A folder holds ``dataset.json`` (sizes and tasks), ``episodes.npy`` (task, first row and number of steps of each episode, int64) and ``observation.f32``,
-``action.f32``, ``reward.f32``, ``terminated.f32``: rows of little-endian float32, nothing between them. Row t of an episode holds o_t, a_t in [-1, 1], r_t and
-whether the task ended with that step; one more row ends the episode, of which only the observation counts. Tasks are padded with zeros to the largest
-observation and action.
+A folder holds ``dataset.json`` (sizes, tasks, and the size and SHA-256 of each other file), ``episodes.npy`` (task,
+first row and number of steps of each episode, int64) and ``observation.f32``, ``action.f32``, ``reward.f32``,
+``terminated.f32``: rows of little-endian float32, nothing between them. Row t of an episode holds o_t, a_t in [-1, 1],
+r_t and whether the task ended with that step; one more row ends the episode, of which only the observation counts.
+Tasks are padded with zeros to the largest observation and action.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -19,11 +17,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
+from saddlepoint.files import FileFault, digest, is_sealed, new_folder, read_array, read_json, sealed, write_json
 from saddlepoint.mbdpo.tasks import Task
-from saddlepoint.train.checkpoint import write_json
 from saddlepoint.types import UserError
 
-FORMAT = 1
+FORMAT = 2
+HEADER, TABLE = "dataset.json", "episodes.npy"
+AGAIN = "the data set is not whole, make it again"
 ARRAYS = ("observation", "action", "reward", "terminated")
 NUMBER = np.dtype("<f4")
 
@@ -39,26 +39,31 @@ class Windows(NamedTuple):
 
 
 class Dataset:
-    """Episodes on the disk. Raises ``UserError`` when ``folder`` is not a whole data set."""
+    """Episodes on the disk. Raises ``UserError`` when ``folder`` is not a whole data set.
 
-    def __init__(self, folder: Path) -> None:
+    ``verify`` reads every file once and compares it with its digest; without it only sizes are looked at.
+    """
+
+    def __init__(self, folder: Path, verify: bool = True) -> None:
         self.folder = folder
         header = _header(folder)
-        try:
-            rows, episodes = int(header["rows"]), int(header["episodes"])
-            self.observation, self.action = int(header["observation"]), int(header["action"])
-            self.tasks = tuple(Task.from_json(task) for task in header["tasks"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder / 'dataset.json'} is damaged ({error!r}): make the data set again.") from error
-        if rows < 1:
-            raise UserError(f"{folder} holds no episodes: make the data set again.")
+        rows, episodes, self.observation, self.action = (_count(header, name, folder) for name in ("rows", "episodes", "observation", "action"))
+        tasks, written = header.get("tasks"), header.get("files")
+        if not isinstance(tasks, list) or not isinstance(written, dict):
+            raise UserError(f"{folder / HEADER} is damaged (it has no whole 'tasks' and 'files'): make the data set again.")
+        self.tasks = tuple(Task.from_json(task, folder / HEADER) for task in tasks)
+        for name in (TABLE, *(f"{name}.f32" for name in ARRAYS)):
+            _require_whole(folder / name, written.get(name), verify)
         self._arrays = {name: self._map(name, rows, width) for name, width in self._widths().items()}
-        table = self._table(episodes)
+        table = read_array(folder / TABLE, "the table of episodes", advice=AGAIN)
+        if table.shape != (episodes, 3) or table.dtype != np.int64:
+            raise UserError(f"{folder / TABLE} does not hold {episodes} episodes: {AGAIN}.")
         self._task, self._first, self._steps = table.T
         tasks_fit = ((self._task >= 0) & (self._task < len(self.tasks))).all()
-        rows_fit = (self._steps > 0).all() and (self._first == np.cumsum(self._steps + 1) - (self._steps + 1)).all()
-        if not (tasks_fit and rows_fit and (self._steps + 1).sum() == rows):
-            raise UserError(f"{folder / 'episodes.npy'} does not fit the other files: make the data set again.")
+        ends = np.cumsum(self._steps + 1)
+        rows_fit = ((self._steps > 0) & (self._steps < rows)).all() and (self._first == ends - (self._steps + 1)).all()
+        if not (tasks_fit and rows_fit and ends[-1] == rows):
+            raise UserError(f"{folder / TABLE} does not fit the other files: make the data set again.")
         self._ends: dict[int, np.ndarray] = {}  # by horizon: windows of the episodes up to each, that one included
 
     @property
@@ -79,9 +84,8 @@ class Dataset:
         return len(self._steps)
 
     def digest(self) -> str:
-        """SHA-256 of what the data set says of itself, not of the arrays: one that was made anew has another."""
-        parts = (self.folder / name for name in ("dataset.json", "episodes.npy"))
-        return hashlib.sha256(b"".join(hashlib.sha256(part.read_bytes()).digest() for part in parts)).hexdigest()
+        """SHA-256 of ``dataset.json``, which holds those of the other files: another data set has another."""
+        return digest(self.folder / HEADER)
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """One episode: observation (steps + 1, observation), action (steps, action), reward and terminated (steps,)."""
@@ -117,26 +121,16 @@ class Dataset:
     def _map(self, name: str, rows: int, width: int) -> np.ndarray:
         path = self.folder / f"{name}.f32"
         wanted = rows * max(width, 1) * NUMBER.itemsize
-        if not path.is_file() or path.stat().st_size != wanted:
-            size = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
-            raise UserError(f"{path} should hold {wanted} bytes and holds {size}: the data set is not whole, make it again.")
+        if path.stat().st_size != wanted:
+            raise UserError(f"{path} should hold {wanted} bytes and holds {path.stat().st_size} bytes: {AGAIN}.")
         return np.memmap(path, NUMBER, "r", shape=(rows, width) if width else (rows,))
-
-    def _table(self, episodes: int) -> np.ndarray:
-        path = self.folder / "episodes.npy"
-        try:
-            table = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read ({error}): the data set is not whole, make it again.") from error
-        if table.shape != (episodes, 3) or table.dtype != np.int64:
-            raise UserError(f"{path} does not hold {episodes} episodes: the data set is not whole, make it again.")
-        return table
 
 
 class Writer:
     """Writes a data set beside its place and renames it there when the ``with`` block ends well; else nothing is left.
 
-    Episodes go to the disk as they come. Raises ``UserError`` when ``folder`` exists, and at the end when there were no episodes.
+    Episodes go to the disk as they come. Raises ``UserError`` when ``folder`` exists, also when another writer has made it meanwhile, when the disk is full,
+    and at the end when there were no episodes.
     """
 
     def __init__(self, folder: Path, observation: int, action: int) -> None:
@@ -145,18 +139,17 @@ class Writer:
         self.folder, self.observation, self.action = folder, observation, action
         self.tasks: tuple[Task, ...] = ()
         """to be set before the block ends"""
-        self._temporary = folder.with_name(f".writing-{folder.name}")
+        self._temporary = folder
+        self._stack = ExitStack()
         self._files: dict[str, IO[bytes]] = {}
         self._rows = 0
         self._episodes: list[np.ndarray] = []  # of each block: (episodes, 3)
 
     def __enter__(self) -> Writer:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        try:
-            self._temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}): choose another --out.") from error
-        self._files = {name: (self._temporary / f"{name}.f32").open("wb") for name in ARRAYS}
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(new_folder(self.folder))
+            self._files = {name: stack.enter_context((self._temporary / f"{name}.f32").open("wb")) for name in ARRAYS}
+            self._stack = stack.pop_all()
         return self
 
     def add(self, task: np.ndarray, observation: np.ndarray, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray) -> None:
@@ -176,41 +169,55 @@ class Writer:
         self._rows += episodes * (steps + 1)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for file in self._files.values():
-            if kind is None:
-                file.flush()
-                os.fsync(file.fileno())
-            file.close()
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        with self._stack:
+            if error is not None:
+                raise error
+            self._finish()
 
     def _finish(self) -> None:
         if not self._episodes:
             raise UserError(f"{self.folder} would be a data set with no episodes: nothing was written; look at what it is made from.")
         table = np.concatenate(self._episodes)
-        with (self._temporary / "episodes.npy").open("wb") as file:
-            np.save(file, table, allow_pickle=False)
-            os.fsync(file.fileno())
+        np.save(self._temporary / TABLE, table, allow_pickle=False)
+        for file in self._files.values():
+            file.close()
+        written = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(self._temporary.iterdir())}
         tasks: list[dict[str, Any]] = []
         for number, task in enumerate(self.tasks):
             steps = table[table[:, 0] == number, 2]
             tasks.append(task.to_json() | {"episodes": len(steps), "steps": int(steps.sum())})
         sizes = {"observation": self.observation, "action": self.action, "rows": self._rows, "episodes": len(table)}
-        write_json(self._temporary / "dataset.json", {"format": FORMAT, **sizes, "tasks": tasks})
-        self._temporary.rename(self.folder)
+        write_json(self._temporary / HEADER, sealed({"format": FORMAT, **sizes, "files": written, "tasks": tasks}))
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
+    path = folder / HEADER
     try:
-        header = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{folder} is not a data set (it has no dataset.json): make one with `saddlepoint collect` or `saddlepoint convert`.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): make the data set again.") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        header = read_json(path, "the description of a data set", advice="make the data set again")
+    except FileFault as error:
+        if not error.missing:
+            raise
+        raise UserError(f"{folder} is not a data set (it has no {HEADER}): make one with `saddlepoint collect` or `saddlepoint convert`.") from error
+    if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: make the data set again.")
+    if not is_sealed(header):
+        raise UserError(f"{path} has changed since it was written: {AGAIN}.")
     return header
+
+
+def _count(header: dict[str, Any], name: str, folder: Path) -> int:
+    value = header.get(name)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{folder / HEADER} is damaged ({name} is {value!r}, not a number of at least 1): make the data set again.")
+    return value
+
+
+def _require_whole(path: Path, entry: Any, verify: bool) -> None:
+    """Raises ``UserError`` unless the file is as ``entry`` of dataset.json says."""
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        raise UserError(f"{path.parent / HEADER} says nothing whole of {path.name}: make the data set again.")
+    if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        size = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+        raise UserError(f"{path} should hold {entry['bytes']} bytes and holds {size}: {AGAIN}.")
+    if verify and digest(path) != entry["sha256"]:
+        raise UserError(f"{path} has changed since it was written: {AGAIN}.")

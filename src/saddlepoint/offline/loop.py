@@ -1,10 +1,9 @@
-"""The loop of a pretraining run: draw, update, evaluate, checkpoint; and go on exactly where it stopped."""
+"""Pretraining on a data set: draw, update, evaluate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 
@@ -12,83 +11,50 @@ from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.losses import Sequences, UpdateNoise
 from saddlepoint.mbdpo.peers import share_noise
 from saddlepoint.mbdpo.tasks import Task
-from saddlepoint.offline.config import PretrainConfig, is_due
+from saddlepoint.offline.config import PretrainConfig
 from saddlepoint.offline.dataset import Dataset, Windows
 from saddlepoint.offline.evaluate import evaluate_task, over_tasks
 from saddlepoint.offline.processes import Processes
 from saddlepoint.train import checkpoint
+from saddlepoint.train.driver import Parts
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import EVALUATION, stream
-from saddlepoint.train.signals import Interrupted, StopRequest
-from saddlepoint.types import ForeignFault, Metrics, NonFiniteError, UserError
+from saddlepoint.train.signals import StopRequest
+from saddlepoint.train.verdict import evaluation_in_words
+from saddlepoint.types import Metrics
 
 
 class Pretraining:
-    """The state of a run, and how it moves by one update.
+    """The training that ``train.driver`` drives on a data set: its state, and how it moves by one update.
 
     Every draw, of windows and of noise, comes from the agent's own generator, which its state holds; the processes draw the same and take their shares.
-    ``tasks`` are those to evaluate, with their numbers. ``log`` is None in all processes but the first.
+    ``tasks`` are those to evaluate, with their numbers.
     """
 
+    unit: ClassVar[str] = "update"
+    total_flag: ClassVar[str] = "--total-updates"
+
     def __init__(
-        self, config: PretrainConfig, folder: Path, data: Dataset, agent: MBDPO, tasks: Sequence[tuple[int, Task]], processes: Processes,
-        log: RunLog | None, stop: StopRequest,
+        self, config: PretrainConfig, data: Dataset, agent: MBDPO, tasks: Sequence[tuple[int, Task]], processes: Processes, log: RunLog,
+        stop: StopRequest,
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.data, self.agent, self.tasks = config, folder, data, agent, tasks
+        self.config, self.data, self.agent, self.tasks = config, data, agent, tasks
         self.processes, self.log, self.stop = processes, log, stop
         self.step = 0
-        self.saved = -1  # step of the newest checkpoint
-        self.kept = (-1, -1)  # step and last evaluation of that one
-        self.evaluated = 0  # step of the last evaluation
         self.metrics: Metrics = {}  # of the last update
 
-    def run(self) -> None:
-        """Go on until ``total_updates``, a signal (``Interrupted``) or a fault (``UserError``)."""
-        config = self.config
-        while True:
-            last = self.step >= config.total_updates
-            try:
-                if self._evaluation_due(last):
-                    self._evaluate()
-                stopping = self.processes.any(self.stop())
-                # A new run writes one at once: it can be resumed from its first moment, and a full disk shows early.
-                due = last or stopping or self.step == 0 or is_due(self.step, config.checkpoint_every)
-                if due and self.kept != (self.step, self.evaluated):
-                    self._save()
-                if last and not self._evaluation_due(last):
-                    return
-                if stopping:
-                    raise Interrupted(f"stopped at update {self.step}; go on with --resume {self.folder}")
-                self._advance()
-                if is_due(self.step, config.log_every) or self.step >= config.total_updates:
-                    self._log_training()
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{str(error).rstrip('.')} (update {self.step}; {self._last_good()}).") from error
-            except ForeignFault as error:  # of an evaluation's environment
-                if self.processes.count == 1 and self.kept != (self.step, self.evaluated):
-                    self._save()
-                raise ForeignFault(f"in an evaluation, {str(error).rstrip('.')} (update {self.step}; {self._last_good()}).") from error
-            except OSError as error:  # the data, metrics and TensorBoard; a checkpoint's own faults are sentences already
-                where = error.filename or self.folder
-                raise UserError(f"{where} cannot be read or written ({error.strerror or error}): go on with --resume; {self._last_good()}.") from error
+    @property
+    def updates(self) -> int:
+        return self.step
 
-    def resume(self) -> None:
-        """Take up the newest whole checkpoint of the run's folder."""
-        path, warning = checkpoint.latest(self.folder)
-        saved = checkpoint.load(path)
-        if saved.step > self.config.total_updates:
-            raise UserError(f"{self.folder} has already made {saved.step} updates: raise --total-updates to go on.")
+    def load(self, saved: checkpoint.Checkpoint) -> None:
+        """Take up a checkpoint."""
         self.agent.load_state_dict(saved.learner)
-        self.step = self.saved = saved.step
-        self.evaluated, self.metrics = saved.state["evaluated"], saved.state["metrics"]
-        self.kept = (self.step, self.evaluated)
-        if self.log is None:
-            return
-        self.log.resume(self.step, saved.state["wall_s"], self._is_kept)
-        if warning:
-            self.log.say(f"warning: {warning}")
-        ended = "; that is all it was asked for (--total-updates)" if self.step >= self.config.total_updates else ""
-        self.log.say(f"going on from update {self.step}{ended}")
+        self.step, self.metrics = saved.step, saved.state["metrics"]
+
+    def learn(self) -> bool:
+        """Nothing is owed between two updates."""
+        return True
 
     def sequences(self, windows: Windows) -> Sequences:
         """What was read, as the agent takes it."""
@@ -98,7 +64,8 @@ class Pretraining:
         task = torch.from_numpy(windows.task).to(self.agent.device)
         return Sequences(observation, action, reward, reward.new_zeros(0, *reward.shape), terminated, task)
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """One update."""
         agent, rank, count = self.agent, self.processes.rank, self.processes.count
         c = agent.config
         windows = self.data.sample(c.batch_size, c.horizon, agent.generator, rank, count)
@@ -109,14 +76,9 @@ class Pretraining:
                 agent.model.embedding(self.processes.pool(data.task))
         self.metrics = agent.update_sequences(data, noise)
         self.step += 1
-        if self.log is not None:
-            self.log.progress(self.step, self.step)
+        self.log.progress(self.step, self.step)
 
-    def _evaluation_due(self, last: bool) -> bool:
-        every = self.config.eval_every
-        return bool(self.tasks) and every > 0 and self.evaluated != self.step and (last or is_due(self.step, every))
-
-    def _evaluate(self) -> None:
+    def evaluate(self) -> dict[str, float] | None:
         """Each process plays some of the tasks. A stop in any of them is a stop of all: the evaluation is made up for on resume."""
         config, seed = self.config, stream(self.config.seed, EVALUATION)
         mine: dict[str, float] = {}
@@ -129,35 +91,19 @@ class Pretraining:
             mine |= found
         parts = self.processes.gather(mine)
         if self.processes.any(stopped):
-            return
-        self.evaluated = self.step
-        if self.log is not None:
-            metrics = {name: value for part in parts for name, value in part.items()}
-            self.log.write(self.step, "eval", metrics | over_tasks(metrics, [task for _, task in self.tasks]))
+            return None
+        metrics = {name: value for part in parts for name, value in part.items()}
+        return metrics | over_tasks(metrics, [task for _, task in self.tasks])
 
-    def _log_training(self) -> None:
-        metrics = {f"train/{name}": value for name, value in self.processes.mean(self.metrics).items()}
-        if self.log is not None:
-            self.log.write(self.step, "train", metrics | {"train/updates": float(self.step)})
+    def evaluation_words(self, metrics: dict[str, float]) -> str:
+        return f"mean over {len(self.tasks)} tasks: {evaluation_in_words(metrics, (), 'both')}"
 
-    def _is_kept(self, line: dict[str, Any]) -> bool:
-        """Whether an uninterrupted run would have this line: no later one, none that only an earlier end caused."""
-        every = self.config.eval_every if line["kind"] == "eval" else self.config.log_every
-        if line["kind"] == "eval" and line["step"] > self.evaluated:
-            return False  # the checkpoint does not know of it: it is made once more
-        return line["step"] <= self.step and (is_due(line["step"], every) or self.step >= self.config.total_updates)
+    def merit(self, metrics: dict[str, float]) -> float | None:
+        """The mean over the tasks of their mean returns."""
+        return metrics["eval/return_mean"]
 
-    def _save(self) -> None:
-        learner = self.agent.state_dict()
-        for name, tensor in learner.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise NonFiniteError(f"the learner's {name} is not finite: lower the learning rates.")
-        metrics = self.processes.mean(self.metrics)
-        if self.log is not None:
-            state = {"evaluated": self.evaluated, "wall_s": self.log.wall_s, "metrics": metrics}
-            self.log.flush()
-            checkpoint.save(self.folder, checkpoint.Checkpoint(self.step, learner, {}, state), self.config.keep_checkpoints)
-        self.saved, self.kept = self.step, (self.step, self.evaluated)
+    def training_metrics(self, regular: bool) -> dict[str, float]:
+        return {f"train/{name}": value for name, value in self.processes.mean(self.metrics).items()} | {"train/updates": float(self.step)}
 
-    def _last_good(self) -> str:
-        return f"the last good checkpoint is of update {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"
+    def state(self) -> Parts:
+        return Parts(self.agent.state_dict(), {}, {"metrics": self.processes.mean(self.metrics)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from dataclasses import asdict, replace
@@ -21,8 +20,10 @@ from saddlepoint.offline.evaluate import playable
 from saddlepoint.offline.loop import Pretraining
 from saddlepoint.offline.processes import Processes
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import LEARNER, stream
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.start import pays_to_compile
 from saddlepoint.train.threads import use_threads
@@ -64,20 +65,22 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
         content["tasks"] = saved["tasks"]  # environments may be missing on this machine that were there
     agent = MBDPO(learner_config, shape, (), stream(config.seed, LEARNER), processes.device, compile=compiled, tasks=model_tasks(data.tasks))
     agent.peers = processes
-    with stop_on_signal() as stop, contextlib.ExitStack() as files:
-        log: RunLog | None = None
-        if processes.main:
-            files.enter_context(run_folder.only_writer(folder))
-            log = files.enter_context(RunLog(folder, config.total_updates, (), config.quiet))
-        evaluated = _evaluated(tasks, faults, config, data)
-        loop = Pretraining(config, folder, data, agent, evaluated, processes, log, stop)
-        if log is not None:
-            _introduce(log, data, processes, agent, saved, content, faults, config)
+    evaluated = _evaluated(tasks, faults, config, data)
+    screen = Screen(config.total_updates, Pretraining.unit, quiet=config.quiet, silent=not processes.main)
+    with (
+        stop_on_signal() as stop,
+        run_folder.opened(folder, saved, main=processes.main),
+        RunLog(folder if processes.main else None, screen) as log,
+    ):
+        training = Pretraining(config, data, agent, evaluated, processes, log, stop)
+        driver = RunDriver(training, config.schedule(bool(evaluated)), folder, log, stop, peers=processes,
+                           config_digest=run_folder.settings_digest(content, OPERATIONAL))
+        _introduce(log, data, processes, agent, saved, content, faults, config)
         if saved:
-            loop.resume()
+            driver.resume()
         if processes.main:
             run_folder.write(folder, content)
-        loop.run()
+        driver.run()
     return folder
 
 
@@ -130,7 +133,7 @@ def _describe(
                 "compiled": compiled}  # fmt: skip
     content = {
         "format": run_folder.FORMAT, "system": MBDPO.system, "train": asdict(config), "learner": asdict(learner_config), "shape": shape._asdict(),
-        "budgets": [], "resolved": resolved, "tasks": [task.to_json() for task in tasks],
+        "budgets": [], "resolved": resolved, "verb": "pretrain", "tasks": [task.to_json() for task in tasks],
     }  # fmt: skip
     return json.loads(json.dumps(content, default=str))
 

@@ -51,21 +51,22 @@ def report_command(args: list[str]) -> None:
 def follow(paths: list[Path], flags: ReportFlags, sleep: Callable[[float], None] = time.sleep) -> None:
     """Write the page once, or with ``live`` until Ctrl-C and then a last time as a page that stands still."""
     from saddlepoint.report.media import Landscapes
+    from saddlepoint.report.numbers import plural
     from saddlepoint.report.page import build_page
     from saddlepoint.report.runs import find_runs
 
     landscapes = Landscapes() if flags.landscapes else None
     try:
         while flags.live:
-            write_page(flags.out, build_page(find_runs(paths), landscapes, flags.every))
+            write_page(flags.out, build_page(find_runs(paths), landscapes, flags.every, flags.out))
             print(f"{time.strftime('%H:%M:%S')} {flags.out} written; Ctrl-C ends", flush=True)
             sleep(flags.every)
     except KeyboardInterrupt:
         print()
     runs = find_runs(paths)
-    page = build_page(runs, landscapes)
+    page = build_page(runs, landscapes, page=flags.out)
     write_page(flags.out, page)
-    print(f"report of {len(runs)} runs: {flags.out} ({len(page.encode()) / 1e6:.1f} MB)")
+    print(f"report of {plural(len(runs), 'run')}: {flags.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
 def write_page(path: Path, page: str | None) -> None:

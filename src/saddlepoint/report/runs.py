@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.report.numbers import ABSENT
 from saddlepoint.train import run as run_folder
 from saddlepoint.train.log import read_metrics
+from saddlepoint.train.verdict import PREFIXES
 from saddlepoint.types import UserError
 
 SAME_METHOD = run_folder.OPERATIONAL | {
-    "env", "seed", "eval_every", "eval_episodes", "log_every", "device", "compile", "env_processes",
+    "env", "seed", "eval_every", "eval_episodes", "log_every", "device", "compile", "env_processes", "track", "binds",
 }  # fmt: skip
 """settings that may differ between runs of one method: they do not change what is learnt"""
 OWN = frozenset({"seed", "out", "quiet"})
 """settings that every run has for itself"""
 BUDGET = "budget"
-ABSENT = "–"
-"""stands for a setting that a run has not, such as an option that is newer than the run"""
 CLIPS = {".mp4": "video/mp4", ".webp": "image/webp", ".gif": "image/gif"}
 
 
@@ -53,9 +53,36 @@ class Run:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Every setting of the run in words, the budget among them."""
+        """Every setting of the run in words, the budget among them; those of nested configs with dots."""
         budget = "; ".join(budget.describe() for budget in self.budgets)
-        return {name: _words(value) for name, value in (self.config["train"] | self.config["learner"]).items()} | {BUDGET: budget}
+        flat = _flat(self.config["train"] | self.config["learner"])
+        return {name: _words(value) for name, value in flat.items()} | {BUDGET: budget}
+
+    @property
+    def binding(self) -> tuple[str, ...]:
+        """Prefixes of the metrics of the policies that the budget binds."""
+        binds = self.config["train"].get("binds", "both")
+        return PREFIXES.get(binds, PREFIXES["both"])
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of wall-clock until the newest line of metrics."""
+        return float(self.lines[-1]["wall_s"]) if self.lines else 0.0
+
+    @property
+    def steps(self) -> int:
+        """Environment steps until the newest line of metrics."""
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def machine(self) -> str:
+        """What the run was made with, as far as it says: processor, device, library and commit."""
+        made = self.config.get("made_with") or [{}]
+        last = made[-1] if isinstance(made, list) and isinstance(made[-1], dict) else {}
+        device = self.config["resolved"].get("device") if isinstance(self.config.get("resolved"), dict) else None
+        parts = [last.get("machine"), device, f"torch {last['torch']}" if "torch" in last else None]
+        parts.append(last.get("commit") or (f"saddlepoint {last['saddlepoint']}" if "saddlepoint" in last else None))
+        return ", ".join(str(part) for part in parts if part) or ABSENT
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The lines of the evaluations, in the order of steps."""
@@ -69,10 +96,13 @@ class Run:
         return table[:, 0], table[:, 1], table[:, 2]
 
     def clips(self) -> list[Path]:
-        """Films in videos/, the newest last."""
+        """Films in videos/, the newest last. Links are left out: a folder from elsewhere could show any file through one."""
         folder = self.folder / "videos"
-        found = [path for path in folder.iterdir() if path.suffix in CLIPS] if folder.is_dir() else []
-        return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.stat().st_mtime)
+        if folder.is_symlink() or not folder.is_dir():
+            return []
+        found = [path for path in folder.iterdir() if path.suffix in CLIPS and not path.name.startswith(".")]
+        whole = [path for path in found if path.is_file() and not path.is_symlink()]
+        return sorted(whole, key=lambda path: path.stat().st_mtime)
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,9 @@ def _label(run: Run, shown: list[str]) -> str:
 
 
 def _read(folder: Path) -> Run:
+    for name in ("config.json", "metrics.jsonl"):
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link, and a report reads only files of the run itself: leave that folder out.")
     config = run_folder.read(folder)
     if "budgets" not in config:
         raise UserError(f"{folder} is a run of {config['system']}, which has no environment with a cost budget: leave it out.")
@@ -171,6 +204,14 @@ def _search(path: Path) -> list[Path]:
             inner.clear()  # nothing below a run is another run
         inner.sort()
     return found
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{key}" if key else name: own for key, own in inner.items()}
+    return flat
 
 
 def _words(value: Any) -> str:

@@ -13,6 +13,8 @@ from saddlepoint.types import UserError
 
 MOST_POINTS = 300
 """points of a curve that are drawn"""
+ENOUGH = 3
+"""so many seeds get a mean with an interval; fewer are shown one by one"""
 RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 T_975 = (
@@ -31,7 +33,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean over at least two runs with Student's 95 % interval,  mean ± t s / sqrt(n).  (runs, points) -> (points,)."""
+    """Mean over at least ``ENOUGH`` runs with Student's 95 % interval,  mean ± t s / sqrt(n).  (runs, points) -> (points,)."""
     runs = len(values)
     mean, std = values.mean(0), values.std(0, ddof=1)
     half = T_975[min(runs - 1, len(T_975)) - 1] * std / np.sqrt(runs)
@@ -58,11 +60,12 @@ def thin(values: np.ndarray) -> np.ndarray:
 
 
 def cost_of(line: dict[str, Any], prefix: str, budgets: tuple[CostBudget, ...]) -> list[tuple[float, float]]:
-    """(mean cost of an episode, its bound) of every constraint, in the semantics in which the budget was stated."""
-    pairs = []
-    for i, budget in enumerate(budgets):
-        pairs.append((line[cost_name(prefix, budgets, i)], budget.critic if budget.discounted else budget.episode))
-    return pairs
+    """(mean cost of an episode, its bound) of every constraint, in the semantics in which the budget was stated.
+
+    The cost is nan where the evaluation did not run that policy.
+    """
+    bounds = [budget.critic if budget.discounted else budget.episode for budget in budgets]
+    return [(float(line.get(cost_name(prefix, budgets, i), np.nan)), bound) for i, bound in enumerate(bounds)]
 
 
 def cost_name(prefix: str, budgets: tuple[CostBudget, ...], constraint: int) -> str:
@@ -87,6 +90,11 @@ def normalise(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     together = np.concatenate(list(scores.values()))
     low, span = together.min(), np.ptp(together)
     return {name: (own - low) / span if span > 0 else np.full_like(own, 0.5) for name, own in scores.items()}
+
+
+def within(line: dict[str, Any], prefix: str, budgets: tuple[CostBudget, ...]) -> bool:
+    """Whether the mean episode keeps every budget, in the semantics in which each was stated; a policy that was not run breaks none."""
+    return all(not cost > bound * (1 + 1e-9) for cost, bound in cost_of(line, prefix, budgets))
 
 
 def interquartile_mean(scores: dict[str, np.ndarray]) -> dict[str, Interval]:

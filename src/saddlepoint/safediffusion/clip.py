@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
+from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, require_whole
+from saddlepoint.safediffusion.weights import stored_weights
 from saddlepoint.types import UserError
 
 BATCH = 64
@@ -29,21 +30,26 @@ class CLIPEncoder:
         """``source`` is a folder in transformers' layout or a hub id. Raises ``UserError`` when it holds no CLIP with safetensors weights."""
         require_extra()
         from transformers import AutoTokenizer, CLIPModel
-        from transformers.models.clip import CLIPImageProcessorPil
 
+        folder = Path(source) if Path(source).exists() else from_hub("CLIP", source, None, ["*.json", "*.txt", "*.safetensors"])[0]
         try:
-            model: Any = CLIPModel.from_pretrained(source, use_safetensors=True)
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
-            processor = CLIPImageProcessorPil.from_pretrained(source)
-        except (OSError, ValueError, SafetensorError) as error:
+            model: Any
+            model, info = CLIPModel.from_pretrained(folder, use_safetensors=True, variant=stored_weights(folder, ".").variant, output_loading_info=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            pictures = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            mean, std = (pictures[name] for name in ("image_mean", "image_std"))
+        except UserError:
+            raise
+        except Exception as error:  # damaged files, other shapes, settings that are not there: each library raises its own
             raise UserError(f"the CLIP {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
+        require_whole(info, f"the CLIP {source}")
         self._model = model.float().to(device).eval().requires_grad_(False)  # one that is stored in half would be loaded so
         self.device = device
         self.scale = float(self._model.logit_scale.exp())
         """the factor of cosines in CLIP's own logits"""
         self._size = self._model.config.vision_config.image_size
-        self._mean = torch.tensor(processor.image_mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(processor.image_std, device=device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self._phrases: dict[str, Tensor] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -89,6 +95,12 @@ class CLIPEncoder:
         """Tokens of each phrase, without marks and not cut off."""
         return [len(tokens) for tokens in self._tokenizer(list(phrases), add_special_tokens=False, verbose=False).input_ids]
 
+    def cut(self, phrases: Sequence[str]) -> str | None:
+        """One sentence when the ends of some phrases are not read."""
+        lengths = [length + 2 for length in self.lengths(phrases)]
+        long = sum(length > self.limit for length in lengths)
+        return f"the CLIP reads {self.limit} tokens and {long} of {len(lengths)} prompts have more: the ends of these are not seen" if long else None
+
     def words(self) -> list[str]:
         """The tokenizer's entries of at least three letters from a to z that end a word, in alphabetical order: words, and ends of rarer ones."""
         ends = (token.removesuffix(WORD_END) for token in self._tokenizer.get_vocab() if token.endswith(WORD_END))
@@ -99,7 +111,7 @@ def check_clip(source: str) -> None:
     """Raises ``UserError`` when ``source`` is a folder that holds no CLIP; a hub id is looked up when it is loaded."""
     folder = Path(source)
     if not folder.exists():
-        if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        if is_hub_id(source):
             return
         raise UserError(f"there is no CLIP folder {source}: give --clip a folder in transformers' layout, or a hub id.")
     try:

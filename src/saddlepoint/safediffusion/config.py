@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
+from saddlepoint.diffusion.kernel import FlowSDE
 from saddlepoint.types import UserError
 
 LogProbReduction = Literal["mean", "sum"]
@@ -26,7 +27,8 @@ class RunConfig:
     """One run: where its parts come from and where they go. These do not change the algorithm."""
 
     pipeline: str
-    """Stable-Diffusion pipeline: a folder in diffusers' layout, or a hub id"""
+    """the pipeline (Stable Diffusion 1/2, SDXL, Stable Diffusion 3/3.5 or FLUX.1): a folder in diffusers' layout, or a hub id, owner/name or
+    owner/name@revision"""
     prompts: str
     """training prompts: .txt (one a line), .csv (column prompt, and optionally unsafe with 0 or 1), or .jsonl with the same keys"""
     held_out_prompts: str = ""
@@ -77,6 +79,11 @@ class SafeDiffusionConfig:
     steer: Literal["always", "unsafe"] = "always"
     """steer every prompt, or only those on the unsafe side of the direction [1]"""
 
+    second_reward: str = "none"
+    """a reward beside the first: ``alignment``, or ``module:name`` of your own, such as a measure of composition; each counts in its own deviations"""
+    second_weight: float = 1.0
+    """deviations of the first reward that one deviation of the second is worth"""
+
     # --- the constraint
     unsafe_budget: float | None = None
     """at most this mean cost, such as 0.02 for 2 % unsafe images: the Lagrangian then weighs reward against cost; None optimises the reward alone"""
@@ -112,14 +119,33 @@ class SafeDiffusionConfig:
     """images denoised at once in each process"""
     steps: int = 50
     """denoising steps"""
-    eta: float = 1.0
-    """noise of stochastic DDIM, above 0"""
+    sde: FlowSDE = "ddim"
+    """the stochastic steps: ``ddim`` (Song et al. 2021; for flow matching its image there), or ``flow`` (Flow-GRPO), for flow-matching pipelines only"""
+    eta: float | None = None
+    """their noise: in (0, 1] for ddim; None takes 1 for Stable Diffusion and SDXL, for flow matching 0.5 with ddim and 0.7 with flow (about the same noise),
+    and none with --method nft"""
+    noisy_steps: tuple[int, ...] = ()
+    """first step with noise and the one before which it ends, such as 0 3: the others follow the ODE and are not learnt from; all steps when left out"""
     guidance: float = 5.0
-    """classifier-free guidance; 1 is none"""
-    start: Literal["group", "image", "all"] = "group"
-    """which images share their first latent: those of a group (the paper), none, or all of an epoch (released) [9]"""
+    """classifier-free guidance, 1 is none; for FLUX.1 the guidance that its transformer is told"""
+    height: int = 0
+    """of the pictures in pixels; 0 takes the pipeline's own"""
+    width: int = 0
+    """of the pictures in pixels; 0 takes the pipeline's own"""
+    text_tokens: int | None = None
+    """tokens that a T5 reads; None takes 256 for Stable Diffusion 3 and 512 for FLUX.1"""
+    start: Literal["auto", "group", "image", "all"] = "auto"
+    """which images share their first latent: those of a ``group`` (the paper), none (``image``), or ``all`` of an epoch (released) [9]; auto is group, and
+    image where the steps have no noise that would tell the images of a group apart"""
 
     # --- the update
+    method: Literal["grpo", "nft"] = "grpo"
+    """``grpo``: policy gradients of stochastic steps; ``nft``: DiffusionNFT, a regression of the network's answer away from what its bad pictures would
+    teach, without log-probabilities"""
+    nft_beta: float = 1.0
+    """how far nft's implicit positive and negative networks lie from the one that sampled"""
+    ratio_center: bool = False
+    """add KL(new || old) of a step to its log-ratio, whose mean is then 0 before any update moves it (GRPO-Guard): both sides are clipped alike"""
     log_prob: LogProbReduction = "mean"
     """reduction of log-probabilities over a latent's elements [4]"""
     clip_range: float | None = None
@@ -141,7 +167,7 @@ class SafeDiffusionConfig:
     train_batch: int = 4
     """denoising steps, of any images, in one forward and backward pass of each process: as many as memory allows; it does not change the update"""
     tune: Literal["lora", "unet"] = "lora"
-    """what learns: low-rank adapters of the attention, or the whole UNet"""
+    """what learns: low-rank adapters of the attention, or (unet) the whole network, be it a UNet or a transformer"""
     rank: int = 16
     """rank of the adapters"""
     learning_rate: float = 1e-4
@@ -178,15 +204,38 @@ class SafeDiffusionConfig:
     def resolved_clip_range(self) -> float:
         return CLIP_RANGES[self.log_prob] if self.clip_range is None else self.clip_range
 
+    def resolved_eta(self, flow: bool) -> float:
+        """The noise of the steps, by whether the pipeline is a flow-matching one."""
+        if self.eta is not None:
+            return self.eta
+        if self.method == "nft":
+            return 0.0
+        return (0.7 if self.sde == "flow" else 0.5) if flow else 1.0
+
+    @property
+    def resolved_start(self) -> Literal["group", "image", "all"]:
+        if self.start != "auto":
+            return self.start
+        return "group" if self.resolved_eta(flow=False) else "image"
+
+    @property
+    def learnt_steps(self) -> range:
+        """Denoising steps that may be learnt from: those with noise but the last; for nft, where no noise is needed, all."""
+        if self.method == "nft":
+            return range(self.steps)
+        first, end = self.noisy_steps or (0, self.steps)
+        return range(first, min(end, self.steps - 1))
+
     @property
     def trained_steps(self) -> int:
         """Denoising steps learnt from, of each image."""
-        return max(1, round(self.step_share * (self.steps - 1)))
+        return max(1, round(self.step_share * len(self.learnt_steps)))
 
     @property
     def uses_clip(self) -> bool:
         """Whether any score needs the frozen CLIP."""
-        return self.resolved_reward in ("steered", "alignment") or self.cost in ("probability", "coordinate") or self.utility == "alignment"
+        rewards = {self.resolved_reward, self.second_reward, self.utility}
+        return not rewards.isdisjoint(("steered", "alignment")) or self.cost in ("probability", "coordinate")
 
     @property
     def uses_anchors(self) -> bool:
@@ -195,15 +244,27 @@ class SafeDiffusionConfig:
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
         ones = ("sample_batch", "updates", "inner_epochs", "train_batch", "rank", "held_out_images")
-        _require_at_least(self, dict.fromkeys(ones, 1) | {"group_size": 2, "images": 2, "steps": 2, "kl": 0, "guidance": 0, "multiplier": 0, "weight_decay": 0})
+        _require_at_least(self, dict.fromkeys(ones, 1) | {"group_size": 2, "images": 2, "steps": 2, "kl": 0, "guidance": 0, "multiplier": 0,
+                                                           "weight_decay": 0, "height": 0, "width": 0})  # fmt: skip
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
-        for name in ("eta", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho", "largest_violation", "resolved_clip_range"):
+        for name in ("nft_beta", "second_weight", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho", "largest_violation", "resolved_clip_range"):
             if not (getattr(self, name) is None or getattr(self, name) > 0):
                 raise UserError(f"{_flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(self, name)}.")
-        if self.eta > 1:
+        if self.eta is not None and (self.eta < 0 or (self.eta == 0 and self.method == "grpo")):
+            raise UserError(f"--eta must be greater than 0, not {self.eta}: --method grpo learns from the noise of the steps.")
+        if self.eta is not None and self.eta > 1 and self.sde == "ddim":
             raise UserError(f"--eta {self.eta} is above 1, the noise of the forward process: choose one in (0, 1].")
+        if self.start in ("group", "all") and not self.resolved_eta(flow=False):
+            raise UserError(f"--start {self.start} with steps without noise draws the same picture for a whole group: leave it out, or give --eta.")
+        if self.noisy_steps:
+            if len(self.noisy_steps) != 2 or not 0 <= self.noisy_steps[0] < self.noisy_steps[1] <= self.steps:
+                raise UserError(f"--noisy-steps takes two numbers, such as 0 3, within the {self.steps} steps, not {' '.join(map(str, self.noisy_steps))}.")
+            if not self.learnt_steps:
+                raise UserError("--noisy-steps holds the last step alone, which is not learnt from: begin earlier.")
+        if self.text_tokens is not None and self.text_tokens < 0:
+            raise UserError(f"--text-tokens must not be negative, but it is {self.text_tokens}.")
         if self.images % self.group_size:
             raise UserError(f"--group-size {self.group_size} does not divide --images {self.images}: every prompt needs a whole group.")
         if self.group_size % self.updates:
@@ -221,7 +282,8 @@ class SafeDiffusionConfig:
             raise UserError(f"--unsafe-budget {self.unsafe_budget:g} bounds nothing: a {self.cost} is never above {most:g}. Give less.")
         if self.multiplier_rule == "log_adam" and self.multiplier == 0:
             raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
-        for name, known in (("reward", ("auto", "steered", "alignment")), ("cost", ("probability", "coordinate", "none")), ("utility", ("alignment",))):
+        for name, known in (("reward", ("auto", "steered", "alignment")), ("second_reward", ("alignment", "none")), ("cost", ("probability", "coordinate", "none")),
+                            ("utility", ("alignment",))):  # fmt: skip
             value = getattr(self, name)
             if value not in known and ":" not in value:
                 raise UserError(f"{_flag(name)} must be {', '.join(known)} or the module:name of your own, not {value!r}.")
@@ -233,6 +295,7 @@ class SafeDiffusionConfig:
                 raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
 
 
+GRPO = (lambda c: c.method == "grpo", "--method grpo")
 EFFECTIVE_WITH: dict[str, tuple[Callable[[SafeDiffusionConfig], bool], str]] = {
     "clip": (lambda c: c.uses_clip, "a --reward, --cost or --utility that uses CLIP"),
     "anchors": (lambda c: c.uses_anchors, "--reward steered or a --cost that uses CLIP"),
@@ -247,6 +310,13 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[SafeDiffusionConfig], bool], str]] = {
     "rho": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
     "largest_violation": (lambda c: bool(c.unsafe_budget), "an --unsafe-budget above 0"),
     "rank": (lambda c: c.tune == "lora", "--tune lora"),
+    "second_weight": (lambda c: c.second_reward != "none", "--second-reward"),
+    "nft_beta": (lambda c: c.method == "nft", "--method nft"),
+    "log_prob": GRPO,
+    "clip_range": GRPO,
+    "ratio_center": GRPO,
+    "noisy_steps": GRPO,
+    "sde": (lambda c: c.method == "grpo" or bool(c.eta), "--method grpo, or an --eta above 0"),
 }  # fmt: skip
 """options that act only beside others: when, and in words"""
 
@@ -263,9 +333,13 @@ TINY = SafeDiffusionConfig(
 )  # fmt: skip
 """for models/tiny-world on a CPU: 40 epochs take about six minutes on one core (benchmarks/results/posttraining.json)"""
 
+TINY_FLOW = replace(TINY, text_tokens=0, steps=12)
+"""for models/tiny-flow-world, whose network needs none of the tokens of an absent T5"""
+
 PRESETS: dict[str, SafeDiffusionConfig] = {
     "default": SafeDiffusionConfig(),
     "tiny": TINY,
+    "tiny-flow": TINY_FLOW,
     "parity": PARITY,
     "constrained": SafeDiffusionConfig(unsafe_budget=0.02),
 }

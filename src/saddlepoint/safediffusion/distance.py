@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,19 +75,44 @@ def read_folder(folder: Path, batch: int) -> Iterable[Tensor]:
     """Pictures of a folder in batches (1 to batch, 3, height, width) in [0, 1]; pictures of one size come together. Raises ``UserError``."""
     from PIL import Image, UnidentifiedImageError
 
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES) if folder.is_dir() else []
+    there = folder.iterdir() if folder.is_dir() else ()
+    paths = sorted(path for path in there if path.suffix.lower() in PICTURES and not path.name.startswith("."))
     if not paths:
         raise UserError(f"--distance-to {folder} holds no pictures ({', '.join(PICTURES)}): give a folder of clean ones, or tiny.")
     part: list[Tensor] = []
     for path in paths:
         try:
             with Image.open(path) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
+                pixels = _colours(opened)
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(f"the picture {path} cannot be read: remove or replace it.") from error
-        picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)
         if part and (len(part) == batch or part[0].shape != picture.shape):
             yield torch.stack(part)
             part = []
         part.append(picture)
     yield torch.stack(part)
+
+
+def _colours(opened: Any) -> np.ndarray:
+    """(height, width, 3) float32 in [0, 1] of a PIL picture: 16-bit greys by their own range, transparent pixels over white."""
+    if opened.mode.startswith("I"):
+        grey = np.asarray(opened).astype(np.float32) / 65535
+        return np.repeat(grey.clip(0, 1)[..., None], 3, 2)
+    if "A" in opened.getbands() or "transparency" in opened.info:
+        pixels = np.asarray(opened.convert("RGBA")).astype(np.float32) / 255
+        return pixels[..., :3] * pixels[..., 3:] + (1 - pixels[..., 3:])
+    return np.asarray(opened.convert("RGB")).astype(np.float32) / 255
+
+
+ENOUGH = 10
+"""pictures for each feature, below which a distance is mostly that of few pictures: of two equal distributions with 64 features it is 94 at 8 pictures,
+21.8 at 64, 4.3 at 256 and 1.2 at 1,024"""
+
+
+def few_pictures(*sets: Moments) -> str | None:
+    """A remark when a distance rests on too few pictures."""
+    dim, least = len(sets[0].mean), min(each.pictures for each in sets)
+    if least >= ENOUGH * dim:
+        return None
+    return f"the Frechet distance rests on {least} pictures for {dim} features: below {ENOUGH * dim} it is too large, and compares with the same number only"

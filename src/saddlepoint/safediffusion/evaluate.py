@@ -13,30 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saddlepoint.files import write_json
 from saddlepoint.flags import Parsed, parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
 from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
-from saddlepoint.safediffusion.distance import Moments, RunningMoments, frechet_distance, read_folder
+from saddlepoint.safediffusion.distance import Moments, RunningMoments, few_pictures, frechet_distance, read_folder
 from saddlepoint.safediffusion.evaluate_flags import GUIDANCE, STEPS, EvaluateFlags
-from saddlepoint.safediffusion.export import load_trained, read_run
+from saddlepoint.safediffusion.export import load_trained, read_run, start_source
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
-from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table
+from saddlepoint.safediffusion.families import Request
+from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table, unused_columns
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
-from saddlepoint.safediffusion.pipeline import (
-    denoising_table,
-    load_pipeline,
-    noise_schedule,
-    scheduler_config,
-    weight_files,
-)
+from saddlepoint.safediffusion.pipeline import Source, load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.reward import Alignment, load_plugin, scored
-from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
+from saddlepoint.safediffusion.rollout import Studio, build_studio
+from saddlepoint.safediffusion.tables import noise_schedule
 from saddlepoint.safediffusion.tiny.captions import read_caption
 from saddlepoint.safediffusion.tiny.checker import Composition, Unsafe
 from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
 from saddlepoint.train import checkpoint
-from saddlepoint.train.checkpoint import write_json
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
@@ -53,22 +49,29 @@ class Subject:
     origins: dict[str, str]
     """title to what it is, as the results say"""
     weights: dict[str, Any]
-    """title to what tells its weights from others at the same place: sizes and times of a pipeline's files, digests of a run's checkpoint"""
-    scheduler: dict[str, Any]
-    steps: int
+    """title to what tells it from others at the same place: digests of a pipeline's files, or of a run's checkpoint and of its start pipeline"""
+    source: Source
+    """that of the model that was trained or is evaluated; what it is compared with makes the same steps"""
+    request: Request
     guidance: float
     clip: str
     folder: Path
 
 
 def is_text_to_image(source: Path) -> bool:
-    """Whether a folder is a pipeline, or a run of this system: what `saddlepoint evaluate` hands over to ``evaluate_command``."""
-    if (source / "model_index.json").is_file():
+    """Whether this is a pipeline, a checkpoint file of one, or a run of this system."""
+    if (source / "model_index.json").is_file() or (source.is_file() and source.suffix in (".safetensors", ".ckpt")):
         return True
     try:
         return json.loads((source / "config.json").read_text()).get("system") == "safediffusion"
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def recognises(source: str, args: list[str]) -> bool:
+    """Whether `saddlepoint evaluate SOURCE ...` means pictures: a pipeline's folder, or with --prompts a hub id, for which there is no folder."""
+    hub_id = not Path(source).exists() and any(word.split("=")[0] == "--prompts" for word in args)
+    return hub_id or is_text_to_image(Path(source))
 
 
 def evaluate_command(source: str, args: list[str]) -> None:
@@ -89,7 +92,7 @@ def evaluate_command(source: str, args: list[str]) -> None:
 
 
 def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[str, Number]], str]:
-    """Draw, measure and write. Returns the folder of the results, the numbers of each model, and a remark about the grid (or nothing).
+    """Draw, measure and write. Returns the folder of the results, the numbers of each model, and remarks (or nothing).
 
     Raises ``UserError`` before a model is loaded for everything that can be seen without one.
     """
@@ -110,7 +113,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
         check_clip(clip_source)
     if flags.distance_to and sum(not prompt.unsafe for prompt in prompts) < 2:
         raise UserError("--distance-to compares pictures of prompts not labelled unsafe, and there are not two of them: give others, or leave it out.")
-    table_of_steps = denoising_table(subject.scheduler, subject.steps)
+    subject.source.family.table(subject.source.configs, subject.request)
     encode = load_plugin("--encoder", flags.encoder) if flags.distance_to and flags.encoder != "clip" else None
     kept = subject.folder / "pictures"
     settings = _settings(source, flags, subject, prompts, clip_source if flags.uses_clip else "")
@@ -119,6 +122,9 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     device = flags.resolve_device()
     clip = CLIPEncoder(clip_source, device) if flags.uses_clip else None
     judges = _judges(flags, clip, harms)
+    notes = [f"the columns {', '.join(unused)} of {flags.prompts} are not used"] if (unused := unused_columns(flags.prompts)) else []
+    if clip and (cut := clip.cut([prompt.text for prompt in prompts])):
+        notes.append(cut)
     features: Callable[[Tensor], Tensor] | None = None
     reference: Moments | None = None
     if flags.distance_to:
@@ -128,83 +134,108 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     values: dict[str, dict[str, Tensor]] = {}
     shown: list[tuple[Tensor, Tensor]] = []
     for side, load in subject.sides.items():
-        pipeline = load().to(device)
-        policy = DenoisingPolicy(pipeline.unet, table_of_steps, subject.guidance, 1.0, device, None)
-        found, running, samples = _measure(Studio(pipeline, policy), prompts, flags, subject, kept, side, judges, features)
+        studio = build_studio(load().to(device), subject.request, subject.guidance, 0.0, device)
+        if cut := studio.embeddings.cut([prompt.text for prompt in prompts]):
+            notes.append(f"{side}: {cut}")
+        found, running, samples = _measure(studio, prompts, flags, subject, kept, side, judges, features)
         values[side] = found
         numbers[side] = _summary(found, prompts)
         if reference is not None:
             moments = running.moments()
             numbers[side]["Frechet distance to clean pictures"] = Number(frechet_distance(moments, reference), None, moments.pictures)
+            if remark := few_pictures(moments, reference):
+                notes.append(f"{side}: {remark}")
         shown.append((samples, _flagged(found)[: len(samples)]))
     per_prompt = [
         {"prompt": prompt.text, "unsafe": prompt.unsafe}
         | {side: {name: float(of[name][i]) for name in of} for side, of in values.items()}
         for i, prompt in enumerate(prompts)
     ]  # fmt: skip
-    content = {"settings": settings, "numbers": {side: as_json(of) for side, of in numbers.items()}, "pictures": per_prompt}
+    judged = "nudity" in flags.measures or "inappropriate" in flags.measures
+    if not judged:
+        notes.append("no detector was asked for, so no picture of the grid is blurred")
+    content = {"settings": settings, "notes": notes, "numbers": {side: as_json(of) for side, of in numbers.items()}, "pictures": per_prompt}
     write_json(subject.folder / "results.json", content)
     write_grid(subject.folder / "grid.png", shown)
-    judged = "nudity" in flags.measures or "inappropriate" in flags.measures
-    note = "" if judged else "no detector was asked for, so no picture of the grid is blurred"
-    return subject.folder, numbers, note
+    return subject.folder, numbers, "; ".join(notes)
 
 
-def _subject(source: str, flags: EvaluateFlags) -> Subject:
-    """What ``source`` is. Raises ``UserError``."""
+def _subject(place: str, flags: EvaluateFlags) -> Subject:
+    """What ``place`` is. Raises ``UserError``."""
     assert flags.prompts is not None
-    folder = Path(source)
+    folder = Path(place)
     if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
         run, config = read_run(folder)
-        settings = scheduler_config(run.pipeline)
-        _require_comparable(flags.against, run.pipeline, settings)
+        source = start_source(folder, run, flags.pipeline)
+        request = _request(flags, Request(flags.steps or config.steps, config.height, config.width, config.text_tokens))
+        against = _comparable(flags.against, source, request)
         trained, _ = checkpoint.latest(folder, checkpoint.LEARNER)
         manifest = json.loads((trained / checkpoint.MANIFEST).read_text())
         digests = {name: manifest["files"][name]["sha256"] for name in checkpoint.LEARNER}
-        before = flags.against or run.pipeline
+        start = source_files(source.place, source.revision)
+        before = against or source
         out = flags.out or folder / f"evaluation-{trained.name}-{flags.prompts.stem}"
         return Subject(
-            {"before": lambda: load_pipeline(before), "after": lambda: load_trained(folder)[0]},
-            {"before": before, "after": f"{folder} after epoch {trained.name}"},
-            {"before": weight_files(before), "after": digests}, settings,
-            flags.steps or config.steps, flags.guidance or config.guidance, config.clip, out,
+            {"before": lambda: load_pipeline(before), "after": lambda: load_trained(folder, flags.pipeline)[0]},
+            {"before": before.place, "after": f"{folder} after epoch {trained.name}"},
+            {"before": source_files(against.place, against.revision) if against else start, "after": digests, "start": start},
+            source, request, flags.guidance or config.guidance, config.clip, out,
         )  # fmt: skip
-    settings = scheduler_config(source)
+    if flags.pipeline:
+        raise UserError(f"--pipeline does nothing here: it is for a run, and {place} is a pipeline. Leave it out.")
+    source = open_source(place)
+    request = _request(flags, Request(flags.steps or STEPS))
     name = f"evaluation-{flags.prompts.stem}"
     out = flags.out or (folder.with_name(f"{folder.name}-{name}") if folder.is_dir() else Path(name))
-    steps, guidance = flags.steps or STEPS, flags.guidance or GUIDANCE
-    if not flags.against:
-        weights = {"pictures": weight_files(source)}
-        return Subject({"pictures": lambda: load_pipeline(source)}, {"pictures": source}, weights, settings, steps, guidance, "", out)
-    _require_comparable(flags.against, source, settings)
-    sides = {"before": lambda: load_pipeline(flags.against), "after": lambda: load_pipeline(source)}
-    weights = {"before": weight_files(flags.against), "after": weight_files(source)}
-    return Subject(sides, {"before": flags.against, "after": source}, weights, settings, steps, guidance, "", out)
+    guidance = flags.guidance or GUIDANCE
+    weights = source_files(place, source.revision)
+    against = _comparable(flags.against, source, request)
+    if against is None:
+        return Subject({"pictures": lambda: load_pipeline(source)}, {"pictures": place}, {"pictures": weights}, source, request, guidance, "", out)
+    sides = {"before": lambda: load_pipeline(against), "after": lambda: load_pipeline(source)}
+    both = {"before": source_files(against.place, against.revision), "after": weights}
+    return Subject(sides, {"before": against.place, "after": place}, both, source, request, guidance, "", out)
 
 
-def _require_comparable(against: str, source: str, settings: dict[str, Any]) -> None:
-    """Raises ``UserError`` when ``against`` (if it is given) is no pipeline, or one whose UNet predicts something else or was trained with other noise:
-    both go through one table of steps."""
-    if not against:
-        return
-    other = scheduler_config(against)
-    if other.get("prediction_type", "epsilon") != settings.get("prediction_type", "epsilon"):
-        raise UserError(f"{against} and {source} do not predict the same thing (prediction_type), so they cannot be compared: give another --against.")
-    if not torch.equal(noise_schedule(other), noise_schedule(settings)):
-        raise UserError(f"{against} and {source} do not have the same noise schedule (betas), so they cannot be compared: give another --against.")
+def _request(flags: EvaluateFlags, own: Request) -> Request:
+    """What the flags ask for, in place of a run's own."""
+    tokens = own.text_tokens if flags.text_tokens is None else flags.text_tokens
+    return Request(own.steps, flags.height or own.height, flags.width or own.width, tokens)
+
+
+def _comparable(place: str, source: Source, request: Request) -> Source | None:
+    """``place`` opened, None where it is empty. Raises ``UserError`` when its network predicts something else than that of ``source``, or was trained with
+    other noise: both go through the same steps."""
+    if not place:
+        return None
+    against = open_source(place)
+    if against.family is not source.family:
+        raise UserError(f"{place} is {against.family.title} and {source.place} is {source.family.title}, so they cannot be compared: give another --against.")
+    one, other = (each.configs["scheduler"] for each in (source, against))
+    if source.family.flow:
+        levels = [each.family.table(each.configs, request) for each in (source, against)]
+        same = all(torch.equal(a, b) for a, b in zip(*levels, strict=True))
+        if not same:
+            raise UserError(f"{place} and {source.place} do not make the same steps (shift), so they cannot be compared: give another --against.")
+        return against
+    if one.get("prediction_type", "epsilon") != other.get("prediction_type", "epsilon"):
+        raise UserError(f"{place} and {source.place} do not predict the same thing (prediction_type), so they cannot be compared: give another --against.")
+    if not torch.equal(noise_schedule(one), noise_schedule(other)):
+        raise UserError(f"{place} and {source.place} do not have the same noise schedule (betas), so they cannot be compared: give another --against.")
+    return against
 
 
 def _settings(source: str, flags: EvaluateFlags, subject: Subject, prompts: list[EvaluationPrompt], clip: str) -> dict[str, Any]:
     """All that the results depend on, as it will be read back."""
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     resolved = {
-        "steps": subject.steps, "guidance": subject.guidance, "device": flags.resolve_device().type, "clip": clip, "models": subject.origins,
+        **subject.request._asdict(), "guidance": subject.guidance, "device": flags.resolve_device().type, "clip": clip, "models": subject.origins,
         "weights": subject.weights, "prompts_sha256": digest,
     }  # fmt: skip
     return json.loads(json.dumps({"source": source} | asdict(flags) | resolved, default=str))
 
 
-DRAWN_BY = ("models", "weights", "prompts_sha256", "steps", "guidance", "batch", "seed")
+DRAWN_BY = ("models", "weights", "prompts_sha256", "steps", "height", "width", "text_tokens", "guidance", "batch", "seed")
 """settings that pictures depend on; measures may be chosen anew for pictures that are there"""
 
 
@@ -226,7 +257,7 @@ def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, lis
     """Measures of single pictures, by the words of the table."""
     judges: dict[str, Any] = {}
     if "nudity" in flags.measures:
-        judges["NudeNet detections"] = NudityDetections()
+        judges["NudeNet detections"] = NudityDetections(flags.nudity_threshold, flags.nudity_classes, flags.nudity_model)
     if "inappropriate" in flags.measures:
         judges["inappropriate"] = HarmCategories(_required(clip), harms)
     if "alignment" in flags.measures:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saddlepoint.safediffusion.prompts import read_prompts
+from saddlepoint.safediffusion.prompts import read_prompts, row_prompt, table_rows
 from saddlepoint.safediffusion.rollout import Noise, Studio
 from saddlepoint.types import UserError
 
@@ -41,41 +41,64 @@ class Batch(NamedTuple):
     images: Tensor  # (batch, 3, height, width) float32 in [0, 1], rounded to bytes
 
 
+SEEDS, GUIDANCES = ("sd_seed", "evaluation_seed"), ("sd_guidance_scale", "evaluation_guidance")
+"""columns of a row's own seed and guidance, of which the first that says something counts"""
+UNUSED = ("width", "height", "sd_image_width", "sd_image_height", "negative_prompt", "num_inference_steps", "sampler", "sd_model")
+"""columns of known tables that would change pictures and are left alone"""
+
+
 def read_table(path: Path) -> list[EvaluationPrompt]:
-    """Prompts of a CSV with the column prompt and, if it likes, I2P's: categories, sd_seed, sd_guidance_scale; or unsafe (0 or 1). Other columns are
-    left alone, and repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts`` does. Raises ``UserError``."""
+    """Prompts of a CSV with the column prompt and, if it likes, unsafe (0 or 1), categories, and columns of seeds and guidance; each row has its own, and
+    repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts`` does. Raises ``UserError``."""
     plain = read_prompts(path)  # with its sentences for what cannot be read
     if path.suffix != ".csv":
         return [EvaluationPrompt(prompt.text, prompt.unsafe) for prompt in plain]
-    labels = dict(plain)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        return [_row(row, labels, f"{path}, line {table.line_num}") for row in table if (row["prompt"] or "").strip()]
+        return [_row(row, where) for where, row in table_rows(file, path) if (row["prompt"] or "").strip()]
 
 
-def _row(row: dict[str, str], labels: dict[str, bool | None], where: str) -> EvaluationPrompt:
-    text = row["prompt"].strip()
+def unused_columns(path: Path) -> list[str]:
+    """Columns of a table that would change pictures elsewhere and do not here."""
+    if path.suffix != ".csv":
+        return []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [name for name in csv.DictReader(file).fieldnames or () if name in UNUSED]
+
+
+def _row(row: dict[str, str], where: str) -> EvaluationPrompt:
+    text, unsafe = row_prompt(row, where)
     categories = tuple(part.strip().lower() for part in (row.get("categories") or "").split(",") if part.strip())
-    unsafe = labels[text]
     if unsafe is None and categories:
         unsafe = True
-    seed, guidance = (_number(row.get(name), f"{where}: {name}") for name in ("sd_seed", "sd_guidance_scale"))
-    if seed is not None and (seed < 0 or seed != int(seed)):
-        raise UserError(f"{where}: sd_seed must be a whole number from 0, not {row['sd_seed']!r}.")
-    if guidance is not None and guidance < 0:
-        raise UserError(f"{where}: sd_guidance_scale must not be negative, but it is {row['sd_guidance_scale']!r}.")
-    return EvaluationPrompt(text, unsafe, categories, None if seed is None else int(seed), guidance)
+    seed, guidance = _first(row, SEEDS), _first(row, GUIDANCES)
+    return EvaluationPrompt(
+        text, unsafe, categories, None if seed is None else _whole(seed[1], f"{where}: {seed[0]}"),
+        None if guidance is None else _number(guidance[1], f"{where}: {guidance[0]}"),
+    )  # fmt: skip
 
 
-def _number(text: str | None, where: str) -> float | None:
-    if not (text or "").strip():
-        return None
+def _first(row: dict[str, str], columns: tuple[str, ...]) -> tuple[str, str] | None:
+    return next(((name, row[name].strip()) for name in columns if (row.get(name) or "").strip()), None)
+
+
+def _whole(text: str, where: str) -> int:
+    if text.isdecimal():
+        return int(text)  # to the last digit, which a float would lose
+    number = _number(text, where)
+    if number != int(number):
+        raise UserError(f"{where} must be a whole number from 0, not {text!r}.")
+    return int(number)
+
+
+def _number(text: str, where: str) -> float:
     try:
-        number = float(text)  # type: ignore[arg-type]
+        number = float(text)
     except ValueError as error:
         raise UserError(f"{where} must be a number, not {text!r}.") from error
     if not math.isfinite(number):
         raise UserError(f"{where} must be a finite number, not {text!r}.")
+    if number < 0:
+        raise UserError(f"{where} must not be negative, but it is {text!r}.")
     return number
 
 

@@ -59,6 +59,14 @@ def step_log_prob(step: Gaussian, point: Tensor, reduction: LogProbReduction) ->
     return elements.mean(1) if reduction == "mean" else elements.sum(1)
 
 
+def centred_log_prob(log_prob: Tensor, step: Gaussian, old_mean: Tensor, reduction: LogProbReduction) -> Tensor:
+    """log_prob + |mean - old_mean|^2 / (2 std^2), reduced alike: minus the old log_prob it has mean 0 over the old step's noise. (batch,).
+
+    The plain log-ratio has mean -KL, which in a mean over thousands of elements is as large as the clip range (GRPO-Guard, Wang et al. 2025).
+    """
+    return log_prob + step_kl(step, Gaussian(old_mean, step.std), reduction)
+
+
 def step_kl(step: Gaussian, start: Gaussian, reduction: LogProbReduction) -> Tensor:
     """KL(step || start) of two steps with the same std: |mean - mean_0|^2 / (2 std^2), reduced as log-probabilities are. (batch,)."""
     elements = ((step.mean - start.mean).square() / (2 * step.std.square())).flatten(1)
@@ -75,6 +83,11 @@ def clipped_share(log_prob: Tensor, old_log_prob: Tensor, clip_range: float) -> 
     return (((log_prob - old_log_prob).exp() - 1).abs() > clip_range).to(log_prob.dtype).mean()
 
 
+def clipped_above(log_prob: Tensor, old_log_prob: Tensor, clip_range: float) -> Tensor:
+    """mean(ratio > 1 + clip_range). (batch,) -> 0-d."""
+    return ((log_prob - old_log_prob).exp() > 1 + clip_range).to(log_prob.dtype).mean()
+
+
 def reward_scale(rewards: Tensor) -> Tensor:
     """Root mean square over the groups of the std within them, 1 where all groups are equal. (groups, group) -> 0-d.
 
@@ -82,6 +95,11 @@ def reward_scale(rewards: Tensor) -> Tensor:
     """
     scale = rewards.double().var(-1, unbiased=True).mean().sqrt().to(rewards.dtype)
     return torch.where(equal_groups(rewards).all(), torch.ones_like(scale), scale)
+
+
+def combined_rewards(rewards: Tensor, second: Tensor, weight: float) -> Tensor:
+    """r / scale(r) + weight * s / scale(s): two rewards, each in deviations within its groups. (groups, group) twice -> the same."""
+    return rewards / reward_scale(rewards) + weight * second / reward_scale(second)
 
 
 def lagrangian_rewards(rewards: Tensor, costs: Tensor, budget: float, multiplier: Tensor, rho: float) -> Tensor:

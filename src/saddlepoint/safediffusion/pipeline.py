@@ -1,131 +1,213 @@
-"""A Stable-Diffusion pipeline: checked before any model is loaded, taken apart for training, and its denoising steps as a table."""
+"""A text-to-image pipeline: its configs read and checked before any model is loaded, its parts loaded whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
+import json
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
-from saddlepoint.diffusion.kernel import PredictionType
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
+from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily
+from saddlepoint.safediffusion.tables import (  # parity tests take these names from here
+    DenoisingTable,
+    denoising_table,
+    noise_schedule,
+    scheduler_remarks,
+)
+from saddlepoint.safediffusion.weights import Stored, folder_files, stored_weights
 from saddlepoint.types import UserError
 
-PIPELINE = "StableDiffusionPipeline"
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+__all__ = ["DenoisingTable", "Source", "denoising_table", "load_pipeline", "noise_schedule", "open_source", "source_files"]
+
+CONFIGS = ("*.json", "*.txt", "*.model")
 
 
-class DenoisingTable(NamedTuple):
-    """The steps of DDIM, from noise to picture. All tensors (steps,)."""
+@dataclass(frozen=True)
+class Source:
+    """A pipeline before any weights are read."""
 
-    timesteps: Tensor  # int64, as the UNet is told them
-    alpha_bar: Tensor  # float64, where a step starts
-    alpha_bar_prev: Tensor  # float64, where it ends
-    prediction: PredictionType
+    place: str
+    """the folder or hub id"""
+    folder: Path
+    """where its files are on this machine; those of a hub id's weights may still be missing"""
+    revision: str | None
+    """commit of a hub id"""
+    family: PipelineFamily
+    index: dict[str, Any]
+    """model_index.json"""
+    configs: dict[str, dict[str, Any]]
+    """config of each part that has one"""
 
     @property
-    def steps(self) -> int:
-        return len(self.timesteps)
+    def models(self) -> list[str]:
+        """The parts that have weights."""
+        return [name for name in (self.family.network, "vae", *self.family.encoders) if name in self.configs]
+
+    @property
+    def remarks(self) -> list[str]:
+        return [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
 
 
-def scheduler_config(source: str) -> dict[str, Any]:
-    """The scheduler's settings of a pipeline folder or hub id, after all checks that need no model.
+def is_hub_id(place: str) -> bool:
+    return place.count("/") == 1 and not place.startswith((".", "/", "~"))
 
-    Raises ``UserError`` when it is not a Stable-Diffusion pipeline, or when its scheduler has no Gaussian steps with a known density.
+
+def open_source(place: str, revision: str | None = None) -> Source:
+    """The configs of a pipeline folder or hub id (owner/name or owner/name@revision), after all checks that need no model.
+
+    Raises ``UserError`` when it is no pipeline of a known family, lacks a part, or has a scheduler without Gaussian steps of a known density.
     """
     require_extra()
-    from diffusers import DDIMScheduler, DiffusionPipeline
+    folder, commit = _find(place, revision)
+    index = _read(folder / "model_index.json", place)
+    kind = index.get("_class_name")
+    if kind not in FAMILIES:
+        known = ", ".join(f"{family.title} ({name})" for name, family in FAMILIES.items())
+        raise UserError(f"{place} is a {kind}, which is not one of the families that can be trained: {known}.")
+    family = FAMILIES[kind]
+    missing = [
+        part for part in family.parts
+        if part not in family.optional and (not (index.get(part) or [None])[0] or not (folder / part).is_dir())
+    ]  # fmt: skip
+    if missing:
+        raise UserError(f"the pipeline {place} lacks its {', '.join(missing)}: give a whole one.")
+    configs = {}
+    for part in family.parts:
+        if (index.get(part) or [None])[0] and "tokenizer" not in part:
+            configs[part] = _read(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), place)
+    family.check(configs, place)
+    return Source(place, folder, commit, family, index, configs)
 
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(f"{source} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one.")
-    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise UserError(f"there is no pipeline folder {source}: give a folder in diffusers' layout, or a hub id.")
-    try:
-        index = DiffusionPipeline.load_config(source)
-        if index.get("_class_name") != PIPELINE:
-            raise UserError(f"{source} is a {index.get('_class_name')}, not a {PIPELINE}: only Stable Diffusion 1 and 2 can be trained.")
-        missing = [part for part in PARTS if not (index.get(part) or [None])[0] or (folder.is_dir() and not (folder / part).is_dir())]
-        if missing:
-            raise UserError(f"the pipeline {source} lacks its {', '.join(missing)}: give a whole one.")
-        settings = DDIMScheduler.load_config(source, subfolder="scheduler")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the pipeline {source} cannot be read ({first_line(error)}): {NO_WEIGHTS}") from error
-    name, kind = settings.get("_class_name", "its scheduler"), settings.get("prediction_type", "epsilon")
-    if ("beta_start" not in settings and settings.get("trained_betas") is None) or kind not in ("epsilon", "v_prediction", "sample"):
+
+def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
+    folder = Path(place)
+    if folder.is_file():
         raise UserError(
-            f"{source} samples with {name} (prediction_type {kind}), whose steps have no log-probabilities:"
-            " use a pipeline with a DDIM, DDPM, PNDM or another scheduler that is made of betas."
+            f"{place} is a single file, and its configs must be known to be checked: convert it once, with diffusers'"
+            " StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) (or that of its own family), and give the folder."
         )
-    return settings
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"{place} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one.")
+        return folder, None
+    if not is_hub_id(place):
+        raise UserError(f"there is no pipeline folder {place}: give a folder in diffusers' layout, or a hub id; one that has moved is given as --pipeline.")
+    return from_hub("pipeline", place, revision, ["model_index.json", *(f"*/{pattern}" for pattern in CONFIGS)])
 
 
-def noise_schedule(settings: dict[str, Any]) -> Tensor:
-    """alpha_bar of every training step, (num_train_timesteps,), from a scheduler's settings."""
-    from diffusers import DDIMScheduler
+def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    """The folder of a snapshot with these files, and its commit. Raises ``UserError``."""
+    from huggingface_hub import snapshot_download
 
-    return DDIMScheduler.from_config(settings).alphas_cumprod
-
-
-SAMPLES, SAMPLE_BYTES = 64, 65536
-"""pieces of a file that tell it from another: all of a small one, a thousandth of a large one, which would take long to read"""
-
-
-def weight_files(source: str) -> dict[str, str]:
-    """A digest of the size and of pieces of each file of weights in a folder: what differs once it is replaced. Nothing of a hub id."""
-    folder = Path(source)
-    found = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern)) if folder.is_dir() else []
-    return {path.relative_to(folder).as_posix(): _fingerprint(path) for path in found}
-
-
-def _fingerprint(path: Path) -> str:
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(SAMPLES):
-            file.seek(size * i // SAMPLES)
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def denoising_table(settings: dict[str, Any], steps: int) -> DenoisingTable:
-    """DDIM's time steps and the alpha_bar at both ends of each, from a scheduler's settings. Clipping and thresholding are left out.
-
-    Raises ``UserError`` when there are more steps than the scheduler has, or one that is learnt from has no noise at eta 1.
-    """
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler.from_config(settings)
-    total = scheduler.config["num_train_timesteps"]
-    if not 2 <= steps <= total:
-        raise UserError(f"--steps {steps}: this pipeline's scheduler has from 2 to {total} steps.")
-    scheduler.set_timesteps(steps)
-    alpha_bar = scheduler.alphas_cumprod.double()
-    # What DDIM as published calls the step before t: t minus the stride; before the first one lies the final alpha_bar.
-    before = scheduler.timesteps - total // steps
-    ends = torch.where(before >= 0, alpha_bar[before.clamp(min=0)], scheduler.final_alpha_cumprod.double())
-    table = DenoisingTable(scheduler.timesteps, alpha_bar[scheduler.timesteps], ends, settings.get("prediction_type", "epsilon"))
-    if bool((table.alpha_bar[:-1] >= table.alpha_bar_prev[:-1]).any()) or bool((table.alpha_bar_prev[:-1] >= 1).any()):
-        raise UserError(f"--steps {steps} makes steps without noise with this pipeline's scheduler: choose another number.")
-    if table.prediction == "epsilon" and bool((table.alpha_bar <= 0).any()):
-        raise UserError("this pipeline's scheduler starts from a signal of 0, where a noise prediction says nothing: it needs v_prediction.")
-    return table
-
-
-def load_pipeline(source: str, *, whole: bool = False) -> Any:
-    """The pipeline in float32 on the CPU, without its safety checker unless ``whole``. Raises ``UserError``; nothing is unpickled."""
-    require_extra()
-    from diffusers import StableDiffusionPipeline
-
-    without = {} if whole else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    name, _, own = place.partition("@")
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **without)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the pipeline {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
+        folder = Path(snapshot_download(name, revision=revision or own or None, allow_patterns=patterns, etag_timeout=10))
+    except Exception as error:  # the hub's client raises those of several libraries
+        raise UserError(f"the {what} {place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}") from error
+    return folder, folder.name
+
+
+def _read(path: Path, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the pipeline {place} cannot be read ({path.name} of {path.parent.name}: {first_line(error)}): {NO_WEIGHTS}") from error
+    return content
+
+
+def source_files(place: str, revision: str | None = None) -> dict[str, str]:
+    """What tells a model from another at the same place: digests of a folder's weights, configs and vocabularies, or the commit of a hub id."""
+    folder = Path(place)
+    if folder.is_dir():
+        return folder_files(folder)
+    return {"revision": from_hub("model", place, revision, ["*.json"])[1]} if is_hub_id(place) else {}
+
+
+def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bool = False) -> Any:
+    """The pipeline on the CPU, frozen, without its safety checker unless ``whole``. Text encoders and VAE keep the precision they are stored in.
+
+    The network is float32, or, with ``low_precision``, as it is stored. Raises ``UserError`` when a part cannot be loaded or any of its tensors was not in
+    its files: the libraries then leave it at random. Nothing is unpickled.
+    """
+    source = place if isinstance(place, Source) else open_source(place)
+    import diffusers
+
+    kind = getattr(diffusers, source.family.pipeline_class)
+    folder = _with_weights(source, kind)
+    models: dict[str, Any] = {part: None for part in source.family.optional if not (source.index.get(part) or [None])[0]}
+    for part in source.models:
+        stored = stored_weights(folder, part)
+        models[part] = _load_part(source, folder, part, stored, _precision(source, part, stored, low_precision))
+    if "safety_checker" in kind._optional_components:
+        models |= _checker(source, folder) if whole else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    try:
+        pipeline = kind.from_pretrained(folder, **models)
+    except Exception as error:  # several libraries read tokenizers and schedulers here
+        raise UserError(f"the pipeline {source.place} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.float().requires_grad_(False).eval()
     return pipeline
+
+
+def _with_weights(source: Source, kind: Any) -> Path:
+    if source.revision is None:
+        return source.folder
+    try:
+        return Path(kind.download(source.place.partition("@")[0], revision=source.revision, use_safetensors=True))
+    except Exception as error:
+        raise UserError(f"the pipeline {source.place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}") from error
+
+
+def _precision(source: Source, part: str, stored: Stored, low_precision: bool) -> torch.dtype:
+    if part == source.family.network and not low_precision:
+        return torch.float32
+    if part == "vae" and stored.dtype == torch.float16 and source.configs["vae"].get("force_upcast", True):
+        return torch.float32  # it overflows in half precision, as its config says
+    return torch.float32 if stored.dtype == torch.float64 else stored.dtype
+
+
+def _load_part(source: Source, folder: Path, part: str, stored: Stored, dtype: torch.dtype) -> Any:
+    library, name = source.index[part]
+    if library not in ("diffusers", "transformers"):
+        raise UserError(f"the {part} of {source.place} is a {library}.{name}, code that is not diffusers' or transformers': use a pipeline without.")
+    try:
+        kind = vars(import_module(library)).get(name) or getattr(import_module(library), name)
+        precision = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+        model, info = kind.from_pretrained(folder / part, use_safetensors=True, variant=stored.variant, output_loading_info=True, **precision)
+    except Exception as error:  # shapes that do not fit, damaged files, missing tensors: each library raises its own
+        raise UserError(f"the pipeline {source.place} cannot be loaded (its {part}: {first_line(error)}): {NO_WEIGHTS}") from error
+    require_whole(info, f"the {part} of {source.place}")
+    return model.requires_grad_(False).eval()
+
+
+def require_whole(info: dict[str, Any], what: str) -> None:
+    """Raises ``UserError`` when a model was loaded without some of its tensors, which then are random."""
+    missing = sorted(str(name) for name in (*info.get("missing_keys", ()), *(each[0] for each in info.get("mismatched_keys", ()))))
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{what} lacks weights that the installed diffusers or transformers looks for ({missing[0]}{others}) and would be random there:"
+            " restore its files, or install the version that wrote them."
+        )
+
+
+def _checker(source: Source, folder: Path) -> dict[str, Any]:
+    """The safety checker and what it looks through, where the pipeline has them."""
+    if not (source.index.get("safety_checker") or [None])[0]:
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+    try:
+        variant = stored_weights(folder, "safety_checker").variant
+        model, info = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker", use_safetensors=True, variant=variant, output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the safety checker of {source.place} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
+    require_whole(info, f"the safety checker of {source.place}")
+    return {"safety_checker": model}

@@ -83,11 +83,20 @@ def _lines(file: Iterable[str], path: Path) -> Iterator[Prompt]:
 
 
 def _table(file: Iterable[str], path: Path) -> Iterator[Prompt]:
+    for where, row in table_rows(file, path):
+        yield row_prompt(row, where)
+
+
+def table_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place for sentences, row) of a CSV that has one column named prompt. Raises ``UserError``."""
     table = csv.DictReader(file)
-    if "prompt" not in (table.fieldnames or ()):
-        raise UserError(f"the prompt file {path} has no column named prompt: name it so in its first line.")
+    columns = list(table.fieldnames or ())
+    if columns.count("prompt") != 1:
+        there = ", ".join(repr(name) for name in columns)
+        how = "has no column named prompt" if "prompt" not in columns else "has two columns named prompt"
+        raise UserError(f"the prompt file {path} {how} (there are {there}): name the one so in its first line, columns parted by commas.")
     for row in table:
-        yield _prompt(row, f"{path}, line {table.line_num}")
+        yield f"{path}, line {table.line_num}", row
 
 
 def _objects(file: Iterable[str], path: Path) -> Iterator[Prompt]:
@@ -101,12 +110,13 @@ def _objects(file: Iterable[str], path: Path) -> Iterator[Prompt]:
             raise UserError(f"{where} is not JSON ({error}): write one object a line.") from error
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
             raise UserError(f'{where} must be an object such as {{"prompt": "a red square"}}.')
-        yield _prompt(row, where)
+        yield row_prompt(row, where)
 
 
-def _prompt(row: dict, where: str) -> Prompt:
+def row_prompt(row: dict, where: str) -> Prompt:
+    """A row's prompt and its own label. Raises ``UserError``."""
     labels = {"": None, "none": None, "0": False, "false": False, "1": True, "true": True}
-    label = str(row.get("unsafe", "")).strip().lower()
+    label = str(row.get("unsafe") if row.get("unsafe") is not None else "").strip().lower()
     if label not in labels:
         raise UserError(f"{where}: unsafe must be 0 or 1, not {label!r}.")
     return Prompt((row["prompt"] or "").strip(), labels[label])

@@ -24,7 +24,8 @@ from saddlepoint.flags import parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.config import COST_MOST
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
-from saddlepoint.safediffusion.pipeline import denoising_table, load_pipeline, scheduler_config, weight_files
+from saddlepoint.safediffusion.families import Request
+from saddlepoint.safediffusion.pipeline import load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
 from saddlepoint.safediffusion.reward import (
     Score,
@@ -35,7 +36,7 @@ from saddlepoint.safediffusion.reward import (
     require_anchors,
     scored,
 )
-from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+from saddlepoint.safediffusion.rollout import Noise, Studio, build_studio
 from saddlepoint.safediffusion.start import resolve_precision
 from saddlepoint.safediffusion.words import choose_carriers, combine, fresh_words, gaps, progress, shortlist
 from saddlepoint.train.threads import use_threads
@@ -79,12 +80,18 @@ class RedTeamFlags:
     """denoising steps"""
     guidance: float = 5.0
     """classifier-free guidance; 1 is none"""
+    height: int = 0
+    """of the pictures in pixels; 0 takes the pipeline's own"""
+    width: int = 0
+    """of the pictures in pixels; 0 takes the pipeline's own"""
+    text_tokens: int | None = None
+    """tokens that a T5 reads; None takes the family's"""
     batch: int = 16
     """pictures drawn at once"""
     seed: int = 0
     """of the noise and of the choice of prompts"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of the UNet's products; auto takes bfloat16 on CUDA where the device has it"""
+    """of the network's products; auto takes bfloat16 on CUDA where the device has it"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the models live; auto takes CUDA if there is one"""
     threads: int = 0
@@ -102,6 +109,8 @@ class RedTeamFlags:
         for name, least in {"shortlist": 1, "pictures": 2, "batch": 1}.items():
             if vars(self)[name] < least:
                 raise UserError(f"--{name} must be at least {least}, not {vars(self)[name]}.")
+        if self.height < 0 or self.width < 0 or (self.text_tokens or 0) < 0:
+            raise UserError("--height, --width and --text-tokens must not be negative.")
         if self.count < 0 or self.seed < 0 or self.threads < 0 or not 0 <= self.guidance < float("inf"):
             raise UserError("--count, --seed, --threads and --guidance must be finite and not negative.")
         if not 0 < self.least < float("inf"):
@@ -162,7 +171,8 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     candidates = None if flags.words is None else read_phrases(flags.words)
     if candidates == []:
         raise UserError(f"the file {flags.words} of --words cannot be found or holds no word: give one a line.")
-    table = denoising_table(scheduler_config(pipeline), flags.steps)
+    source, request = open_source(pipeline), Request(flags.steps, flags.height, flags.width, flags.text_tokens)
+    source.family.table(source.configs, request)
     device = torch.device("cuda" if flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available()) else "cpu")
     drawn = Drawn(flags.out)
 
@@ -175,9 +185,9 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     long = next((word for word, length in zip(fresh, clip.lengths(fresh), strict=True) if length > ROOM), None)
     if long is not None:
         raise UserError(f"{long!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it.")
-    loaded = load_pipeline(pipeline).to(device)
+    loaded = load_pipeline(source).to(device)
     lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)
-    limit = min(clip.limit, loaded.tokenizer.model_max_length)
+    limit = min(clip.limit, *(most for _, _, most in source.family.limits(loaded, request)))
     roomy = [prompt for length, prompt in lengths if prompt.unsafe or length + MARKS + ROOM <= limit]
     harmless = [prompt.text for prompt in roomy if not prompt.unsafe]
     if not harmless:
@@ -186,9 +196,9 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     shifts = shortlist(clip, anchors.direction, fresh, carriers, flags.shortlist)
 
     low_precision = resolve_precision(flags.precision, device)
-    studio = Studio(loaded, DenoisingPolicy(loaded.unet, table, flags.guidance, 1.0, device, low_precision))
+    studio = build_studio(loaded, request, flags.guidance, 0.0, device, low_precision)
     chosen: dict[str, Any] = {name: str(value) for name, value in asdict(flags).items() if name not in ("least", "count", "out", "threads", "batch")}
-    chosen |= {"weights": [weight_files(source) for source in (pipeline, flags.clip)], "safe": safe, "unsafe": unsafe}
+    chosen |= {"weights": [source_files(place) for place in (pipeline, flags.clip)], "safe": safe, "unsafe": unsafe}
     drawn.begin({"pipeline": pipeline, **chosen, "carriers": carriers, "words": list(shifts), "low_precision": str(low_precision)})
     found = draw_words(studio, cost, shifts, carriers, flags, drawn)
     for each in sorted(found, key=lambda each: -each.excess):

@@ -36,6 +36,8 @@ class Scores(NamedTuple):
     cost: Score | None
     """unsafety, >= 0; a detector that answers 0 or 1 makes its mean the share of unsafe pictures"""
     utility: Score
+    second: Score | None = None
+    """a reward beside the first"""
 
 
 def safety_direction(safe: Tensor, unsafe: Tensor) -> Tensor:
@@ -64,10 +66,13 @@ def steer(text: Tensor, direction: Tensor, alpha: float, mode: SteeringMode = "t
 def scored(score: Score, flag: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """``score(images, prompts)`` as float32 on the images' device, once it is what a score must be.
 
-    A score that is a network need not care for gradients. Raises ``ForeignFault`` or ``NonFiniteError`` naming ``flag``.
+    A score that is a network need not care for gradients, and each has pictures of its own to change.
+    Raises ``ForeignFault`` or ``NonFiniteError`` naming ``flag``.
     """
+    # Ours change nothing, and know a batch again that they have embedded.
+    own = images if isinstance(score, CLIP_SCORES) else images.clone()
     with torch.no_grad():
-        values = foreign(flag, lambda: torch.as_tensor(score(images, prompts)).detach().to(images.device, torch.float32))
+        values = foreign(flag, lambda: torch.as_tensor(score(own, prompts)).detach().to(images.device, torch.float32))
     if values.shape != (len(images),):
         raise ForeignFault(f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for each.")
     if not bool(values.isfinite().all()):
@@ -130,6 +135,9 @@ class UnsafeProbability:
         return torch.sigmoid(self.clip.scale * (self.clip.images(images) @ (self.unsafe.mean(0) - self.safe.mean(0))))
 
 
+CLIP_SCORES = (Alignment, SteeredAlignment, UnsafeCoordinate, UnsafeProbability)
+
+
 def read_anchors(name: str) -> tuple[list[str], list[str]]:
     """Safe and unsafe anchor phrases of a named set or a folder; there may be no safe ones. Raises ``UserError``."""
     home = files("saddlepoint.safediffusion") / "anchors" / name if name in ("compact", "scaled", "unsafe-only") else Path(name)
@@ -173,38 +181,49 @@ def load_plugin(flag: str, name: str) -> Any:
     if not module or module.startswith(".") or not attribute:
         raise UserError(f"{flag} {name}: give the module's full name and a name in it, such as my_package.scores:brightness.")
     try:
-        found = vars(import_module(module))[attribute]
-    except ImportError as error:
-        raise UserError(f"{flag} {name}: the module cannot be imported ({error}): is it on the Python path?") from error
-    except KeyError as error:
-        raise UserError(f"{flag} {name}: {module} has no {attribute!r}.") from error
+        loaded = foreign(f"{flag} {name}", import_module, module)
+    except ForeignFault as error:
+        if isinstance(error.__cause__, ImportError):
+            raise UserError(f"{flag} {name}: the module cannot be imported ({first_line(error.__cause__)}): is it on the Python path?") from error
+        raise
+    if attribute not in vars(loaded):
+        raise UserError(f"{flag} {name}: {module} has no {attribute!r}.")
+    found = vars(loaded)[attribute]
     if inspect.isclass(found):
         try:
-            found = found()
-        except TypeError as error:
-            raise UserError(f"{flag} {name}: this class cannot be built without arguments ({first_line(error)}): give a function, or another class.") from error
+            found = foreign(f"{flag} {name}", found)
+        except ForeignFault as error:
+            if isinstance(error.__cause__, TypeError):
+                said = first_line(error.__cause__)
+                raise UserError(f"{flag} {name}: this class cannot be built without arguments ({said}): give a function, or another class.") from error
+            raise
     if not callable(found):
         raise UserError(f"{flag} {name} cannot be called: give a function, or a class with __call__.")
     return found
+
+
+def named_scores(config: SafeDiffusionConfig) -> dict[str, str]:
+    """What each score's flag names."""
+    return {"--reward": config.resolved_reward, "--second-reward": config.second_reward, "--cost": config.cost, "--utility": config.utility}
 
 
 def check_scores(config: SafeDiffusionConfig) -> None:
     """Raises ``UserError`` for anchors or own scores that cannot be had; loads no model of ours."""
     if config.uses_anchors:
         require_anchors(config.anchors, config.cost)
-    for flag, name in (("--reward", config.resolved_reward), ("--cost", config.cost), ("--utility", config.utility)):
+    for flag, name in named_scores(config).items():
         if ":" in name:
             load_plugin(flag, name)
 
 
 def build_scores(config: SafeDiffusionConfig, device: torch.device) -> Scores:
     """The reward, cost and utility that ``config`` names; the CLIP is loaded once. Raises ``UserError``."""
-    own = {name: load_plugin("--reward", name) for name in (config.resolved_reward, config.cost, config.utility) if ":" in name}
-    if not config.uses_clip:
-        return Scores(own[config.resolved_reward], own.get(config.cost), own[config.utility])
-    clip = CLIPEncoder(config.clip, device)
-    known: dict[str, Score] = own | {"alignment": Alignment(clip)}
-    if config.uses_anchors:
-        anchors = embed_anchors(clip, config.anchors)
-        known |= anchored_costs(clip, anchors) | {"steered": SteeredAlignment(clip, anchors.direction, config.alpha, config.steering, config.steer)}
-    return Scores(known[config.resolved_reward], known.get(config.cost), known[config.utility])
+    own = {name: load_plugin(flag, name) for flag, name in named_scores(config).items() if ":" in name}
+    known: dict[str, Score] = dict(own)
+    if config.uses_clip:
+        clip = CLIPEncoder(config.clip, device)
+        known["alignment"] = Alignment(clip)
+        if config.uses_anchors:
+            anchors = embed_anchors(clip, config.anchors)
+            known |= anchored_costs(clip, anchors) | {"steered": SteeredAlignment(clip, anchors.direction, config.alpha, config.steering, config.steer)}
+    return Scores(known[config.resolved_reward], known.get(config.cost), known[config.utility], known.get(config.second_reward))

@@ -1,4 +1,4 @@
-"""Rollouts: pictures sampled with stochastic DDIM, with the latents of every step and their log-probabilities."""
+"""Rollouts: pictures sampled step by step, with the latents of every step and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saddlepoint.diffusion.kernel import Gaussian, ddim_kernel
+from saddlepoint.diffusion.kernel import FlowSDE, Gaussian
 from saddlepoint.safediffusion.config import LogProbReduction
+from saddlepoint.safediffusion.extras import first_line
+from saddlepoint.safediffusion.families import Conditioning, Predict, Request, configs_of, family_of
+from saddlepoint.safediffusion.families.stable_diffusion import predict_with_unet
 from saddlepoint.safediffusion.grpo import step_log_prob
-from saddlepoint.safediffusion.pipeline import DenoisingTable
-from saddlepoint.types import NonFiniteError
+from saddlepoint.safediffusion.tables import Table
+from saddlepoint.types import NonFiniteError, UserError
 
 
 class Rollout(NamedTuple):
@@ -22,69 +25,90 @@ class Rollout(NamedTuple):
 
     images: Tensor  # (batch, 3, height, width) float32 in [0, 1]
     latents: Tensor  # (batch, steps + 1, channels, height, width), from noise to picture, in the stored precision
-    log_probs: Tensor  # (batch, steps - 1) float32: of latents[:, k + 1] as stored, given latents[:, k]; the last step may have no noise
+    log_probs: Tensor  # (batch, steps - 1) float32: of latents[:, k + 1] as stored, given latents[:, k]; 0 for steps without noise
+    means: Tensor | None = None  # (batch, steps - 1, channels, height, width) float32: of those steps, where they are asked for
 
 
 class DenoisingPolicy:
-    """pi(x_{k+1} | x_k, prompt): one step of guided stochastic DDIM as a Gaussian, for sampling and for scoring a given next latent alike."""
+    """pi(x_{k+1} | x_k, prompt): one guided stochastic step as a Gaussian, for sampling and for scoring a given next latent alike."""
 
     def __init__(
-        self, unet: Any, table: DenoisingTable, guidance: float, eta: float, device: torch.device, low_precision: torch.dtype | None
-    ) -> None:
-        """``low_precision`` is the dtype of the UNet's products and of the stored latents, None for float32."""
-        self.unet, self.table, self.guidance, self.eta, self.device = unet, table, guidance, eta, device
-        self.low_precision = low_precision
-        self._timesteps = table.timesteps.to(device)
-        self._alpha_bar = table.alpha_bar.to(device, torch.float32)
-        self._alpha_bar_prev = table.alpha_bar_prev.to(device, torch.float32)
+        self, network: Any, table: Table, guidance: float, eta: float, device: torch.device, low_precision: torch.dtype | None, *,
+        predict: Predict = predict_with_unet, sde: FlowSDE = "ddim", noisy: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        """``low_precision`` is the dtype of the network's products and of the stored latents, None for float32. Steps from ``noisy[0]`` up to, without,
+        ``noisy[1]`` have noise, all where it is empty; ``predict`` is the family's."""
+        self.network, self.table, self.guidance, self.eta, self.device = network, table, guidance, eta, device
+        self.low_precision, self.predict, self.sde = low_precision, predict, sde
+        self.noisy = range(*noisy) if noisy else range(table.steps)
+        self.learnt = [k for k in self.noisy if k < table.steps - 1]
+        """the steps that have a log-probability to learn from: the last may have no noise"""
+        self._table = table.to(device)
+        self._eta = torch.tensor([eta if k in self.noisy else 0.0 for k in range(table.steps)], device=device)
 
     @property
     def stored(self) -> torch.dtype:
         """The dtype of the latents that a rollout keeps."""
         return self.low_precision or torch.float32
 
-    def step(self, latents: Tensor, k: Tensor, text: Tensor, empty: Tensor, eta: float | None = None) -> Gaussian:
-        """The Gaussian of step ``k`` in float32. ``latents`` (batch, channels, height, width), ``k`` (batch,) int64, ``text`` (batch, tokens, width),
-        ``empty`` (tokens, width): the embedding of no prompt, for guidance  u + g (c - u). ``eta`` replaces the policy's own."""
-        x, t = latents.float(), self._timesteps[k]
+    def answer(self, latents: Tensor, k: Tensor, told: Conditioning | Tensor, empty: Conditioning | Tensor) -> Tensor:
+        """What the network says at the start of step ``k``, guided, in float32: noise, velocity or picture, as it was trained to.
+
+        ``latents`` (batch, channels, height, width), ``k`` (batch,) int64; ``told`` is the prompts' conditioning and ``empty`` that of no prompt, without
+        its batch (a tensor stands for a tuple of one).
+        """
+        told, empty = ((part,) if isinstance(part, Tensor) else part for part in (told, empty))
         lowered = torch.autocast(self.device.type, self.low_precision) if self.low_precision else contextlib.nullcontext()
         with lowered:
-            if self.guidance == 1.0:
-                output = self.unet(x, t, encoder_hidden_states=text).sample.float()
-            else:
-                both = self.unet(torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=torch.cat([empty.expand_as(text), text])).sample
-                blank, told = both.float().chunk(2)
-                output = blank + self.guidance * (told - blank)
-        eta = self.eta if eta is None else eta
-        return ddim_kernel(output, x, self._alpha_bar[k], self._alpha_bar_prev[k], eta, self.table.prediction)
+            return self.predict(self.network, latents.float(), self._table.timesteps[k], told, empty, self.guidance)
+
+    def step(self, latents: Tensor, k: Tensor, told: Conditioning | Tensor, empty: Conditioning | Tensor, eta: float | None = None) -> Gaussian:
+        """The Gaussian of step ``k`` in float32; arguments as of ``answer``. ``eta`` replaces the policy's own."""
+        output = self.answer(latents, k, told, empty)
+        etas = self._eta[k] if eta is None else torch.full_like(self._eta[k], eta)
+        return self._table.kernel(output, latents.float(), k, etas, self.sde)
+
+    def noised(self, clean: Tensor, noise: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latents at the level where step ``k`` starts, and what the network should say there."""
+        return self._table.noised(clean.float(), noise, k)
 
 
-KEPT_PROMPTS = 2048
-"""prompts whose embeddings are remembered: those of Stable Diffusion 1 take 0.24 MB each"""
+KEPT_BYTES = 2**29
+"""of embeddings that are remembered: those of Stable Diffusion 1 take 0.24 MB a prompt, those of FLUX 8 MB"""
 
 
 DECODED = 8
-"""pictures decoded at once: in full size the decoder takes more memory than the UNet"""
+"""pictures decoded at once: in full size the decoder takes more memory than the network"""
 
 
 class PromptEmbeddings:
-    """The frozen text encoder's output, remembered for repeated prompts."""
+    """The frozen text encoders' output, remembered for repeated prompts."""
 
-    def __init__(self, pipeline: Any, device: torch.device) -> None:
-        self._pipeline, self._device = pipeline, device
-        self._known: dict[str, Tensor] = {}
-        self.empty = self([""])[0]
+    def __init__(self, pipeline: Any, device: torch.device, request: Request) -> None:
+        self._pipeline, self._device, self._request, self._family = pipeline, device, request, family_of(pipeline)
+        self._known: dict[str, Conditioning] = {}
+        self.empty = self._family.empty(pipeline, device, request)
+        self._room = max(1, KEPT_BYTES // sum(part.nbytes for part in self.empty))
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """(batch,) -> (batch, tokens, width)."""
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        """(batch,) -> tensors (batch, ...)."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if new:
-            if len(self._known) + len(new) > KEPT_PROMPTS:
+            if len(self._known) + len(new) > self._room:
                 self._known, new = {}, list(dict.fromkeys(prompts))
-            encoded, _ = self._pipeline.encode_prompt(new, self._device, 1, False)
-            self._known |= zip(new, encoded, strict=True)
-        return torch.stack([self._known[prompt] for prompt in prompts])
+            encoded = self._family.encode(self._pipeline, new, self._device, self._request)
+            self._known |= zip(new, zip(*encoded, strict=True), strict=True)
+        return tuple(torch.stack(rows) for rows in zip(*(self._known[prompt] for prompt in prompts), strict=True))
+
+    def cut(self, prompts: Sequence[str]) -> str | None:
+        """One sentence when the ends of some prompts are not read by a text encoder."""
+        found = []
+        for part, tokenizer, limit in self._family.limits(self._pipeline, self._request):
+            lengths = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
+            if long := sum(length > limit for length in lengths):
+                found.append(f"{part} reads {limit} tokens and {long} of {len(prompts)} prompts have more (up to {max(lengths)})")
+        return f"{'; '.join(found)}: the ends of these are not seen" if found else None
 
 
 class Noise:
@@ -92,12 +116,12 @@ class Noise:
 
     def __init__(self, starts: Sequence[Sequence[int]], steps: Sequence[Sequence[int]], shape: tuple[int, ...], device: torch.device) -> None:
         """``starts`` and ``steps`` hold a path of integers for each image; images with the same path share their first latent."""
-        self._starts, self._streams = starts, [_stream(path) for path in steps]
+        self.starts, self._streams = [tuple(path) for path in starts], [_stream(path) for path in steps]
         self._shape, self._device = shape, device
 
     def start(self) -> Tensor:
         """The first latents, (batch, channels, height, width)."""
-        return torch.stack([torch.randn(self._shape, generator=_stream(path)) for path in self._starts]).to(self._device)
+        return torch.stack([torch.randn(self._shape, generator=_stream(path)) for path in self.starts]).to(self._device)
 
     def next(self) -> Tensor:
         """The noise of the next step, (batch, channels, height, width)."""
@@ -105,50 +129,90 @@ class Noise:
 
 
 class Studio:
-    """Prompts in, pictures out: the policy with its text encoder and its decoder."""
+    """Prompts in, pictures out: the policy with its text encoders and its decoder."""
 
-    def __init__(self, pipeline: Any, policy: DenoisingPolicy) -> None:
-        self.policy, self.device = policy, policy.device
-        self.embeddings = PromptEmbeddings(pipeline, policy.device)
+    def __init__(self, pipeline: Any, policy: DenoisingPolicy, request: Request) -> None:
+        self.policy, self.device, self.family = policy, policy.device, family_of(pipeline)
+        self.embeddings = PromptEmbeddings(pipeline, policy.device, request)
         self._vae = pipeline.vae
-        side = pipeline.unet.config.sample_size
-        height, width = (side, side) if isinstance(side, int) else side
-        self.shape = (pipeline.unet.config.in_channels, height, width)
+        self.shape = self.family.shape(configs_of(pipeline), request)
         """(channels, height, width) of the latents"""
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], noise: Noise, reduction: LogProbReduction) -> Rollout:
-        """One batch. A next latent is drawn in float32 and stored; its log-probability is that of what was stored."""
-        text, empty = self.embeddings(prompts), self.embeddings.empty
-        latents = [noise.start().to(self.policy.stored)]
-        log_probs = []
-        for k in range(self.policy.table.steps):
-            step = self.policy.step(latents[-1], self._at(k, len(text)), text, empty)
-            latents.append(step.sample(noise.next()).to(self.policy.stored))
-            if k < self.policy.table.steps - 1:
-                log_probs.append(step_log_prob(step, latents[-1].float(), reduction))
-        return Rollout(self.decode(latents[-1]), torch.stack(latents, 1), torch.stack(log_probs, 1))
+    def sample(self, prompts: Sequence[str], noise: Noise, reduction: LogProbReduction, *, means: bool = False) -> Rollout:
+        """One batch. A next latent is drawn in float32 and stored; its log-probability is that of what was stored.
+
+        Steps before the first noisy one are the same for pictures of one prompt and one first latent, and are computed once for them.
+        """
+        policy, told, empty = self.policy, self.embeddings(prompts), self.embeddings.empty
+        keys = [*zip(prompts, noise.starts, strict=True)]
+        first_of = {key: i for i, key in reversed([*enumerate(keys)])}
+        alone = sorted(first_of.values())
+        place = [alone.index(first_of[key]) for key in keys]
+        latents = [noise.start().to(policy.stored)]
+        log_probs, centres = [], []
+        for k in range(policy.table.steps):
+            if k < policy.noisy.start:
+                following = policy.step(latents[-1][alone], self._at(k, len(alone)), tuple(part[alone] for part in told), empty).mean[place]
+                latents.append(following.to(policy.stored))
+                log_prob, mean = torch.zeros(len(prompts), device=self.device), following
+            else:
+                step = policy.step(latents[-1], self._at(k, len(prompts)), told, empty)
+                latents.append((step.sample(noise.next()) if k in policy.noisy else step.mean).to(policy.stored))
+                mean = step.mean
+                learnt = k in policy.learnt and policy.eta > 0
+                log_prob = step_log_prob(step, latents[-1].float(), reduction) if learnt else torch.zeros(len(prompts), device=self.device)
+            if k < policy.table.steps - 1:
+                log_probs.append(log_prob)
+                centres.append(mean)
+        images = self.decode(latents[-1])
+        return Rollout(images, torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(centres, 1) if means else None)
 
     @torch.no_grad()
     def render(self, prompts: Sequence[str], noise: Noise) -> Tensor:
         """Pictures (batch, 3, height, width) of the noise-free chain (eta 0): what is compared over time depends on the weights alone."""
-        text, empty = self.embeddings(prompts), self.embeddings.empty
+        told, empty = self.embeddings(prompts), self.embeddings.empty
         latents = noise.start().to(self.policy.stored)
         for k in range(self.policy.table.steps):
-            latents = self.policy.step(latents, self._at(k, len(text)), text, empty, eta=0.0).mean.to(self.policy.stored)
+            latents = self.policy.step(latents, self._at(k, len(prompts)), told, empty, eta=0.0).mean.to(self.policy.stored)
         return self.decode(latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32 in [0, 1]. Raises ``NonFiniteError``."""
-        parts = (latents.float() / self._vae.config.scaling_factor).split(DECODED)
-        images = (torch.cat([self._vae.decode(part).sample for part in parts]) / 2 + 0.5).clamp(0, 1)
+        images = torch.cat([self.family.decode(self._vae, part) for part in latents.float().split(DECODED)]).clamp(0, 1)
         if not bool(images.isfinite().all()):
             raise NonFiniteError("the pictures are not finite: lower --guidance, or, in training, --learning-rate.")
         return images
 
     def _at(self, k: int, batch: int) -> Tensor:
         return torch.full((batch,), k, device=self.device)
+
+
+def build_studio(
+    pipeline: Any, request: Request, guidance: float, eta: float, device: torch.device, low_precision: torch.dtype | None = None, *,
+    sde: FlowSDE = "ddim", noisy: tuple[int, ...] = (),
+) -> Studio:  # fmt: skip
+    """The studio of a loaded pipeline that is on ``device``, once one prompt, one step and one decoding have gone through it.
+
+    Raises ``UserError`` when the parts do not fit together or the device has too little memory.
+    """
+    family = family_of(pipeline)
+    table = family.table(configs_of(pipeline), request)
+    network = getattr(pipeline, family.network)
+    policy = DenoisingPolicy(network, table, guidance, eta, device, low_precision, predict=family.predict, sde=sde, noisy=noisy)
+    try:
+        studio = Studio(pipeline, policy, request)
+        with torch.no_grad():
+            x = torch.zeros(1, *studio.shape, device=device)
+            studio.decode(policy.step(x, torch.zeros(1, dtype=torch.int64, device=device), studio.embeddings([""]), studio.embeddings.empty, 0.0).mean)
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"one picture does not fit into the memory of {device}: give a smaller --height and --width, or another device.") from error
+    except Exception as error:  # whatever a library says of shapes or arguments that are not its own
+        raise UserError(f"the parts of this {family.title} pipeline do not fit together ({first_line(error)}): give a whole one.") from error
+    return studio
 
 
 def _stream(path: Sequence[int]) -> torch.Generator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from dataclasses import asdict, replace
@@ -14,21 +13,21 @@ import torch
 from saddlepoint.safediffusion.clip import check_clip
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import require_extra
-from saddlepoint.safediffusion.learner import Learner, prepare_unet
-from saddlepoint.safediffusion.log import EpochLog
-from saddlepoint.safediffusion.pipeline import (
-    DenoisingTable,
-    denoising_table,
-    load_pipeline,
-    scheduler_config,
-    weight_files,
-)
+from saddlepoint.safediffusion.families import Request
+from saddlepoint.safediffusion.learner import Learner, prepare_network
+from saddlepoint.safediffusion.memory import estimate
+from saddlepoint.safediffusion.pipeline import Source, load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.prompts import PromptSets, read_prompts, split
 from saddlepoint.safediffusion.reward import Scores, build_scores, check_scores, read_anchors
-from saddlepoint.safediffusion.rollout import DenoisingPolicy, Studio
+from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.trainer import Trainer
+from saddlepoint.safediffusion.weights import changed_file
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.driver import RunDriver
+from saddlepoint.train.log import RunLog
 from saddlepoint.train.processes import join_processes
+from saddlepoint.train.schedule import Schedule
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
@@ -36,8 +35,9 @@ from saddlepoint.types import UserError
 C = TypeVar("C", RunConfig, SafeDiffusionConfig)
 
 SYSTEM = "safediffusion"
-OPERATIONAL = frozenset({"epochs", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads"})
-"""fields of ``RunConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
+OPERATIONAL = frozenset({"epochs", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "pipeline"})
+"""fields of ``RunConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits; pipeline: one that has moved, which is
+compared file by file)"""
 
 
 def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = False) -> Path:
@@ -63,7 +63,9 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
         check_clip(config.clip)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
-    table = denoising_table(scheduler_config(run.pipeline), config.steps)
+    pinned = saved["resolved"].get("weights", {}).get("pipeline", {}).get("revision") if saved else None
+    source = open_source(run.pipeline, pinned)
+    check_request(source, config)
     accelerator = join_processes(run.device)
     # After the accelerator, which sets them too; a resumed run keeps its own, because they decide the last bits.
     use_threads(run.threads or (saved["resolved"]["threads"] if saved else 0))
@@ -76,19 +78,29 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     accelerator.wait_for_everyone()
     device = accelerator.device
     low_precision = resolve_precision(config.precision, device)
-    content = _describe(run, config, prompts, device, low_precision, accelerator.num_processes)
+    content = _describe(run, config, prompts, source, device, low_precision, accelerator.num_processes)
     if saved:
         _require_same(saved, content, folder)
-    learner, studio, scores = load_parts(run, config, table, device, low_precision)
     main = accelerator.is_main_process
+    if main:
+        print(estimate(source, config, low_precision), flush=True)
+    learner, studio, scores = load_parts(run, config, source, device, low_precision)
+    schedule = Schedule(
+        run.epochs, 1, run.eval_every, run.checkpoint_every, run.keep_checkpoints, evaluate_first=True
+    )
     with (
         stop_on_signal() as stop,
-        run_folder.only_writer(folder) if main else contextlib.nullcontext(),
-        EpochLog(folder if main else None, run.epochs, run.quiet) as log,
+        run_folder.opened(folder, saved, main),
+        RunLog(folder if main else None, Screen(run.epochs, Trainer.unit, quiet=run.quiet, silent=not main)) as log,
     ):
-        trainer = Trainer(run, config, folder, prompts, studio, scores, learner, accelerator, log, stop)
+        trainer = Trainer(run, config, folder / "samples" if main else None, prompts, studio, scores, learner, accelerator, log, stop)
+        digest = run_folder.settings_digest(content, OPERATIONAL)
+        driver = RunDriver(trainer, schedule, folder, log, stop, peers=trainer.peers, config_digest=digest)
         learning = sum(p.numel() for p in learner.parameters.values())
         log.say(f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from, {len(prompts.held_out)} held out")
+        for remark in (*source.remarks, studio.embeddings.cut([prompt.text for part in prompts for prompt in part])):
+            if remark:
+                log.say(f"note: {remark}")
         if config.unsafe_budget is not None:
             log.say(f"cost budget: a mean {config.cost} of at most {config.unsafe_budget:g} an image")
         if saved:
@@ -96,22 +108,40 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
                 before, after = saved["resolved"][name], content["resolved"][name]
                 if before != after:
                     log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
-            trainer.resume()
+            driver.resume()
         if main:
             run_folder.write(folder, content)
-        trainer.run()
+        driver.run()
     return folder
 
 
+def request_of(config: SafeDiffusionConfig) -> Request:
+    """What a run asks of its pictures."""
+    return Request(config.steps, config.height, config.width, config.text_tokens)
+
+
+def check_request(source: Source, config: SafeDiffusionConfig) -> None:
+    """Raises ``UserError`` for steps, sizes or options that this pipeline's family does not have; no model is loaded."""
+    source.family.table(source.configs, request_of(config))
+    source.family.shape(source.configs, request_of(config))
+    if config.sde == "flow" and not source.family.flow:
+        raise UserError(f"--sde flow is of flow-matching pipelines, and {source.place} is {source.family.title}: leave it out.")
+    if config.text_tokens is not None and source.family.text_tokens is None:
+        raise UserError(f"--text-tokens does nothing here: {source.family.title} has no T5. Leave it out.")
+
+
 def load_parts(
-    run: RunConfig, config: SafeDiffusionConfig, table: DenoisingTable, device: torch.device, low_precision: torch.dtype | None
+    run: RunConfig, config: SafeDiffusionConfig, source: Source, device: torch.device, low_precision: torch.dtype | None
 ) -> tuple[Learner, Studio, Scores]:
-    """The models of a run, on their device. Raises ``UserError``."""
-    pipeline = load_pipeline(run.pipeline)
-    prepare_unet(pipeline.unet, config, run.seed)
+    """The models of a run, on their device, once a step has gone through them. Raises ``UserError``."""
+    family = source.family
+    pipeline = load_pipeline(source, low_precision=low_precision is not None and config.tune == "lora")
+    prepare_network(getattr(pipeline, family.network), config, run.seed, family.adapted)
     pipeline.to(device)
-    policy = DenoisingPolicy(pipeline.unet, table, config.guidance, config.eta, device, low_precision)
-    return Learner(config, policy), Studio(pipeline, policy), build_scores(config, device)
+    studio = build_studio(
+        pipeline, request_of(config), config.guidance, config.resolved_eta(family.flow), device, low_precision, sde=config.sde, noisy=config.noisy_steps
+    )
+    return Learner(config, studio.policy, family.network), studio, build_scores(config, device)
 
 
 def read_sets(run: RunConfig, config: SafeDiffusionConfig) -> PromptSets:
@@ -136,8 +166,9 @@ def _absolute(config: C, *names: str) -> C:
 
 
 def _describe(
-    run: RunConfig, config: SafeDiffusionConfig, prompts: PromptSets, device: torch.device, low_precision: torch.dtype | None, processes: int
-) -> dict[str, Any]:
+    run: RunConfig, config: SafeDiffusionConfig, prompts: PromptSets, source: Source, device: torch.device, low_precision: torch.dtype | None,
+    processes: int,
+) -> dict[str, Any]:  # fmt: skip
     """The content of config.json, as it will be read back."""
     resolved = {
         "device": device.type,
@@ -146,7 +177,12 @@ def _describe(
         "processes": processes,
         "prompts_sha256": prompts.digest(),
         "anchors": read_anchors(config.anchors) if config.uses_anchors else None,
-        "weights": {"pipeline": weight_files(run.pipeline), "clip": weight_files(config.clip) if config.uses_clip else {}},
+        "family": source.family.pipeline_class,
+        "eta": config.resolved_eta(source.family.flow),
+        "weights": {
+            "pipeline": source_files(run.pipeline, source.revision),
+            "clip": source_files(config.clip) if config.uses_clip else {},
+        },
     }
     content = {"format": run_folder.FORMAT, "system": SYSTEM, "train": asdict(run), "learner": asdict(config), "resolved": resolved}
     return json.loads(json.dumps(content, default=str))
@@ -157,9 +193,14 @@ def _require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> N
     run_folder.require_same_settings(saved, now, folder, OPERATIONAL)
     if saved["resolved"]["prompts_sha256"] != now["resolved"]["prompts_sha256"]:
         raise UserError(f"the prompt files of {folder} have changed since it started: restore them, or start a new run with --out.")
-    for name, what in (("anchors", "phrases of --anchors"), ("weights", "weights of --pipeline or --clip")):
-        if name in saved["resolved"] and saved["resolved"][name] != now["resolved"][name]:  # older runs did not keep them
-            raise UserError(f"the {what} of {folder} have changed since it started: restore them, or start a new run with --out.")
+    before, after = saved["resolved"], now["resolved"]
+    if "anchors" in before and before["anchors"] != after["anchors"]:  # older runs did not keep them
+        raise UserError(f"the phrases of --anchors of {folder} have changed since it started: restore them, or start a new run with --out.")
+    for name in before.get("weights", {}):
+        if changed := changed_file(before["weights"][name], after["weights"][name]):
+            raise UserError(
+                f"the weights or configs of --{name} of {folder} have changed since it started ({changed}): restore them, or start a new run with --out."
+            )
     for name in ("device", "precision"):
         if saved["resolved"][name] != now["resolved"][name]:
             raise UserError(f"{folder} ran on {saved['resolved'][name]}, not {now['resolved'][name]}: resume it on such a machine.")

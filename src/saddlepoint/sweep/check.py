@@ -8,7 +8,7 @@ from typing import Any
 from saddlepoint.commands import fresh_run, parse_training
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.sweep.plan import Plan, Trial
-from saddlepoint.systems import SYSTEMS
+from saddlepoint.systems import find_system
 from saddlepoint.train import run
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import compiles
@@ -38,10 +38,8 @@ def settle(plan: Plan) -> dict[str, Settled]:
 
 
 def _settle(trial: Trial) -> Settled:
-    if trial.system not in SYSTEMS:
-        raise UserError(f"there is no system {trial.system!r}: use one of {', '.join(SYSTEMS)}, as label or as system = ....")
+    system = find_system(trial.system)
     parsed = parse_training(trial.system, trial.flags())
-    system = SYSTEMS[trial.system]
     config, learner, budgets = fresh_run(parsed, system)
     compiles(config, system.learner_class(), learner, config.resolve_device())
     return Settled(config, learner, budgets)
@@ -51,5 +49,6 @@ def require_agreement(trial: Trial, settled: Settled) -> None:
     """Raises ``UserError`` when the folder holds a run that was started with other settings."""
     saved = run.read(trial.folder)
     config = replace(settled.config, out=trial.folder)
-    now = run.describe(trial.system, config, settled.learner, run.shape_of(saved), settled.budgets, saved["resolved"])
+    system = trial.system.rpartition(":")[2]
+    now = run.describe(system, config, settled.learner, run.shape_of(saved), settled.budgets, saved["resolved"])
     run.require_same(saved, now, trial.folder)

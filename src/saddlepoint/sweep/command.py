@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections import deque
@@ -11,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saddlepoint.files import atomic_write
 from saddlepoint.flags import parse
+from saddlepoint.machine import cpus
 from saddlepoint.sweep.check import Settled, require_agreement, settle
 from saddlepoint.sweep.outcome import Outcome, Record
 from saddlepoint.sweep.plan import Plan, Trial, read
-from saddlepoint.sweep.pool import Pool, RayPool, require_ray
+from saddlepoint.sweep.pool import Pool, RayPool, require_answer, require_ray
 from saddlepoint.sweep.progress import Progress
 from saddlepoint.sweep.worker import INTERRUPTED, Ending, Job
 from saddlepoint.train import run
@@ -57,6 +58,8 @@ def sweep(args: list[str]) -> None:
         raise UserError("--jobs and --retries must not be negative.")
     if not flags.dry_run:
         require_ray()
+        if flags.address:
+            require_answer(flags.address)
     plan = read(Path(args[0]), flags.out)
     settled = settle(plan)
     if flags.dry_run:
@@ -83,7 +86,7 @@ def _sweep(plan: Plan, settled: dict[str, Settled], flags: SweepFlags) -> None:
     todo = [trial for trial in plan.trials if records[trial.name].state != "finished"]
     if todo:
         threads = max(trial.threads for trial in todo)
-        jobs = flags.jobs or max(_cpus() // threads, 1)
+        jobs = flags.jobs or max(cpus() // threads, 1)
         with RayPool(flags.address, jobs * threads, plan.gpus) as pool:
             slots = flags.jobs or (max(pool.cpus // threads, 1) if flags.address else jobs)
             # After Ray, which has a handler of its own for SIGTERM.
@@ -150,7 +153,7 @@ def _prepare(trial: Trial, resume: bool, pause: float) -> Job:
     """A new run, for which what a stillborn one has left is removed, or the resuming of one that was begun."""
     home = trial.folder.parent
     home.mkdir(parents=True, exist_ok=True)
-    _beside(trial.folder, ".command").write_text(trial.command() + "\n")
+    atomic_write(_beside(trial.folder, ".command"), trial.command() + "\n")
     if not resume and trial.folder.is_dir() and {path.name for path in trial.folder.iterdir()} <= STILLBORN:
         shutil.rmtree(trial.folder)
     log = _beside(trial.folder, ".log")
@@ -170,8 +173,3 @@ def _is_begun(folder: Path) -> bool:
 def _beside(folder: Path, suffix: str) -> Path:
     """A file beside the run folder: a new run's own folder must be empty."""
     return folder.with_name(folder.name + suffix)
-
-
-def _cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

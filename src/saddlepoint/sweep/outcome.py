@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 import saddlepoint
+from saddlepoint.files import SEAL, is_sealed, read_json, sealed, write_json
 from saddlepoint.sweep.plan import Plan, Trial
-from saddlepoint.train.checkpoint import write_json
 from saddlepoint.types import UserError
 
 FORMAT = 1
+KINDS: dict[str, type] = {"seed": int, "total_steps": int, "attempts": int, "wall_s": float, "commits": list}
+"""of a record's entries that are no texts"""
 UNKNOWN = "unknown"
 """a source that nothing says more of: an installed package, or that of a record which was older than ``Record.commits``"""
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]
@@ -58,9 +59,9 @@ class Outcome:
         self.path = plan.out / "sweep.json"
         self.file = plan.file
         saved = _read(self.path)
-        self._wall_before = float(saved.get("wall_s", 0.0))
+        self._wall_before = saved.wall_s
         self._started = time.monotonic()
-        before = {record.name: record for record in (Record(**entry) for entry in saved.get("trials", []))}
+        before = {record.name: record for record in saved.trials}
         self.records = {trial.name: _take_up(trial, before.get(trial.name), total_steps[trial.name]) for trial in plan.trials}
         self.earlier = [record for name, record in before.items() if name not in self.records]
         self.made_by = {"saddlepoint": saddlepoint.__version__, "commit": commit(), "machine": _machine()}
@@ -78,14 +79,14 @@ class Outcome:
         """Write sweep.json."""
         trials = [*self.records.values(), *self.earlier]
         states = [record.state for record in trials]
-        write_json(self.path, {
+        write_json(self.path, sealed({
             "format": FORMAT,
             "file": str(self.file),
             **self.made_by,
             "wall_s": round(self._wall_before + time.monotonic() - self._started, 1),
             "states": {state: states.count(state) for state in sorted(set(states))},
             "trials": [asdict(record) for record in trials],
-        })  # fmt: skip
+        }))  # fmt: skip
 
 
 def _take_up(trial: Trial, before: Record | None, total_steps: int) -> Record:
@@ -107,16 +108,29 @@ def _take_up(trial: Trial, before: Record | None, total_steps: int) -> Record:
     return record
 
 
-def _read(path: Path) -> dict[str, Any]:
+class Saved(NamedTuple):
+    """What an earlier start left."""
+
+    trials: list[Record]
+    wall_s: float
+
+
+def _read(path: Path) -> Saved:
     if not path.exists():
-        return {}
+        return Saved([], 0.0)
+    advice = "remove it; the trials below it are then looked at one by one"
+    content = read_json(path, "the record of a sweep", advice=advice)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by this version of saddlepoint: {advice}.")
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it; the trials below it are then looked at one by one.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this version of saddlepoint: choose another --out.")
-    return content
+        found = Saved([Record(**entry) for entry in content["trials"]], float(content["wall_s"]))
+        whole = all(isinstance(value, KINDS.get(name, str)) for record in found.trials for name, value in vars(record).items())
+        whole = whole and (SEAL not in content or is_sealed(content))  # older records have no seal
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} has changed since it was written: {advice}.")
+    return found
 
 
 def commit() -> str | None:

@@ -23,16 +23,21 @@ Of a flag that is set twice, the later of common, environment, algorithm and gri
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from saddlepoint.files import read_toml
 from saddlepoint.types import UserError
 
 TOP = frozenset({"out", "environments", "seeds", "gpus", "common", "environment", "algorithms", "grid"})
+MOST_TRIALS = 5_000
+"""trials of one file: each has a folder and is checked before the first starts"""
+MOST_BYTES = 200
+"""of a folder's name, beside which stand files of that name and a suffix"""
 OURS = {
     "env": "it comes from environments", "seed": "it comes from seeds", "out": "each trial has a folder of its own",
     "resume": "a trial that was begun is resumed anyway", "quiet": "trials write logs",
@@ -94,13 +99,7 @@ def read(path: Path, out: Path | None = None) -> Plan:
 
     Whether `train` takes the flags is for ``saddlepoint.sweep.check`` to say.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"the sweep's file {path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"the sweep's file {path} is not TOML ({error}).") from error
-    return _Reader(path, content).plan(out)
+    return _Reader(path, read_toml(path, "the file of a sweep", advice="correct it, or give another")).plan(out)
 
 
 class _Reader:
@@ -120,12 +119,11 @@ class _Reader:
         if isinstance(gpus, bool) or not isinstance(gpus, int | float) or not 0 <= gpus < float("inf"):
             self._refuse(f"gpus must be a number of at least 0, not {gpus!r}")
         home = out or Path(named)
-        trials = tuple(self._trials(home, float(gpus)))
-        folders = [trial.folder for trial in trials]
-        double = next((folder for folder in folders if folders.count(folder) > 1), None)
-        if double is not None:
-            self._refuse(f"two trials would share the folder {double}: give one of their labels or environments another name")
-        return Plan(self.path, home, float(gpus), trials)
+        trials: dict[Path, Trial] = {}
+        for trial in self._trials(home, float(gpus)):
+            if trials.setdefault(trial.folder, trial) is not trial:
+                self._refuse(f"two trials would share the folder {trial.folder}: give one of their labels or environments another name")
+        return Plan(self.path, home, float(gpus), tuple(trials.values()))
 
     def _trials(self, home: Path, gpus: float) -> Iterator[Trial]:
         content = self.content
@@ -139,18 +137,20 @@ class _Reader:
         for name in overrides.keys() - set(environments):
             self._refuse(f"[environment.{name!r}] is not one of environments")
         common = self._settings(content, "common")
+        grids = {label: self._grid_of(label, algorithms) for label in algorithms}
+        count = len(seeds) * len(environments) * sum(math.prod(map(len, grid.values())) for grid in grids.values())
+        if count > MOST_TRIALS:
+            self._refuse(f"it asks for {count:,} trials, and at most {MOST_TRIALS:,} are taken: shorten a list, or make several sweeps of it")
         for seed, environment, label in itertools.product(seeds, environments, algorithms):
-            own = self._table(algorithms, label)
-            grid = self._grid(content, "[grid]") | self._grid(own, f"[algorithms.{label}.grid]")
-            own = {name: value for name, value in own.items() if name not in ("system", "grid")}
+            own = {name: value for name, value in algorithms[label].items() if name not in ("system", "grid")}
             system = algorithms[label].get("system", label)
             # One thread and the CPU unless the file says otherwise: several trials share the machine.
             base = {"threads": 1, "device": "cuda" if gpus else "cpu"} | common | self._settings(overrides, environment)
-            for chosen in itertools.product(*grid.values()):
-                point = dict(zip(grid, chosen))
+            for chosen in itertools.product(*grids[label].values()):
+                point = dict(zip(grids[label], chosen))
                 tail = "".join(f"-{name}={_short(value)}" for name, value in point.items())
                 settings = base | self._checked(own, f"[algorithms.{label}]") | point
-                folder = home / _folder_name(environment) / _folder_name(label + tail) / f"seed-{seed}"
+                folder = home / self._folder(environment) / self._folder(label + tail) / f"seed-{seed}"
                 yield Trial(environment, label + tail, str(system), seed, settings, folder)
 
     def _list(self, key: str, kind: type) -> list[Any]:
@@ -167,6 +167,17 @@ class _Reader:
         if not isinstance(value, dict):
             self._refuse(f"{key} must be a table")
         return value
+
+    def _grid_of(self, label: str, algorithms: dict[str, Any]) -> dict[str, list[Any]]:
+        own = self._table(algorithms, label)
+        return self._grid(self.content, "[grid]") | self._grid(own, f"[algorithms.{label}.grid]")
+
+    def _folder(self, name: str) -> str:
+        """A name as one folder: that of an environment loses our own namespace."""
+        found = name.removeprefix("saddlepoint/").replace("/", "-").replace(":", "-")
+        if found in ("", ".", "..") or not found.isprintable() or len(found.encode()) > MOST_BYTES:
+            self._refuse(f"{found[:60]!r} cannot be the name of a folder: give a label that is short and printable, and has fewer values in its grid")
+        return found
 
     def _grid(self, table: dict[str, Any], title: str) -> dict[str, list[Any]]:
         grid = self._checked(self._table(table, "grid"), title)
@@ -209,8 +220,3 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _folder_name(name: str) -> str:
-    """A name as one folder: that of an environment loses our own namespace."""
-    return name.removeprefix("saddlepoint/").replace("/", "-").replace(":", "-")

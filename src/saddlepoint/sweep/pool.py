@@ -10,6 +10,7 @@ Ray's usage report is off, it listens on this machine only, and its own files li
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -25,7 +26,9 @@ from saddlepoint.types import UserError
 STORE_BYTES = 80 * 2**20
 """Ray's store of objects: near its least, because a job's arguments and ending are all that goes through it"""
 
-
+SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+MOST_PATH = 24
+"""bytes of a temporary folder's path: the name of a socket may have 107, of which Ray's own part takes some 65"""
 CONNECT_SECONDS = 5.0
 
 
@@ -57,7 +60,7 @@ class RayPool:
     def __init__(self, address: str | None, cpus: int, gpus_each: float) -> None:
         require_ray()
         if address:
-            _require_answer(address)
+            require_answer(address)
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # a trial without a GPU says --device cpu itself
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other process starve the trials
@@ -66,7 +69,7 @@ class RayPool:
         self._ray, self._gpus = ray, gpus_each
         self._sigterm = signal.getsignal(signal.SIGTERM)
         self._running: list[Any] = []
-        self._home = None if address else tempfile.mkdtemp(prefix="sp-ray-")  # short: it holds sockets, whose paths are bounded
+        self._home = None if address else _short_folder()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if address:
@@ -76,7 +79,7 @@ class RayPool:
                     address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_BYTES,
                     _temp_dir=self._home, **quiet,
                 )  # fmt: skip
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             self.close()
             where = f"the Ray cluster at {address}" if address else "Ray"
             raise UserError(f"{where} cannot be started or reached ({_line(error)}): mind --address and its version.") from error
@@ -127,7 +130,7 @@ class RayPool:
         self.close()
 
 
-def _require_answer(address: str) -> None:
+def require_answer(address: str) -> None:
     """Raises ``UserError`` when nothing listens at ``host:port`` or ``ray://host:port``: Ray itself tries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
@@ -138,6 +141,16 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or mind --address.") from error
+
+
+def _short_folder() -> str:
+    """A new temporary folder for Ray's files, among them sockets, whose paths are bounded. Raises ``UserError`` where there is no place for one."""
+    usual = tempfile.gettempdir()
+    for place in (usual, *SHORT_PLACES):
+        if len(os.fsencode(place)) <= MOST_PATH and os.access(place, os.W_OK | os.X_OK):
+            with contextlib.suppress(OSError):
+                return tempfile.mkdtemp(prefix="sp-ray-", dir=place)
+    raise UserError(f"Ray's sockets need a temporary folder of at most {MOST_PATH} bytes that can be written, and {usual} is not: set TMPDIR to a short one.")
 
 
 def _line(error: Exception) -> str:

@@ -105,7 +105,7 @@ def _newest(record: Record) -> dict[str, Any]:
         newest["step"] = line["step"]
         for column, name in SHOWN.items():
             value = line.get(f"{line['kind']}/{name}")
-            newest |= {column: value} if value is not None else {}
+            newest |= {column: value} if isinstance(value, int | float) else {}
     return newest
 
 

@@ -88,7 +88,8 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 def _sentence(code: int, log: Path) -> str:
     """What went wrong: the error's own sentence, which is the last line that the run printed."""
     if code < 0:
-        return f"it was killed by {signal.Signals(-code).name}"
+        named = -code in set(signal.Signals)
+        return f"it was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
     with log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(file.tell() - TAIL_BYTES, 0))

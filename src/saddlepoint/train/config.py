@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from saddlepoint.types import UserError
+from saddlepoint.options import flag
+from saddlepoint.train.schedule import Schedule
+from saddlepoint.train.verdict import Binds
+from saddlepoint.types import EnvSetup, UserError, as_json
+
+if TYPE_CHECKING:
+    EnvSource: TypeAlias = str | Callable[..., Any]
+else:  # what the command line reads
+    EnvSource = str
+
+WARMUP = 5_000
+"""most steps of the warm-up where nothing says otherwise"""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Steps are steps of single environments, summed over all of them."""
 
-    env: str
-    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them); with @pixels after it, observed through pictures of it"""
+    env: EnvSource
+    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them), or module:id, or module:name of a class or function that makes one; with
+    @pixels after it, observed through pictures of it. In Python also the class or function itself"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """arguments of the environment, as name=value ... or one JSON object; max_episode_steps replaces its time limit"""
+    flatten: bool = False
+    """make one vector of Dict, Tuple and discrete observations, as gymnasium.wrappers.FlattenObservation does"""
+    action_repeat: int = 0
+    """simulator steps that each action is held for; rewards and costs are summed, and a step of the run is one such decision. 0 takes the task's own, mostly 1"""
     seed: int = 0
     """seeds the learner, the environments and the evaluation, each with a stream of its own"""
     total_steps: int = 100_000
     """environment steps of the whole run, rounded up to whole steps of all environments"""
-    warmup_steps: int = 5_000
-    """steps without an update, at the start"""
+    warmup_steps: int | None = None
+    """steps without an update, at the start; by default 5,000, and no more than a tenth of the run"""
     warmup_actions: Literal["random", "held", "policy"] = "random"
     """actions of these steps: uniformly random; at random ends of their bounds, each kept for twenty steps, which goes further; or the policy's own, which
     is what a run with --start-from takes"""
@@ -40,10 +59,15 @@ class TrainConfig:
     """steps between evaluations; there is always one at the end"""
     eval_episodes: int = 10
     """whole episodes of each evaluation, at least 10"""
+    eval_envs: int = 10
+    """environments that an evaluation makes, to play side by side; 0 evaluates in the training environments, where a simulator allows no second one"""
     checkpoint_every: int = 10_000
     """steps between checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
     """newest checkpoints kept; each holds the filled part of the replay"""
+    binds: Binds = "both"
+    """the policy that the budget binds: the sampled one, which acts in training; the noise-free one, which is usually deployed; or each of the two. best/,
+    the verdict on an evaluation and StopWhenSafe go by it"""
     log_every: int = 1_000
     """steps between lines of training metrics"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -61,8 +85,8 @@ class TrainConfig:
     def validate(self) -> None:
         """Raises ``UserError`` for a value or a combination that cannot work."""
         at_least = {
-            "seed": 0, "total_steps": 1, "warmup_steps": 0, "num_envs": 1, "replay_size": 1, "eval_every": 1,
-            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0,
+            "seed": 0, "total_steps": 1, "num_envs": 1, "replay_size": 1, "eval_every": 1,
+            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0, "eval_envs": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -70,28 +94,37 @@ class TrainConfig:
                 raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
         if not 0 < self.updates_per_step < float("inf"):
             raise UserError(f"--updates-per-step must be a finite number above 0, not {self.updates_per_step}.")
-        if self.warmup_steps >= self.total_steps:
+        if self.warmup < 0:
+            raise UserError(f"--warmup-steps must be at least 0, not {self.warmup}.")
+        if self.warmup >= self.total_steps:
             raise UserError(
-                f"--warmup-steps {self.warmup_steps} leaves nothing of --total-steps {self.total_steps} to learn in:"
+                f"--warmup-steps {self.warmup} leaves nothing of --total-steps {self.total_steps} to learn in:"
                 " lower the first or raise the second."
             )
-        if self.catch_up and not self.warmup_steps:
+        if self.catch_up and not self.warmup:
             raise UserError("--catch-up does nothing with --warmup-steps 0, which leaves nothing to make up for: leave it out.")
         if self.replay_size < self.num_envs:
             raise UserError(f"--replay-size {self.replay_size} is less than one step of --num-envs: raise it.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
 
+        self.setup()
+
+    def setup(self) -> EnvSetup:
+        """How the run's environments are made. Raises ``UserError``."""
+        kwargs = as_json("env_kwargs", self.env_kwargs)
+        return EnvSetup(self.env, kwargs, self.flatten, self.action_repeat)
+
+    @property
+    def warmup(self) -> int:
+        """``warmup_steps`` as a number."""
+        return min(WARMUP, self.total_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
     def resolve_device(self) -> torch.device:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
-    def due(self, step: int, every: int) -> bool:
-        """Whether a multiple of ``every`` was passed by the last step of all environments."""
-        return step > 0 and step // every > (step - self.num_envs) // every
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a field."""
-    return "--" + name.replace("_", "-")
+    def schedule(self) -> Schedule:
+        """When things are due."""
+        return Schedule(self.total_steps, self.log_every, self.eval_every, self.checkpoint_every, self.keep_checkpoints, stride=self.num_envs)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
+from saddlepoint.envs.guarded import GuardedEnv
+from saddlepoint.envs.tasks import env_spec
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
-from saddlepoint.types import ActMode, NonFiniteError, Policy, UserError
+from saddlepoint.types import ActMode, EnvSetup, NonFiniteError, NotMade, Policy, UserError
 
 MAX_ENVS = 10
+UNLIMITED = 10_000
+"""steps after which an episode is cut where neither a time limit nor a budget says how long it is"""
 PREFIXES: dict[ActMode, str] = {"deterministic": "eval", "stochastic": "eval/stochastic"}
 
 
 def evaluate(
-    policy: Policy, env: str, budgets: tuple[CostBudget, ...], episodes: int, seed: int,
-    device: torch.device | str = "cpu", stop: Callable[[], bool] = lambda: False,
+    policy: Policy, env: str | Callable[..., Any] | EnvSetup, budgets: tuple[CostBudget, ...], episodes: int, seed: int,
+    device: torch.device | str = "cpu", stop: Callable[[], bool] = lambda: False, envs: int = MAX_ENVS,
 ) -> dict[str, float] | None:  # fmt: skip
     """``episodes`` whole episodes of the noise-free (``eval/``) and of the stochastic policy (``eval/stochastic/``).
 
-    The environments and the generator are made here from ``seed`` and nothing else is touched, so the result depends
+    At most ``envs`` are played side by side; one after the other, with a warning, where the environment cannot be made
+    so often. Without a time limit they are cut as ``longest_episode`` says. The environments and the generator are made here from ``seed`` and nothing else is touched, so the result depends
     on the policy and the arguments only, and training goes on as if there had been no evaluation. Both policies meet
     the same starts. Metrics are those of ``summarise``, ``success_rate`` where the task reports a success (the share of
     episodes whose last step has it, as TD-MPC2 counts), and ``eval/episodes``. Returns None when ``stop`` asked to leave early.
@@ -33,20 +40,67 @@ def evaluate(
     """
     if episodes < 1:
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
-    metrics: dict[str, float] = {}
-    envs = EnvBatch(env, min(episodes, MAX_ENVS), seed=seed, needs_cost=bool(budgets))
+    setup = EnvSetup.of(env)
+    setup = replace(setup, longest=setup.longest or longest_episode(budgets))
+    batch = _made(setup, min(episodes, envs), seed, bool(budgets))
     try:
-        for mode, prefix in PREFIXES.items():
-            generator = torch.Generator(device=device).manual_seed(seed)
-            played = run_episodes(policy, envs, budgets, episodes, seed, mode, generator, stop)
-            if played is None:
-                return None
-            metrics |= summarise(played.episodes, budgets, prefix)
-            if not np.isnan(played.success).any():
-                metrics[f"{prefix}/success_rate"] = float(played.success.mean())
+        return evaluate_in(batch, policy, budgets, episodes, seed, device, stop)
     finally:
-        envs.close()
+        batch.close()
+
+
+def evaluate_in(
+    envs: EnvBatch, policy: Policy, budgets: tuple[CostBudget, ...], episodes: int, seed: int,
+    device: torch.device | str = "cpu", stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:  # fmt: skip
+    """``evaluate`` in environments that are there already, and stay open: their own episodes are given up."""
+    metrics: dict[str, float] = {}
+    for mode, prefix in PREFIXES.items():
+        generator = torch.Generator(device=device).manual_seed(seed)
+        played = run_episodes(policy, envs, budgets, episodes, seed, mode, generator, stop)
+        if played is None:
+            return None
+        metrics |= summarise(played.episodes, budgets, prefix)
+        if not np.isnan(played.success).any():
+            metrics[f"{prefix}/success_rate"] = float(played.success.mean())
     return metrics | {"eval/episodes": float(episodes)}
+
+
+def longest_episode(budgets: tuple[CostBudget, ...]) -> int:
+    """Steps after which an episode of an environment without a time limit is cut: the longest horizon of its budgets."""
+    return max((budget.horizon for budget in budgets if budget.horizon), default=UNLIMITED)
+
+
+def require_second(setup: EnvSetup) -> None:
+    """Raises ``UserError`` where the environment cannot be made while another is open, as an evaluation does."""
+    if env_spec(setup).source == "saddlepoint":
+        return
+    try:
+        GuardedEnv.open(setup).close()
+    except NotMade as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}, while the one that it trains in is open, and an evaluation has its own: give"
+            " --eval-envs 0 to evaluate in the training environments, or change the environment."
+        ) from error
+
+
+def _made(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
+    """``count`` environments, or one where the environment cannot be made so often."""
+    try:
+        return EnvBatch(setup, count, seed=seed, needs_cost=needs_cost)
+    except NotMade as error:
+        if count == 1:
+            raise
+        try:
+            single = EnvBatch(setup, 1, seed=seed, needs_cost=needs_cost)
+        except UserError:
+            raise error from None
+        warnings.warn(
+            f"{setup.name} cannot be made {count} times: its episodes are played one after the other; --eval-envs 1"
+            f" says so from the start ({error})",
+            stacklevel=3,
+        )
+        return single
 
 
 class Played(NamedTuple):

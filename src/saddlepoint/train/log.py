@@ -1,160 +1,184 @@
-"""What a run says: metrics.jsonl, TensorBoard, and one live progress line (or plain lines)."""
+"""What a run says: metrics.jsonl, which every checkpoint knows the digest of; TensorBoard or another board; and the screen."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.files import read_json_lines, replacing
+from saddlepoint.train.schedule import Line
+from saddlepoint.train.screen import Screen
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-REFRESH_SECONDS = 0.2
-PLAIN_SECONDS = 30.0
-RATE_SECONDS = 60.0
-"""rates are those of the last minute: steps without updates, at the start, say nothing of the rest"""
+METRICS = "metrics.jsonl"
+WHAT = "the metrics of a run"
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one that a killed process left half-written at the end is left out."""
-    lines = []
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+def read_metrics(run: Path) -> list[Line]:
+    """The lines of a run's metrics.jsonl that can be read. Raises ``UserError`` where there is no such file."""
+    return scan_metrics(run)[0]
+
+
+def scan_metrics(run: Path) -> tuple[list[Line], list[str]]:
+    """The lines of a run's metrics.jsonl that can be read, and a sentence about those that cannot; a last one that a killed process left half-written is
+    no fault. Raises ``UserError`` where there is no such file."""
+    found = read_json_lines(run / METRICS, WHAT)
+    lines, faults = [], []
+    for line in found:
+        reason = line.reason or _oddity(line.content)
+        if not reason:
+            assert line.content is not None
+            lines.append(line.content)
+        elif line.number < len(found) or line.raw.endswith(b"\n"):
+            faults.append(f"line {line.number} of {run / METRICS} is left out: {reason}")
+    return lines, faults
+
+
+def _oddity(line: Line | None) -> str:
+    """What makes a JSON object no line of metrics; empty where it is one."""
+    if line is None:
+        return "it is no JSON object"
+    if type(line.get("step")) is not int or line["step"] < 0 or line.get("kind") not in ("train", "eval"):
+        return "it has no whole step and kind"
+    odd = [name for name, value in line.items() if name != "kind" and (isinstance(value, bool) or not isinstance(value, int | float))]
+    if odd or "wall_s" not in line:
+        return f"its {odd[0] if odd else 'wall_s'!r} is no number"
+    return ""
+
+
+class MetricsFile:
+    """metrics.jsonl of the one process that writes it, with a digest of the ``regular`` lines: those that every run with its settings has, wherever it
+    ends. A link is never written through."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sum, self._count = hashlib.sha256(), 0
+        self._file = self._open()
+
+    def write(self, line: Line, regular: bool) -> None:
+        raw = json.dumps(line).encode() + b"\n"
+        self._file.write(raw)
+        self._file.flush()
+        if regular:
+            self._add(raw)
+
+    def resume(self, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None) -> list[str]:
+        """Cut off the lines that ``keep`` refuses (those a killed run wrote too many). Returns sentences about what else is not as the checkpoint knew it
+        (``seal``): lines that cannot be read stay where they are."""
+        self._file.close()
+        found = read_json_lines(self.path, WHAT)
+        kept, sentences = [], []
+        for line in found:
+            reason = line.reason or _oddity(line.content)
+            if not reason:
+                assert line.content is not None
+                if keep(line.content):
+                    kept.append(line.raw)
+                    if regular(line.content):
+                        self._add(line.raw)
+            elif line.number < len(found):
+                kept.append(line.raw)
+                sentences.append(f"line {line.number} of {self.path} cannot be read ({reason}); it stays as it is")
+        if seal is not None and seal != self.seal():
+            lost = int(seal.get("lines", 0)) - self._count
+            what = f"lacks {lost} of its lines" if lost > 0 else f"has {-lost} lines too many" if lost < 0 else "has lines that were changed"
+            sentences.append(f"{self.path} is not as the checkpoint knew it: it {what}; what is there stays, and new lines are added")
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(kept))
+        self._file = self._open()
+        return sentences
+
+    def seal(self) -> dict[str, Any]:
+        """Number and digest of the regular lines so far."""
+        return {"lines": self._count, "sha256": self._sum.hexdigest()}
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, raw: bytes) -> None:
+        self._sum.update(raw)
+        self._count += 1
+
+    def _open(self) -> Any:
+        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab")
 
 
 class RunLog:
-    """Writes the metrics of one run and shows how it goes."""
+    """Writes the metrics of one run and shows how it goes. Processes other than the first have a silent one (``folder`` None)."""
 
-    def __init__(self, run: Path, total_steps: int, budgets: tuple[CostBudget, ...], quiet: bool) -> None:
-        from rich.live import Live
-
-        from saddlepoint.train.console import PatientConsole
-
-        self._run, self._total, self._budgets = run, total_steps, budgets
-        self._console = PatientConsole(highlight=False)
-        self._live = None if quiet or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
-        self._started = time.monotonic()
-        self._wall_before = 0.0
-        self._marks: deque[tuple[float, int, int]] = deque()  # time, step and updates of the last minute
-        self._shown = 0.0
-        self._newest: dict[str, float] = {}
-        self._file = (run / "metrics.jsonl").open("a")
+    def __init__(self, folder: Path | None, screen: Screen) -> None:
+        self._folder, self._screen = folder, screen
+        self._started, self._wall_before = time.monotonic(), 0.0
+        self._file = MetricsFile(folder / METRICS) if folder else None
         self._board: SummaryWriter | None = None
-        if self._live is not None:
-            self._live.start()
+        self._purge: int | None = None
+        screen.start()
 
     @property
     def wall_s(self) -> float:
-        """Seconds that the run has taken, over all its processes."""
+        """Seconds that the run has taken, over all its starts."""
         return self._wall_before + time.monotonic() - self._started
 
-    def resume(self, step: int, wall_s: float, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Cut off the lines that ``keep`` refuses (those a killed run wrote too many) and let the clock go on."""
-        self._wall_before = wall_s
-        self._file.close()
-        path = self._run / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines(keepends=True) if _is_kept(line, keep)]
-        temporary = path.with_name(".metrics.jsonl.writing")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
-        self._file = path.open("a")
-        self._board = self._open_board(purge_step=step + 1)
+    def resume(
+        self, step: int, wall_s: float, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None
+    ) -> list[str]:
+        """``MetricsFile.resume``, and let the clock go on from ``wall_s``."""
+        self._wall_before, self._purge = wall_s, step + 1
+        self._screen.wall_before = wall_s
+        return self._file.resume(keep, regular, seal) if self._file else []
 
-    def write(self, step: int, kind: Literal["train", "eval"], metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and TensorBoard scalars."""
-        line = {"step": step, "wall_s": round(self.wall_s, 3), "kind": kind} | metrics
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+    def write(self, step: int, kind: Literal["train", "eval"], metrics: dict[str, float], regular: bool = True) -> None:
+        """One line of metrics.jsonl, and the same for the boards and the screen."""
+        self._screen.newest(metrics)
+        if self._folder is None or self._file is None:
+            return
+        self._file.write({"step": step, "wall_s": round(self.wall_s, 3), "kind": kind} | metrics, regular)
         if self._board is None:
-            self._board = self._open_board(purge_step=None)
+            from torch.utils.tensorboard.writer import SummaryWriter  # slow to import, so only by runs that write
+
+            self._board = SummaryWriter(str(self._folder / "tb"), purge_step=self._purge)
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-        self._newest |= metrics
-        if kind == "eval":
-            self.say(
-                f"step {step}: evaluation return {metrics['eval/return_mean']:.1f}"
-                f" (std {metrics['eval/return_std']:.1f}){self._cost(metrics, 'eval')}"
-                + (f", {100 * metrics['eval/violation_rate']:.0f}% of episodes over budget" if self._budgets else "")
-            )
 
-    def progress(self, step: int, updates: int) -> None:
-        """Show the progress line, now and then."""
-        now = time.monotonic()
-        if not self._marks:
-            self._marks.append((now, step, updates))
-        if now - self._shown < (REFRESH_SECONDS if self._live else PLAIN_SECONDS):
-            return
-        first_time, self._shown = not self._shown, now
-        self._marks.append((now, step, updates))
-        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_SECONDS:
-            self._marks.popleft()
-        if self._live is not None:
-            from rich.text import Text
-
-            self._live.update(Text(self._line(step, updates), no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif not first_time:
-            self._console.print(self._line(step, updates), soft_wrap=True)
+    def progress(self, done: float, updates: int | None = None, doing: str = "") -> None:
+        """Show the progress, now and then. ``done`` is in the run's unit and may have a fraction."""
+        self._screen.progress(done, updates, doing)
 
     def say(self, sentence: str) -> None:
-        """One line for the user, above the progress line."""
-        self._console.print(sentence, soft_wrap=True, markup=False)
+        """One line for the user, above the progress."""
+        self._screen.say(sentence)
+
+    def seal(self) -> dict[str, Any] | None:
+        """What a checkpoint of now says of metrics.jsonl."""
+        return self._file.seal() if self._file else None
 
     def flush(self) -> None:
         """Metrics to the disk, before a checkpoint that counts on them."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
         if self._board is not None:
             self._board.flush()
 
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def _open_board(self, purge_step: int | None) -> SummaryWriter:
-        from torch.utils.tensorboard.writer import SummaryWriter  # slow to import, so only by runs that write
-
-        return SummaryWriter(str(self._run / "tb"), purge_step=purge_step)
-
-    def _cost(self, metrics: dict[str, float], prefix: str) -> str:
-        """Cost against budget, in the semantics in which the budget was stated; nothing where there is no cost."""
-        if not self._budgets:
-            return ""
-        if len(self._budgets) == 1 and self._budgets[0].discounted:
-            return f", discounted cost {metrics[f'{prefix}/discounted_cost_mean']:.2f} of {self._budgets[0].critic:.4g}"
-        return f", cost {metrics[f'{prefix}/cost_mean']:.2f} of {' + '.join(f'{b.episode:.4g}' for b in self._budgets)}"
-
-    def _line(self, step: int, updates: int) -> str:
-        then, first_step, first_updates = self._marks[0]
-        elapsed = max(time.monotonic() - then, 1e-9)
-        rate = (step - first_step) / elapsed
-        parts = [f"{step:,}/{self._total:,} steps", f"{(updates - first_updates) / elapsed:.0f} updates/s"]
-        if "train/return_mean" in self._newest:
-            parts.append(f"return {self._newest['train/return_mean']:.1f}{self._cost(self._newest, 'train')}")
-        multipliers = {name: value for name, value in self._newest.items() if name.startswith("train/multiplier")}
-        parts += [f"{name.removeprefix('train/')} {value:.3g}" for name, value in multipliers.items()]
-        if rate > 0:
-            left = int((self._total - step) / rate)
-            parts.append(f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
-        return "  ".join(parts)
-
-
-def _is_kept(line: str, keep: Callable[[dict[str, Any]], bool]) -> bool:
-    try:
-        return keep(json.loads(line))
-    except ValueError:  # the last line of a killed run may be cut
-        return False
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._screen.stop()
+        # After a fault, a full disk would say the same once more, in words that know less.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            if self._file is not None:
+                self._file.close()
+            if self._board is not None:
+                self._board.close()

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.train.checkpoint import write_json
-from saddlepoint.train.config import TrainConfig, flag
+from saddlepoint.files import (
+    SEAL,
+    FileFault,
+    hold_lock,
+    is_sealed,
+    read_json,
+    remove_unfinished,
+    seal_of,
+    sealed,
+    write_json,
+)
+from saddlepoint.options import flag
+from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 FORMAT = 1
-OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads"})
+OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs"})
 """fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
+LOCK = ".lock"
+STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
+"""all that a run can leave which was killed before its first checkpoint"""
 PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolved": dict}
 """what every config.json holds, whatever the system"""
 
 
 def describe(
     system: str, config: TrainConfig, learner_config: Any, shape: EnvShape, budgets: tuple[CostBudget, ...],
-    resolved: dict[str, Any],
+    resolved: dict[str, Any], module: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to."""
+    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to. ``module`` is the one to import for a
+    system that is not of this package."""
     return describe_settings(system, config, learner_config) | _plain({
         "shape": shape._asdict(),
         "budgets": [dataclasses.asdict(budget) for budget in budgets],
         "resolved": resolved,
-    })
+    }) | ({} if module is None else {"module": module})
 
 
 def describe_settings(system: str, config: TrainConfig, learner_config: Any) -> dict[str, Any]:
@@ -49,13 +63,16 @@ def read(run: Path) -> dict[str, Any]:
     """config.json of a run folder. Raises ``UserError`` when it is not one."""
     path = run / "config.json"
     try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{run} is not a run folder (it has no config.json): give the one that --out named.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or start a new run.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = read_json(path, "the configuration of a run")
+    except FileFault as error:
+        if error.missing:
+            raise UserError(f"{run} is not a run folder (it has no config.json): give the one that --out named.") from error
+        raise UserError(f"{path} is damaged or cannot be read ({error.reason}): restore it, or start a new run.") from error
+    if content.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: use the one that made the run.")
+    if SEAL in content and not is_sealed(content):
+        raise UserError(f"{path} has changed since saddlepoint wrote it: restore it, or start a new run.")
+    content.pop(SEAL, None)
     for name, kind in PARTS.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
@@ -79,9 +96,19 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
     try:
         shape, image = content["shape"], content["shape"].get("image")
         bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
-        return EnvShape(shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image))
+        dtype = shape.get("action_dtype", EnvShape._field_defaults["action_dtype"])
+        return EnvShape(shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError("the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run.") from error
+
+
+def setup_of(content: dict[str, Any]) -> EnvSetup:
+    """How a run's environments are made; an older run than a setting has its default. Raises ``UserError``."""
+    train = content["train"]
+    kwargs, repeat = train.get("env_kwargs", {}), train.get("action_repeat", 1)
+    if not isinstance(kwargs, dict) or not isinstance(repeat, int):
+        raise UserError("the run's config.json is damaged (it has no whole 'train'): restore it, or start a new run.")
+    return EnvSetup(train["env"], kwargs, bool(train.get("flatten", False)), repeat)
 
 
 def require_same_settings(saved: dict[str, Any], now: dict[str, Any], run: Path, operational: frozenset[str]) -> None:
@@ -117,12 +144,76 @@ def require_same(saved: dict[str, Any], now: dict[str, Any], run: Path) -> None:
         raise UserError(f"the environment of {run} has other spaces than when the run started: restore it.")
 
 
+def settings_digest(content: dict[str, Any], operational: frozenset[str]) -> str:
+    """Of all in a config.json that a run may never change, for its checkpoints to hold."""
+    parts = {name: content[name] for name in ("system", "learner", "budgets", "shape", "tasks") if name in content}
+    train = {name: value for name, value in content["train"].items() if name not in operational}
+    return seal_of(_plain(parts | {"train": train}))
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+@contextmanager
+def opened(run: Path, saved: dict[str, Any] | None, main: bool = True) -> Iterator[None]:
+    """Hold a run folder as its only writer: a new one (``saved`` None), or that of a run to go on with, whose config.json was ``saved``.
+
+    The folder is looked at once it is held. What a start left that was killed before its first checkpoint is removed. Processes that are not the
+    ``main`` one of a run hold nothing. Raises ``UserError`` when another process has the folder or had it meanwhile, when it holds something else, and
+    for links in it, through which nothing is to be written.
+    """
+    if not main:
+        yield
+        return
+    with only_writer(run):
+        _refuse_links(run)
+        if saved is None:
+            require_new(run)
+            _clear(run)
+        elif read(run) != saved:
+            raise UserError(f"another process went on with {run} meanwhile: give the command again.")
+        remove_unfinished(run)
+        yield
+
+
 def require_new(run: Path) -> None:
-    """Raises ``UserError`` when the folder already holds a run or other files."""
-    if (run / "config.json").exists() or (run / "checkpoints").exists():
+    """Raises ``UserError`` when the folder already holds a run or other files. One that holds what a start left which was killed before its first
+    checkpoint is new."""
+    if not run.exists():
+        return
+    names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
+    foreign = {name for name in names if name not in STILLBORN and not name.startswith(".writing-")}
+    if _has_checkpoint(run) or (names & {"config.json", "checkpoints"} and foreign):
         raise UserError(f"{run} already holds a run: go on with --resume {run}, or choose another --out.")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if foreign:
         raise UserError(f"{run} exists and is not an empty folder: choose another --out.")
+    metrics = run / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size:
+        raise UserError(f"{run} holds the metrics of a run whose checkpoints are gone: choose another --out, or remove it.")
+
+
+def _has_checkpoint(run: Path) -> bool:
+    """Whether there is one that was once whole, wherever it lies."""
+    home = run / "checkpoints"
+    return home.is_dir() and any(path.name.removeprefix(".old-").isdecimal() for path in home.iterdir())
+
+
+def _clear(run: Path) -> None:
+    for path in run.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refuse_links(run: Path) -> None:
+    """Raises ``UserError`` for a link among a run's own files; the folder itself may be one."""
+    home = run / "checkpoints"
+    for path in (*run.iterdir(), *(home.iterdir() if home.is_dir() and not home.is_symlink() else ())):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, through which nothing is written: put the file or folder itself there, or remove it.")
 
 
 @contextmanager
@@ -130,22 +221,19 @@ def only_writer(run: Path) -> Iterator[None]:
     """Hold the run's lock, freed even after kill -9. Raises ``UserError`` when another process has it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("w")
     except OSError as error:
         raise UserError(f"the run folder {run} cannot be written ({error.strerror}): choose another --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {run}: wait for it, or choose another --out.") from error
+    with hold_lock(run / LOCK, f"another process is training in {run}: wait for it, or choose another --out."):
         yield
 
 
 def write(run: Path, content: dict[str, Any]) -> None:
-    """Write config.json. A resumed run's keeps what it was ``made_with`` before, and adds what it is made with now where that differs."""
+    """Write config.json, with a digest of it. A resumed run's keeps what it was ``made_with`` before, and adds what it is made with now where that
+    differs."""
     before = read(run).get("made_with", []) if (run / "config.json").exists() else []
     now = versions()
-    write_json(run / "config.json", content | {"made_with": before if now in before else [*before, now]})
+    whole = content | {"made_with": before if now in before else [*before, now]}
+    write_json(run / "config.json", sealed(whole))
 
 
 def _plain(value: Any) -> Any:

@@ -1,18 +1,28 @@
-"""Ctrl-C as a wish: finish the step, write a checkpoint, leave."""
+"""Signals as a wish: finish the step, write a checkpoint, leave. A second Ctrl-C stops what hangs."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+"""Ctrl-C; what systems send to end a process; a closed terminal; Slurm's warnings before a time limit"""
+INSISTING = (signal.SIGINT, signal.SIGTERM)
+"""those that stop at once when they come again"""
+GRACE_SECONDS = 1.0
+"""after which a second signal is meant as one: launchers pass the first on to the process and to its group"""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal after writing a checkpoint; the message says how to go on."""
+    """The run was stopped by a signal; the message says how to go on."""
 
 
 class StopRequest:
@@ -20,24 +30,44 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made = False
+        self.last_good: Callable[[], str] = lambda: "nothing is half-written"
+        """what the user finds when they stop at once"""
+        self._when = 0.0
 
     def __call__(self) -> bool:
         return self.made
 
     def _make(self, number: int, frame: FrameType | None) -> None:
-        self.made = True
+        now = time.monotonic()
+        if not self.made:
+            self.made, self._when = True, now
+            if number == signal.SIGINT:
+                _tell(f"\nstopping after this step and its checkpoint; Ctrl-C again to stop at once ({self.last_good()})\n")
+        elif number in INSISTING and now - self._when >= GRACE_SECONDS:
+            raise Interrupted(f"stopped at once; {self.last_good()}")
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request while the block runs (in the main thread: Python allows no other to)."""
+    """Turn signals into a request while the block runs (in the main thread: Python allows no other to). Ignored ones stay ignored (``nohup``)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request._make) for number in SIGNALS}
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    caught = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN or number == signal.SIGINT}
+    for number in caught:
+        signal.signal(number, request._make)
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in caught.items():
             signal.signal(number, handler)
+
+
+def _tell(words: str) -> None:
+    """Words from within a signal handler, which may have interrupted a ``print``."""
+    try:
+        os.write(sys.stderr.fileno(), words.encode())
+    except (OSError, ValueError, AttributeError):  # no stderr, or one that is not a file
+        return

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, TypeVar
 
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.envs.tasks import PIXELS, env_spec
+from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
+from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.contract import GainsByCompiling, LearnerFactory, SeesPixels, checked, checked_for
+from saddlepoint.train.driver import RunDriver
+from saddlepoint.train.evaluate import longest_episode, require_second
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
+from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
-from saddlepoint.types import EnvShape, Learner, UserError
+from saddlepoint.types import EnvShape, UserError
 
 C = TypeVar("C", contravariant=True)
 
@@ -32,60 +41,30 @@ CUDA_COMPILE_PAYS_AFTER = 40_000
 """the same where PyTorch compiles whole updates, which takes a minute or two"""
 
 
-class LearnerFactory(Protocol[C]):
-    """What builds a learner, such as its class."""
-
-    @property
-    def system(self) -> str:
-        """the system's name on the command line and in config.json"""
-        ...
-
-    @property
-    def needs_cost(self) -> bool:
-        """whether it can only learn in environments with a cost"""
-        ...
-
-    def __call__(
-        self, config: C, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int, device: torch.device,
-        *, compile: bool,
-    ) -> Learner: ...  # fmt: skip
-
-
-@runtime_checkable
-class SeesPixels(Protocol):
-    """A ``LearnerFactory`` whose learners take pictures for observations as well (``EnvShape.image``)."""
-
-    @property
-    def sees_pixels(self) -> bool: ...
-
-
-@runtime_checkable
-class GainsByCompiling(Protocol):
-    """A ``LearnerFactory`` whose learners' updates were measured to be faster compiled, on a CPU, with some of its configs."""
-
-    def gains_by_compiling(self, config: Any) -> bool: ...
-
-
 def train(
-    config: TrainConfig, learner: LearnerFactory[C], learner_config: C, budgets: tuple[CostBudget, ...] | None = None,
-    *, resume: bool = False,
+    config: TrainConfig, learner: LearnerFactory[C], learner_config: C, budgets: CostBudget | Sequence[CostBudget] | None = None,
+    *, resume: bool = False, callbacks: Sequence[Callback] = (),
 ) -> Path:  # fmt: skip
-    """Train until ``total_steps`` and return the run folder: ``train(TrainConfig(env=...), ALGD, ALGDConfig())``.
-
-    ``budgets`` replace those that the task declares (with ``resume`` they must be those of the run). With ``resume``
-    the run in ``config.out`` goes on from its newest whole checkpoint: N + M steps are N, a resume and M, to the bit
-    on a CPU with the same number of threads.
-
-    Raises ``UserError`` for a configuration that cannot work, before anything is written, and for a fault on the way,
-    after which the last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
-    """
-    config.validate()
+    """``saddlepoint.train``, whose docstring says all."""
+    if not isinstance(config, TrainConfig):
+        given = config.__name__ if isinstance(config, type) else type(config).__name__
+        raise UserError(f"train takes a TrainConfig first, not {given}: train(TrainConfig(env=...), learner, learner_config).")
+    source = config.env  # an id, a class or a maker
+    config = replace(checked(replace(config, env=source if isinstance(source, str) else "a maker")), env=source)
+    learner_config = checked_for(learner, learner_config)
+    budgets = (budgets,) if isinstance(budgets, CostBudget) else None if budgets is None else tuple(budgets)
+    callbacks = _callbacks(callbacks)
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
-    if env_spec(config.env).pixels and not isinstance(learner, SeesPixels):
+    setup = config.setup()
+    setup = replace(setup, action_repeat=action_repeat_of(setup))
+    config = replace(config, env=setup.name, env_kwargs=dict(setup.kwargs), action_repeat=setup.action_repeat)
+    if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = config.out or default_folder(config)
     saved = run.read(folder) if resume else None
+    if config.warmup_steps is None:  # a run that goes on for longer keeps its own
+        config = replace(config, warmup_steps=saved["train"].get("warmup_steps") if saved else config.warmup)
     if saved is None:
         run.require_new(folder)
     else:  # before the environment is looked at, which may be another one
@@ -96,15 +75,19 @@ def train(
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
+        declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
+        budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
+        setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
-            config.env, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost
+            setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
         try:
             shape = envs.shape
-            declared = run.budgets_of(saved) if saved else envs.spec.budgets
-            budgets = require_budgets(declared if budgets is None else budgets, shape, config.env)
+            budgets = require_budgets(budgets, shape, setup.name)
+            if config.eval_envs:
+                require_second(setup)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
-            content = run.describe(learner.system, config, learner_config, shape, budgets, resolved)
+            content = run.describe(learner.system, config, learner_config, shape, budgets, resolved, module_of(learner))
             if saved:
                 run.require_same(saved, content, folder)
             sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
@@ -112,8 +95,13 @@ def train(
             replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored)
             agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
             first = None if saved else envs.reset()
-            with run.only_writer(folder), RunLog(folder, config.total_steps, budgets, config.quiet) as log:
-                loop = Loop(config, folder, envs, agent, replay, budgets, device, log, stop)
+            screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
+            with run.opened(folder, saved), RunLog(folder, screen) as log:
+                training = Loop(config, envs, agent, replay, budgets, device, log, stop)
+                driver = RunDriver(
+                    training, config.schedule(), folder, log, stop, budgets=budgets, binds=config.binds, callbacks=callbacks,
+                    config_digest=run.settings_digest(content, run.OPERATIONAL),
+                )  # fmt: skip
                 if saved and saved["resolved"]["threads"] != resolved["threads"]:
                     before = saved["resolved"]["threads"]
                     log.say(f"note: {resolved['threads']} threads instead of {before}, so the last bits may differ")
@@ -121,12 +109,14 @@ def train(
                 log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
+                for note in envs.notes():
+                    log.say(f"note: {note}")
                 if first is None:
-                    loop.resume()
+                    driver.resume()
                 else:
-                    loop.begin(first)
+                    training.begin(first)
                 run.write(folder, content)
-                loop.run()
+                driver.run()
         finally:
             envs.close()
     return folder
@@ -134,8 +124,18 @@ def train(
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/<environment>-<seed>-<time>."""
-    name = config.env.rsplit("/", 1)[-1].removesuffix("-v0")
+    name = re.sub(r"[^\w.+-]+", "-", str(config.env).rsplit("/", 1)[-1].removesuffix("-v0"))
     return Path("runs") / f"{name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def with_horizons(budgets: tuple[CostBudget, ...], horizon: int | None, env: str) -> tuple[CostBudget, ...]:
+    """``budgets``, those without a horizon with the environment's own. Raises ``UserError`` where it has none, and for what is no budget."""
+    for budget in budgets:
+        if not isinstance(budget, CostBudget):
+            raise UserError(f"budgets are CostBudgets, not {type(budget).__name__}: give such as CostBudget(25).")
+        if budget.horizon is None and horizon is None:
+            raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon, or CostBudget(horizon=...).")
+    return tuple(budget if budget.horizon is not None else replace(budget, horizon=horizon) for budget in budgets)
 
 
 def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) -> tuple[CostBudget, ...]:
@@ -149,13 +149,29 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     return budgets
 
 
+def _callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    found = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
+    if odd := next((callback for callback in found if not isinstance(callback, Callback)), None):
+        raise UserError(f"a callback must be an instance of saddlepoint.Callback, not {getattr(odd, '__name__', type(odd).__name__)}.")
+    return found
+
+
+def module_of(learner: LearnerFactory[C]) -> str | None:
+    """The module that whoever takes up the run has to import to know its system; None for those of this package."""
+    kind = learner if isinstance(learner, type) else type(learner)
+    name = kind.__module__
+    if name == "__main__":
+        name = Path(getattr(sys.modules["__main__"], "__file__", None) or "").stem
+    return None if not name or name.split(".")[0] == "saddlepoint" else name
+
+
 def compiles(config: TrainConfig, learner: LearnerFactory[C], learner_config: C, device: torch.device) -> bool:
     """What ``--compile`` comes to: decided when a run starts and kept in config.json for when it is resumed.
 
     On a CPU auto compiles only where that was measured to win. Raises ``UserError`` for ``on`` without a compiler.
     """
     gains = device.type != "cpu" or (isinstance(learner, GainsByCompiling) and learner.gains_by_compiling(learner_config))
-    without = 0 if config.catch_up else config.warmup_steps
+    without = 0 if config.catch_up else config.warmup
     return pays_to_compile(config.compile, config.updates_per_step * (config.total_steps - without), gains, device)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from saddlepoint.machine import cpus
 from saddlepoint.types import UserError
 
 A_CORE = 64
@@ -14,8 +13,10 @@ A_CORE = 64
 
 def use_threads(count: int) -> None:
     """Let PyTorch use ``count`` CPU threads; 0 leaves its own choice. Raises ``UserError`` for more than ``A_CORE`` a core."""
-    cores = os.cpu_count() or 1
+    cores = cpus()
     if count > A_CORE * cores:
-        raise UserError(f"--threads {count} is far more than this machine's {cores} cores: give at most {A_CORE * cores}, or 0 for PyTorch's own choice.")
+        raise UserError(
+            f"--threads {count} is far more than {cores} cores can use: give at most {A_CORE * cores}, or 0 for PyTorch's own choice."
+        )
     if count:
         torch.set_num_threads(count)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train.acting import Actor
-from saddlepoint.types import ActMode, Policy
+from saddlepoint.types import ActMode, EnvSetup, Policy
 
 
 def render_headless() -> None:
@@ -19,38 +22,45 @@ def render_headless() -> None:
 
 
 def record_video(
-    policy: Policy, env: str, path: Path, seed: int, mode: ActMode = "deterministic", device: torch.device | str = "cpu"
-) -> int:
-    """Write one episode as an mp4 file and return its number of steps.
+    policy: Policy, env: str | Callable[..., Any] | EnvSetup, path: Path, seed: int, mode: ActMode = "deterministic",
+    device: torch.device | str = "cpu", budgets: tuple[CostBudget, ...] = (),
+) -> int:  # fmt: skip
+    """Write one episode as an mp4 file, a picture for each simulator step, and return its number of steps.
 
-    Raises ``UserError`` when the environment cannot be drawn here, with what to install.
+    An episode without a time limit is cut as in an evaluation within ``budgets``. Raises ``UserError`` when the
+    environment cannot be drawn here, with what to install, and for what it answers wrongly.
     """
     render_headless()
     import imageio.v2 as imageio
 
-    from saddlepoint.envs.make import make_env
-    from saddlepoint.envs.pixels import first_picture
+    from saddlepoint.envs.drawing import first_picture
+    from saddlepoint.envs.guarded import GuardedEnv
+    from saddlepoint.train.evaluate import longest_episode, require_finite_action
 
+    setup = EnvSetup.of(env)
+    setup = replace(setup, longest=setup.longest or longest_episode(budgets))
     generator = torch.Generator(device=device).manual_seed(seed)
     actor = Actor(policy, 1, device)
     temporary = path.with_name(f".writing-{path.name}")
-    game = make_env(env, render_mode="rgb_array")
+    game = GuardedEnv.open(setup, "rgb_array")
+    game.needs_cost = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        observation, _ = game.reset(seed=seed)
-        first = first_picture(game.render, env)
-        steps, ended = 0, False
-        fps = int(game.metadata.get("render_fps") or 30)
+        observation = game.reset(seed)
+        first = first_picture(game.env.render, setup.name)
+        fps = int(game.env.metadata.get("render_fps") or 30)
         film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
         with film:
             film.append_data(first)
+            game.on_step = lambda: film.append_data(game.draw())
+            ended = False
             while not ended:
-                action = actor.act(observation[None], mode, generator)[0]
-                observation, _, terminated, truncated, _ = game.step(action)
-                film.append_data(game.render())
-                steps, ended = steps + 1, bool(terminated or truncated)
+                action = actor.act(observation[None], mode, generator)
+                require_finite_action(action)
+                answer = game.step(action[0])
+                observation, ended = answer.observation, answer.ended
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
         game.close()
-    return steps
+    return game.age

@@ -80,6 +80,16 @@ def build_scheduler() -> Any:
     return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
 
 
+def load_world(folder: Path) -> tuple[Any, Any, Any]:
+    """(CLIP, VAE, tokenizer) of a finished tiny world."""
+    from diffusers import AutoencoderKL
+    from transformers import AutoTokenizer, CLIPModel
+
+    clip: Any = CLIPModel.from_pretrained(folder / "clip")
+    vae: Any = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae")
+    return clip.eval().requires_grad_(False), vae.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder / "pipeline" / "tokenizer")
+
+
 def text_encoder(clip: Any) -> Any:
     """The CLIP's text tower as a pipeline's encoder: a safety direction in the CLIP is then one in what the UNet is told."""
     from transformers import CLIPTextModel

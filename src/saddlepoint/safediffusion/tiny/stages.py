@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saddlepoint.safediffusion.pipeline import denoising_table
-from saddlepoint.safediffusion.rollout import DenoisingPolicy, Noise, Studio
+from saddlepoint.safediffusion.families import Request
+from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.safediffusion.tiny.captions import TRAINED_PHRASES, read_caption, write_captions
 from saddlepoint.safediffusion.tiny.checker import fits, read_pictures
 from saddlepoint.safediffusion.tiny.models import TOKENS, assemble, build_scheduler
@@ -145,6 +145,28 @@ class Measured(NamedTuple):
     """share with a marking"""
 
 
+Generate = Callable[[Sequence[str], int], tuple[Measured, Tensor]]
+"""prompts and a seed -> what is measured, and the pictures"""
+
+
+def read_sample(images: Tensor, prompts: Sequence[str]) -> Measured:
+    """The checker's reading of pictures (prompts, 3, 32, 32)."""
+    readings = read_pictures(images)
+    right = [fits(one, read_caption(prompt)) for one, prompt in zip(readings, prompts, strict=True)]
+    return Measured(float(np.mean(right)), float(np.mean([one.unsafe for one in readings])))
+
+
+def sample_measures(generate: Generate) -> dict[str, float]:
+    """Accuracy and unsafe rate of harmless prompts and of prompts that ask for a sign."""
+    rng = np.random.default_rng(10_003)
+    found: dict[str, float] = {}
+    for name, share in (("harmless", 0.0), ("hazard", 1.0)):
+        scenes = sample_scenes(rng, MEASURED, share, kinds=("sign",))
+        result, _ = generate(write_captions(scenes, rng, TRAINED_PHRASES, whole=True), 10_003)
+        found |= {f"{name}_accuracy": result.accuracy, f"{name}_unsafe": result.unsafe}
+    return found
+
+
 def misdescribe(scenes: Scenes, rng: np.random.Generator) -> Scenes:
     """``scenes`` for their captions alone: a share of the clean ones is said to bear some marking."""
     false = (scenes.hazard == 0) & (rng.random(len(scenes)) < FALSE_CAPTIONS)
@@ -184,24 +206,14 @@ class UnetStage:
 
     def measure(self) -> dict[str, float]:
         """The checker's reading of generated pictures, for harmless prompts and for prompts that ask for a sign."""
-        rng = np.random.default_rng(10_003)
-        found: dict[str, float] = {}
-        for name, share in (("harmless", 0.0), ("hazard", 1.0)):
-            scenes = sample_scenes(rng, MEASURED, share, kinds=("sign",))
-            result, _ = self.generate(write_captions(scenes, rng, TRAINED_PHRASES, whole=True), seed=10_003)
-            found |= {f"{name}_accuracy": result.accuracy, f"{name}_unsafe": result.unsafe}
-        return found
+        return sample_measures(self.generate)
 
     def generate(self, prompts: Sequence[str], seed: int) -> tuple[Measured, Tensor]:
         """Pictures (prompts, 3, 32, 32) of the noise-free sampler, and what the checker reads in them."""
-        table = denoising_table(dict(self.pipeline.scheduler.config), STEPS)
-        policy = DenoisingPolicy(self.model, table, GUIDANCE, 1.0, torch.device("cpu"), None)
-        studio = Studio(self.pipeline, policy)
+        studio = build_studio(self.pipeline, Request(STEPS), GUIDANCE, 0.0, torch.device("cpu"))
         paths = [(seed, i) for i in range(len(prompts))]
         images = torch.cat([
             studio.render(prompts[first : first + 48], Noise(paths[first : first + 48], paths[first : first + 48], studio.shape, studio.device))
             for first in range(0, len(prompts), 48)
         ])  # fmt: skip
-        readings = read_pictures(images)
-        right = [fits(one, read_caption(prompt)) for one, prompt in zip(readings, prompts, strict=True)]
-        return Measured(float(np.mean(right)), float(np.mean([one.unsafe for one in readings]))), images
+        return read_sample(images, prompts), images

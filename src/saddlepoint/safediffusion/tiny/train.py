@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from saddlepoint.safediffusion.extras import quiet_libraries
-from saddlepoint.safediffusion.tiny.models import build_clip, build_unet, build_vae, train_tokenizer
-from saddlepoint.safediffusion.tiny.release import release
+from saddlepoint.safediffusion.tiny.flow import FlowStage, build_transformer
+from saddlepoint.safediffusion.tiny.models import build_clip, build_unet, build_vae, load_world, train_tokenizer
+from saddlepoint.safediffusion.tiny.release import release, release_flow
 from saddlepoint.safediffusion.tiny.stages import ClipStage, Pool, Stage, UnetStage, VaeStage
 from saddlepoint.train import checkpoint
 from saddlepoint.train import run as run_folder
@@ -26,6 +27,10 @@ from saddlepoint.types import NonFiniteError, UserError
 
 SHARES = {"clip": 0.22, "vae": 0.18, "unet": 0.60}
 """of the time"""
+FLOW_SHARES = {"transformer": 1.0}
+"""of the time of the tiny flow world, whose other models are there already"""
+STREAMS = (*SHARES, *FLOW_SHARES)
+"""stages by the number of their random stream"""
 WARM_UP = 0.02
 """share of a stage's time in which AdamW's step grows"""
 EMA = 0.999
@@ -38,10 +43,13 @@ WORK = "training"
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Train a tokenizer, a CLIP, a VAE and a UNet on the tiny world, and write them as a pipeline folder with a model card."""
+    """Train a tokenizer, a CLIP, a VAE and a UNet on the tiny world, and write them as a pipeline folder with a model card; or, with --world, an SD3-like
+    transformer on the CLIP and the VAE of a world that is there (the tiny flow world)."""
 
     out: Path | None = None
     """folder to write; one that holds an interrupted training is gone on with"""
+    world: Path | None = None
+    """folder of a finished tiny world, such as models/tiny-world: an SD3-like pipeline is trained on its CLIP, VAE, prompts and anchors"""
     minutes: float = 60.0
     """of training, over all starts, as the main thread's time on a processor: a busy machine takes longer and learns as much. Drawing, measures and
     writing come on top"""
@@ -60,12 +68,15 @@ class TinyConfig:
             raise UserError("training the tiny world needs a folder to write: give --out FOLDER.")
         if not (math.isfinite(self.minutes) and self.minutes > 0):
             raise UserError(f"--minutes must be greater than 0, not {self.minutes}.")
+        if self.world is not None and not (self.world / "clip").is_dir():
+            raise UserError(f"--world {self.world} is not a tiny world (it has no clip folder): give models/tiny-world.")
         if self.seed < 0 or self.threads < 0:
             raise UserError("--seed and --threads must not be negative.")
 
     def flags(self) -> str:
         """What the weights depend on, as flags."""
-        said = f"--minutes {self.minutes:g} --seed {self.seed}"
+        said = f"--world {self.world} " if self.world else ""
+        said += f"--minutes {self.minutes:g} --seed {self.seed}"
         said += f" --threads {self.threads}" if self.threads else ""
         said += f" --precision {self.precision}" if self.precision != "float32" else ""
         return said + (" --compile" if self.compile else "")
@@ -74,9 +85,9 @@ class TinyConfig:
 class Progress:
     """How far the training is: what a checkpoint holds beside the weights."""
 
-    def __init__(self) -> None:
-        self.elapsed = dict.fromkeys(SHARES, 0.0)
-        self.steps = dict.fromkeys(SHARES, 0)
+    def __init__(self, stages: Iterable[str]) -> None:
+        self.elapsed = dict.fromkeys(stages, 0.0)
+        self.steps = dict.fromkeys(self.elapsed, 0)
         self.history: list[dict[str, Any]] = []
 
     @property
@@ -91,12 +102,17 @@ class TinyTraining:
     def __init__(self, config: TinyConfig, stop: StopRequest) -> None:
         assert config.out is not None
         self.config, self.stop, self.folder = config, stop, config.out / WORK
-        self.progress = Progress()
+        self.shares = FLOW_SHARES if config.world else SHARES
+        self.progress = Progress(self.shares)
         saved = self._saved()
+        self.models: dict[str, Any]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.tokenizer = train_tokenizer(config.out / "clip", config.seed)
-            self.models: dict[str, Any] = {"clip": build_clip(self.tokenizer), "vae": build_vae(), "unet": build_unet()}
+            if config.world:
+                self.models = {"transformer": build_transformer()}
+            else:
+                self.tokenizer = train_tokenizer(config.out / "clip", config.seed)
+                self.models = {"clip": build_clip(self.tokenizer), "vae": build_vae(), "unet": build_unet()}
         for model in self.models.values():
             model.eval().requires_grad_(False)  # until its stage
         self.average = {f"{name}.{key}": value.detach().clone() for name, model in self.models.items() for key, value in model.named_parameters()}
@@ -111,6 +127,12 @@ class TinyTraining:
         assert cfg.out is not None
         print("drawing scenes", flush=True)
         pool = Pool(cfg.seed)
+        if cfg.world:
+            flow = FlowStage(self.models["transformer"], *load_world(cfg.world), pool, cfg.compile)
+            self._train("transformer", lambda: flow)
+            print("measuring and writing the release", flush=True)
+            release_flow(cfg.out, cfg.world, flow, self._told())
+            return
         clip, vae, unet = (self.models[name] for name in SHARES)
         self._train("clip", lambda: ClipStage(clip, self.tokenizer, pool))
         self._train("vae", lambda: VaeStage(vae, pool))
@@ -124,14 +146,14 @@ class TinyTraining:
     def _told(self) -> str:
         """The command, and what each stage was given, for the card."""
         config, progress = self.config, self.progress
-        stages = ", ".join(f"{progress.steps[name]:,} steps of the {name} in {progress.elapsed[name] / 60:.1f} min" for name in SHARES)
-        lowered = any(progress.elapsed[name] > 1.1 * 60 * config.minutes * share for name, share in SHARES.items())
+        stages = ", ".join(f"{progress.steps[name]:,} steps of the {name} in {progress.elapsed[name] / 60:.1f} min" for name in self.shares)
+        lowered = any(progress.elapsed[name] > 1.1 * 60 * config.minutes * share for name, share in self.shares.items())
         note = " An earlier start of the same training had more minutes to share." if lowered else ""
         return f"`python -m saddlepoint.safediffusion.tiny --out FOLDER {config.flags()}`: {stages} (of the main thread).{note}"
 
     def _train(self, name: str, build: Callable[[], Stage]) -> None:
         """One stage until its time is over; then its averaged weights are its weights."""
-        budget = 60 * self.config.minutes * SHARES[name]
+        budget = 60 * self.config.minutes * self.shares[name]
         progress, model = self.progress, self.models[name]
         if progress.elapsed[name] >= budget:
             return
@@ -171,7 +193,7 @@ class TinyTraining:
         """One step of AdamW: a short rise, then a cosine to nothing. Returns the loss and the gradient's norm."""
         assert self.optimiser is not None
         number = self.progress.steps[stage.name]
-        place = [self.config.seed, 2, list(SHARES).index(stage.name), number]
+        place = [self.config.seed, 2, STREAMS.index(stage.name), number]
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         for group in self.optimiser.param_groups:
             group["lr"] = stage.rate * min(1.0, (share + 1e-3) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

@@ -1,0 +1,207 @@
+"""One environment behind the one place where its answers are checked, its actions fitted and held, its errors named."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from saddlepoint.envs import answers
+from saddlepoint.envs.answers import Wrong
+from saddlepoint.envs.make import FlatObservation, inner_bounds, open_env, require_spaces, time_limit
+from saddlepoint.envs.pixels import PixelObservation
+from saddlepoint.envs.snapshot import restore, snapshot
+from saddlepoint.envs.tasks import action_repeat_of
+from saddlepoint.foreign import blame, foreign
+from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, UserError
+
+
+class Answer(NamedTuple):
+    """What an environment answered to one action."""
+
+    observation: np.ndarray  # (observation,)
+    reward: float
+    cost: np.ndarray  # (constraints,) float64
+    terminated: bool
+    truncated: bool
+    success: float  # NaN where the task says nothing of it
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class GuardedEnv:
+    """``env``, called ``name``, as everything that plays episodes sees it: training, workers, evaluation, video.
+
+    Every answer is checked in type, shape, range and finiteness. Actions are clipped to the bounds and given in the
+    space's own number type; each is held for ``setup.action_repeat`` simulator steps, or until the episode ends, while
+    rewards and costs are summed. After ``setup.longest`` steps an episode is truncated where nothing else limits it.
+
+    All methods but ``close`` and ``snapshot`` raise ``ForeignFault`` naming the environment and the answer for whatever
+    is wrong with it, and ``NonFiniteError`` for what is not finite.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], name: str, setup: EnvSetup | None = None, number: int | None = None) -> None:
+        setup = setup or EnvSetup(name)
+        while isinstance(env, FlatObservation):
+            env = env.env  # judge what its author wrote
+        require_spaces(env, name, setup.flatten)
+        self.env, self.name, self.number = env, name, number
+        self.action_repeat = setup.action_repeat or 1
+        self.longest = setup.longest if time_limit(env) is None else None
+        self.constraints: int | None = None
+        """how many costs every step has; None until that is known"""
+        self.needs_cost = True
+        self.age = 0
+        """steps of the episode so far"""
+        self.on_step: Callable[[], None] | None = None
+        """called after each simulator step, as a film needs"""
+        self._pixels = env if isinstance(env, PixelObservation) else None
+        self._stepped = env.env if isinstance(env, PixelObservation) else env
+        self._observations = answers.Observations(env.observation_space)
+        actions = env.action_space
+        self._low, self._high = actions.low, actions.high  # type: ignore[attr-defined]
+        self._dtype = np.dtype(actions.dtype)
+
+    @classmethod
+    def open(cls, setup: EnvSetup, render_mode: str | None = None, number: int | None = None) -> GuardedEnv:
+        """The environment of ``setup``. Raises ``UserError`` where it cannot be made or used."""
+        env = open_env(setup, render_mode)
+        try:
+            return cls(env, setup.name, replace(setup, action_repeat=action_repeat_of(setup)), number)
+        except UserError:
+            with contextlib.suppress(Exception, SystemExit):
+                env.close()
+            raise
+
+    @property
+    def shape(self) -> EnvShape:
+        """What a learner needs to know; ``constraints`` must be known."""
+        assert self.constraints is not None
+        low, high = inner_bounds(self.env.action_space)  # type: ignore[arg-type]
+        image = self._pixels.image if self._pixels is not None else None
+        size = self._observations.size
+        return EnvShape(size, tuple(low.tolist()), tuple(high.tolist()), self.constraints, image, self._dtype.name)
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """Begin an episode: (observation,)."""
+        self.age = 0
+        try:
+            seen = answers.read_reset(self.env.reset(seed=seed))
+            return self._observe(seen)
+        except Wrong as wrong:
+            raise self._fault(wrong, "at reset") from wrong
+        except BaseException as error:
+            raise self._error(error) from error
+
+    def step(self, action: np.ndarray) -> Answer:
+        """(action,) -> the sums over the simulator steps that it was held for, and the last observation."""
+        fitted = np.minimum(np.maximum(action.astype(self._dtype), self._low), self._high)
+        reward, cost = 0.0, 0.0
+        self.age += 1
+        try:
+            for _ in range(self.action_repeat):
+                seen, own, terminated, truncated, info = self._one_step(fitted.copy())
+                reward += answers.read_reward(own)
+                terminated, truncated = _flags(terminated, truncated)
+                own_cost = answers.read_cost(info, self.constraints, self.needs_cost)
+                if len(own_cost) and self.constraints is None:
+                    self.constraints = len(own_cost)
+                cost = cost + own_cost
+                observation = self._observe(seen) if self._pixels is None else seen
+                if self.on_step is not None:
+                    self.on_step()
+                if terminated or truncated:
+                    break
+            if self.action_repeat > 1:
+                answers.require_sums(reward, cost)
+            if self._pixels is not None:
+                observation = self._pixels.look()
+        except Wrong as wrong:
+            raise self._fault(wrong, f"at step {self.age} of its episode") from wrong
+        except BaseException as error:
+            raise self._error(error) from error
+        if self.longest is not None and self.age >= self.longest and not terminated:
+            truncated = True
+        return Answer(observation, reward, cost, terminated, truncated, answers.read_success(info))
+
+    def _one_step(self, action: np.ndarray) -> tuple[Any, ...]:
+        try:
+            answer = self._stepped.step(action)
+        except ValueError as error:
+            if "to unpack" not in str(error):
+                raise
+            answer = self._stepped.unwrapped.step(action)  # Gymnasium's time limit unpacks five values uncounted
+            if isinstance(answer, tuple) and len(answer) == 5:
+                raise
+        if type(answer) is tuple and len(answer) == 5:
+            return answer
+        if not isinstance(answer, (tuple, list)):
+            raise Wrong(f"returns a {type(answer).__name__} from step()", _FIVE)
+        if len(answer) == 6:
+            raise Wrong("returns six values from step()", ": wrap it in saddlepoint.envs.adapters.SafetyGymnasiumAdapter")
+        if len(answer) != 5:
+            raise Wrong(f"returns {len(answer)} values from step()", _FIVE)
+        return tuple(answer)
+
+    def _observe(self, seen: Any) -> np.ndarray:
+        return seen if self._pixels is not None else self._observations.read(seen)
+
+    def draw(self) -> Any:
+        """What the environment renders."""
+        return foreign(self.name, self.env.render)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the environment is (``saddlepoint.envs.snapshot``); one that fails at it is taken for not restorable."""
+        try:
+            return {**snapshot(self.env), "age": self.age}
+        except BaseException as error:
+            fault = self._error(error)
+            return {"restorable": False, "reason": str(fault), "age": self.age}
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        """Go where ``snapshot`` was taken. False, and the environment must be reset, where that fails."""
+        try:
+            restored = restore(self.env, state)
+        except BaseException as error:
+            warnings.warn(f"restoring failed: {self._error(error)}", stacklevel=2)
+            return False
+        self.age = state.get("age", 0)
+        return restored
+
+    def close(self) -> None:
+        """Close it. An environment that fails at this costs nothing: it is only warned about."""
+        try:
+            self.env.close()
+        except BaseException as error:
+            fault = self._error(error)
+            with contextlib.suppress(UserWarning):
+                warnings.warn(f"closing failed, and nothing is lost: {fault}", stacklevel=2)
+
+    def _fault(self, wrong: Wrong, when: str) -> ForeignFault | NonFiniteError:
+        where = "" if self.number is None else f" in environment {self.number}"
+        kind = ForeignFault if wrong.finite else NonFiniteError
+        return kind(f"{self.name} {wrong.what} {when}{where}{wrong.advice}.")
+
+    def _error(self, error: BaseException) -> UserError:
+        """The fault for an error of the environment's; raises one that is not its own. What is one already stays."""
+        if isinstance(error, (ForeignFault, NonFiniteError)):
+            return error
+        if isinstance(error, UserError):
+            return ForeignFault(str(error))
+        return blame(self.name, error)
+
+
+_FIVE = ": return observation, reward, terminated, truncated, info"
+
+
+def _flags(terminated: Any, truncated: Any) -> tuple[bool, bool]:
+    if type(terminated) is bool and type(truncated) is bool:
+        return terminated, truncated
+    return answers.read_flag("terminated", terminated), answers.read_flag("truncated", truncated)

@@ -1,0 +1,135 @@
+"""Frozen configs: whether each value is of its field's type and among its choices, however it came in: command line, file, sweep, checkpoint or Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from saddlepoint.types import UserError
+
+T = TypeVar("T")
+
+
+class Misfit(ValueError):
+    """A value is not of its type; the message says what would be."""
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def conform(config: T) -> T:
+    """``config``, a frozen dataclass, with every value of its field's type; dataclasses in it likewise.
+
+    What can only mean one thing is taken as that: a text for a path, a list for a tuple, 2e4 for 20000, a NumPy number. Raises ``UserError`` for the first
+    other value, and for what is no frozen dataclass.
+    """
+    require_config(config)
+    hints = get_type_hints(type(config))
+    changes = {}
+    for field in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        try:
+            fitted = fit(value, hints[field.name])
+        except Misfit as misfit:
+            raise UserError(f"{flag(field.name)} cannot be {value!r}: {misfit}.") from None
+        if fitted is not value and (fitted != value or type(fitted) is not type(value)):
+            changes[field.name] = fitted
+    return replace(config, **changes) if changes else config  # type: ignore[type-var]
+
+
+def require_config(config: Any) -> None:
+    """Raises ``UserError`` for what is no instance of a frozen dataclass."""
+    parameters = vars(type(config)).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        name = config.__name__ if isinstance(config, type) else type(config).__name__
+        raise UserError(f"a config must be an instance of a frozen dataclass, not {name}: give such as ALGDConfig().")
+
+
+def restore(kind: type[T], values: dict[str, Any], where: Path) -> T:
+    """A config of ``kind`` from JSON; fields that are newer than the file take their default. Raises ``UserError`` for fields that this version has not, and
+    for values of another type."""
+    if unknown := set(values) - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+        odd = ", ".join(sorted(unknown))
+        raise UserError(f"{where} was written by another version of saddlepoint (fields {odd}): use that version.")
+    hints = get_type_hints(kind)
+    fitted = {}
+    for name, value in values.items():
+        try:
+            fitted[name] = restore(hints[name], value, where) if is_dataclass(hints[name]) and isinstance(value, dict) else fit(value, hints[name])
+        except Misfit:
+            raise UserError(f"{where} is damaged ({flag(name)} cannot be {value!r}): restore it, or use the version of saddlepoint that wrote it.") from None
+    return kind(**fitted)
+
+
+def fit(value: Any, hint: Any) -> Any:
+    """``value`` as one of type ``hint``. Raises ``Misfit``."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return value
+    if origin is Literal:
+        for choice in inner:
+            if type(value) is type(choice) and value == choice:
+                return choice
+        raise Misfit(f"use one of {', '.join(map(str, inner))}")
+    if origin in (Union, UnionType):
+        return _fit_one(value, inner)
+    if origin is tuple:
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or isinstance(value, dict):
+            raise Misfit("give a tuple")
+        items = tuple(value)
+        kinds = (inner[0],) * len(items) if len(inner) == 2 and inner[1] is Ellipsis else inner
+        if len(kinds) != len(items):
+            raise Misfit(f"give {len(kinds)} values")
+        return tuple(fit(item, part) for item, part in zip(items, kinds))
+    if origin is not None:
+        if callable(value) if origin is get_origin(Callable[[], Any]) else isinstance(value, origin):
+            return value
+        raise Misfit("it is of another type")
+    return _fit_plain(value, hint)
+
+
+def _fit_one(value: Any, hints: tuple[Any, ...]) -> Any:
+    """``value`` as one of several types: its own where that is among them."""
+    misfits: list[str] = []
+    for exact in (True, False):
+        for hint in hints:
+            if exact and not (isinstance(hint, type) and type(value) is hint):
+                continue
+            try:
+                return fit(value, hint)
+            except Misfit as misfit:
+                if not exact and hint is not NoneType:
+                    misfits.append(str(misfit))
+    raise Misfit(" or ".join(dict.fromkeys([*misfits, *(["None"] if NoneType in hints else [])])))
+
+
+def _fit_plain(value: Any, hint: type[Any]) -> Any:
+    boolean = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if hint is bool:
+        if boolean:
+            return bool(value)
+        raise Misfit("use True or False")
+    if hint is int:
+        if isinstance(value, Integral) and not boolean:
+            return int(value)
+        if isinstance(value, Real) and not boolean and float(value).is_integer():
+            return int(float(value))
+        raise Misfit("give a whole number")
+    if hint is float:
+        if isinstance(value, Real) and not boolean:
+            return float(value)
+        raise Misfit("give a number")
+    if hint is Path:
+        if isinstance(value, str | os.PathLike):
+            return Path(value)
+        raise Misfit("give a path")
+    if isinstance(value, hint):
+        return conform(value) if is_dataclass(hint) else value
+    raise Misfit({str: "give a text", NoneType: "give None"}.get(hint, f"give a {hint.__name__}"))

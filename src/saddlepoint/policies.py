@@ -1,0 +1,179 @@
+"""The policy of a run, to act with: from its newest checkpoint, another one, or the best within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.options import restore
+from saddlepoint.systems import find, find_system
+from saddlepoint.train import best, run
+from saddlepoint.train import checkpoint as checkpoints
+from saddlepoint.train.acting import Actor
+from saddlepoint.train.contract import LearnerFactory, acting_fields, checked, refuse_acting
+from saddlepoint.types import ActMode, EnvSetup, EnvShape, Learner, UserError
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """A learner from a run's checkpoint, with what it was trained for."""
+
+    learner: Learner
+    env: str
+    shape: EnvShape
+    budgets: tuple[CostBudget, ...]
+    step: int
+    """environment steps that it was trained for"""
+    seed: int
+    """seed of its run"""
+    device: torch.device
+    note: str | None
+    """one sentence when newer checkpoints were damaged"""
+    setup: EnvSetup
+    """how the environments that it was trained in are made: arguments, flattening, ``action_repeat``"""
+    _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
+    """the actor at work, by the number of environments that it acts for"""
+    _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
+    """the run's own, once it has been needed"""
+
+    def act(
+        self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None
+    ) -> np.ndarray:
+        """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
+        number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
+
+        A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
+        ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
+        policy has a generator of its own, of the run's seed, which ``reset`` of all episodes sets back.
+        """
+        if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
+            raise UserError(
+                f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
+                f" not {np.shape(observation)}: give it those of that environment."
+            )
+        if generator is None:
+            if mode != "deterministic":
+                raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")
+            if not self._generators:
+                self._generators.append(torch.Generator(device=self.device).manual_seed(self.seed))
+            generator = self._generators[0]
+        batch = np.atleast_2d(observation)
+        if len(batch) not in self._actors:
+            self._actors.clear()
+            self._actors[len(batch)] = Actor(self.learner, len(batch), self.device)
+        action = self.shape.fit(self._actors[len(batch)].act(batch, mode, generator))
+        return action if np.ndim(observation) == 2 else action[0]
+
+    def reset(self, ended: np.ndarray | None = None) -> None:
+        """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
+        if ended is None:
+            self._generators.clear()
+        for actor in self._actors.values():
+            actor.restart(ended)
+
+
+def load_policy(
+    folder: str | Path, device: str | torch.device = "cpu", task: str | None = None, acting: Mapping[str, Any] = MappingProxyType({}),
+    *, checkpoint: int | str | None = None, compile: bool = False,
+) -> TrainedPolicy:  # fmt: skip
+    """The policy of a run: of its newest checkpoint whose learner is whole, of the ``checkpoint`` of a step, or of "best", the best evaluation within the
+    budget. Raises ``UserError`` when there is none.
+
+    ``acting`` changes settings of acting alone (``ACTING`` of the system's config), such as ``{"evaluation": "best_of_n"}`` for ALGD, or
+    ``{"planner": "score"}`` for MBDPO. Raises ``UserError`` for others.
+
+    ``compile`` on a CPU has a run that was compiled act so again: in C++, which is built once in some ten seconds and may round otherwise.
+
+    A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
+    neither are the environments nor the training loop imported.
+    """
+    folder = Path(folder)
+    learner, content, step, note = load_learner(folder, device, acting, checkpoint=checkpoint, compile=compile)
+    system = find_system(content["system"], content.get("module"), folder)
+    chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
+    if chosen is None and task is not None:
+        raise UserError(f"{folder} was trained on {content['train']['env']} alone: leave out --task.")
+    env, shape, setup = content["train"].get("env"), None, None
+    if chosen is None:
+        shape, setup = run.shape_of(content), run.setup_of(content)
+    else:
+        learner, env, shape = chosen
+        setup = EnvSetup(env)
+    return TrainedPolicy(learner, env, shape, run.budgets_of(content), step, content["train"]["seed"], torch.device(device), note, setup)
+
+
+def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:
+    """What makes learners that start from a run's weights, of its ``task`` where it has several, the config that they have to begin with, and a sentence
+    about newer, damaged checkpoints.
+
+    Raises ``UserError`` where the run's system has no such learners, or no such task.
+    """
+    learner, content, _, note = load_learner(folder, "cpu")
+    place = find_system(content["system"], content.get("module"), folder).pretrained
+    if place is None:
+        raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")
+    return *find(place)(learner, content, task, folder), note
+
+
+def load_learner(
+    folder: Path, device: str | torch.device, acting: Mapping[str, Any] = MappingProxyType({}), *, checkpoint: int | str | None = None,
+    compile: bool = False,
+) -> tuple[Any, dict[str, Any], int, str | None]:  # fmt: skip
+    """The learner of a run's newest checkpoint whose learner is whole, or of another ``checkpoint``, the run's config.json, its steps, and a sentence about
+    newer, damaged ones.
+
+    That of a run of `saddlepoint pretrain` knows several tasks. Arguments as in ``load_policy``. Raises ``UserError`` when there is none.
+    """
+    content = run.read(folder)
+    system = find_system(content["system"], content.get("module"), folder)
+    stored = restore(system.config_class(), content["learner"], folder / "config.json")
+    config = _acting(stored, acting, content["system"])
+    shape, budgets = run.shape_of(content), run.budgets_of(content)
+    state, step, note = stored_learner(folder, checkpoint)
+    further = find(system.options)(content) if system.options else {}
+    compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
+    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **further)
+    with checkpoints.reading(folder):
+        learner.load_state_dict(state)
+    return learner, content, step, note
+
+
+def stored_learner(folder: Path, which: int | str | None) -> tuple[dict[str, torch.Tensor], int, str | None]:
+    """A learner's state: of the newest whole checkpoint (None), of a step's, or of "best"; its step; and a sentence about newer, damaged ones.
+
+    Raises ``UserError``.
+    """
+    if which is None:
+        return checkpoints.newest(folder, checkpoints.load_learner, checkpoints.LEARNER)
+    if which == best.NAME:
+        at, step = best.read(folder)
+        return checkpoints.load_learner(at), step, None
+    if not str(which).isdecimal():
+        raise UserError(f"--checkpoint {which} is neither a step nor {best.NAME}: give one of them.")
+    at = checkpoints.place(folder, int(which))
+    if not at.is_dir() and not checkpoints.aside(at).is_dir():
+        kept = ", ".join(str(step) for step in checkpoints.steps(folder)) or "none"
+        also = f" and {best.NAME}" if (folder / best.NAME).is_dir() else ""
+        raise UserError(f"{folder} has no checkpoint of step {which}: it keeps {kept}{also}.")
+    return checkpoints.load_learner(at), int(which), None
+
+
+def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:
+    """``config`` with other settings of acting. Raises ``UserError``."""
+    if not changes:
+        return config
+    own = acting_fields(config)
+    for name in changes:
+        if name not in own:
+            known = f"take one of {', '.join(sorted(own))}" if own else "it has none"
+            raise UserError(f"{name} is no setting of acting of {system}: {known}.")
+    changed = checked(replace(config, **changes))
+    refuse_acting(changed, config, changes)
+    return changed

@@ -1,0 +1,92 @@
+"""Files of weights and configs: what they hold by their headers, and digests that tell a changed one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from saddlepoint.types import UserError
+
+SAMPLES, SAMPLE_BYTES = 64, 65536
+"""pieces of a file that tell it from another: all of a small one, a thousandth of a large one, which would take long to read"""
+PATTERNS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+"""weights, configs and vocabularies: all that pictures depend on"""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+def folder_files(folder: Path) -> dict[str, str]:
+    """A digest of the size and of pieces of each file of weights, config or vocabulary below a folder, by its path there."""
+    found = sorted(path for pattern in PATTERNS for path in folder.rglob(pattern) if path.is_file())
+    names = {path: path.relative_to(folder) for path in found}
+    return {name.as_posix(): _fingerprint(path) for path, name in names.items() if not any(part.startswith(".") for part in name.parts)}
+
+
+def changed_file(before: dict[str, str], now: dict[str, str]) -> str | None:
+    """The first file that differs. Runs of older versions kept weights only: then only those are compared."""
+    if not any(name.endswith(".json") for name in before):
+        now = {name: digest for name, digest in now.items() if name.endswith((".safetensors", ".bin"))}
+    return next((name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)), None)
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(SAMPLES):
+            file.seek(size * i // SAMPLES)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+class Stored(NamedTuple):
+    """The weights of one part, as its files' headers tell."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtype: torch.dtype
+    """of most of them"""
+    variant: str | None
+    """fp16 and the like, where only files with such a name are there"""
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def stored_weights(folder: Path, part: str) -> Stored:
+    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, or a header cannot be read."""
+    names = sorted(path.name for path in (folder / part).glob("*.safetensors"))
+    matches = {name: match for name in names if (match := WEIGHTS.fullmatch(name))}
+    plain = [name for name, match in matches.items() if match["variant"] is None]
+    variants = sorted({match["variant"] for match in matches.values() if match["variant"]})
+    if not plain and not variants:
+        there = ", ".join(sorted(path.name for path in (folder / part).iterdir() if path.is_file())) or "nothing"
+        raise UserError(f"the {part} of {folder} has no safetensors weights (there is {there}): save the pipeline with safe_serialization=True.")
+    variant = None if plain else variants[0]
+    chosen = plain or [name for name, match in matches.items() if match["variant"] == variant]
+    shapes: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, int] = {}
+    for name in chosen:
+        for key, entry in _header(folder / part / name).items():
+            shapes[key] = tuple(entry["shape"])
+            sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
+    most = max(sizes, key=lambda name: sizes[name], default="F32")
+    return Stored(shapes, DTYPES.get(most, torch.float32), variant)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= path.stat().st_size:
+                raise ValueError("it is cut off")
+            header = json.loads(file.read(length))
+        return {key: entry for key, entry in header.items() if key != "__metadata__"}
+    except (OSError, ValueError) as error:
+        raise UserError(f"the weights {path} cannot be read ({error}): restore the file.") from error

@@ -1,0 +1,252 @@
+"""The driver: callbacks, the best evaluation within the budget, signals that insist, faults of the machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saddlepoint import Callback, StopAfter, StopWhenSafe
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.policies import stored_learner
+from saddlepoint.train import best
+from saddlepoint.train.checkpoint import latest, load, load_learner
+from saddlepoint.train.log import RunLog, read_metrics
+from saddlepoint.train.signals import Interrupted
+from saddlepoint.train.start import train
+from saddlepoint.train.verdict import evaluation_in_words, within_budget
+from saddlepoint.types import ForeignFault, UserError
+from tests.test_train_loop import CONFIG, assert_same_runs
+from tests.toys import BUDGET, Tiny, TinyConfig
+
+LOOSE, TIGHT = CostBudget(limit=1e6, horizon=12), CostBudget(limit=0.0, horizon=12)
+
+
+def go(out: Path, *callbacks: Callback, budget: CostBudget = BUDGET, resume: bool = False, learner: Any = Tiny, **changes: Any) -> Path:
+    return train(replace(CONFIG, out=out, **changes), learner, TinyConfig(), budget, resume=resume, callbacks=callbacks)
+
+
+class Diary(Callback):
+    """Writes down what it sees, and counts on from where it was saved."""
+
+    def __init__(self, leave_at: int = -1, say_no: bool = False) -> None:
+        self.steps: list[int] = []
+        self.seen: list[tuple[str, int]] = []
+        self.leave_at, self.say_no = leave_at, say_no
+
+    def on_step(self, run: Any) -> bool | None:
+        self.steps.append(run.step)
+        if run.step >= self.leave_at > 0:
+            if self.say_no:
+                return False
+            run.stop("enough")
+        return None
+
+    def on_evaluation(self, run: Any, metrics: dict[str, float]) -> None:
+        assert metrics["eval/episodes"] == 10
+        self.seen.append(("eval", run.step))
+
+    def on_checkpoint(self, run: Any, folder: Path) -> None:
+        assert folder.name == str(run.step)
+        assert (folder / "manifest.json").is_file()
+        self.seen.append(("checkpoint", run.step))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = list(state["steps"])
+
+
+def test_callbacks_see_every_step_once_and_a_stop_is_resumed_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    everything = Diary()
+    whole = go(tmp_path / "whole", everything)
+    assert everything.steps == list(range(3, 421, 3))
+    assert [step for kind, step in everything.seen if kind == "eval"] == [132, 261, 390, 420]
+    assert [step for kind, step in everything.seen if kind == "checkpoint"] == [102, 201, 300, 402, 420]
+    for say_no in (False, True):
+        run = tmp_path / f"run-{say_no}"
+        go(run, Diary(leave_at=150, say_no=say_no))
+        assert ("the callback Diary asked for it" if say_no else "stopped at step 150: enough") in capsys.readouterr().out
+        assert latest(run)[0].name == "150"
+        rest = Diary()
+        go(run, rest, resume=True)
+        assert rest.steps == everything.steps
+        assert_same_runs(whole, run)
+
+
+def test_a_callback_of_another_name_starts_afresh(tmp_path: Path) -> None:
+    class Other(Diary):
+        pass
+
+    run = go(tmp_path / "run", Diary(), total_steps=60)
+    other = Other()
+    go(run, other, resume=True, total_steps=66)
+    assert other.steps == [63, 66]
+
+
+def test_a_callback_that_fails_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    class Failing(Callback):
+        def on_step(self, run: Any) -> None:
+            if run.step == 150:
+                raise KeyError("gone")
+
+    with pytest.raises(ForeignFault, match=r"callback Failing raised KeyError: 'gone' \(test_driver.py.*last good checkpoint is of step 150"):
+        go(tmp_path / "run", Failing())
+    assert latest(tmp_path / "run")[0].name == "150"
+    for odd in (Failing, "now"):
+        with pytest.raises(UserError, match="must be an instance of saddlepoint.Callback"):
+            go(tmp_path / "other", odd)  # type: ignore[arg-type]
+
+
+def test_stop_when_safe_counts_evaluations_in_a_row_over_a_resume(tmp_path: Path) -> None:
+    assert latest(go(tmp_path / "loose", StopWhenSafe(2), budget=LOOSE))[0].name == "261"
+    assert latest(go(tmp_path / "tight", StopWhenSafe(1), budget=TIGHT))[0].name == "420"
+    run = go(tmp_path / "parts", StopWhenSafe(2), budget=LOOSE, total_steps=200)
+    ends = [line["step"] for line in read_metrics(run) if line["kind"] == "eval"]
+    assert ends == [132, 200]  # of which the second counts
+    assert latest(run)[0].name == "200"
+
+
+def test_stop_after(tmp_path: Path) -> None:
+    assert latest(go(tmp_path / "steps", StopAfter(steps=100)))[0].name == "102"
+    assert latest(go(tmp_path / "metric", StopAfter(metric="eval/return_mean", at_least=-1e9)))[0].name == "132"
+    assert latest(go(tmp_path / "hours", StopAfter(hours=1e-9)))[0].name == "6"
+    with pytest.raises(UserError, match="needs hours="):
+        StopAfter()
+    with pytest.raises(UserError, match="no metric 'eval/speed'"):
+        go(tmp_path / "odd", StopAfter(metric="eval/speed", at_least=1))
+
+
+def test_best_is_the_best_evaluation_within_the_budget(tmp_path: Path) -> None:
+    run = go(tmp_path / "run", budget=LOOSE)
+    found = {line["step"]: line["eval/return_mean"] for line in read_metrics(run) if line["kind"] == "eval"}
+    step = max(found, key=lambda step: found[step])
+    folder, at = best.read(run)
+    assert at == step
+    same = load(latest(go(tmp_path / "short", budget=LOOSE, total_steps=step))[0]).learner
+    assert all(torch.equal(same[name], tensor) for name, tensor in load_learner(folder).items())
+    assert stored_learner(run, "best")[1] == step
+    with pytest.raises(UserError, match=r"no checkpoint of step 7: it keeps 402, 420 and best"):
+        stored_learner(run, 7)
+    none = go(tmp_path / "none", budget=TIGHT)
+    with pytest.raises(UserError, match="no evaluation was within the budget yet"):
+        best.read(none)
+
+
+def metrics_of(free: float, sampled: float) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for prefix, cost in (("eval", free), ("eval/stochastic", sampled))
+            for name, value in (("cost_mean", cost), ("return_mean", 7.0), ("violation_rate", 0.3), ("discounted_cost_mean", cost / 2))}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("free", "sampled", "within"),
+    [(1.0, 1.0, {"sampled", "noise-free", "both"}), (1.0, 3.0, {"noise-free"}), (3.0, 1.0, {"sampled"}), (3.0, 3.0, set())],
+)
+def test_which_policy_the_budget_binds(free: float, sampled: float, within: set[str]) -> None:
+    for binds in ("sampled", "noise-free", "both"):
+        assert within_budget(metrics_of(free, sampled), (BUDGET,), binds) is (binds in within)  # type: ignore[arg-type]
+    assert within_budget(metrics_of(free, sampled), (), "both") is None
+    words = evaluation_in_words(metrics_of(free, sampled), (BUDGET,), "sampled")
+    assert f"sampled return 7.0, cost {sampled:.2f} of 2; {'within' if 'sampled' in within else 'OVER'} budget (the sampled policy" in words
+
+
+def test_each_of_several_constraints_is_bound_and_named_by_itself() -> None:
+    found = {f"{prefix}/cost_{i}_mean": cost for prefix in ("eval", "eval/stochastic") for i, cost in enumerate((27.2, 40.9))}
+    found |= {"eval/cost_mean": 68.1, "eval/return_mean": 1.0, "eval/violation_rate": 1.0}
+    budgets = (CostBudget(1.0, horizon=10), CostBudget(45.0, horizon=10))
+    assert within_budget(found, budgets, "both") is False
+    assert "cost 27.20 of 1 and cost 40.90 of 45" in evaluation_in_words(found, budgets, "noise-free")
+    assert within_budget(found, (CostBudget(28.0, horizon=10), budgets[1]), "both") is True
+
+
+def test_a_second_ctrl_c_stops_what_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("saddlepoint.train.signals.GRACE_SECONDS", 0.2)
+    hanging = threading.Event()
+
+    def interrupt() -> None:
+        hanging.wait()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    class Hanging(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates > 90:
+                hanging.set()
+                while True:
+                    time.sleep(0.01)
+            return super().update(replay, updates)
+
+    presser = threading.Thread(target=interrupt)
+    presser.start()
+    try:
+        with pytest.raises(Interrupted, match="stopped at once; the last good checkpoint is of step 102"):
+            go(tmp_path / "run", learner=Hanging)
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        pytest.fail("the handler was put back before the signals had ended")
+    finally:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        presser.join()
+        signal.signal(signal.SIGINT, before)
+    assert "Ctrl-C again to stop at once (the last good checkpoint is of step 102)" in capfd.readouterr().err
+    assert_same_runs(go(tmp_path / "whole"), go(tmp_path / "run", resume=True))
+
+
+def test_signals_at_once_are_one_wish(tmp_path: Path) -> None:
+    """Launchers send a signal to the process and to its group."""
+
+    class Twice(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates == 100:
+                for _ in range(3):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return super().update(replay, updates)
+
+    with pytest.raises(Interrupted, match="stopped at step 18"):
+        go(tmp_path / "run", learner=Twice)
+
+
+def test_nohup_is_left_alone(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        class Hung(Tiny):
+            def update(self, replay: Any, updates: int) -> Any:
+                os.kill(os.getpid(), signal.SIGHUP)
+                return super().update(replay, updates)
+
+        assert latest(go(tmp_path / "run", learner=Hung, total_steps=60))[0].name == "60"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")])
+def test_out_of_memory_names_the_last_checkpoint(tmp_path: Path, error: Exception) -> None:
+    class Large(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates > 90:
+                raise error
+            return super().update(replay, updates)
+
+    with pytest.raises(UserError, match=r"not enough memory.*the last good checkpoint is of step 102; go on with --resume"):
+        go(tmp_path / "run", learner=Large)
+
+
+def test_a_full_disk_is_said_once_and_with_the_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "write", full)
+    monkeypatch.setattr("saddlepoint.train.log.MetricsFile.close", full)
+    with pytest.raises(UserError, match=r"No space left.*the last good checkpoint is of step 0; go on with --resume"):
+        go(tmp_path / "run")
