@@ -128,16 +128,12 @@ def request_of(config: SafeDiffusionConfig) -> Request:
 
 
 def check_request(source: Source, config: SafeDiffusionConfig) -> None:
-    """Raises ``UserError`` for steps, sizes or options that this pipeline's family does not have; no model is
-    loaded."""
-    source.family.table(source.configs, request_of(config))
-    source.family.shape(source.configs, request_of(config))
+    """Raises ``UserError`` for steps, sizes or options that this pipeline's family does not have; no model is loaded."""
+    source.check(request_of(config))
     if config.sde == "flow" and not source.family.flow:
         raise UserError(
             f"--sde flow is of flow-matching pipelines, and {source.place} is {source.family.title}: leave it out."
         )
-    if config.text_tokens is not None and source.family.text_tokens is None:
-        raise UserError(f"--text-tokens does nothing here: {source.family.title} has no T5. Leave it out.")
 
 
 def load_parts(
