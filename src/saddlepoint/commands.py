@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from saddlepoint.constrained.calibration import blindness
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
@@ -287,6 +288,8 @@ def evaluate_command(args: list[str]) -> None:
         cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
+    if blind := blindness(metrics, "eval/stochastic"):
+        print(f"note: {blind}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     except FileFault as error:  # a colleague's run, which one may only read
