@@ -142,6 +142,8 @@ class ALGDConfig:
     the largest of all. The last two mirror the rewards' smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
     cost_steps: int = 1
     """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
+    costly_share: float = 0.0
+    """share of a batch that is drawn from the transitions that pay within ``cost_steps`` steps: hazards are met in a few of a hundred steps"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
@@ -200,6 +202,8 @@ class ALGDConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
                 )
+        if not 0 <= self.costly_share <= 1:
+            raise UserError(f"--costly-share must lie in [0, 1], not {self.costly_share}.")
         for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative: it is {getattr(self, name)}.")

@@ -114,6 +114,8 @@ class ConstrainedConfig(SACConfig, ABC):
     """what a cost critic bootstraps with: its own target, the larger of two of its constraint's members (in the mean over all pairs), or the largest"""
     cost_steps: int = 1
     """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
+    costly_share: float = 0.0
+    """share of a batch that is drawn from the transitions that pay within ``cost_steps`` steps: hazards are met in a few of a hundred steps"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task"""
     cost_unit: Literal["budget", "one"] = "one"
@@ -132,7 +134,7 @@ class ConstrainedConfig(SACConfig, ABC):
     """share of the online cost critics that enters their targets (None: as --polyak)"""
 
     POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps", "cost_steps", "budget_share", "largest_violation")
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier")
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier", "costly_share")
     SHARES: ClassVar[tuple[str, ...]] = (*SACConfig.SHARES, "cost_polyak")
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = SACConfig.EFFECTIVE_WITH | {
         "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
