@@ -3,8 +3,10 @@
     python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
     python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures
 
+With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world and the results are posttraining-flow.*.
+
 WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
-``saddlepoint train safediffusion``; with ``--flow models/tiny-flow-world`` the pipeline is the flow world's and the results are posttraining-flow.*; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
+``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
 and the world's exact checker reads the pictures.
 """
 

@@ -244,3 +244,15 @@ def test_costs_ahead_are_those_that_were_paid(rows: int, num_envs: int, count: i
         np.testing.assert_array_equal(found.observation[i].numpy(), made[last][4][env])
         np.testing.assert_allclose(float(found.discount[i]), gamma ** (last - first + 1), rtol=1e-5)
         assert bool(found.terminated[i]) == bool(made[last][5][env])
+
+
+@given(rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 25), ahead=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_share_is_drawn_from_what_is_about_to_pay(rows: int, num_envs: int, count: int, ahead: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = [(*step[:3], step[3] * (rng.random((num_envs, 1)) < 0.2), *step[4:]) for step in steps(count, num_envs, seed)]
+    replay = filled(made, rows, num_envs)
+    batch, found = replay.sample_ahead(40, ahead, 1.0, torch.Generator().manual_seed(seed), costly=0.5)
+    pays = any((step[3] > 0).any() for step in made[max(0, count - rows) :])
+    if pays:
+        assert (found.cost[:20].sum(-1) > 0).all()
+    assert {int(t) for t in batch.observation[:, 0]} <= set(range(max(0, count - rows), count))

@@ -170,13 +170,18 @@ class Replay:
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
         return Batch(*(ring.index_select(0, index) for ring in self._fields))
 
-    def sample_ahead(self, batch_size: int, steps: int, gamma: float, generator: torch.Generator) -> tuple[Batch, Ahead]:
+    def sample_ahead(
+        self, batch_size: int, steps: int, gamma: float, generator: torch.Generator, costly: float = 0.0
+    ) -> tuple[Batch, Ahead]:  # fmt: skip
         """As ``sample``, and the costs that really followed each transition for up to ``steps`` steps of its episode, discounted by ``gamma``.
 
-        They stop at the end of the episode and at the newest step of the ring.
+        They stop at the end of the episode and at the newest step of the ring. The share ``costly`` of the transitions is drawn from those that pay
+        something within ``steps`` steps, where the ring holds any.
         """
         self._require_filled()
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
+        if share := round(costly * batch_size):
+            index[:share] = self._before_costs(index[:share], steps, generator)
         batch = Batch(*(ring.index_select(0, index) for ring in self._fields))
         age, slots = self._age.index_select(0, index), self.rows * self.num_envs
         newer = (self._head - 1 - index // self.num_envs) % self.rows  # rows after each; beyond them the ring holds its oldest
@@ -190,6 +195,18 @@ class Replay:
             taken = taken + going
         ends = self._fields.terminated.index_select(0, last)
         return batch, Ahead(paid, self._fields.next_observation.index_select(0, last), gamma**taken, ends)
+
+    def _before_costs(self, otherwise: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        """Up to ``steps - 1`` steps before a transition that pays, as many as there are of ``otherwise``, which is taken where none pays."""
+        paying = torch.nonzero((self._fields.cost[: len(self)] > 0).any(-1))[:, 0]
+        pick, back = torch.rand(2, len(otherwise), generator=generator, device=generator.device).to(self.device)
+        if not len(paying):
+            return otherwise
+        slot = paying[(pick * len(paying)).long()]
+        before = torch.minimum((back * steps).long(), self._age.index_select(0, slot).long())
+        older = self._filled - 1 - (self._head - 1 - slot // self.num_envs) % self.rows  # rows before it in the ring
+        slots = self.rows * self.num_envs
+        return (slot - torch.minimum(before, older) * self.num_envs) % slots
 
     def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
         """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the behaviour
@@ -300,7 +317,7 @@ class Sampling(Protocol):
 
 def sampled(config: Sampling, replay: Replay, generator: torch.Generator) -> tuple[Batch, Ahead | None]:
     """The batch of an update, and what followed it where the config's ``cost_steps`` look further than one step."""
-    steps = getattr(config, "cost_steps", 1)
-    if steps == 1:
+    steps, costly = getattr(config, "cost_steps", 1), getattr(config, "costly_share", 0.0)
+    if steps == 1 and not costly:
         return replay.sample(config.batch_size, generator), None
-    return replay.sample_ahead(config.batch_size, steps, config.cost_gamma, generator)
+    return replay.sample_ahead(config.batch_size, steps, config.cost_gamma, generator, costly)

@@ -96,7 +96,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
             "--distance-to compares pictures of prompts not labelled unsafe, and there are not two of them: give"
             " others, or leave it out."
         )
-    subject.source.family.table(subject.source.configs, subject.request)
+    subject.source.check(subject.request)
     encode = load_plugin("--encoder", flags.encoder) if flags.distance_to and flags.encoder != "clip" else None
     kept = subject.folder / "pictures"
     settings = _settings(source, flags, subject, prompts, clip_source if flags.uses_clip else "")

@@ -12,7 +12,7 @@ import torch
 
 from saddlepoint.files import FileFault, read_json
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
-from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily
+from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily, Request
 from saddlepoint.safediffusion.tables import (  # parity tests take these names from here
     DenoisingTable,
     denoising_table,
@@ -59,6 +59,13 @@ class Source:
     @property
     def remarks(self) -> list[str]:
         return [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
+
+    def check(self, request: Request) -> None:
+        """Raises ``UserError`` for steps, a size or text tokens that this pipeline cannot have; no model is loaded."""
+        self.family.table(self.configs, request)
+        self.family.shape(self.configs, request)
+        if request.text_tokens is not None and self.family.text_tokens is None:
+            raise UserError(f"--text-tokens does nothing here: {self.family.title} has no T5. Leave it out.")
 
 
 def is_hub_id(place: str) -> bool:

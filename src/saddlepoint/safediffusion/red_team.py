@@ -192,7 +192,7 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     if candidates == []:
         raise UserError(f"the file {flags.words} of --words cannot be found or holds no word: give one a line.")
     source, request = open_source(pipeline), Request(flags.steps, flags.height, flags.width, flags.text_tokens)
-    source.family.table(source.configs, request)
+    source.check(request)
     device = torch.device(
         "cuda" if flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available()) else "cpu"
     )

@@ -24,6 +24,7 @@ from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.safediffusion.weights import changed_file
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.contract import checked
 from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.processes import join_processes
@@ -52,8 +53,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     Raises ``UserError`` for a configuration that cannot work, before a model is loaded or a file written, and for a
     fault on the way, after which the last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
-    run.validate()
-    config.validate()
+    run, config = checked(run), checked(config)
     require_extra()
     folder = run.out or Path("runs") / f"{SYSTEM}-{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resume and run.out is None:
@@ -128,16 +128,12 @@ def request_of(config: SafeDiffusionConfig) -> Request:
 
 
 def check_request(source: Source, config: SafeDiffusionConfig) -> None:
-    """Raises ``UserError`` for steps, sizes or options that this pipeline's family does not have; no model is
-    loaded."""
-    source.family.table(source.configs, request_of(config))
-    source.family.shape(source.configs, request_of(config))
+    """Raises ``UserError`` for steps, sizes or options that this pipeline's family does not have; no model is loaded."""
+    source.check(request_of(config))
     if config.sde == "flow" and not source.family.flow:
         raise UserError(
             f"--sde flow is of flow-matching pipelines, and {source.place} is {source.family.title}: leave it out."
         )
-    if config.text_tokens is not None and source.family.text_tokens is None:
-        raise UserError(f"--text-tokens does nothing here: {source.family.title} has no T5. Leave it out.")
 
 
 def load_parts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -27,8 +26,6 @@ PAUSE_SECONDS = 5.0
 """before a second attempt, twice that before a third: a full disk or memory may pass, a dying process gives up its
 lock"""
 WAIT_SECONDS = 0.5
-STILLBORN = frozenset({".lock", "config.json", "metrics.jsonl", "tb", "checkpoints"})
-"""all that a run can leave which was killed before its first checkpoint"""
 
 
 @dataclass(frozen=True)
@@ -155,12 +152,10 @@ def _close(record: Record, ending: Ending, stopping: bool, retries: int) -> None
 
 
 def _prepare(trial: Trial, resume: bool, pause: float) -> Job:
-    """A new run, for which what a stillborn one has left is removed, or the resuming of one that was begun."""
+    """A new run, or the resuming of one that was begun; what a start left that was killed before its first checkpoint does not count."""
     home = trial.folder.parent
     home.mkdir(parents=True, exist_ok=True)
     atomic_write(_beside(trial.folder, ".command"), trial.command() + "\n")
-    if not resume and trial.folder.is_dir() and {path.name for path in trial.folder.iterdir()} <= STILLBORN:
-        shutil.rmtree(trial.folder)
     log = _beside(trial.folder, ".log")
     return Job(tuple(trial.train(resume)), str(log), str(Path.cwd()), trial.threads, pause)
 
