@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from saddlepoint.cli import VERBS
 from saddlepoint.offline.dataset import Dataset
 from tests.faults.fuzz import fuzz
 from tests.faults.harness import Ended, copy, run, same_run, start
@@ -66,6 +68,8 @@ class Lab:
     def __init__(self, home: Path, share: float, seed: int = 0) -> None:
         self.home, self.share, self.rng = home, share, random.Random(seed)
         self._whole: dict[str, tuple[Path, float]] = {}
+        for module, _ in VERBS.values():
+            import_module(module)
         with contextlib.redirect_stdout(io.StringIO()):
             trained(home / "warm")  # so that the children, which are forked, have all that is imported late
 
