@@ -22,7 +22,7 @@ from saddlepoint.cli import VERBS
 from saddlepoint.offline.dataset import Dataset
 from tests.faults.fuzz import fuzz
 from tests.faults.harness import Ended, copy, run, same_run, start
-from tests.faults.readers import data_set, readers, trained
+from tests.faults.readers import data_set, picture_readers, readers, trained
 
 NETWORKS = "--policy-hidden 8 --critic-hidden 8 8 --batch-size 8".split()
 PLAIN = "--quiet --threads 1 --compile off".split()
@@ -367,9 +367,8 @@ def memory(lab: Lab) -> Iterator[Row]:
 def fuzzed(lab: Lab) -> Iterator[Row]:
     home = lab.home / "fuzz"
     home.mkdir()
-    for reader in readers(home):
-        full = 150 if "resumed" in reader.path.parts else 1000
-        tally = fuzz(reader, lab.count(full))
+    for reader in (*readers(home), *picture_readers(home)):
+        tally = fuzz(reader, lab.count(reader.count))
         row = Row(
             f"damaged {reader.name}",
             "random bytes or JSON structure, digests mended in 70 %",
