@@ -39,7 +39,7 @@ def conform(config: T) -> T:
             fitted = fit(value, hints[field.name])
         except Misfit as misfit:
             raise UserError(f"{flag(field.name)} cannot be {value!r}: {misfit}.") from None
-        if fitted is not value and (fitted != value or type(fitted) is not type(value)):
+        if type(fitted) is not type(value) or fitted != value or (type(value) is tuple and list(map(type, fitted)) != list(map(type, value))):
             changes[field.name] = fitted
     return replace(config, **changes) if changes else config  # type: ignore[type-var]
 

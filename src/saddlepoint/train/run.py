@@ -227,13 +227,18 @@ def only_writer(run: Path) -> Iterator[None]:
         yield
 
 
-def write(run: Path, content: dict[str, Any]) -> None:
+def write(run: Path, content: dict[str, Any]) -> str | None:
     """Write config.json, with a digest of it. A resumed run's keeps what it was ``made_with`` before, and adds what it is made with now where that
-    differs."""
+    differs; then one sentence says so."""
     before = read(run).get("made_with", []) if (run / "config.json").exists() else []
     now = versions()
     whole = content | {"made_with": before if now in before else [*before, now]}
     write_json(run / "config.json", sealed(whole))
+    if not before or before[-1] == now or not isinstance(before[-1], dict):
+        return None
+    changed = [f"{name} {now.get(name, 'none')} instead of {before[-1].get(name, 'none')}" for name in sorted({*now, *before[-1]})
+               if now.get(name) != before[-1].get(name)]  # fmt: skip
+    return f"note: {', '.join(changed)}: this run was made with other versions, so its last bits may differ"
 
 
 def _plain(value: Any) -> Any:
