@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from saddlepoint.constrained.calibration import blindness
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
@@ -291,7 +292,7 @@ def evaluate_command(args: list[str]) -> None:
         policy.learner, policy.setup, policy.budgets, flags.episodes, flags.seed, flags.device, envs=flags.eval_envs
     )
     assert metrics is not None  # nobody asks it to stop
-    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.env}")
+    print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.setup.describe()}")
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
     for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
@@ -301,6 +302,8 @@ def evaluate_command(args: list[str]) -> None:
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     if policy.budgets:
         print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(folder)['train'].get('binds', 'both'))}")
+    if blind := blindness(metrics, "eval/stochastic"):
+        print(f"note: {blind}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     except FileFault as error:  # a colleague's run, which one may only read

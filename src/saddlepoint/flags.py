@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -125,6 +125,17 @@ def _mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
     return PrimitiveConstructorSpec(
         nargs="*", metavar="NAME=VALUE... | JSON", instance_from_str=read_mapping,
         is_instance=lambda value: isinstance(value, dict), str_from_instance=lambda value: [json.dumps(value)],
+    )  # fmt: skip
+
+
+@_REGISTRY.primitive_rule
+def _text_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """What may also be a class or function in Python is a text on the command line."""
+    if not any(get_origin(part) is get_origin(Callable[[], Any]) for part in get_args(info.type)):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="STR", instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str) or callable(value), str_from_instance=lambda value: [str(value)],
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.types import UserError
 
 PAUSE_SECONDS = 5.0
-"""before a second attempt, twice that before a third: a full disk or memory may pass, a dying process gives up its lock"""
+"""before a second attempt, twice that before a third: a full disk or memory may pass, a dying process gives up its
+lock"""
 WAIT_SECONDS = 0.5
 
 
@@ -46,7 +47,8 @@ class SweepFlags:
 
 
 def sweep(args: list[str]) -> None:
-    """`saddlepoint sweep FILE ...`. Raises ``UserError``, also when trials have failed; ``Interrupted`` after Ctrl-C."""
+    """`saddlepoint sweep FILE ...`. Raises ``UserError``, also when trials have failed; ``Interrupted`` after
+    Ctrl-C."""
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         raise UserError("sweep needs its file first: `saddlepoint sweep FILE.toml`, with --help for its flags.")
     helping = args[0] in ("-h", "--help")
@@ -88,14 +90,17 @@ def _sweep(plan: Plan, settled: dict[str, Settled], flags: SweepFlags) -> None:
             slots = flags.jobs or (max(pool.cpus // threads, 1) if flags.address else jobs)
             # After Ray, which has a handler of its own for SIGTERM.
             with stop_on_signal() as stop, Progress(f"sweep {plan.out}", records.values(), flags.quiet) as progress:
-                progress.say(f"{len(todo)} of {len(plan.trials)} trials to run, {min(slots, len(todo))} at a time; in {plan.out}")
+                progress.say(
+                    f"{len(todo)} of {len(plan.trials)} trials to run, {min(slots, len(todo))} at a time; in {plan.out}"
+                )
                 conduct(todo, outcome, pool, slots, flags.retries, progress, stop)
         if stop():
             raise Interrupted(f"stopped; the same command goes on with {plan.out}")
     failed = [record for record in records.values() if record.state == "failed"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(records)} trials failed, the first, {failed[0].name}, because: {failed[0].sentence.rstrip('.')};"
+            f"{len(failed)} of {len(records)} trials failed, the first, {failed[0].name}, because:"
+            f" {failed[0].sentence.rstrip('.')};"
             f" its log is {_beside(Path(failed[0].folder), '.log')}; the same command tries them again."
         )
     print(f"finished: {len(records)} trials in {plan.out}; look at them with `saddlepoint report {plan.out}`")
