@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from saddlepoint.constrained.calibration import blindness
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.calibration import blindness
 from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
