@@ -1,4 +1,4 @@
-"""Held actions: sums, ends, time limits and budgets against the environment stepped by hand, and through a whole run."""
+"""Held actions: sums, ends, limits and budgets against the environment stepped by hand, and a whole run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ TOY = "saddlepoint/Toy-v0"
 
 @pytest.mark.parametrize("processes", [False, True])
 @pytest.mark.parametrize(("id", "repeat", "limit"), [(TOY, 4, 60), (TOY, 7, 60), (HOPPER, 3, 50), (SPOILT, 2, 100)])
-def test_rewards_and_costs_are_the_sums_of_the_simulator_s_steps(id: str, repeat: int, limit: int, processes: bool) -> None:
+def test_rewards_and_costs_are_the_sums_of_the_simulator_s_steps(
+    id: str, repeat: int, limit: int, processes: bool
+) -> None:
     count = 2
-    batch = EnvBatch(EnvSetup(id, {"max_episode_steps": limit}, action_repeat=repeat), count, seed=3, processes=processes)
+    batch = EnvBatch(
+        EnvSetup(id, {"max_episode_steps": limit}, action_repeat=repeat), count, seed=3, processes=processes
+    )
     single = [make_env(id, max_episode_steps=limit) for _ in range(count)]
     batch.reset()
     for env, seed in zip(single, seeds(3, count)):
@@ -138,7 +142,10 @@ def test_a_run_with_held_actions_resumes_and_says_what_it_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = held(tmp_path / "whole", 420)
-    assert "each action is held for 3 simulator steps, and counts as one step, so that an episode has 4 steps" in capsys.readouterr().out
+    assert (
+        "each action is held for 3 simulator steps, and counts as one step, so that an episode has 4 steps"
+        in capsys.readouterr().out
+    )
     part = held(tmp_path / "part", 200)
     held(part, 420, resume=True)
     assert_same_runs(whole, part)

@@ -19,6 +19,7 @@ from saddlepoint.constrained.risk import cautious
 from saddlepoint.nn import ops
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.optim import frozen
+from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
 SMALL = ALGDConfig(
@@ -253,7 +254,7 @@ def test_no_stray_gradients():
     assert all(torch.equal(flat.whole.grad, before[name]) for name, flat in agent.critic_optimiser.flats.items())
     moved = agent.policy_optimiser.flats["policy"].whole.grad.clone()
     assert moved.abs().sum() > 0
-    targets = bellman_targets(agent.config, batch, torch.zeros(2, 64), torch.zeros(4, 64))
+    targets = bellman_targets(agent.config, batch, Ahead.of(batch, 0.99), torch.zeros(2, 64), torch.zeros(4, 64))
     losses = critic_losses(agent.config, *critics, batch, *targets)
     (losses.reward + losses.cost).backward()
     assert torch.equal(agent.policy_optimiser.flats["policy"].whole.grad, moved)

@@ -25,6 +25,7 @@ from saddlepoint.nn.layers import ActionBox
 from saddlepoint.policies import load_policy
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint
+from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
 F64 = torch.float64
@@ -125,7 +126,7 @@ def test_critics_are_fitted_to_their_bellman_targets(through):
     found = reward_loss(agent.config, agent.critic, agent.critic_target, batch, following, beta)
     values = agent.critic(batch.observation, batch.action[None])[:, 0]
     torch.testing.assert_close(found, (values - wanted).square().mean(-1).sum())  # summed over the heads
-    found = cost_loss(agent.config, agent.cost_critic, agent.cost_target, batch, following)
+    found = cost_loss(agent.config, agent.cost_critic, agent.cost_target, batch, Ahead.of(batch, 0.99), following)
     values = agent.cost_critic(batch.observation, batch.action[None])[:, 0].unflatten(0, (2, -1))
     torch.testing.assert_close(found, (values - wanted_cost).square().mean((-1, -2)).sum())  # summed over constraints
 
@@ -135,7 +136,7 @@ def test_the_policys_loss_is_the_soft_value_and_the_price_of_its_risk():
     noise = agent.draw(10)
     action, log_density = by_autograd(agent.policy, batch.observation, noise.policy)
     wanted = (beta * log_density - agent.critic(batch.observation, action[None])[:, 0].amin(0)).mean()
-    found, sample = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
+    found, sample, _ = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(sample.log_prob, log_density)
     values = agent.cost_critic(batch.observation, action[None])[:, 0].unflatten(0, (2, -1))

@@ -1,4 +1,4 @@
-"""Environments that break their word: in training, workers, evaluation and video, each in one sentence; what is learnt is kept."""
+"""Environments that break their word, in training, workers, evaluation and video; what is learnt is kept."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, NotMade, UserError
+from tests.test_envs_snapshot import through_files
 from tests.test_train_loop import CONFIG
-from tests.toys import BUDGET, Tiny, TinyConfig
+from tests.toys import BUDGET, Drift, Tiny, TinyConfig
 
 SOUND = 260
 """steps until the fault; the check makes 220 of them"""
@@ -35,7 +36,7 @@ SOUND = 260
 class Odd(gym.Env):
     """Right for ``SOUND`` steps, then one part of every answer is ``value``. 12 steps an episode."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Box(-1.0, 1.0, (1,), np.float32)
 
@@ -108,14 +109,26 @@ for _part in [*FAULTS, "none"]:
 
 
 def go(out: Path, env: str, resume: bool = False, **changes: Any) -> Path:
-    config = replace(CONFIG, env=env, num_envs=1, out=out, total_steps=120, warmup_steps=10, checkpoint_every=1000, eval_every=1000, **changes)
+    config = replace(
+        CONFIG,
+        env=env,
+        num_envs=1,
+        out=out,
+        total_steps=120,
+        warmup_steps=10,
+        checkpoint_every=1000,
+        eval_every=1000,
+        **changes,
+    )
     return train(config, Tiny, TinyConfig(), (BUDGET,), resume=resume)
 
 
 @pytest.mark.parametrize("part", FAULTS)
 def test_a_broken_answer_in_training_is_one_sentence_and_keeps_that_step(part: str, tmp_path: Path) -> None:
     env = f"tests/Odd-{part}-v0"
-    with pytest.raises((ForeignFault, NonFiniteError), match=rf"^{env} .*\(step 4\d; the last good checkpoint is of step 4\d\)"):
+    with pytest.raises(
+        (ForeignFault, NonFiniteError), match=rf"^{env} .*\(step 4\d; the last good checkpoint is of step 4\d\)"
+    ):
         go(tmp_path / "run", env)
     saved = load(latest(tmp_path / "run")[0])
     assert 40 <= saved.step <= 48
@@ -123,14 +136,15 @@ def test_a_broken_answer_in_training_is_one_sentence_and_keeps_that_step(part: s
     assert all(bool(tensor.isfinite().all()) for tensor in saved.replay.values())
 
 
-@pytest.mark.parametrize("part", ["observation-of-one", "reward-text", "info-none", "four", "exit", "keyboard", "reset-alone"])
+@pytest.mark.parametrize(
+    "part", ["observation-of-one", "reward-text", "info-none", "four", "exit", "keyboard", "reset-alone"]
+)
 def test_the_same_in_workers_evaluation_and_video(part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     env = f"tests/OddSoon-{part}-v0"
     batch = EnvBatch(env, 1, seed=0, processes=True)
     batch.reset()
     with pytest.raises(ForeignFault, match=f"^{env} "):
-        for _ in range(30):
-            batch.step(np.zeros((1, 1), np.float32))
+        step_often(batch)
     batch.close()
     assert not capfd.readouterr().err
     policy = Tiny(TinyConfig(), EnvShape(2, (-1.0,), (1.0,), 1), (BUDGET,), 3, torch.device("cpu"))
@@ -141,6 +155,11 @@ def test_the_same_in_workers_evaluation_and_video(part: str, tmp_path: Path, cap
             with pytest.raises(ForeignFault, match=f"^{env} "):
                 record_video(policy, EnvSetup(env, {"sound": 3}), tmp_path / "1.mp4", seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def step_often(batch: EnvBatch) -> None:
+    for _ in range(30):
+        batch.step(np.zeros((1, 1), np.float32))
 
 
 class Fragile(Odd):
@@ -154,9 +173,13 @@ class Fragile(Odd):
         self.fails = fails
         if fails in ("ValueError", "OSError", "KeyError", "AssertionError", "SystemExit") and Fragile.made > 1:
             Fragile.made -= 1
-            raise {"ValueError": ValueError, "OSError": OSError, "KeyError": KeyError, "AssertionError": AssertionError, "SystemExit": SystemExit}[fails](
-                "no licence found"
-            )
+            raise {
+                "ValueError": ValueError,
+                "OSError": OSError,
+                "KeyError": KeyError,
+                "AssertionError": AssertionError,
+                "SystemExit": SystemExit,
+            }[fails]("no licence found")
 
     def close(self) -> None:
         Fragile.made -= 1
@@ -176,7 +199,17 @@ class Fragile(Odd):
         return True
 
 
-for _fails in ("nothing", "close", "snapshot", "restore", "ValueError", "OSError", "KeyError", "AssertionError", "SystemExit"):
+for _fails in (
+    "nothing",
+    "close",
+    "snapshot",
+    "restore",
+    "ValueError",
+    "OSError",
+    "KeyError",
+    "AssertionError",
+    "SystemExit",
+):
     gym.register(f"tests/Fragile-{_fails}-v0", Fragile, kwargs={"fails": _fails, "sound": 10**9})
 
 
@@ -189,7 +222,16 @@ def test_what_fails_beside_the_steps_costs_nothing(fails: str, tmp_path: Path) -
         run = go(tmp_path / "run", env)
         assert latest(run)[0].name == "120"
         assert go(run, env, resume=True) == run
-        resumed = replace(CONFIG, env=env, num_envs=1, out=run, total_steps=150, warmup_steps=10, checkpoint_every=1000, eval_every=1000)
+        resumed = replace(
+            CONFIG,
+            env=env,
+            num_envs=1,
+            out=run,
+            total_steps=150,
+            warmup_steps=10,
+            checkpoint_every=1000,
+            eval_every=1000,
+        )
         train(resumed, Tiny, TinyConfig(), (BUDGET,), resume=True)
     assert latest(run)[0].name == "150"
 
@@ -235,7 +277,9 @@ class Endless(Odd):
 gym.register("tests/Endless-v0", Endless)
 
 
-def test_episodes_without_a_time_limit_are_cut_at_the_budget_s_horizon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_episodes_without_a_time_limit_are_cut_at_the_budget_s_horizon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy = Tiny(TinyConfig(), EnvShape(2, (-1.0,), (1.0,), 1), (BUDGET,), 3, torch.device("cpu"))
     budget = CostBudget(2.0, horizon=17)
     got = evaluate(policy, "tests/Endless-v0", (budget,), 10, seed=0)
@@ -243,7 +287,9 @@ def test_episodes_without_a_time_limit_are_cut_at_the_budget_s_horizon(tmp_path:
     assert got["eval/length_mean"] == 17
     assert record_video(policy, "tests/Endless-v0", tmp_path / "1.mp4", 0, budgets=(budget,)) == 17
     go(tmp_path / "run", "tests/Endless-v0")
-    assert "tests/Endless-v0 has no time limit: what has not ended after 12 steps is cut there" in capsys.readouterr().out
+    assert (
+        "tests/Endless-v0 has no time limit: what has not ended after 12 steps is cut there" in capsys.readouterr().out
+    )
 
 
 def bounded(low: Any, high: Any, dtype: Any) -> Odd:
@@ -251,13 +297,18 @@ def bounded(low: Any, high: Any, dtype: Any) -> Odd:
         action_space = Box(low, high, (1,), dtype)
 
         def step(self, action: np.ndarray) -> Any:
-            assert self.action_space.contains(action), f"{action.dtype} {float(action[0]):.17g} not in {self.action_space}"
+            assert self.action_space.contains(action), (
+                f"{action.dtype} {float(action[0]):.17g} not in {self.action_space}"
+            )
             return super().step(action)
 
     return Strict(sound=10**9)
 
 
-@pytest.mark.parametrize(("low", "high", "dtype"), [(-0.1, 0.1, np.float64), (-0.1, 0.1, np.float16), (-0.3, 0.7, np.float32), (0.1, 1 / 3, np.float64)])
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(-0.1, 0.1, np.float64), (-0.1, 0.1, np.float16), (-0.3, 0.7, np.float32), (0.1, 1 / 3, np.float64)],
+)
 def test_actions_have_the_space_s_own_type_and_stay_inside(low: float, high: float, dtype: Any) -> None:
     batch = EnvBatch(lambda: bounded(low, high, dtype), 1, seed=0)
     batch.reset()
@@ -265,7 +316,8 @@ def test_actions_have_the_space_s_own_type_and_stay_inside(low: float, high: flo
         batch.step(np.full((1, 1), value, np.float32))
     shape = batch.shape
     space = bounded(low, high, dtype).action_space
-    policy = TrainedPolicy(_Bold(high), "x", shape, (), 0, 0, torch.device("cpu"), None, EnvSetup("x"))  # type: ignore[arg-type]
+    bold: Any = _Bold(high)
+    policy = TrainedPolicy(bold, "x", shape, (), 0, 0, torch.device("cpu"), None, EnvSetup("x"))
     action = policy.act(np.zeros(2, np.float32))
     assert space.contains(action)
     assert action.dtype == dtype
@@ -328,6 +380,23 @@ def test_learnt_statistics_of_a_wrapper_are_told_of_truthfully() -> None:
         with pytest.warns(UserWarning, match=f"wrapped in {wrapper.__name__}, which learns statistics") as caught:
             check_env(lambda: wrapper(Odd(sound=10**9)))  # noqa: B023
         assert len(caught) == 1
+
+
+@pytest.mark.parametrize("wrapper", [gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward])
+@pytest.mark.filterwarnings("ignore")
+def test_learnt_statistics_of_a_wrapper_are_restored_to_the_bit(wrapper: Any) -> None:
+    def make() -> gym.Env[Any, Any]:
+        return gym.wrappers.TimeLimit(wrapper(Drift()), 9)
+
+    first, second = EnvBatch(make, 2, seed=0), EnvBatch(make, 2, seed=5)
+    actions = np.random.default_rng(0).uniform(-1, 0.5, (40, 2, 1)).astype(np.float32)
+    first.reset()
+    for action in actions[:25]:
+        first.step(action)
+    assert second.restore(through_files(first.snapshot()))
+    for action in actions[25:]:
+        for a, b in zip(first.step(action), second.step(action)):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_ctrl_c_stays_ctrl_c_and_an_exit_is_a_fault() -> None:

@@ -18,9 +18,10 @@ from torch import Tensor
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PARITY_VP, ALGDConfig
 from saddlepoint.algd.policy import ChainNoise
+from saddlepoint.baselines.config import SACConfig
 from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.export import export, to_onnx
+from saddlepoint.export import OUTPUTS, Deployed, export, to_onnx
 from saddlepoint.nn.exportable import ExportMode
 from saddlepoint.policies import load_policy
 from saddlepoint.systems import SYSTEMS
@@ -131,8 +132,36 @@ def test_the_file_says_what_it_is_and_computes_what_the_run_does(tmp_path: Path,
     assert [CostBudget(**entry) for entry in json.loads(properties["budgets"])] == list(BUDGETS)
     assert json.loads(properties["action_low"]) == list(SHAPE.action_low)
     observation = np.linspace(-1, 1, 7, dtype=np.float32)
-    (got,) = found.run(None, {"observation": observation[None]})
+    got, valid = found.run(None, {"observation": observation[None]})
     np.testing.assert_allclose(got[0], load_policy(folder).act(observation), atol=1e-5)
+    assert valid.tolist() == [True]
+    assert {name: json.loads(properties[name]) for name in ("action_repeat", "env_kwargs", "flatten")} == {
+        "action_repeat": 0, "env_kwargs": {}, "flatten": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("system", ["algd", "sac"])
+@pytest.mark.parametrize("mode", ["deterministic", "stochastic"])
+def test_actions_never_leave_the_bounds_and_nan_is_flagged(system: str, mode: ExportMode) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    shape = EnvShape(7, (-1.0, -0.3), (1.0, 0.7), 1)
+    config = SMALL if system == "algd" else SACConfig(policy_hidden=(16,), critic_hidden=(16,))
+    exporter = SYSTEMS[system].exporter
+    assert exporter is not None
+    exportable = exporter(make(system, config, shape), mode)
+    deployed = exportable._replace(module=Deployed(exportable.module, shape, None))
+    content = to_onnx(deployed, 18, OUTPUTS).SerializeToString()
+    found = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(2)
+    inputs = {name: torch.randn(6000, *example.shape[1:], generator=generator) for name, example in exportable.inputs.items()}
+    inputs["observation"] *= 1e3  # every tanh is at its end
+    inputs["observation"][7, 3], inputs["observation"][9, 0] = torch.nan, torch.inf
+    action, valid = found.run(None, {name: value.numpy() for name, value in inputs.items()})
+    assert np.flatnonzero(~valid).tolist() == [7, 9]
+    assert np.isnan(action[[7, 9]]).all()
+    low, high = np.array(shape.action_low, np.float32), np.array(shape.action_high, np.float32)
+    assert ((action[valid] >= low) & (action[valid] <= high)).all()
+    assert (action[valid] == high).any()
 
 
 def test_a_faulty_call_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from saddlepoint.plugin import register_with_gymnasium
+
 if TYPE_CHECKING:
     from saddlepoint.algd.agent import ALGD as ALGD
     from saddlepoint.algd.config import ALGDConfig as ALGDConfig
@@ -66,6 +68,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'saddlepoint' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+register_with_gymnasium()
 
 
 def __dir__() -> list[str]:

@@ -7,25 +7,27 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import saddlepoint
 from saddlepoint.flags import parse
 from saddlepoint.nn.exportable import Exportable, ExportMode
+from saddlepoint.nn.normaliser import NormalisedLearner
 from saddlepoint.policies import TrainedPolicy, load_policy
 from saddlepoint.systems import find, find_system, verbs_of_run
 from saddlepoint.train import run
-from saddlepoint.types import UserError
+from saddlepoint.types import EnvShape, UserError
 
 if TYPE_CHECKING:
     import onnx
 
-OUTPUT = "action"
+OUTPUTS = ["action", "valid"]
 EXAMPLES = 3
 """rows of the example inputs: not 1, which would be taken for a constant"""
 OPSETS = range(18, 24)
@@ -63,8 +65,10 @@ def export_command(args: list[str]) -> None:
 def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: int = 18) -> TrainedPolicy:
     """Write the policy of the run ``folder`` to ``path``, atomically, and return it.
 
-    Inputs are ``observation`` (batch, observation) and, for a sample, ``noise`` (batch, ...); the output is ``action`` (batch, action);
-    all float32. What the policy is stands in the file's ``metadata_props``. Raises ``UserError``.
+    Inputs are ``observation`` (batch, observation) and, for a sample, ``noise`` (batch, ...); outputs are ``action``
+    (batch, action), all float32 and inside the bounds to the bit, and ``valid`` (batch,) bool, false where the
+    observation is not finite: the action is then NaN. What the policy is stands in the file's ``metadata_props``.
+    Raises ``UserError``.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
@@ -82,10 +86,14 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
     exporter = find_system(system, content.get("module"), folder).exporter
     if exporter is None:
         raise UserError(f"{folder} was trained with {system}, whose policy cannot be written as an ONNX file.")
-    exportable = exporter(policy.learner, mode)
+    learner, normaliser = policy.learner, None
+    if isinstance(learner, NormalisedLearner):
+        learner, normaliser = learner.inner, learner.normaliser
+    exportable = exporter(learner, mode)
     if isinstance(exportable, nn.Module):  # of observations alone
         exportable = Exportable(exportable, {"observation": torch.zeros(EXAMPLES, policy.shape.observation)}, "")
-    model = to_onnx(exportable, opset)
+    exportable = exportable._replace(module=Deployed(exportable.module, policy.shape, normaliser))
+    model = to_onnx(exportable, opset, OUTPUTS)
     properties = _properties(policy, system, mode, exportable.noise)
     for key, value in properties.items():
         model.metadata_props.add(key=key, value=value)
@@ -95,14 +103,32 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
     return policy
 
 
-def to_onnx(exportable: Exportable, opset: int) -> onnx.ModelProto:
+class Deployed(nn.Module):
+    """observation, ... -> action inside the bounds, and whether the observation was finite: (batch, action), (batch,) bool."""
+
+    def __init__(self, policy: nn.Module, shape: EnvShape, normaliser: nn.Module | None) -> None:
+        super().__init__()
+        self.policy, self.normaliser = policy, normaliser
+        self.low, self.high = torch.tensor(shape.action_low), torch.tensor(shape.action_high)
+
+    def forward(self, observation: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        valid = torch.isfinite(observation).all(dim=-1)
+        finite = torch.where(valid.unsqueeze(-1), observation, 0.0)
+        seen = finite if self.normaliser is None else self.normaliser(finite)
+        action = self.policy(seen) if noise is None else self.policy(seen, noise)
+        # A tanh of another library may exceed 1 by a bit.
+        inside = torch.minimum(torch.maximum(action, self.low), self.high)
+        return torch.where(valid.unsqueeze(-1), inside, torch.nan), valid
+
+
+def to_onnx(exportable: Exportable, opset: int, outputs: Sequence[str] = OUTPUTS[:1]) -> onnx.ModelProto:
     """The module as an ONNX model whose leading axes are all the same free ``batch``."""
     batch = {0: torch.export.Dim("batch")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says which of torchvision's operators it does without
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's to its own developers; what was written is compared below
         program = torch.onnx.export(
-            exportable.module.eval(), tuple(exportable.inputs.values()), input_names=list(exportable.inputs), output_names=[OUTPUT],
+            exportable.module.eval(), tuple(exportable.inputs.values()), input_names=list(exportable.inputs), output_names=list(outputs),
             opset_version=opset, dynamo=True, dynamic_shapes=tuple(batch for _ in exportable.inputs), verbose=False,
         )  # fmt: skip
     assert program is not None
@@ -116,7 +142,8 @@ def _properties(policy: TrainedPolicy, system: str, mode: ExportMode, noise: str
         "step": str(policy.step), "seed": str(policy.seed),
         "budgets": json.dumps([asdict(budget) for budget in policy.budgets]),
         "action_repeat": str(policy.setup.action_repeat), "env_kwargs": json.dumps(dict(policy.setup.kwargs)),
-        "flatten": json.dumps(policy.setup.flatten), "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
+        "flatten": json.dumps(policy.setup.flatten), "action_dtype": policy.shape.action_dtype,
+        "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
     }  # fmt: skip
     return properties | ({"noise": f"standard normal, {noise}"} if noise else {})
 
@@ -129,14 +156,22 @@ def _require_equal(exportable: Exportable, content: bytes, policy: TrainedPolicy
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
-    inputs = {name: torch.randn(5, *example.shape[1:], generator=generator) for name, example in exportable.inputs.items()}
+    inputs = {name: torch.randn(7, *example.shape[1:], generator=generator) for name, example in exportable.inputs.items()}
+    inputs["observation"][5] *= 1e3
+    inputs["observation"][6] *= torch.nan
     with torch.no_grad():
-        wanted = exportable.module(*inputs.values())
-    (got,) = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
-    span = torch.tensor(policy.shape.action_high) - torch.tensor(policy.shape.action_low)
-    worst = float(((torch.from_numpy(got) - wanted).abs() / span).max())
+        wanted, _ = exportable.module(*inputs.values())
+    got, valid = session.run(OUTPUTS, {name: value.numpy() for name, value in inputs.items()})
+    low, high = torch.tensor(policy.shape.action_low), torch.tensor(policy.shape.action_high)
+    action = torch.from_numpy(got[:6])
+    worst = float(((action - wanted[:6])[:5].abs() / (high - low)).max())
     if not worst <= TOLERANCE:
         raise UserError(f"onnxruntime's actions differ from PyTorch's by {worst:.1e} of their range: try another --opset; nothing was written.")
+    if valid.tolist() != [True] * 6 + [False] or not ((action >= low) & (action <= high)).all():
+        raise UserError(
+            "onnxruntime's actions leave the bounds, or take an observation that is not finite: try another --opset;"
+            " nothing was written."
+        )
 
 
 def _write(path: Path, content: bytes) -> None:

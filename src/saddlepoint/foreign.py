@@ -1,4 +1,4 @@
-"""Code that is not ours and runs inside a training: an environment, a reward, a detector. Its mistakes, in one sentence."""
+"""Code that is not ours and runs inside a training, such as an environment or a reward: its mistakes, in one sentence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def describe(error: BaseException) -> str:
         message = f"{message[:LONGEST]}..."
     what = f"{type(error).__name__}: {message}".rstrip(": .")
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else what
+    return (
+        f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else what
+    )
 
 
 def _text(error: BaseException) -> str:

@@ -80,8 +80,8 @@ class EnvSetup:
     def __post_init__(self) -> None:
         if not isinstance(self.env, str) and not callable(self.env):
             raise UserError(
-                f"an environment cannot be {_kind(self.env)} object: give its id, or the class or function that makes it,"
-                " because an evaluation makes others."
+                f"an environment cannot be {_kind(self.env)} object: give its id, or the class or function that makes"
+                " it, because an evaluation makes others."
             )
         if "render_mode" in self.kwargs:
             raise UserError("--env-kwargs cannot set render_mode, which depends on what is drawn: leave it out.")
@@ -101,6 +101,14 @@ class EnvSetup:
         return self.env if isinstance(self.env, str) else maker_name(self.env)
 
 
+    def describe(self) -> str:
+        """The environment in a line: its name, and what is not usual."""
+        parts = [f"{name}={value}" for name, value in self.kwargs.items()]
+        parts += ["flattened"] if self.flatten else []
+        parts += [f"each action held for {self.action_repeat} simulator steps"] if self.action_repeat > 1 else []
+        return f"{self.name} ({', '.join(parts)})" if parts else self.name
+
+
 def maker_name(maker: Callable[..., Any]) -> str:
     """``module:name`` of a class or function, by which it can be found again; with < in it where it cannot."""
     module = getattr(maker, "__module__", None) or type(maker).__module__
@@ -113,8 +121,8 @@ def as_json(name: str, values: Any) -> dict[str, Any]:
         plain = json.loads(json.dumps(values, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{name} must hold numbers, texts, true, false, null and lists of them, because config.json keeps it ({error}):"
-            " build what else is needed in a function that makes the environment."
+            f"{name} must hold numbers, texts, true, false, null and lists of them, because config.json keeps it"
+            f" ({error}): build what else is needed in a function that makes the environment."
         ) from error
     if not isinstance(plain, dict):
         raise UserError(f"{name} must be one object of names and values, not {_kind(values)}.")

@@ -13,6 +13,7 @@ from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.risk import cautious
 from saddlepoint.diffusion.energy_score import energy_score
 from saddlepoint.nn.critics import Critic
+from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch
 
 
@@ -47,23 +48,26 @@ class PolicyLoss(NamedTuple):
     """mean over the batch"""
     risk: Tensor
     """(constraints,), mean over the batch"""
+    values: Tensor
+    """(batch,), min_j Q_j at the policy's actions"""
     effective_multiplier: Tensor
     """(constraints,), mean slope of the energy in the risk, by the constraint's unit"""
 
 
-def bellman_targets(config: ALGDConfig, batch: Batch, reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """r + gamma (1 - terminated) min_j Q'_j(s', a'), (batch,), and c + gamma_c (1 - terminated) Qc'_m(s', a'), (constraints * members, batch).
+def bellman_targets(config: ALGDConfig, batch: Batch, ahead: Ahead, reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """r + gamma (1 - terminated) min_j Q'_j(s', a'), (batch,), and  sum_{k<m} gamma_c^k c_k + gamma_c^m (1 - terminated) Qc'_m(s_m, a_m).
 
-    ``reward`` (heads, batch) and ``cost`` (constraints * members, batch) are the target critics' values at a' ~ pi(s').
+    The second is (constraints * members, batch), m steps ahead (``cost_steps``). ``reward`` (heads, batch) are the target critics' values at
+    a' ~ pi(s'), ``cost`` (constraints * members, batch) those at a_m ~ pi(s_m).
     """
-    alive, constraints = 1 - batch.terminated, batch.cost.shape[-1]
+    constraints = batch.cost.shape[-1]
     members = cost.unflatten(0, (constraints, -1))
     if config.cost_bootstrap != "own":
         members = cautious(members, config.cost_bootstrap == "pair").unsqueeze(1).expand_as(members)
     members = members.clamp(min=0) if config.nonnegative_costs else members
-    cost_alive = 1.0 if config.cost_through_termination else alive
-    cost_target = batch.cost.T.unsqueeze(1) + config.cost_gamma * cost_alive * members
-    return batch.reward + config.gamma * alive * reward.amin(0), cost_target.flatten(0, 1)
+    goes_on = ahead.discount if config.cost_through_termination else ahead.discount * (1 - ahead.terminated)
+    cost_target = ahead.cost.T.unsqueeze(1) + goes_on * members
+    return batch.reward + config.gamma * (1 - batch.terminated) * reward.amin(0), cost_target.flatten(0, 1)
 
 
 def critic_losses(
@@ -128,7 +132,7 @@ def policy_loss(
         entropy = policy.path_entropy(latents, noise.policy).mean()
         total = total - beta * entropy
     return PolicyLoss(
-        total, score.detach(), entropy.detach(), mean.detach(), constraint.risk(cost.detach()).mean((1, 2)),
+        total, score.detach(), entropy.detach(), mean.detach(), constraint.risk(cost.detach()).mean((1, 2)), reward.detach().amin(0)[0],
         effective_multiplier(energy, reward.detach(), cost.detach(), constraint),
     )  # fmt: skip
 

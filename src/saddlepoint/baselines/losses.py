@@ -9,8 +9,9 @@ from torch import Tensor
 
 from saddlepoint.baselines.config import ConstrainedConfig, SACConfig
 from saddlepoint.baselines.policy import GaussianPolicy, Sample
-from saddlepoint.constrained.risk import ensemble_risk
+from saddlepoint.constrained.risk import cautious, ensemble_risk
 from saddlepoint.nn.critics import Critic
+from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch
 
 
@@ -34,24 +35,30 @@ def reward_loss(config: SACConfig, critic: Critic, target: Critic, batch: Batch,
     return critic.loss(batch.observation, batch.action, wanted, 1 / len(wanted))
 
 
-def cost_loss(config: ConstrainedConfig, critic: Critic, target: Critic, batch: Batch, following: Sample) -> Tensor:
-    """Squared errors of each cost member m against  c + gamma_c (1 - terminated) Qc'_m(s', a').
+def cost_loss(
+    config: ConstrainedConfig, critic: Critic, target: Critic, batch: Batch, ahead: Ahead, following: Sample
+) -> Tensor:  # fmt: skip
+    """Squared errors of each cost member against  sum_{k<m} gamma_c^k c_k + gamma_c^m (1 - terminated) Qc'(s_m, a_m).
+
+    ``ahead`` is what followed, m steps of it (``cost_steps``), and ``following`` is a_m ~ pi(s_m). The members bootstrap as ``cost_bootstrap`` says.
 
     Mean over each constraint's members and the batch, summed over the constraints.
     """
     with torch.no_grad():
-        value = target(batch.next_observation, following.action[None])[:, 0]
+        value = target(ahead.observation, following.action[None])[:, 0].unflatten(0, (batch.cost.shape[-1], -1))
+        if config.cost_bootstrap != "own":
+            value = cautious(value, config.cost_bootstrap == "pair").unsqueeze(1).expand_as(value)
         value = value.clamp(min=0) if config.nonnegative_costs else value
-        alive = 1.0 if config.cost_through_termination else 1 - batch.terminated
-        wanted = batch.cost.T.repeat_interleave(config.cost_members, 0) + config.cost_gamma * alive * value
+        goes_on = ahead.discount if config.cost_through_termination else ahead.discount * (1 - ahead.terminated)
+        wanted = (ahead.cost.T.unsqueeze(1) + goes_on * value).flatten(0, 1)
     return critic.loss(batch.observation, batch.action, wanted, 1 / (len(batch.reward) * config.cost_members))
 
 
-def soft_loss(policy: GaussianPolicy, critic: Critic, state: Tensor, noise: Tensor, beta: Tensor) -> tuple[Tensor, Sample]:
-    """mean[ beta log pi(a|s) - min_j Q_j(s, a) ],  a ~ pi(s), 0-d; and the sample."""
+def soft_loss(policy: GaussianPolicy, critic: Critic, state: Tensor, noise: Tensor, beta: Tensor) -> tuple[Tensor, Sample, Tensor]:
+    """mean[ beta log pi(a|s) - min_j Q_j(s, a) ],  a ~ pi(s), 0-d; the sample; and min_j Q_j, (batch,), without a gradient."""
     sample = policy.sample(state, noise)
     least = critic(state, sample.action[None])[:, 0].amin(0)
-    return (beta * sample.log_prob - least).mean(), sample
+    return (beta * sample.log_prob - least).mean(), sample, least.detach()
 
 
 def risks(critic: Critic, state: Tensor, action: Tensor, constraints: int, k: float) -> Tensor:

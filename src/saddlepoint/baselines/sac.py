@@ -9,6 +9,7 @@ from saddlepoint.baselines.actor_critic import ActorCritic
 from saddlepoint.baselines.config import SACConfig
 from saddlepoint.baselines.losses import UpdateNoise
 from saddlepoint.nn.optim import frozen
+from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, Metrics
 
 
@@ -18,16 +19,19 @@ class SAC(ActorCritic[SACConfig]):
     system = "sac"
     needs_cost = False
 
-    def update_batch(self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None) -> Metrics:
-        """One update; ``episode_cost`` is not looked at. The policy sees the new critics as constants."""
+    def update_batch(
+        self, batch: Batch, noise: UpdateNoise, episode_cost: Tensor | None = None, ahead: Ahead | None = None
+    ) -> Metrics:  # fmt: skip
+        """One update; ``episode_cost`` and ``ahead`` are not looked at. The policy sees the new critics as constants."""
         batch, beta = self.encoded(batch), self.beta
         with torch.no_grad():
             following = self.policy.sample(batch.next_observation, noise.next)
         critic_loss = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
         self.critic_optimiser.step(critic_loss, self.updates, reward_critic_loss=critic_loss)
         with frozen(self.critic):
-            policy_loss, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
+            policy_loss, sample, least = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
             self.policy_optimiser.step(policy_loss, self.updates, policy_loss=policy_loss)
+        self.value_size.follow(least)
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)
         self.follow()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from saddlepoint.options import conform
 from saddlepoint.types import UserError
+
+if TYPE_CHECKING:  # tasks are registered with Gymnasium without PyTorch
+    from torch import Tensor
 
 
 def geometric_sum(gamma: float, horizon: int) -> float:
@@ -129,6 +130,8 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     those begun earlier lend theirs, which cancels on average. Before that can be, when the steps are fewer than a whole episode's and not every
     environment has ended one, the mean step stands for what is to come of a plain sum.
     """
+    import torch
+
     began = max(age.numel() - int(torch.count_nonzero(age)), 1)
     ended = all(len(age) >= budget.steps for budget in budgets) or bool((age[1:] == 0).any(0).all())
     sums = []
@@ -143,11 +146,15 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
 
 def cost_units(budgets: tuple[CostBudget, ...], unit: Literal["budget", "one"]) -> Tensor:
     """What multipliers count costs in, (constraints,) float64: each h, or one; a budget of nothing has no unit but one."""
+    import torch
+
     return torch.tensor([b.critic or 1.0 if unit == "budget" else 1.0 for b in budgets], dtype=torch.float64)
 
 
 def violation_ceiling(budgets: tuple[CostBudget, ...], most: float | None) -> Tensor:
     """The largest violation that moves a multiplier, (constraints,) float64: ``most`` budgets; no bound for None, and for a budget of nothing."""
+    import torch
+
     return torch.tensor([most * b.critic if most is not None and b.critic else math.inf for b in budgets], dtype=torch.float64)
 
 

@@ -21,19 +21,19 @@ class Wrong(Exception):
 
 
 class Observations:
-    """Turns the observations of a space into vectors (observation,) of floats: as they are read out, a copy each time."""
+    """Reads the observations of a space as vectors (observation,) of floats, a copy each time."""
 
     def __init__(self, space: gym.Space[Any]) -> None:
         self.space = space
         self._shape, self._dtype = space.shape, space.dtype
         self._box = isinstance(space, Box)
-        self._floats = self._box and space.dtype == np.float32
+        self._floats = self._box and space.dtype is not None and space.dtype.kind == "f"
         self.size = int(gym.spaces.flatdim(space))
 
     def read(self, value: Any) -> np.ndarray:
         """(observation,) float32. Raises ``Wrong``."""
         if self._floats and type(value) is np.ndarray and value.dtype == self._dtype and value.shape == self._shape:
-            vector = value.reshape(-1).copy()
+            vector = value.astype(np.float32).reshape(-1)  # a copy also of float32
         elif self._box:
             require_box(self.space, value)
             vector = _floats(value)
@@ -68,7 +68,9 @@ def require_inside(space: gym.Space[Any], value: Any) -> None:
         require_box(space, value)
     elif isinstance(space, gym.spaces.Dict):
         if not isinstance(value, Mapping) or value.keys() != space.spaces.keys():
-            parts = f"the parts {sorted(map(str, value))}" if isinstance(value, Mapping) else f"type {type(value).__name__}"
+            parts = (
+                f"the parts {sorted(map(str, value))}" if isinstance(value, Mapping) else f"type {type(value).__name__}"
+            )
             raise Wrong(f"returns an observation of {parts}", f", but its observation space has {sorted(space.spaces)}")
         for name, part in space.spaces.items():
             require_inside(part, value[name])
@@ -78,7 +80,9 @@ def require_inside(space: gym.Space[Any], value: Any) -> None:
         for part, item in zip(space.spaces, value):
             require_inside(part, item)
     elif isinstance(value, (str, bytes)) or not space.contains(value):
-        raise Wrong(f"returns {str(value)[:40]!r} for a part of its observation", f", which is not in {str(space)[:60]}")
+        raise Wrong(
+            f"returns {str(value)[:40]!r} for a part of its observation", f", which is not in {str(space)[:60]}"
+        )
 
 
 def read_reset(answer: Any) -> Any:
@@ -90,11 +94,12 @@ def read_reset(answer: Any) -> Any:
 
 def read_reward(reward: Any) -> float:
     """Raises ``Wrong`` unless it is one finite number."""
-    if not isinstance(reward, (float, int, np.floating, np.integer)):
+    if not isinstance(reward, float) and not isinstance(reward, (int, np.floating, np.integer)):
         raise Wrong(f"returns a reward of type {type(reward).__name__}", ": return a float")
-    if not -LARGEST <= reward <= LARGEST:
+    number = float(reward)
+    if not -LARGEST <= number <= LARGEST:
         raise Wrong(f"returns the reward {reward}", ": rewards must be finite", finite=False)
-    return float(reward)
+    return number
 
 
 def read_flag(name: str, value: Any) -> bool:
@@ -116,7 +121,8 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
         return np.zeros(0)
     if "cost" not in info:
         raise Wrong(
-            'puts no "cost" into info', ': put the cost of the step (a float >= 0, or one for each constraint) into info["cost"]'
+            'puts no "cost" into info',
+            ': put the cost of the step (a float >= 0, or one for each constraint) into info["cost"]',
         )
     value = info["cost"]
     if type(value) is float and constraints == 1 and 0.0 <= value <= LARGEST:

@@ -15,14 +15,16 @@ import numpy as np
 
 from saddlepoint.envs.check import check_guarded
 from saddlepoint.envs.guarded import GuardedEnv
-from saddlepoint.envs.make import time_limit
+from saddlepoint.envs.make import inner_bounds, time_limit
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError
 
 
 class EnvStep(NamedTuple):
     """One step of every environment."""
 
-    observation: np.ndarray  # (envs, observation), of ``EnvShape.dtype``: what to act on next, of the new episode where one ended
+    observation: (
+        np.ndarray
+    )  # (envs, observation), of ``EnvShape.dtype``: what to act on next, of the new episode where one ended
     next_observation: np.ndarray  # (envs, observation), of the same type: the real successor, also at an episode's end
     reward: np.ndarray  # (envs,) float32
     cost: np.ndarray  # (envs, constraints) float32
@@ -61,7 +63,9 @@ class LocalEnvs:
         for env in self._envs:
             env.needs_cost, env.constraints = needs_cost, shape.constraints
             if env.shape != shape:
-                raise ForeignFault(f"{env.name} has other spaces each time that it is made: let them depend on its arguments only.")
+                raise ForeignFault(
+                    f"{env.name} has other spaces each time that it is made: let them depend on its arguments only."
+                )
         self._size, self._constraints, self._dtype = shape.observation, shape.constraints, np.dtype(shape.dtype)
         return shape
 
@@ -125,6 +129,7 @@ class VectorisedEnvs:
             self._single.close()
             raise
         self._name = setup.name
+        self._low, self._high = inner_bounds(self._env.single_action_space)
 
     def shape(self, needs_cost: bool) -> EnvShape:
         return check_guarded(self._single, needs_cost)
@@ -139,7 +144,7 @@ class VectorisedEnvs:
         return self._env.reset(seed=seeds)[0]
 
     def step(self, action: np.ndarray) -> EnvStep:
-        observation, reward, terminated, truncated, info = self._env.step(action)
+        observation, reward, terminated, truncated, info = self._env.step(action.clip(self._low, self._high))
         successor = info["final_obs"] if "final_obs" in info else observation.copy()
         cost = info["cost"].astype(np.float32).reshape(len(reward), -1)
         # One number says whether all are finite: the sum of what is not is not; only then look which.

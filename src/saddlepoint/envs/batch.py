@@ -53,7 +53,8 @@ class EnvBatch:
         vectorised = ours and task.action_repeat == 1 and gym.spec(setup.name).vector_entry_point is not None
         if processes and vectorised:
             raise UserError(
-                f"{setup.name} is stepped as one already, so worker processes would do nothing: leave out --env-processes."
+                f"{setup.name} is stepped as one already, so worker processes would do nothing:"
+                " leave out --env-processes."
             )
         self._envs: Backend
         if vectorised:
@@ -70,7 +71,6 @@ class EnvBatch:
         except BaseException:
             self.close()
             raise
-        self._low, self._high = np.array(self.shape.action_low, np.float32), np.array(self.shape.action_high, np.float32)
         self.spec = replace(task, constraints=self.shape.constraints)
         """the task; its horizon and budgets count steps of this batch"""
         self._seed: int = seed
@@ -98,7 +98,7 @@ class EnvBatch:
         Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``ForeignFault`` for whatever
         else an environment must not answer, for an error that it raises and for a worker that died.
         """
-        step = self._envs.step(action.clip(self._low, self._high))
+        step = self._envs.step(action)
         self._steps += 1
         self.observation = step.observation
         return step
@@ -108,9 +108,13 @@ class EnvBatch:
         notes, spec = [], self.spec
         if spec.action_repeat > 1:
             length = "" if spec.horizon is None else f", so that an episode has {spec.horizon} steps"
-            notes.append(f"each action is held for {spec.action_repeat} simulator steps, and counts as one step{length}")
+            notes.append(
+                f"each action is held for {spec.action_repeat} simulator steps, and counts as one step{length}"
+            )
         if spec.horizon is None and self.setup.longest is not None:
-            notes.append(f"{spec.id} has no time limit: what has not ended after {self.setup.longest} steps is cut there")
+            notes.append(
+                f"{spec.id} has no time limit: what has not ended after {self.setup.longest} steps is cut there"
+            )
         if "<" in spec.id or spec.id.startswith("__main__:"):
             notes.append(f"{spec.id} was given in Python: to resume and evaluate this run, give the same there again")
         notes += [

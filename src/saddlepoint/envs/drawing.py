@@ -65,7 +65,7 @@ def cannot_draw(name: str, error: BaseException) -> UserError:
 
 
 def _forget(error: BaseException) -> None:
-    """Free what was half made, quietly: a viewer of Gymnasium's that could not open fails once more when it is deleted."""
+    """Free what was half made, quietly: a viewer that could not open fails once more when it is deleted."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
         while error is not None:

@@ -47,7 +47,9 @@ class GuardedEnv:
     is wrong with it, and ``NonFiniteError`` for what is not finite.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], name: str, setup: EnvSetup | None = None, number: int | None = None) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], name: str, setup: EnvSetup | None = None, number: int | None = None
+    ) -> None:
         setup = setup or EnvSetup(name)
         while isinstance(env, FlatObservation):
             env = env.env  # judge what its author wrote
@@ -103,17 +105,18 @@ class GuardedEnv:
     def step(self, action: np.ndarray) -> Answer:
         """(action,) -> the sums over the simulator steps that it was held for, and the last observation."""
         fitted = np.minimum(np.maximum(action.astype(self._dtype), self._low), self._high)
-        reward, cost = 0.0, 0.0
+        reward, cost = 0.0, _NOTHING
         self.age += 1
         try:
             for _ in range(self.action_repeat):
-                seen, own, terminated, truncated, info = self._one_step(fitted.copy())
+                given = fitted.copy() if self.action_repeat > 1 else fitted  # it may be written to
+                seen, own, terminated, truncated, info = self._one_step(given)
                 reward += answers.read_reward(own)
                 terminated, truncated = _flags(terminated, truncated)
                 own_cost = answers.read_cost(info, self.constraints, self.needs_cost)
                 if len(own_cost) and self.constraints is None:
                     self.constraints = len(own_cost)
-                cost = cost + own_cost
+                cost = own_cost if cost is _NOTHING else cost + own_cost
                 observation = self._observe(seen) if self._pixels is None else seen
                 if self.on_step is not None:
                     self.on_step()
@@ -145,7 +148,9 @@ class GuardedEnv:
         if not isinstance(answer, (tuple, list)):
             raise Wrong(f"returns a {type(answer).__name__} from step()", _FIVE)
         if len(answer) == 6:
-            raise Wrong("returns six values from step()", ": wrap it in saddlepoint.envs.adapters.SafetyGymnasiumAdapter")
+            raise Wrong(
+                "returns six values from step()", ": wrap it in saddlepoint.envs.adapters.SafetyGymnasiumAdapter"
+            )
         if len(answer) != 5:
             raise Wrong(f"returns {len(answer)} values from step()", _FIVE)
         return tuple(answer)
@@ -158,7 +163,7 @@ class GuardedEnv:
         return foreign(self.name, self.env.render)
 
     def snapshot(self) -> dict[str, Any]:
-        """Where the environment is (``saddlepoint.envs.snapshot``); one that fails at it is taken for not restorable."""
+        """Where the environment is (``saddlepoint.envs.snapshot``); one that fails at this is not restorable."""
         try:
             return {**snapshot(self.env), "age": self.age}
         except BaseException as error:
@@ -198,6 +203,7 @@ class GuardedEnv:
         return blame(self.name, error)
 
 
+_NOTHING = np.zeros(0)
 _FIVE = ": return observation, reward, terminated, truncated, info"
 
 

@@ -27,20 +27,29 @@ def list_in_words(words: list[str]) -> list[str]:
     """
     tasks = list_envs()
     if words:
-        found = [task for task in tasks if all(word.lower() in f"{task.id} {task.description}".lower() for word in words)]
+        found = [
+            task for task in tasks if all(word.lower() in f"{task.id} {task.description}".lower() for word in words)
+        ]
         if not found:
-            raise UserError(f"no task has {' and '.join(map(repr, words))} in its name or description: `saddlepoint envs` lists them all.")
+            raise UserError(
+                f"no task has {' and '.join(map(repr, words))} in its name or description:"
+                " `saddlepoint envs` lists them all."
+            )
         return [line for task in found for line in _in_full(task)]
     lines: list[str] = []
     for title in [*GROUPS.values(), OTHER]:
         ids = [task.id for task in tasks if _group(task) == title]
         if ids:
-            lines += [f"{title}: {len(ids)}", *textwrap.wrap("  ".join(ids), 116, initial_indent="    ", subsequent_indent="    ")]
+            lines += [
+                f"{title}: {len(ids)}",
+                *textwrap.wrap("  ".join(ids), 116, initial_indent="    ", subsequent_indent="    "),
+            ]
     return [
         *lines,
         "",
-        "`saddlepoint envs WORD ...` describes those that match, with their budgets: `saddlepoint envs hopper velocity`.",
-        'Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]: --env your_module:its-id, with a --cost-limit.',
+        "`saddlepoint envs WORD ...` describes those that match: `saddlepoint envs hopper velocity`.",
+        'Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]: give --env your_module:its-id'
+        " and a --cost-limit.",
         "mbdpo learns from pictures of an environment too: put @pixels after its name.",
     ]
 

@@ -83,7 +83,7 @@ def env_spec(env: str | Callable[..., Any] | EnvSetup, max_episode_steps: int | 
     """The task of an id, ours or any registered with Gymnasium, or either with ``PIXELS`` at its end; or of what makes
     an environment. ``max_episode_steps`` replaces its horizon and its budgets'.
 
-    Of an ``EnvSetup`` horizon and budgets count decisions, each of ``action_repeat`` simulator steps (``in_decisions``).
+    Of an ``EnvSetup`` horizon and budgets count decisions, each of ``action_repeat`` simulator steps.
     Raises ``UserError`` naming close matches when nothing of that name is registered.
     """
     setup = EnvSetup.of(env)
@@ -102,11 +102,11 @@ def action_repeat_of(setup: EnvSetup) -> int:
 
 
 def in_decisions(spec: TaskSpec, action_repeat: int) -> TaskSpec:
-    """``spec``, whose horizon counts simulator steps, in decisions: ceil(T / N) of them, the budget of an episode as it was."""
+    """``spec``, whose horizon T counts simulator steps, in ceil(T / N) decisions; the budget of an episode is as it was."""
     if action_repeat == 1:
         return replace(spec, action_repeat=1)
     horizon = None if spec.horizon is None else math.ceil(spec.horizon / action_repeat)
-    budgets = tuple(_stretched(budget, math.ceil(budget.horizon / action_repeat)) for budget in spec.budgets)
+    budgets = tuple(_stretched(budget, math.ceil(budget.steps / action_repeat)) for budget in spec.budgets)
     return replace(spec, budgets=budgets, horizon=horizon, action_repeat=action_repeat)
 
 
@@ -119,16 +119,16 @@ def _stretched(budget: CostBudget, horizon: int) -> CostBudget:
 def _time_limit(setup: EnvSetup) -> int | None:
     limit = setup.kwargs.get("max_episode_steps")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise UserError(f"an episode of {setup.name} needs at least one step, not {limit!r}: correct max_episode_steps.")
+        raise UserError(
+            f"an episode of {setup.name} needs at least one step, not {limit!r}: correct max_episode_steps."
+        )
     return limit
 
 
 def _registered(setup: EnvSetup) -> TaskSpec:
     name, pixels = split_id(setup.name)
-    if not isinstance(setup.env, str):
-        spec = _made_by(setup.name)
-    else:
-        spec = TASKS.get(name) or _gymnasium_task(name)
+    known = isinstance(setup.env, str)
+    spec = (TASKS.get(name) or _gymnasium_task(name)) if known else _made_by(setup.name)
     if pixels:
         spec = replace(spec, id=setup.name, description=f"{spec.description}; observed as pixels", pixels=True)
     return spec
@@ -203,4 +203,6 @@ def _import(module: str, id: str) -> Any:
         ) from error
     except BaseException as error:
         blame(module, error)  # raises what is not the module's
-        raise UserError(f"the module {module!r} of {id!r} cannot be imported ({describe(error)}): correct it.") from error
+        raise UserError(
+            f"the module {module!r} of {id!r} cannot be imported ({describe(error)}): correct it."
+        ) from error

@@ -131,11 +131,14 @@ class WorkerEnvs:
             if self._stop():
                 wished = now if wished is None else wished
                 if now - wished >= PATIENCE:
-                    raise ForeignFault(f"{self._name(worker)} has not answered for {now - asked:.0f} s: it is given up.")
+                    raise ForeignFault(
+                        f"{self._name(worker)} has not answered for {now - asked:.0f} s: it is given up."
+                    )
             if now - asked >= SILENCE and not named:
                 named = True
                 warnings.warn(
-                    f"{self._name(worker)} has not answered for {now - asked:.0f} s: it may hang; Ctrl-C stops the run.",
+                    f"{self._name(worker)} has not answered for {now - asked:.0f} s: it may hang; Ctrl-C stops"
+                    " the run.",
                     stacklevel=2,
                 )
 
@@ -147,7 +150,8 @@ class WorkerEnvs:
         process = self._processes[worker]
         process.join(timeout=2.0)
         return ForeignFault(
-            f"{self._name(worker)} died with exit code {process.exitcode}: see what it printed above, or its memory use."
+            f"{self._name(worker)} died with exit code {process.exitcode}:"
+            " see what it printed above, or its memory use."
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.landscape import excess
@@ -32,13 +34,15 @@ class ChosenState:
     """max_c R_c - h_c of the noise-free action there"""
 
 
-def choose_states(agent: ALGD, env: str | EnvSetup, count: int, seed: int) -> list[ChosenState]:
+def choose_states(
+    agent: ALGD, env: str | EnvSetup, count: int, seed: int, see: Callable[[Tensor], Tensor] | None = None
+) -> list[ChosenState]:
     """``count`` <= ``MOST`` states of ``EPISODES`` stochastic episodes, in the order in which they are met in one.
 
     The one whose noise-free action has the largest risk of all; of the first episode the start, the middle, then
     its quarters and eighths. Fewer where an episode is too short to have as many.
     """
-    episodes = play(agent, env, seed)
+    episodes = play(agent, env, seed, see)
     over = []
     for observations in episodes:
         state = torch.as_tensor(observations, device=agent.device, dtype=agent.dtype)
@@ -57,8 +61,12 @@ def choose_states(agent: ALGD, env: str | EnvSetup, count: int, seed: int) -> li
     return sorted(chosen.values(), key=lambda state: (state.step, state.episode))
 
 
-def play(agent: ALGD, env: str | EnvSetup, seed: int) -> list[np.ndarray]:
-    """The observations of ``EPISODES`` whole episodes of the stochastic policy, each (steps, observation)."""
+def play(
+    agent: ALGD, env: str | EnvSetup, seed: int, see: Callable[[Tensor], Tensor] | None = None
+) -> list[np.ndarray]:
+    """The observations of ``EPISODES`` whole episodes of the stochastic policy, each (steps, observation), as the agent
+    sees them: ``see`` normalises them, where it does so.
+    """
     setup = EnvSetup.of(env)
     envs = EnvBatch(replace(setup, longest=setup.longest or longest_episode(agent.budgets)), EPISODES, seed=seed)
     generator = torch.Generator(agent.device).manual_seed(seed)
@@ -67,9 +75,11 @@ def play(agent: ALGD, env: str | EnvSetup, seed: int) -> list[np.ndarray]:
     try:
         observation = envs.reset()
         while playing.any():
+            seen = torch.as_tensor(observation)
+            seen = seen if see is None else see(seen)
             for i in np.flatnonzero(playing):
-                met[i].append(observation[i])
-            action = agent.act(torch.as_tensor(observation), "stochastic", generator).cpu().numpy()
+                met[i].append(seen[i].numpy())
+            action = agent.act(seen, "stochastic", generator).cpu().numpy()
             require_finite_action(action)
             step = envs.step(action)
             observation, playing = step.observation, playing & ~(step.terminated | step.truncated)

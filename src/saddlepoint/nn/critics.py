@@ -105,19 +105,25 @@ class DeepCritic(Critic):
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
         self.gains = nn.ParameterList([torch.ones(members, 1, o) for o in normed])
         self.shifts = nn.ParameterList([torch.zeros(members, 1, o) for o in normed])
+        self.dtype: torch.dtype | None = None
+
+    def accelerate(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype  # of the hidden layers' products
 
     def outputs(self, state: Tensor, action: Tensor) -> Tensor:
         """(members, proposals, batch, 1 or bins)."""
-        rows = torch.cat([state.expand(len(action), -1, -1), action], -1)
+        rows = torch.cat([state.expand(len(action), -1, -1), action], -1).to(self.dtype or state.dtype)
         x = rows.flatten(0, 1).expand(self.members, -1, -1)
         x = self._residual(x) if self.residual else self._plain(x)
         return x.unflatten(1, action.shape[:2])
 
     def _linear(self, x: Tensor, layer: int) -> Tensor:
-        return torch.baddbmm(self.biases[layer], x, self.weights[layer])
+        if layer == len(self.weights) - 1:  # values keep the parameters' own type
+            return torch.baddbmm(self.biases[layer], x.to(self.biases[layer].dtype), self.weights[layer])
+        return torch.baddbmm(self.biases[layer].to(x.dtype), x, self.weights[layer].to(x.dtype))
 
     def _normed(self, x: Tensor, layer: int) -> Tensor:
-        return torch.addcmul(self.shifts[layer], F.layer_norm(x, x.shape[-1:]), self.gains[layer])
+        return torch.addcmul(self.shifts[layer].to(x.dtype), F.layer_norm(x, x.shape[-1:]), self.gains[layer].to(x.dtype))
 
     def _plain(self, x: Tensor) -> Tensor:
         activate = F.relu if self.activation == "relu" else F.silu

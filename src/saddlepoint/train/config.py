@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from saddlepoint.options import flag
+from saddlepoint.train.boards import Track, require_wandb
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.train.verdict import Binds
 from saddlepoint.types import EnvSetup, UserError, as_json
 
-if TYPE_CHECKING:
-    EnvSource: TypeAlias = str | Callable[..., Any]
-else:  # what the command line reads
-    EnvSource = str
-
+EnvSource: TypeAlias = str | Callable[..., Any]
 WARMUP = 5_000
 """most steps of the warm-up where nothing says otherwise"""
 
@@ -28,14 +25,15 @@ class TrainConfig:
     """One training run. Steps are steps of single environments, summed over all of them."""
 
     env: EnvSource
-    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them), or module:id, or module:name of a class or function that makes one; with
-    @pixels after it, observed through pictures of it. In Python also the class or function itself"""
+    """environment id, such as saddlepoint/Toy-v0 (`saddlepoint envs` lists them), or module:id, or module:name of a
+    class or function that makes one, or that itself in Python; with @pixels after it, observed through pictures of it"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """arguments of the environment, as name=value ... or one JSON object; max_episode_steps replaces its time limit"""
     flatten: bool = False
     """make one vector of Dict, Tuple and discrete observations, as gymnasium.wrappers.FlattenObservation does"""
     action_repeat: int = 0
-    """simulator steps that each action is held for; rewards and costs are summed, and a step of the run is one such decision. 0 takes the task's own, mostly 1"""
+    """simulator steps that each action is held for; rewards and costs are summed, and a step of the run is one such
+    decision, also in budgets and --total-steps. 0 takes the task's own, mostly 1"""
     seed: int = 0
     """seeds the learner, the environments and the evaluation, each with a stream of its own"""
     total_steps: int = 100_000
@@ -53,6 +51,9 @@ class TrainConfig:
     """environments stepped together"""
     env_processes: bool = False
     """step each environment in a process of its own"""
+    normalise_observations: bool = False
+    """show the learner observations of running mean 0 and variance 1; the statistics are saved, resumed, used in
+    evaluation and exported"""
     replay_size: int = 1_000_000
     """transitions kept for learning"""
     eval_every: int = 5_000
@@ -60,7 +61,8 @@ class TrainConfig:
     eval_episodes: int = 10
     """whole episodes of each evaluation, at least 10"""
     eval_envs: int = 10
-    """environments that an evaluation makes, to play side by side; 0 evaluates in the training environments, where a simulator allows no second one"""
+    """environments that an evaluation makes, to play side by side; 0 evaluates in the training environments, where a
+    simulator allows no second one"""
     checkpoint_every: int = 10_000
     """steps between checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
@@ -77,6 +79,8 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes some 15 s to build once, from a thousand updates on where the
     processor has AVX-512; on CUDA in long runs"""
+    track: Track = "none"
+    """a board beside TensorBoard: wandb is Weights & Biases (pip install saddlepoint[wandb]; WANDB_MODE=offline keeps it on the disk)"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False
@@ -108,6 +112,8 @@ class TrainConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
 
+        if self.track == "wandb":
+            require_wandb()
         self.setup()
 
     def setup(self) -> EnvSetup:

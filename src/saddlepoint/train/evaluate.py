@@ -16,6 +16,7 @@ from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.envs.tasks import env_spec
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
+from saddlepoint.train.foresight import Foresees, Foresight
 from saddlepoint.types import ActMode, EnvSetup, NonFiniteError, NotMade, Policy, UserError
 
 MAX_ENVS = 10
@@ -31,10 +32,11 @@ def evaluate(
     """``episodes`` whole episodes of the noise-free (``eval/``) and of the stochastic policy (``eval/stochastic/``).
 
     At most ``envs`` are played side by side; one after the other, with a warning, where the environment cannot be made
-    so often. Without a time limit they are cut as ``longest_episode`` says. The environments and the generator are made here from ``seed`` and nothing else is touched, so the result depends
-    on the policy and the arguments only, and training goes on as if there had been no evaluation. Both policies meet
-    the same starts. Metrics are those of ``summarise``, ``success_rate`` where the task reports a success (the share of
-    episodes whose last step has it, as TD-MPC2 counts), and ``eval/episodes``. Returns None when ``stop`` asked to leave early.
+    so often. Without a time limit they are cut as ``longest_episode`` says. The environments and the generator are made
+    here from ``seed`` and nothing else is touched, so the result depends on the policy and the arguments only, and
+    training goes on as if there had been no evaluation. Both policies meet the same starts. Metrics are those of
+    ``summarise``, ``success_rate`` where the task reports a success (the share of episodes whose last step has it, as
+    TD-MPC2 counts), and ``eval/episodes``. Returns None when ``stop`` asked to leave early.
 
     Raises ``UserError`` for fewer than one episode, ``NonFiniteError`` for a value that is not finite.
     """
@@ -42,7 +44,7 @@ def evaluate(
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
     setup = EnvSetup.of(env)
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
-    batch = _made(setup, min(episodes, envs), seed, bool(budgets))
+    batch = open_for_episodes(setup, min(episodes, envs), seed, bool(budgets))
     try:
         return evaluate_in(batch, policy, budgets, episodes, seed, device, stop)
     finally:
@@ -61,13 +63,15 @@ def evaluate_in(
         if played is None:
             return None
         metrics |= summarise(played.episodes, budgets, prefix)
+        if played.foresight is not None:
+            metrics |= played.foresight.metrics(prefix)
         if not np.isnan(played.success).any():
             metrics[f"{prefix}/success_rate"] = float(played.success.mean())
     return metrics | {"eval/episodes": float(episodes)}
 
 
 def longest_episode(budgets: tuple[CostBudget, ...]) -> int:
-    """Steps after which an episode of an environment without a time limit is cut: the longest horizon of its budgets."""
+    """Steps after which an episode without a time limit is cut: the longest horizon of the budgets."""
     return max((budget.horizon for budget in budgets if budget.horizon), default=UNLIMITED)
 
 
@@ -84,8 +88,8 @@ def require_second(setup: EnvSetup) -> None:
         ) from error
 
 
-def _made(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
-    """``count`` environments, or one where the environment cannot be made so often."""
+def open_for_episodes(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
+    """``count`` environments, or with a warning one where the environment cannot be made so often."""
     try:
         return EnvBatch(setup, count, seed=seed, needs_cost=needs_cost)
     except NotMade as error:
@@ -108,6 +112,7 @@ class Played(NamedTuple):
 
     episodes: Episodes
     success: np.ndarray  # (episodes,) at the last step; NaN where the task says nothing of it
+    foresight: Foresight | None = None  # of a learner that says what it expects
 
 
 def run_episodes(
@@ -122,6 +127,7 @@ def run_episodes(
     slots = envs.num_envs
     finished, success = Episodes.none(len(budgets)), [np.zeros(0, np.float32)]
     actor = Actor(policy, slots, generator.device)
+    foresight = Foresight(policy, budgets, generator.device) if isinstance(policy, Foresees) else None
     for first in range(0, episodes, slots):
         observation = envs.reset(seed + first)
         actor.restart()
@@ -132,14 +138,19 @@ def run_episodes(
                 return None
             action = actor.act(observation, mode, generator)
             require_finite_action(action)
+            expected = None if foresight is None else foresight.expect(observation, action)
             step = envs.step(action)
+            if foresight is not None and expected is not None:
+                foresight.add(expected, step, playing)
             actor.restart(step.terminated | step.truncated)
             ended = (step.terminated | step.truncated) & playing
             finished = finished.join(sums.add(step.reward, step.cost, ended))
             success.append(step.success[ended])
             playing &= ~ended
             observation = step.observation
-    return Played(finished, np.concatenate(success))
+        if foresight is not None:
+            foresight.end_wave()
+    return Played(finished, np.concatenate(success), foresight)
 
 
 def require_finite_action(action: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
+from saddlepoint.nn.normaliser import normalised
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
 from saddlepoint.train.callbacks import Callback
@@ -94,9 +95,16 @@ def train(
             stored = torch.from_numpy(envs.observation).dtype  # bytes stay bytes
             replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored)
             agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
+            if config.normalise_observations:
+                if shape.image is not None:
+                    raise UserError(
+                        f"--normalise-observations does nothing for pictures, which {config.env} gives: leave it out."
+                    )
+                agent = normalised(agent, shape.observation, device)
             first = None if saved else envs.reset()
             screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
-            with run.opened(folder, saved), RunLog(folder, screen) as log:
+            settings = {"system": learner.system, **content["train"], **content["learner"]}
+            with run.opened(folder, saved), RunLog(folder, screen, track=config.track, settings=settings) as log:
                 training = Loop(config, envs, agent, replay, budgets, device, log, stop)
                 driver = RunDriver(
                     training, config.schedule(), folder, log, stop, budgets=budgets, binds=config.binds, callbacks=callbacks,

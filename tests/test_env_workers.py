@@ -1,0 +1,107 @@
+"""Workers under signals, silence and the parent's end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from saddlepoint.envs import EnvBatch
+from saddlepoint.envs import workers as module
+from saddlepoint.train.signals import Interrupted
+from saddlepoint.types import ForeignFault
+from tests.test_train_loop import assert_same_runs, go
+from tests.toys import ENV, Drift, Tiny
+
+STILL = np.zeros((2, 1), np.float32)
+
+
+class Hanging(Drift):
+    """Answers no more once it is told so, by a file."""
+
+    def __init__(self, told: str = "") -> None:
+        super().__init__()
+        self.told = told
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.told and Path(self.told).exists():
+            time.sleep(1000)
+        return super().step(action)
+
+
+gym.register("tests/Hanging-v0", Hanging, max_episode_steps=12)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_workers_leave_signals_to_their_parent(name: str) -> None:
+    batch = EnvBatch(ENV, 2, seed=0, processes=True)
+    batch.reset()
+    workers = batch._envs._processes  # type: ignore[attr-defined]
+    for worker in workers:
+        os.kill(worker.pid, getattr(signal, name))
+    for _ in range(3):
+        batch.step(STILL)
+    batch.close()
+    assert [worker.exitcode for worker in workers] == [0] * len(workers)
+
+
+def test_a_silent_worker_is_named_and_given_up_when_somebody_wishes_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("POLL", 0.02), ("SILENCE", 0.2), ("PATIENCE", 0.2)):
+        monkeypatch.setattr(module, name, seconds)
+    told, wish = tmp_path / "told", threading.Event()
+    setup = {"told": str(told)}
+    batch = EnvBatch("tests/Hanging-v0", 2, seed=0, processes=True, env_kwargs=setup, stop=wish.is_set)
+    batch.reset()
+    batch.step(STILL)
+    told.touch()
+    threading.Timer(1.0, wish.set).start()
+    with pytest.warns(UserWarning, match=r"worker 0 \(environments 0 to \d of tests/Hanging-v0\) has not answered for"):
+        with pytest.raises(ForeignFault, match=r"worker 0 .* has not answered for .* s: it is given up"):
+            batch.step(STILL)
+    assert wish.is_set()
+    assert batch.snapshot()["envs"] is None
+    workers = batch._envs._processes  # type: ignore[attr-defined]
+    batch.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_the_end_of_a_program_that_closes_nothing_ends_its_workers() -> None:
+    program = (
+        "from tests.toys import ENV; from saddlepoint.envs import EnvBatch;"
+        "envs = EnvBatch(ENV, 2, seed=0, processes=True); envs.reset(); print(*[p.pid for p in envs._envs._processes])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    for pid in map(int, done.stdout.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+class Stopped(Tiny):
+    """Has a batch system send SIGTERM to all its processes in the middle of an update."""
+
+    def update(self, replay: Any, updates: int) -> Any:
+        if self.updates == 100:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().update(replay, updates)
+
+
+def test_sigterm_to_the_whole_group_ends_in_a_checkpoint_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    whole = go(tmp_path / "whole", env_processes=True)
+    with pytest.raises(Interrupted, match="go on with --resume"):
+        go(tmp_path / "part", learner=Stopped, env_processes=True)
+    assert_same_runs(whole, go(tmp_path / "part", resume=True, env_processes=True))
