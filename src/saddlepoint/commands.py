@@ -288,7 +288,7 @@ def evaluate_command(args: list[str]) -> None:
         cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
-    if blind := blindness(metrics, "eval/stochastic"):
+    if blind := blindness(metrics, policy.budgets, "eval/stochastic"):
         print(f"note: {blind}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
