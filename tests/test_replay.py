@@ -113,7 +113,8 @@ def test_a_saved_replay_goes_on_as_the_original(rows: int, num_envs: int, count:
 @pytest.mark.parametrize("count", [1, 4, 7, 12, 25])
 @pytest.mark.parametrize(("window", "horizon"), [(1, 1), (6, 1), (1000, 1), (2, 5)])
 def test_recent_gives_the_last_steps_in_their_order(count: int, window: int, horizon: int) -> None:
-    """Costs and ages of the last rows, also across the ring's seam; the second environment's episodes last three steps."""
+    """Costs and ages of the last rows, also across the ring's seam; the second environment's episodes last three
+    steps."""
     replay, costs = Replay(16, 3, 1, 2, num_envs=2), np.random.default_rng(count).random((count, 2, 2)).astype("f")
     nothing = np.zeros((2, 3), "f")
     for step, cost in enumerate(costs):
@@ -199,7 +200,9 @@ else:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its peak")
 def test_loading_takes_the_memory_of_the_ring_once(tmp_path: Path) -> None:
     for mode in ("write", "read"):
-        done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "replay"), mode], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(tmp_path / "replay"), mode], capture_output=True, text=True, check=True
+        )
     assert 0.5 < float(done.stdout) < 1.2
 
 

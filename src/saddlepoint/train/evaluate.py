@@ -44,7 +44,7 @@ def evaluate(
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
     setup = EnvSetup.of(env)
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
-    batch = _made(setup, min(episodes, envs), seed, bool(budgets))
+    batch = open_for_episodes(setup, min(episodes, envs), seed, bool(budgets))
     try:
         return evaluate_in(batch, policy, budgets, episodes, seed, device, stop)
     finally:
@@ -88,8 +88,8 @@ def require_second(setup: EnvSetup) -> None:
         ) from error
 
 
-def _made(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
-    """``count`` environments, or one where the environment cannot be made so often."""
+def open_for_episodes(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
+    """``count`` environments, or with a warning one where the environment cannot be made so often."""
     try:
         return EnvBatch(setup, count, seed=seed, needs_cost=needs_cost)
     except NotMade as error:
