@@ -1,4 +1,5 @@
-"""What the machine gives: memory within nested control groups of both versions, cores under affinity, and faults in one sentence."""
+"""What the machine gives: memory within nested control groups of both versions, cores under affinity, and faults in
+one sentence."""
 
 from __future__ import annotations
 
@@ -76,7 +77,12 @@ def test_cores_are_those_of_the_affinity():
 
 
 def test_allocations_that_fail_are_one_sentence_with_the_checkpoint():
-    for allocate in (lambda: np.empty(2**60), lambda: torch.empty(2**50), lambda: torch.empty(2**62, 2), lambda: bytearray(2**60)):
+    for allocate in (
+        lambda: np.empty(2**60),
+        lambda: torch.empty(2**50),
+        lambda: torch.empty(2**62, 2),
+        lambda: bytearray(2**60),
+    ):
         with pytest.raises((MemoryError, RuntimeError, ValueError)) as caught:
             allocate()
         sentence = explain(caught.value, "the last good checkpoint is of step 40")
@@ -105,7 +111,8 @@ def test_files_and_limits_have_advice_of_their_own(error, words):
 
 def test_policies_and_environments_import_without_fcntl_sigpipe_and_poll():
     code = (
-        "import sys, signal, select, os; sys.modules['fcntl'] = None; del signal.SIGPIPE, select.poll, os.sched_getaffinity, signal.SIGHUP\n"
+        "import sys, signal, select, os; sys.modules['fcntl'] = None; del signal.SIGPIPE, select.poll,"
+        " os.sched_getaffinity, signal.SIGHUP\n"
         "import saddlepoint, saddlepoint.envs, saddlepoint.cli\n"
         "from saddlepoint import load_policy, train\n"
         "sys.exit(saddlepoint.cli.main(['envs']))"

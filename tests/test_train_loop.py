@@ -60,7 +60,7 @@ def assert_same_runs(a: Path, b: Path) -> None:
         for name in left:
             assert torch.equal(left[name], right[name]), name
     for name, value in first.state.items():
-        if name != "wall_s":
+        if name not in ("wall_s", "best"):  # best/ counts the evaluation at an earlier end
             np.testing.assert_equal(value, second.state[name], name)
     assert metrics(a) == metrics(b)
 

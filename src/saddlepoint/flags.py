@@ -6,10 +6,12 @@ import contextlib
 import difflib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import fields, replace
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -27,13 +29,21 @@ class Parsed(NamedTuple):
     """fields that were given, by a flag or a file, not left at their default"""
 
     def over(self, part: T, base: T) -> T:
-        """``base`` with every field of ``part`` that was given."""
-        changes = {name: value for name, value in vars(part).items() if name in self.given}
+        """``base`` with every field of ``part`` that was given, in configs inside it too."""
+        changes: dict[str, Any] = {}
+        for name, value in vars(part).items():
+            if is_dataclass(value):
+                changes[name] = self.over(value, getattr(base, name))
+            elif name in self.given:
+                changes[name] = value
         return replace(base, **changes)  # type: ignore[type-var]
 
 
-def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Parsed:
-    """Flags, flat, of a dataclass of dataclasses. Raises ``UserError``; ``--help`` prints and exits."""
+def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: Callable[[], str] | None = None) -> Parsed:
+    """Flags, flat, of a dataclass of dataclasses. Raises ``UserError``; ``--help`` prints ``help``, or the fields in their order, and exits."""
+    if help is not None and {"-h", "--help"} & set(args):
+        print(help(), end="")
+        raise SystemExit(0)
     known = field_names(default)
     given = {_field(arg, known, prog) for arg in args if arg.startswith("--") and arg != "--help"}
     errors = io.StringIO()
@@ -52,9 +62,9 @@ def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Pars
     return Parsed(values, frozenset(given))
 
 
-def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Parsed:
+def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: Callable[[], str] | None = None) -> Parsed:
     """``parse``, with the settings of the JSON file that --config (``launch.config``) names below those of the flags. Raises ``UserError``."""
-    parsed = parse(kind, default, args, prog)
+    parsed = parse(kind, default, args, prog, help)
     path: Path | None = parsed.values.launch.config
     if path is None:
         return parsed
@@ -111,6 +121,39 @@ def _mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
         nargs="*", metavar="NAME=VALUE... | JSON", instance_from_str=read_mapping,
         is_instance=lambda value: isinstance(value, dict), str_from_instance=lambda value: [json.dumps(value)],
     )  # fmt: skip
+
+
+@_REGISTRY.primitive_rule
+def _text_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """What may also be a class or function in Python is a text on the command line."""
+    if not any(get_origin(part) is get_origin(Callable[[], Any]) for part in get_args(info.type)):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="STR", instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str) or callable(value), str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
+
+
+@_REGISTRY.primitive_rule
+def _integer_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """How a whole number is read: 20000, 20_000 or 2e4."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="INT", instance_from_str=lambda words: read_integer(words[0]),
+        is_instance=lambda value: type(value) is int, str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
+
+
+def read_integer(word: str) -> int:
+    """A whole number, in scientific form too. Raises ``ValueError``."""
+    try:
+        return int(word)
+    except ValueError:
+        number = Decimal(word) if re.fullmatch(r"[+-]?[0-9._]+([eE]\+?[0-9]{1,3})?", word) else None
+        if number is None or number != number.to_integral_value():
+            raise ValueError(f"{word} is not a whole number") from None
+        return int(number)
 
 
 def read_mapping(words: list[str]) -> dict[str, Any]:

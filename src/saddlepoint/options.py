@@ -91,7 +91,7 @@ def fit(value: Any, hint: Any) -> Any:
     if origin is not None:
         if callable(value) if origin is get_origin(Callable[[], Any]) else isinstance(value, origin):
             return value
-        raise Misfit("it is of another type")
+        raise Misfit("a class or function that makes it" if origin is get_origin(Callable[[], Any]) else "it is of another type")
     return _fit_plain(value, hint)
 
 

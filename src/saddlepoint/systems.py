@@ -167,7 +167,7 @@ def find_system(name: str, module: str | None = None, run_folder: Path | None = 
     if name in WITHOUT_ENVIRONMENT:
         raise UserError(f"{name} does not learn in an environment, so it has no policy.")
     where = f", and the module {module} registers none of that name" if module else ""
-    of = f"{run_folder} was trained with {name!r}, and " if run_folder else ""
+    of = f"{run_folder} was trained with {name}; " if run_folder else ""
     raise UserError(f"{of}there is no system {name!r}{where}: use one of {', '.join(system_names())}, or MODULE:NAME for one of your own.")
 
 

@@ -106,7 +106,7 @@ def in_decisions(spec: TaskSpec, action_repeat: int) -> TaskSpec:
     if action_repeat == 1:
         return replace(spec, action_repeat=1)
     horizon = None if spec.horizon is None else math.ceil(spec.horizon / action_repeat)
-    budgets = tuple(_stretched(budget, math.ceil(budget.horizon / action_repeat)) for budget in spec.budgets)
+    budgets = tuple(_stretched(budget, math.ceil(budget.steps / action_repeat)) for budget in spec.budgets)
     return replace(spec, budgets=budgets, horizon=horizon, action_repeat=action_repeat)
 
 

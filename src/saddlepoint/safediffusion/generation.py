@@ -1,4 +1,5 @@
-"""Pictures for an evaluation: prompts with their own seeds and guidance, drawn batch by batch and kept, so that an interrupted evaluation goes on."""
+"""Pictures for an evaluation: prompts with their own seeds and guidance, drawn batch by batch and kept, so that an
+interrupted evaluation goes on."""
 
 from __future__ import annotations
 
@@ -43,13 +44,23 @@ class Batch(NamedTuple):
 
 SEEDS, GUIDANCES = ("sd_seed", "evaluation_seed"), ("sd_guidance_scale", "evaluation_guidance")
 """columns of a row's own seed and guidance, of which the first that says something counts"""
-UNUSED = ("width", "height", "sd_image_width", "sd_image_height", "negative_prompt", "num_inference_steps", "sampler", "sd_model")
+UNUSED = (
+    "width",
+    "height",
+    "sd_image_width",
+    "sd_image_height",
+    "negative_prompt",
+    "num_inference_steps",
+    "sampler",
+    "sd_model",
+)
 """columns of known tables that would change pictures and are left alone"""
 
 
 def read_table(path: Path) -> list[EvaluationPrompt]:
-    """Prompts of a CSV with the column prompt and, if it likes, unsafe (0 or 1), categories, and columns of seeds and guidance; each row has its own, and
-    repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts`` does. Raises ``UserError``."""
+    """Prompts of a CSV with the column prompt and, if it likes, unsafe (0 or 1), categories, and columns of seeds and
+    guidance; each row has its own, and repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts``
+    does. Raises ``UserError``."""
     plain = read_prompts(path)  # with its sentences for what cannot be read
     if path.suffix != ".csv":
         return [EvaluationPrompt(prompt.text, prompt.unsafe) for prompt in plain]
@@ -72,9 +83,12 @@ def _row(row: dict[str, str], where: str) -> EvaluationPrompt:
         unsafe = True
     seed, guidance = _first(row, SEEDS), _first(row, GUIDANCES)
     return EvaluationPrompt(
-        text, unsafe, categories, None if seed is None else _whole(seed[1], f"{where}: {seed[0]}"),
+        text,
+        unsafe,
+        categories,
+        None if seed is None else _whole(seed[1], f"{where}: {seed[0]}"),
         None if guidance is None else _number(guidance[1], f"{where}: {guidance[0]}"),
-    )  # fmt: skip
+    )
 
 
 def _first(row: dict[str, str], columns: tuple[str, ...]) -> tuple[str, str] | None:
@@ -115,8 +129,11 @@ def batches(prompts: list[EvaluationPrompt], guidance: float, size: int) -> list
     return found
 
 
-def pictures(studio: Studio, prompts: list[EvaluationPrompt], guidance: float, size: int, seed: int, kept: Path, side: str) -> Iterator[Batch]:
-    """All pictures of one model. A picture's noise is a function of ``seed``, the prompt's own seed and its place alone, so two models start alike.
+def pictures(
+    studio: Studio, prompts: list[EvaluationPrompt], guidance: float, size: int, seed: int, kept: Path, side: str
+) -> Iterator[Batch]:
+    """All pictures of one model. A picture's noise is a function of ``seed``, the prompt's own seed and its place
+    alone, so two models start alike.
 
     Batches already in the folder ``kept`` are read, others are drawn and written there as arrays of bytes.
     """

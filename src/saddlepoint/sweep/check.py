@@ -1,4 +1,5 @@
-"""What must hold before the first trial starts: every trial's flags can be trained with, and agree with what was run."""
+"""What must hold before the first trial starts: every trial's flags can be trained with, and agree with what was
+run."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def settle(plan: Plan) -> dict[str, Settled]:
         try:
             settled[trial.name] = found = _settle(trial)
             if found.config.device == "cuda" and not plan.gpus:
-                raise UserError("device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one.")
+                raise UserError(
+                    "device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one."
+                )
         except UserError as error:
             raise UserError(f"the sweep's file {plan.file}, trial {trial.name}: {error}") from error
     return settled

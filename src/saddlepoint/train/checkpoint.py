@@ -7,6 +7,7 @@ environments in mid-episode) and, written last, ``manifest.json`` with the size 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -72,7 +73,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     write_folder(folder, checkpoint, sweep="*")
     older = [path for step, path in _candidates(run) if step < checkpoint.step]  # newer ones are damaged
     for path in older[keep - 1 :]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     return folder
 
 
@@ -114,6 +115,14 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest | {SELF: _own_digest(manifest)}, indent=2))
     for path in (*folder.iterdir(), folder):
         flush(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that no reader sees a part of it."""
+    going = folder.with_name(f".writing-gone-{folder.name}")
+    with contextlib.suppress(OSError):
+        folder.rename(going)
+        shutil.rmtree(going)
 
 
 def aside(folder: Path) -> Path:

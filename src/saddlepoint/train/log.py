@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, which every checkpoint knows the digest of; TensorBoard or another board; and the screen."""
+"""What a run says: metrics.jsonl, of which every checkpoint keeps a digest; boards; and the screen."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
 
 from saddlepoint.files import read_json_lines, replacing
+from saddlepoint.train.boards import Board, Track, open_boards
 from saddlepoint.train.schedule import Line
 from saddlepoint.train.screen import Screen
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
 
 METRICS = "metrics.jsonl"
 WHAT = "the metrics of a run"
@@ -118,11 +116,13 @@ class MetricsFile:
 class RunLog:
     """Writes the metrics of one run and shows how it goes. Processes other than the first have a silent one (``folder`` None)."""
 
-    def __init__(self, folder: Path | None, screen: Screen) -> None:
+    def __init__(self, folder: Path | None, screen: Screen, *, track: Track = "none", settings: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._folder, self._screen = folder, screen
+        self._track: Track = track
+        self._settings = settings
         self._started, self._wall_before = time.monotonic(), 0.0
         self._file = MetricsFile(folder / METRICS) if folder else None
-        self._board: SummaryWriter | None = None
+        self._boards: list[Board] | None = None
         self._purge: int | None = None
         screen.start()
 
@@ -145,12 +145,10 @@ class RunLog:
         if self._folder is None or self._file is None:
             return
         self._file.write({"step": step, "wall_s": round(self.wall_s, 3), "kind": kind} | metrics, regular)
-        if self._board is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # slow to import, so only by runs that write
-
-            self._board = SummaryWriter(str(self._folder / "tb"), purge_step=self._purge)
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        if self._boards is None:
+            self._boards = open_boards(self._folder, self._track, self._settings, self._purge)
+        for board in self._boards:
+            board.write(step, metrics)
 
     def progress(self, done: float, updates: int | None = None, doing: str = "") -> None:
         """Show the progress, now and then. ``done`` is in the run's unit and may have a fraction."""
@@ -168,8 +166,8 @@ class RunLog:
         """Metrics to the disk, before a checkpoint that counts on them."""
         if self._file is not None:
             self._file.flush()
-        if self._board is not None:
-            self._board.flush()
+        for board in self._boards or ():
+            board.flush()
 
     def __enter__(self) -> RunLog:
         return self
@@ -180,5 +178,5 @@ class RunLog:
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             if self._file is not None:
                 self._file.close()
-            if self._board is not None:
-                self._board.close()
+            for board in self._boards or ():
+                board.close()

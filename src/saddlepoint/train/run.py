@@ -27,7 +27,7 @@ from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 FORMAT = 1
-OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs"})
+OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs", "track"})
 """fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
@@ -183,13 +183,13 @@ def require_new(run: Path) -> None:
         return
     names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
     foreign = {name for name in names if name not in STILLBORN and not name.startswith(".writing-")}
-    if _has_checkpoint(run) or (names & {"config.json", "checkpoints"} and foreign):
+    metrics = run / "metrics.jsonl"
+    if _has_checkpoint(run):
         raise UserError(f"{run} already holds a run: go on with --resume {run}, or choose another --out.")
+    if ("config.json" in names and foreign) or (metrics.is_file() and metrics.stat().st_size):
+        raise UserError(f"{run} holds a run whose checkpoints are gone: choose another --out, or remove it.")
     if foreign:
         raise UserError(f"{run} exists and is not an empty folder: choose another --out.")
-    metrics = run / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size:
-        raise UserError(f"{run} holds the metrics of a run whose checkpoints are gone: choose another --out, or remove it.")
 
 
 def _has_checkpoint(run: Path) -> bool:

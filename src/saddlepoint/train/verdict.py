@@ -49,12 +49,16 @@ def evaluation_in_words(metrics: dict[str, float], budgets: tuple[CostBudget, ..
             continue
         cost = costs_in_words(metrics, budgets, prefix)
         parts.append(f"{title} return {metrics[f'{prefix}/return_mean']:.1f}{f', {cost}' if cost else ''}")
-    verdict = within_budget(metrics, budgets, binds)
-    if verdict is not None:
-        what = "both policies" if binds == "both" else f"the {TITLES[PREFIXES[binds][0]]} policy"
-        over = max(metrics[f"{prefix}/violation_rate"] for prefix in PREFIXES[binds])
-        parts.append(f"{'within' if verdict else 'OVER'} budget ({what}; {100 * over:.0f}% of episodes over)")
+    if budgets:
+        parts.append(verdict_in_words(metrics, budgets, binds))
     return "; ".join(parts)
+
+
+def verdict_in_words(metrics: dict[str, float], budgets: tuple[CostBudget, ...], binds: Binds) -> str:
+    """Whether the policies that the budget binds are within it, by their mean costs, and how many of their episodes are not."""
+    what = "both policies" if binds == "both" else f"the {TITLES[PREFIXES[binds][0]]} policy"
+    over = max(metrics[f"{prefix}/violation_rate"] for prefix in PREFIXES[binds])
+    return f"{'within' if within_budget(metrics, budgets, binds) else 'OVER'} budget ({what}; {100 * over:.0f}% of episodes over)"
 
 
 def _number(value: float) -> str:
