@@ -69,5 +69,5 @@ def test_an_evaluation_says_whether_the_critic_knows() -> None:
     assert seeing["eval/calibration/cost_correlation"] > 0.95
     assert seeing["eval/calibration/cost_predicted"] == pytest.approx(seeing["eval/calibration/cost_measured"], rel=0.15)
     assert abs(seeing["eval/calibration/cost_error_in_costly_states"]) < 1
-    assert blindness(seeing, "eval") is None and "blind" in (blindness(blind, "eval") or "")
+    assert blindness(seeing, budgets, "eval") is None and "blind" in (blindness(blind, budgets, "eval") or "")
     assert "eval/stochastic/calibration/reward_correlation" in blind

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from saddlepoint.files import parse_json, read_json, reason_of
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
@@ -83,14 +84,8 @@ def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: st
 
 def _file_args(path: Path, default: Any) -> list[str]:
     """A file of flat settings as flags, so that they are read as flags are."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"the file {path} of --config cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"the file {path} of --config is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f'the file {path} of --config must hold one object such as {{"env": "saddlepoint/Toy-v0"}}.')
+    advice = 'it must hold one object such as {"env": "saddlepoint/Toy-v0"}'
+    content = read_json(path, "the settings of --config", advice=advice)
     known = {name: value for name, value in _fields(default).items() if name not in ("config", "resume")}
     args: list[str] = []
     for key, value in content.items():
@@ -165,17 +160,17 @@ def read_mapping(words: list[str]) -> dict[str, Any]:
     """``name=value`` words, each value JSON or else a text, or one JSON object. Raises ``ValueError``."""
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         try:
-            return json.loads(words[0])
-        except (ValueError, RecursionError):
-            raise ValueError(f"{words[0]} is not JSON") from None
+            return parse_json(words[0])
+        except ValueError as error:
+            raise ValueError(f"{words[0][:200]} is not JSON ({reason_of(error)})") from None
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (equals and name):
             raise ValueError(f"{word} is not NAME=VALUE")
         try:
-            values[name] = json.loads(value)
-        except (ValueError, RecursionError):
+            values[name] = parse_json(value, object)
+        except ValueError:
             values[name] = value
     return values
 

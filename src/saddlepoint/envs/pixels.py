@@ -9,8 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from saddlepoint.envs.drawing import first_picture
-from saddlepoint.types import UserError
+from saddlepoint.envs.drawing import first_picture, require_picture
 
 SIDE = 64
 FRAMES = 3
@@ -43,10 +42,7 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
-        first = first_picture(self._draw, self._name)
-        if not (isinstance(first, np.ndarray) and first.dtype == np.uint8 and first.ndim == 3 and first.shape[2] == 3):
-            kind = f"{first.dtype} of shape {first.shape}" if isinstance(first, np.ndarray) else type(first).__name__
-            raise UserError(f"{self._name} cannot be observed so: its render mode rgb_array must give (height, width, 3) uint8, and gives {kind}.")
+        first = require_picture(first_picture(self._draw, self._name), self._name)
         self._pictures[:] = np.tile(_planes(first), (FRAMES, 1, 1))
         return self._pictures.flatten(), info
 
@@ -57,7 +53,7 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
     def look(self) -> np.ndarray:
         """(observation,): the environment as it is now, and the two pictures seen before. To be called once a step."""
         self._pictures[:-3] = self._pictures[3:]
-        self._pictures[-3:] = _planes(self._draw())
+        self._pictures[-3:] = _planes(require_picture(self._draw(), self._name))
         return self._pictures.flatten()
 
     def _draw(self) -> Any:
