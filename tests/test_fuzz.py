@@ -11,8 +11,9 @@ from tests.faults.fuzz import Reader, fuzz
 from tests.faults.readers import readers
 
 COUNT = 150
-SLOW = 20
-"""of those that resume a run for each file"""
+SLOW = {"config.json, policy": 60, "settings of --config": 40}
+RESUME = 15
+"""for each file of a run that is resumed"""
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,8 @@ def test_all_readers_are_named(all_readers: dict[str, Reader]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_file_is_one_sentence(all_readers: dict[str, Reader], name: str, tmp_path: Path) -> None:
     reader = all_readers[name]
-    resumes = "resumed" in reader.path.parts
-    tally = fuzz(reader, SLOW if resumes else COUNT)
+    tally = fuzz(reader, RESUME if "resumed" in reader.path.parts else SLOW.get(name, COUNT))
     assert not tally.faults, "\n".join(tally.faults)
     assert tally.refused + tally.accepted == tally.tried
-    assert tally.refused > 0
+    assert tally.refused > 0 or name.startswith("metrics")  # of which only the damaged line is left out
     reader.read()

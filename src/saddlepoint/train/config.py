@@ -18,6 +18,8 @@ from saddlepoint.types import EnvSetup, UserError, as_json
 EnvSource: TypeAlias = str | Callable[..., Any]
 WARMUP = 5_000
 """most steps of the warm-up where nothing says otherwise"""
+LARGEST_SEED = 2**32
+"""which every library takes"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        if self.seed >= LARGEST_SEED:
+            raise UserError(f"--seed must be below {LARGEST_SEED:,}, not {self.seed}.")
         if not 0 < self.updates_per_step < float("inf"):
             raise UserError(f"--updates-per-step must be a finite number above 0, not {self.updates_per_step}.")
         if self.warmup < 0:
