@@ -334,7 +334,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
 DEFAULT = MBDPOConfig()
 PARITY = replace(
     DEFAULT, rollouts="each", energy_pairs="released", td_action="prior", target_critics="first", episodic="off",
-    score_training="released", leak_task_gradient=True,
+    score_training="released", leak_task_gradient=True, precision="float32",
 )  # fmt: skip
 """The released agent, to the fixtures' tolerance."""
 SMALL = replace(
