@@ -3,6 +3,8 @@
     python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
     python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures
 
+With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world and the results are posttraining-flow.*.
+
 WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
 ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
 and the world's exact checker reads the pictures.
@@ -35,7 +37,7 @@ from saddlepoint import figures  # noqa: E402
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
 COMMON = (
-    f"--preset tiny --cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --epochs 40 --eval-every 10 --checkpoint-every 10"
+    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --epochs 40 --eval-every 10 --checkpoint-every 10"
     " --threads 1 --quiet"
 )
 VARIANTS = {
@@ -48,10 +50,18 @@ VARIANTS = {
     "red-team": "--reward steered --steering projection --epochs 60",
     "red-team-constrained": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60",
     "red-team-constrained-kl": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60 --kl 0.02",
+    "constrained-10": "--unsafe-budget 0.1 --multiplier-rule augmented",
+    "constrained-20": "--unsafe-budget 0.2 --multiplier-rule augmented",
+    "constrained-composition": f"--unsafe-budget 0.02 --multiplier-rule augmented --second-reward {CHECKER}:Composition",
+    "nft": "--reward steered --method nft",
+    "nft-constrained": "--unsafe-budget 0.02 --multiplier-rule augmented --method nft",
+    "window": "--reward steered --noisy-steps 0 4",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
-files, and the last of these held to the start model as well"""
+files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
+beside a budget, DiffusionNFT for the steered reward and under a budget, and noise in the first four steps alone"""
+NOT_ON_FLOW = ("own-deviations", "whole-unet", "red-team", "red-team-constrained", "red-team-constrained-kl")
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
@@ -63,21 +73,32 @@ COLUMNS = 14
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
 
 
+FLOW: list[Path] = []
+"""the flow world, where --flow gives one"""
+
+
+def title() -> str:
+    """Of the results and of the folder of runs."""
+    return "posttraining-flow" if FLOW else "posttraining"
+
+
 def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
     """(variant, seed, command, run folder) of every run."""
-    files = {"--pipeline": "pipeline", "--clip": "clip", "--prompts": "prompts/training.csv", "--held-out-prompts": "prompts/held-out.csv"}
+    files = {"--clip": "clip", "--prompts": "prompts/training.csv", "--held-out-prompts": "prompts/held-out.csv"}
     planned = []
     for seed in SEEDS:
         for name, flags in VARIANTS.items():
-            if seed not in SEEDS_OF.get(name, SEEDS):
+            if seed not in SEEDS_OF.get(name, SEEDS) or (FLOW and name in NOT_ON_FLOW):
                 continue
             own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
-            places = {flag: str(world / place) for flag, place in own.items()}
+            places = {"--pipeline": str((FLOW or [world])[0] / "pipeline")}
+            places |= {flag: str(world / place) for flag, place in own.items()}
             if name.startswith("red-team"):
                 places |= {"--prompts": str(RED / "prompts.csv")} | ({"--anchors": str(RED / "anchors")} if "--anchors" in places else {})
             sources = [word for item in places.items() for word in item]
-            command = ["train", "safediffusion", *sources, *COMMON.split(), *flags.split(), "--seed", str(seed)]
-            planned.append((name, seed, command, RUNS / "posttraining" / f"{name}-{seed}"))
+            preset = ["--preset", "tiny-flow" if FLOW else "tiny"]
+            command = ["train", "safediffusion", *sources, *preset, *COMMON.split(), *flags.split(), "--seed", str(seed)]
+            planned.append((name, seed, command, RUNS / title() / f"{name}-{seed}"))
     return planned
 
 
@@ -141,12 +162,12 @@ def collect(world: Path) -> None:
                     said.append(f"{measure} {before:.3g} -> {after:.3g}" + (f" ({100 * (after / before - 1):+.0f} %)" if before else ""))
             print(f"{name}, {len(of)} seeds, {table}: " + "; ".join(said))
     RESULTS.mkdir(exist_ok=True)
-    card = (world / "README.md").read_text()
+    card = ((FLOW or [world])[0] / "README.md").read_text()
     content: dict[str, Any] = {"world": card, "runs": found, "composition": paired(world, {(each["variant"], each["seed"]) for each in found})}
-    if RED.exists():
+    if RED.exists() and not FLOW:
         with (RED / "words.csv").open(newline="") as file:
             content["red_team"] = json.loads((RED / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
-    (RESULTS / "posttraining.json").write_text(json.dumps(content, indent=1))
+    (RESULTS / f"{title()}.json").write_text(json.dumps(content, indent=1))
     draw(found)
     if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:
         draw_pictures(first, world)
@@ -188,7 +209,7 @@ def draw(found: list[dict[str, Any]]) -> None:
             if "multiplier" not in key:
                 axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        figure.savefig(RESULTS / "posttraining.png")
+        figure.savefig(RESULTS / f"{title()}.png")
         plt.close(figure)
 
 
@@ -203,7 +224,7 @@ def draw_pictures(variants: set[str], world: Path) -> None:
         axis.set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.savefig(RESULTS / "posttraining-pictures.png", dpi=110)
+    figure.savefig(RESULTS / f"{title()}-pictures.png", dpi=110)
     plt.close(figure)
 
 
@@ -212,13 +233,15 @@ def main() -> None:
     parser.add_argument("verb", choices=["run", "collect", "redraw"])
     parser.add_argument("world", type=Path, help="folder of the tiny world's models")
     parser.add_argument("--only", help="one run, such as steered-0")
+    parser.add_argument("--flow", type=Path, help="folder of the tiny flow world, whose pipeline then is trained")
     arguments = parser.parse_args()
+    FLOW.extend([arguments.flow] if arguments.flow else [])
     if not (arguments.world / "README.md").is_file():
         parser.error(f"{arguments.world} holds no finished tiny world: train one with `python -m saddlepoint.safediffusion.tiny`.")
     if arguments.only and arguments.only not in [f"{name}-{seed}" for name, seed, _, _ in runs(arguments.world)]:
         parser.error(f"there is no run {arguments.only}: use one such as steered-0.")
     if arguments.verb == "redraw":
-        draw(json.loads((RESULTS / "posttraining.json").read_text())["runs"])
+        draw(json.loads((RESULTS / f"{title()}.json").read_text())["runs"])
     elif arguments.verb == "run":
         run(arguments.world, arguments.only)
     else:

@@ -23,9 +23,9 @@ from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.policies import load_policy
+from saddlepoint.replay import Ahead
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint
-from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
 F64 = torch.float64
@@ -136,7 +136,7 @@ def test_the_policys_loss_is_the_soft_value_and_the_price_of_its_risk():
     noise = agent.draw(10)
     action, log_density = by_autograd(agent.policy, batch.observation, noise.policy)
     wanted = (beta * log_density - agent.critic(batch.observation, action[None])[:, 0].amin(0)).mean()
-    found, sample = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
+    found, sample, _ = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(sample.log_prob, log_density)
     values = agent.cost_critic(batch.observation, action[None])[:, 0].unflatten(0, (2, -1))

@@ -103,17 +103,24 @@ def test_a_callback_that_fails_is_one_sentence_and_loses_nothing(tmp_path: Path)
         go(tmp_path / "run", Failing())
     assert latest(tmp_path / "run")[0].name == "150"
     for odd in (Failing, "now"):
-        with pytest.raises(UserError, match="must be an instance of saddlepoint.Callback"):
+        with pytest.raises(UserError, match=r"must be an instance of saddlepoint\.Callback"):
             go(tmp_path / "other", odd)  # type: ignore[arg-type]
 
 
 def test_stop_when_safe_counts_evaluations_in_a_row_over_a_resume(tmp_path: Path) -> None:
     assert latest(go(tmp_path / "loose", StopWhenSafe(2), budget=LOOSE))[0].name == "261"
     assert latest(go(tmp_path / "tight", StopWhenSafe(1), budget=TIGHT))[0].name == "420"
-    run = go(tmp_path / "parts", StopWhenSafe(2), budget=LOOSE, total_steps=200)
-    ends = [line["step"] for line in read_metrics(run) if line["kind"] == "eval"]
-    assert ends == [132, 200]  # of which the second counts
-    assert latest(run)[0].name == "200"
+
+    class Signalled(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates == 100:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().update(replay, updates)
+
+    run = tmp_path / "parts"
+    with pytest.raises(Interrupted, match="stopped at step 18"):  # after the first evaluation
+        go(run, StopWhenSafe(2), budget=LOOSE, learner=Signalled)
+    assert latest(go(run, StopWhenSafe(2), budget=LOOSE, resume=True))[0].name == "261"
 
 
 def test_stop_after(tmp_path: Path) -> None:

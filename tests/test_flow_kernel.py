@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ def test_the_ddim_form_is_ddim_on_the_variance_preserving_image(s, following, et
     """x / sqrt((1 - s)^2 + s^2) is a variance-preserving path with alpha_bar = (1 - s)^2 / ((1 - s)^2 + s^2)."""
     x, v = double(5, 3), double(5, 3, seed=1)
     size, size_next = (np.hypot(1 - level, level) for level in (s, following))
-    wanted = ddim_kernel(x + (1 - s) * v, x / size, ((1 - s) / size) ** 2, ((1 - following) / size_next) ** 2, eta, "epsilon")
+    wanted = ddim_kernel(
+        x + (1 - s) * v, x / size, ((1 - s) / size) ** 2, ((1 - following) / size_next) ** 2, eta, "epsilon"
+    )
     found = flow_kernel(v, x, s, following, eta)
     torch.testing.assert_close(found.mean, size_next * wanted.mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.std, size_next * wanted.std, rtol=1e-9, atol=1e-9)
@@ -39,7 +43,8 @@ def test_the_ddim_form_is_ddim_on_the_variance_preserving_image(s, following, et
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("s", "following"), PAIRS)
 def test_the_ddim_form_keeps_the_marginals_where_the_clean_point_is_drawn_from_its_posterior(s, following, eta):
-    """x0 ~ N(2, 0.5^2): given x0 and x_s the step's mean is linear in both, so mean and variance of x_s' follow exactly; they must be those of the path."""
+    """x0 ~ N(2, 0.5^2): given x0 and x_s the step's mean is linear in both, so mean and variance of x_s' follow
+    exactly; they must be those of the path."""
     mean_0, var_0 = 2.0, 0.25
     zero = torch.zeros(1, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
@@ -59,13 +64,14 @@ def test_the_ddim_form_keeps_the_marginals_where_the_clean_point_is_drawn_from_i
 
 @pytest.mark.parametrize(("sde", "eta"), [("ddim", 0.5), ("flow", 0.7)])
 def test_both_forms_tend_to_the_marginals_of_a_gaussian(sde, eta):
-    """With the exact velocity E[e - x0 | x] of x0 ~ N(1, 0.3^2) every step is affine, so the chain's mean and variance are computed without a draw."""
+    """With the exact velocity E[e - x0 | x] of x0 ~ N(1, 0.3^2) every step is affine, so the chain's mean and variance
+    are computed without a draw."""
     mean_0, var_0 = 1.0, 0.09
     errors = []
     for steps in (50, 400):
         levels = np.linspace(1, 0, steps + 1)
         mean, variance = 0.0, 1.0
-        for s, following in zip(levels[:-1], levels[1:]):
+        for s, following in pairwise(levels):
             total = (1 - s) ** 2 * var_0 + s**2
             slope = (s - (1 - s) * var_0) / total
             centre = (1 - s) * mean_0
@@ -98,7 +104,8 @@ def test_the_flow_form_is_its_formula_and_the_limit_of_the_ddim_form():
     torch.testing.assert_close(step.mean, x * (1 + q**2 * dt / (2 * s)) + v * (1 + q**2 * (1 - s) / (2 * s)) * dt)
     assert float(step.std) == pytest.approx(q * np.sqrt(-dt))
     close = 0.6 - 1e-6
-    ddim, flow = flow_kernel(v, x, s, close, 0.5, "ddim"), flow_kernel(v, x, s, close, 0.5 * 2**0.5, "flow")  # a = sqrt(2) eta
+    # a = sqrt(2) eta
+    ddim, flow = flow_kernel(v, x, s, close, 0.5, "ddim"), flow_kernel(v, x, s, close, 0.5 * 2**0.5, "flow")
     assert float(ddim.std) == pytest.approx(float(flow.std), rel=1e-4)
 
 
@@ -107,7 +114,9 @@ def test_rows_have_levels_of_their_own_and_another_sde_is_refused():
     levels, following, eta = torch.tensor([0.9, 0.4]), torch.tensor([0.7, 0.1]), torch.tensor([0.5, 0.0])
     together = flow_kernel(v, x, levels, following, eta, "flow")
     for row in range(2):
-        alone = flow_kernel(v[row : row + 1], x[row : row + 1], levels[row].item(), following[row].item(), eta[row].item(), "flow")
+        alone = flow_kernel(
+            v[row : row + 1], x[row : row + 1], levels[row].item(), following[row].item(), eta[row].item(), "flow"
+        )
         torch.testing.assert_close(together.mean[row : row + 1], alone.mean, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="ddim or flow"):
         flow_kernel(v, x, 0.9, 0.7, 0.5, "cps")

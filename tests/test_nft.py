@@ -29,7 +29,8 @@ def test_optimality_is_an_advantage_within_its_clip():
 
 
 def test_the_loss_is_its_formula_and_its_gradient_where_nothing_has_moved():
-    """At v = v_old the gradient is 2 b (2 r - 1) (v - target) / elements / batch: towards the target for r > 1/2, away below, none at 1/2."""
+    """At v = v_old the gradient is 2 b (2 r - 1) (v - target) / elements / batch: towards the target for r > 1/2, away
+    below, none at 1/2."""
     torch.manual_seed(0)
     old, target = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
     weight, beta = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64), 0.7
@@ -37,7 +38,9 @@ def test_the_loss_is_its_formula_and_its_gradient_where_nothing_has_moved():
     towards, away = ((1 - beta) * old + beta * v).numpy(), ((1 + beta) * old - beta * v).numpy()
     squares = [((side - target.numpy()) ** 2).reshape(3, -1).mean(1) for side in (towards, away)]
     r = weight.numpy()
-    np.testing.assert_allclose(nft_loss(v, old, target, weight, beta), np.mean(r * squares[0] + (1 - r) * squares[1]), rtol=1e-12)
+    np.testing.assert_allclose(
+        nft_loss(v, old, target, weight, beta), np.mean(r * squares[0] + (1 - r) * squares[1]), rtol=1e-12
+    )
     answer = old.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(nft_loss(answer, old, target, weight, beta), answer)
     wanted = 2 * beta * (2 * weight - 1).view(3, 1, 1) * (old - target) / 8 / 3
@@ -45,7 +48,8 @@ def test_the_loss_is_its_formula_and_its_gradient_where_nothing_has_moved():
 
 
 def test_the_optimum_moves_along_the_improvement_direction():
-    """One noised picture of probability p being good: the loss is quadratic, so its minimum is (2 E r - 1) (target - old) / b away in the mean case."""
+    """One noised picture of probability p being good: the loss is quadratic, so its minimum is (2 E r - 1) (target -
+    old) / b away in the mean case."""
     old, targets = torch.zeros(2, 1), torch.tensor([[1.0], [-1.0]])  # a good and a bad picture at the same point
     v = torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.SGD([v], lr=0.2)
@@ -65,7 +69,8 @@ def test_noised_pictures_and_targets_of_ddim(prediction):
     x, target = table.noised(clean, noise, k)
     a = alpha_bar[k].float().view(2, 1, 1, 1)
     torch.testing.assert_close(x, a.sqrt() * clean + (1 - a).sqrt() * noise)
-    step = table.kernel(target, x, k, torch.zeros(2), "ddim")  # from the right answer one step of length 0 leads back to x
+    # from the right answer one step of length 0 leads back to x
+    step = table.kernel(target, x, k, torch.zeros(2), "ddim")
     torch.testing.assert_close(step.mean, x, rtol=1e-5, atol=1e-5)
 
 
@@ -76,28 +81,37 @@ def test_noised_pictures_and_targets_of_a_flow():
     landed = table.kernel(velocity, x, k, torch.zeros(2), "flow").mean
     torch.testing.assert_close(landed[0], clean[0])  # the last step ends at the clean picture
     torch.testing.assert_close(landed[1], 0.7 * clean[1] + 0.3 * noise[1])
-    assert not table.kernel(velocity, x, torch.tensor([1, 1]), torch.ones(2), "flow").std.any()  # no noise in the last step
+    # no noise in the last step
+    assert not table.kernel(velocity, x, torch.tensor([1, 1]), torch.ones(2), "flow").std.any()
 
 
 def test_the_centred_ratio_has_mean_one_and_clips_both_sides_alike():
-    """KL 0.2 over 1,024 elements: the mean log-ratio is -0.2 / 1024 before, 0 after; twice the clip range, so one side is clipped more before."""
+    """KL 0.2 over 1,024 elements: the mean log-ratio is -0.2 / 1024 before, 0 after; twice the clip range, so one side
+    is clipped more before."""
     generator = torch.Generator().manual_seed(0)
     images, elements, std = 4000, 1024, 0.5
     shift = torch.randn(elements, generator=generator)
     shift *= (2 * 0.2 * std**2) ** 0.5 / shift.norm()  # KL = |shift|^2 / (2 std^2)
     noise = torch.randn(images, elements, generator=generator)
-    old, new = Gaussian(torch.zeros(images, elements), torch.tensor(std)), Gaussian(shift.expand(images, elements), torch.tensor(std))
+    old, new = (
+        Gaussian(torch.zeros(images, elements), torch.tensor(std)),
+        Gaussian(shift.expand(images, elements), torch.tensor(std)),
+    )
     point = old.sample(noise)
     before, after = step_log_prob(old, point, "mean"), step_log_prob(new, point, "mean")
     error = float((after - before).std()) / images**0.5
     assert float((after - before).mean()) == pytest.approx(-0.2 / elements, abs=4 * error)
     centred = centred_log_prob(after, new, old.mean, "mean")
     assert float((centred - before).mean()) == pytest.approx(0, abs=4 * error)
-    shares = [(float(clipped_above(value, before, 1e-4)), float(clipped_share(value, before, 1e-4))) for value in (after, centred)]
+    shares = [
+        (float(clipped_above(value, before, 1e-4)), float(clipped_share(value, before, 1e-4)))
+        for value in (after, centred)
+    ]
     (above, both), (above_centred, both_centred) = shares
     assert both - above > above + 0.15  # about 31 against 57 %
     assert both_centred - above_centred == pytest.approx(above_centred, abs=0.04)
-    torch.testing.assert_close(centred_log_prob(before, old, old.mean, "mean"), before)  # nothing changes where nothing has moved
+    # nothing changes where nothing has moved
+    torch.testing.assert_close(centred_log_prob(before, old, old.mean, "mean"), before)
 
 
 def test_two_rewards_count_in_their_own_deviations():

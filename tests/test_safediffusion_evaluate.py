@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
 from saddlepoint.safediffusion import evaluate as evaluation
+from saddlepoint.safediffusion import subjects
 from saddlepoint.safediffusion.clip import CLIPEncoder
 from saddlepoint.safediffusion.comparison import Number, blurred, mean_of, write_grid
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
@@ -287,8 +288,8 @@ def test_flagged_pictures_are_blurred_in_the_grid(world, monkeypatch):
 )
 def test_mistakes_are_one_sentence_before_a_model_is_loaded(world, monkeypatch, args, sentence):
     known = {"TABLE": str(world.table), "CLIP": world.clip, "HOME": str(world.home)}
-    for name in ("load_pipeline", "load_trained", "CLIPEncoder"):
-        monkeypatch.setattr(evaluation, name, None)
+    for module, name in ((subjects, "load_pipeline"), (subjects, "load_trained"), (evaluation, "CLIPEncoder")):
+        monkeypatch.setattr(module, name, None)
     with pytest.raises(UserError, match=sentence):
         evaluate_command(world.pipeline, [known.get(arg, arg) for arg in args])
 

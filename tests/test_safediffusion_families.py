@@ -1,4 +1,5 @@
-"""All families on tiny pipelines with random weights: against plain diffusers at eta 0, ratios of an unchanged network, resume, processes, export."""
+"""All families on tiny pipelines with random weights: against plain diffusers at eta 0, ratios of an unchanged network,
+resume, processes, export."""
 
 from __future__ import annotations
 
@@ -42,9 +43,19 @@ SIZES = {"sd": {}, "sdxl": {}, "sd3": {}, "flux": {"height": 8, "width": 8}}
 """FLUX.1 states no size of its own: diffusers draws 1024 x 1024"""
 TOKENS = {"sd3": 12, "flux": 12}
 FAST = SafeDiffusionConfig(
-    reward=f"{HERE}:brightness", cost=f"{HERE}:redness", utility=f"{HERE}:brightness", steps=4, group_size=4, images=8, sample_batch=4, train_batch=4,
-    held_out=0.3, rank=2, learning_rate=1e-2, guidance=3.0,
-)  # fmt: skip
+    reward=f"{HERE}:brightness",
+    cost=f"{HERE}:redness",
+    utility=f"{HERE}:brightness",
+    steps=4,
+    group_size=4,
+    images=8,
+    sample_batch=4,
+    train_batch=4,
+    held_out=0.3,
+    rank=2,
+    learning_rate=1e-2,
+    guidance=3.0,
+)
 
 
 def brightness(images, prompts):
@@ -59,8 +70,15 @@ def redness(images, prompts):
 def world(tmp_path_factory) -> SimpleNamespace:
     home = tmp_path_factory.mktemp("families")
     prompts = home / "prompts.csv"
-    prompts.write_text("prompt,unsafe\na red square,0\na blue circle,0\na green triangle,0\na warning sign,1\na calm scene,0\na violent scene,1\n")
-    return SimpleNamespace(places={name: str(write(home / name)) for name, write in FAMILY_WRITERS.items()}, prompts=str(prompts), home=home)
+    prompts.write_text(
+        "prompt,unsafe\na red square,0\na blue circle,0\na green triangle,0\na warning sign,1\na calm scene,0\na"
+        " violent scene,1\n"
+    )
+    return SimpleNamespace(
+        places={name: str(write(home / name)) for name, write in FAMILY_WRITERS.items()},
+        prompts=str(prompts),
+        home=home,
+    )
 
 
 def settings_of(name: str, **changes) -> SafeDiffusionConfig:
@@ -92,7 +110,15 @@ def draw(pipeline, name: str, latents: torch.Tensor, steps: int = 5) -> torch.Te
     given = latents if name != "flux" else pack(latents)
     options = {"max_sequence_length": TOKENS[name]} if name in TOKENS else {"eta": 0.0}
     with torch.no_grad():
-        return pipeline("a red square", num_inference_steps=steps, guidance_scale=3.0, latents=given, output_type="pt", **SIZES[name], **options).images
+        return pipeline(
+            "a red square",
+            num_inference_steps=steps,
+            guidance_scale=3.0,
+            latents=given,
+            output_type="pt",
+            **SIZES[name],
+            **options,
+        ).images
 
 
 @pytest.mark.parametrize("name", FAMILY_WRITERS)
@@ -111,10 +137,14 @@ def test_an_unchanged_network_has_ratio_one(world, name, more):
         more = {key: value for key, value in more.items() if key != "sde"}
     studio = studio_of(world, name, **more)
     paths, prompts = [(0, i) for i in range(4)], ["a red square", "a sign"] * 2
-    rollout = studio.sample(prompts, Noise([(0, i % 2) for i in range(4)], paths, studio.shape, CPU), "mean", means=True)
+    rollout = studio.sample(
+        prompts, Noise([(0, i % 2) for i in range(4)], paths, studio.shape, CPU), "mean", means=True
+    )
     assert studio.policy.learnt == ([1, 2] if more else [0, 1, 2, 3])
     for k in studio.policy.learnt:
-        step = studio.policy.step(rollout.latents[:, k], torch.full((4,), k), studio.embeddings(prompts), studio.embeddings.empty)
+        step = studio.policy.step(
+            rollout.latents[:, k], torch.full((4,), k), studio.embeddings(prompts), studio.embeddings.empty
+        )
         again = step_log_prob(step, rollout.latents[:, k + 1].float(), "mean")
         assert torch.equal((again - rollout.log_probs[:, k]).exp(), torch.ones(4))
         assert torch.equal(centred_log_prob(again, step, rollout.means[:, k], "mean"), again)
@@ -125,11 +155,17 @@ def test_an_unchanged_network_has_ratio_one(world, name, more):
         assert not rollout.log_probs[:, 3].any()
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("sdxl", {"kl": 0.1}), ("sd3", {"unsafe_budget": 0.1, "noisy_steps": (0, 2), "ratio_center": True}), ("flux", {"sde": "flow", "ema": 0.9}),
-    ("sd3", {"method": "nft", "unsafe_budget": 0.1, "updates": 2, "kl": 0.01}), ("sd", {"method": "nft", "second_reward": f"{HERE}:redness"}),
-    ("flux", {"tune": "unet", "kl": 0.1, "gradient_checkpointing": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sdxl", {"kl": 0.1}),
+        ("sd3", {"unsafe_budget": 0.1, "noisy_steps": (0, 2), "ratio_center": True}),
+        ("flux", {"sde": "flow", "ema": 0.9}),
+        ("sd3", {"method": "nft", "unsafe_budget": 0.1, "updates": 2, "kl": 0.01}),
+        ("sd", {"method": "nft", "second_reward": f"{HERE}:redness"}),
+        ("flux", {"tune": "unet", "kl": 0.1, "gradient_checkpointing": True}),
+    ],
+)
 def test_resume_is_exact(world, tmp_path, name, changes):
     config = settings_of(name, **changes)
     whole = start.post_train(run_of(world, name, tmp_path / "whole", epochs=3), config)
@@ -147,9 +183,18 @@ def test_resume_is_exact(world, tmp_path, name, changes):
 def test_exports_load_in_plain_diffusers(world, tmp_path, name):
     config = settings_of(name, learning_rate=0.1, kl=0.01)
     run = start.post_train(run_of(world, name, tmp_path / "run"), config)
-    folder, numbers, _ = evaluate(str(run), EvaluateFlags(
-        prompts=Path(world.prompts), measures=(), distance_to=str(_clean(tmp_path)), encoder=f"{HERE}:colours", steps=3, device="cpu", out=tmp_path / "ev",
-    ))  # fmt: skip
+    _, numbers, _ = evaluate(
+        str(run),
+        EvaluateFlags(
+            prompts=Path(world.prompts),
+            measures=(),
+            distance_to=str(_clean(tmp_path)),
+            encoder=f"{HERE}:colours",
+            steps=3,
+            device="cpu",
+            out=tmp_path / "ev",
+        ),
+    )
     assert numbers["before"] != numbers["after"]
     kind = getattr(diffusers, family_of(load_pipeline(world.places[name])).pipeline_class)
     trained = load_trained(run)[0]
@@ -159,7 +204,9 @@ def test_exports_load_in_plain_diffusers(world, tmp_path, name):
     before = draw(load_pipeline(world.places[name]), name, latents)
     assert not torch.allclose(wanted, before, atol=1e-3)
     export_run(run, tmp_path / "whole", "pipeline")
-    torch.testing.assert_close(draw(kind.from_pretrained(tmp_path / "whole"), name, latents), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        draw(kind.from_pretrained(tmp_path / "whole"), name, latents), wanted, rtol=1e-4, atol=1e-5
+    )
     open_source(str(tmp_path / "whole"))
     # The adapters need nothing of the start pipeline, which has moved.
     moved = tmp_path / "moved"
@@ -183,21 +230,35 @@ def _clean(home: Path) -> Path:
 
     (home / "clean").mkdir()
     for i in range(2):
-        write_grid(home / "clean" / f"{i}.png", [(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.zeros(1, dtype=torch.bool))])
+        write_grid(
+            home / "clean" / f"{i}.png",
+            [(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.zeros(1, dtype=torch.bool))],
+        )
     return home / "clean"
 
 
 @pytest.mark.parametrize("changes", [{"unsafe_budget": 0.3, "updates": 2}, {"method": "nft", "unsafe_budget": 0.3}])
 def test_two_processes_learn_what_one_learns(world, tmp_path, changes):
     config = settings_of("sd3", **changes)
-    code = f"from {HERE} import *; start.post_train(run_of(SimpleNamespace(**{vars(world)!r}), 'sd3', Path({str(tmp_path / 'two')!r})), {config!r})"
-    code = "from pathlib import Path, PosixPath; " + code
+    run = f"run_of(SimpleNamespace(**{vars(world)!r}), 'sd3', Path({str(tmp_path / 'two')!r}))"
+    code = f"from pathlib import Path, PosixPath; from {HERE} import *; start.post_train({run}, {config!r})"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     ranks = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
     ]
     one = start.post_train(run_of(world, "sd3", tmp_path / "one"), config)
     assert [rank.wait(timeout=280) for rank in ranks] == [0, 0]
@@ -219,7 +280,9 @@ def test_a_missing_t5_and_another_size_are_those_of_diffusers(tmp_path):
     paths = [(3,)]
     latents = Noise(paths, paths, studio.shape, CPU).start()
     ours = studio.render(["a red square"], Noise(paths, paths, studio.shape, CPU))
-    theirs = pipeline("a red square", num_inference_steps=4, guidance_scale=3.0, latents=latents, output_type="pt", height=12, width=8).images
+    theirs = pipeline(
+        "a red square", num_inference_steps=4, guidance_scale=3.0, latents=latents, output_type="pt", height=12, width=8
+    ).images
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -238,8 +301,10 @@ def test_frozen_parts_stay_as_they_are_stored(world, tmp_path, name):
     loaded = load_pipeline(half.places[name])
     network = family_of(loaded).network
     assert {part: getattr(loaded, part).dtype for part in ("vae", "text_encoder", network)} == {
-        "vae": torch.bfloat16, "text_encoder": torch.bfloat16, network: torch.float32,
-    }  # fmt: skip
+        "vae": torch.bfloat16,
+        "text_encoder": torch.bfloat16,
+        network: torch.float32,
+    }
     assert getattr(load_pipeline(half.places[name], low_precision=True), network).dtype == torch.bfloat16
     run = start.post_train(run_of(half, name, tmp_path / "run", epochs=1), settings_of(name, precision="bfloat16"))
     metrics = next(line for line in lines(run) if line["kind"] == "train")
@@ -263,5 +328,7 @@ def test_a_unet_that_takes_the_guidance_is_told_it(tmp_path):
         studio = build_studio(pipeline, Request(4), guidance, 0.0, CPU)
         ours = studio.render(["a red square"], Noise(paths, paths, studio.shape, CPU))
         latents = Noise(paths, paths, studio.shape, CPU).start()
-        theirs = pipeline("a red square", num_inference_steps=4, guidance_scale=guidance, latents=latents, output_type="pt", eta=0.0).images
+        theirs = pipeline(
+            "a red square", num_inference_steps=4, guidance_scale=guidance, latents=latents, output_type="pt", eta=0.0
+        ).images
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -37,7 +37,9 @@ CHECKER = "saddlepoint.safediffusion.tiny.checker"
 
 
 def things(scenes: Scenes, i: int) -> Counter[Thing]:
-    return Counter(Thing(list(COLOURS)[scenes.colour[i, j]], SHAPES[scenes.shape[i, j]]) for j in range(scenes.count[i]))
+    return Counter(
+        Thing(list(COLOURS)[scenes.colour[i, j]], SHAPES[scenes.shape[i, j]]) for j in range(scenes.count[i])
+    )
 
 
 def share_right(scenes: Scenes, readings: list[Reading]) -> float:
@@ -82,7 +84,9 @@ def test_a_drawn_circle_has_the_area_of_a_circle():
     ground = np.array(list(BACKGROUNDS.values()))[scenes.background[rows]]
     colour = np.array(list(COLOURS.values()))[scenes.colour[rows, 0]]
     pictures = draw(scenes.take(rows))
-    shares = ((pictures - ground[:, :, None, None]) * (colour - ground)[:, :, None, None]).sum(1) / ((colour - ground) ** 2).sum(1)[:, None, None]
+    shares = ((pictures - ground[:, :, None, None]) * (colour - ground)[:, :, None, None]).sum(1) / (
+        (colour - ground) ** 2
+    ).sum(1)[:, None, None]
     np.testing.assert_allclose(shares.sum((1, 2)), np.pi * scenes.radius[rows, 0] ** 2, rtol=0.02)
 
 
@@ -101,7 +105,11 @@ def test_what_is_drawn_is_read(drawn):
 def test_reading_withstands_a_generators_faults(drawn, how):
     scenes, pictures = drawn
     noise = 0.05 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
-    worse = {"noise": pictures + noise, "blur": blur(pictures), "tint": 0.94 * pictures + torch.tensor([0.03, 0.0, 0.02])[:, None, None]}[how]
+    worse = {
+        "noise": pictures + noise,
+        "blur": blur(pictures),
+        "tint": 0.94 * pictures + torch.tensor([0.03, 0.0, 0.02])[:, None, None],
+    }[how]
     assert share_right(scenes, read_pictures(worse.clamp(0, 1))) >= 0.99
 
 
@@ -122,8 +130,12 @@ def test_any_scene_is_read_and_fits_its_captions(seed, hazard):
 
 def test_captions_are_read():
     red, blue = Thing("red", "circle"), Thing("blue", "square")
-    assert read_caption("a red circle left of a blue square with a caution sign") == Wanted((red, blue), "left", None, "sign")
-    assert read_caption("A picture of two red circles on a sand background taped off") == Wanted((red, red), None, "sand", "tape")
+    assert read_caption("a red circle left of a blue square with a caution sign") == Wanted(
+        (red, blue), "left", None, "sign"
+    )
+    assert read_caption("A picture of two red circles on a sand background taped off") == Wanted(
+        (red, red), None, "sand", "tape"
+    )
     assert read_caption("a blue square on white that is safe") == Wanted((blue,), None, "white", None)
     assert read_caption("a pair of pink crosses marked radioactive").things == (Thing("pink", "cross"),) * 2
     assert read_caption("a scene free of danger") == Wanted((), None, None, None)
@@ -135,7 +147,11 @@ def test_captions_are_read():
 
 def test_a_picture_that_shows_something_else_does_not_fit(drawn):
     scenes, pictures = drawn
-    pair = next(i for i in range(SOME) if scenes.count[i] == 2 and len(things(scenes, i)) == 2 and abs(scenes.x[i, 0] - scenes.x[i, 1]) > 8)
+    pair = next(
+        i
+        for i in range(SOME)
+        if scenes.count[i] == 2 and len(things(scenes, i)) == 2 and abs(scenes.x[i, 0] - scenes.x[i, 1]) > 8
+    )
     first, second = things(scenes, pair)
     left, right = (first, second) if scenes.x[pair, 0] < scenes.x[pair, 1] else (second, first)
     reading = read_pictures(pictures[pair])[0]
@@ -160,7 +176,9 @@ def test_blobs_are_stray_and_hazard_colours_are_unsafe_in_any_form():
 def test_the_checker_plugs_in_as_a_score_and_refuses_other_pictures(drawn):
     scenes, pictures = drawn
     cost = load_plugin("--cost", f"{CHECKER}:Unsafe")
-    assert torch.equal(scored(cost, "--cost", pictures[:9], ["anything"] * 9), torch.tensor(scenes.hazard[:9] > 0).float())
+    assert torch.equal(
+        scored(cost, "--cost", pictures[:9], ["anything"] * 9), torch.tensor(scenes.hazard[:9] > 0).float()
+    )
     with pytest.raises(UserError, match="32 x 32"):
         read_pictures(torch.zeros(1, 3, 64, 64))
 
@@ -176,9 +194,16 @@ def test_prompt_files_keep_what_is_held_out_apart(monkeypatch):
     for prompt, unsafe in sets["training"]:
         assert (read_caption(prompt).hazard == "sign") is unsafe
         assert prompt.endswith(TRAINED_PHRASES["sign"]) is unsafe
-    assert all(not prompt.endswith(TRAINED_PHRASES["sign"]) and read_caption(prompt).hazard == "sign" for prompt, _ in sets["phrasings"])
+    assert all(
+        not prompt.endswith(TRAINED_PHRASES["sign"]) and read_caption(prompt).hazard == "sign"
+        for prompt, _ in sets["phrasings"]
+    )
     assert {read_caption(prompt).hazard for prompt, _ in sets["kinds"]} <= set(UNSEEN_KINDS)
-    assert all(read_caption(phrase).hazard == (None if part == "safe" else "sign") for part, phrases in ANCHORS.items() for phrase in phrases)
+    assert all(
+        read_caption(phrase).hazard == (None if part == "safe" else "sign")
+        for part, phrases in ANCHORS.items()
+        for phrase in phrases
+    )
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -213,7 +238,11 @@ def test_training_stops_goes_on_and_leaves_a_release(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="the same command"):
         train.train_tiny(config)
     assert calls.count("vae") == 1
-    monkeypatch.setattr(train.TinyTraining, "_step", lambda self, stage, share: (calls.append("again " + stage.name), real(self, stage, share))[1])
+    monkeypatch.setattr(
+        train.TinyTraining,
+        "_step",
+        lambda self, stage, share: (calls.append("again " + stage.name), real(self, stage, share))[1],
+    )
     with pytest.raises(UserError, match="--seed 0"):
         train.train_tiny(train.TinyConfig(out=out, minutes=0.006, seed=1))
     train.train_tiny(config)
@@ -236,9 +265,78 @@ def test_training_stops_goes_on_and_leaves_a_release(tmp_path, monkeypatch):
     assert studio.render(["a red circle"], Noise([(0,)], [(0,)], studio.shape, studio.device)).shape == (1, 3, 32, 32)
 
 
+def test_the_flow_world_is_trained_on_a_world_that_is_there(tmp_path, monkeypatch):
+    """A few steps, a stop, and a release that plain diffusers and our own studio draw alike; the attention that counts the tokens of an absent T5."""
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("tokenizers")
+    from saddlepoint.safediffusion.families import Request
+    from saddlepoint.safediffusion.pipeline import load_pipeline
+    from saddlepoint.safediffusion.rollout import Noise, build_studio
+    from saddlepoint.safediffusion.tiny import flow, release, stages, train
+    from saddlepoint.train.signals import Interrupted
+
+    monkeypatch.setattr(stages.Pool.__init__, "__defaults__", (32,))
+    monkeypatch.setattr(flow, "BATCH", 4)
+    monkeypatch.setattr(stages, "MEASURED", 2)
+    monkeypatch.setattr(flow, "STEPS", 2)
+    monkeypatch.setattr(release, "PROMPTS", dict.fromkeys(PROMPTS, 4))
+    config = train.TinyConfig(out=tmp_path / "flow", world=WORLD, minutes=0.004, threads=1)
+    real, calls = train.TinyTraining._step, []
+
+    def interrupted(self, stage, share):
+        calls.append(stage.name)
+        self.stop.made = len(calls) == 1  # Ctrl-C in the first step
+        return real(self, stage, share)
+
+    monkeypatch.setattr(train.TinyTraining, "_step", interrupted)
+    with pytest.raises(Interrupted, match="the same command"):
+        train.train_tiny(config)
+    train.train_tiny(config)
+    assert set(calls) == {"transformer"}
+    assert f"--world {WORLD}" in (tmp_path / "flow" / "README.md").read_text()
+    assert not (tmp_path / "flow" / "clip").exists()
+
+    place = str(tmp_path / "flow" / "pipeline")
+    pipeline = load_pipeline(place)
+    studio = build_studio(pipeline, Request(2, text_tokens=0), 2.0, 0.0, torch.device("cpu"))
+    assert studio.embeddings.empty[0].shape == (28, 192)
+    noise = Noise([(0,)], [(0,)], studio.shape, studio.device)
+    plain = diffusers.StableDiffusion3Pipeline.from_pretrained(place)
+    drawn = plain(
+        "a red circle",
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        latents=noise.start(),
+        output_type="pt",
+        max_sequence_length=0,
+    ).images
+    torch.testing.assert_close(studio.render(["a red circle"], noise), drawn, rtol=1e-5, atol=1e-5)
+
+    # One token counted 256 times is 256 tokens.
+    x, t, attention = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), flow.CountedAttention()
+    told = {
+        n: plain.encode_prompt(["a red circle"], None, None, do_classifier_free_guidance=False, max_sequence_length=n)
+        for n in (1, 256)
+    }
+    with torch.no_grad():
+        for parameter in plain.transformer.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        wanted = plain.transformer(x, told[256][0], told[256][2], t).sample
+        attention.count = 256
+        with flow.counted(plain.transformer, attention):
+            found = plain.transformer(x, told[1][0], told[1][2], t).sample
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
-    [([], "--out FOLDER"), (["--out", "x", "--minutes", "0"], "--minutes"), (["--out", "x", "--seed=-1"], "--seed"), (["--ouch"], "no flag --ouch")],
+    [
+        (["--out", "x", "--world", "nowhere"], "is not a tiny world"),
+        ([], "--out FOLDER"),
+        (["--out", "x", "--minutes", "0"], "--minutes"),
+        (["--out", "x", "--seed=-1"], "--seed"),
+        (["--ouch"], "no flag --ouch"),
+    ],
 )
 def test_mistakes_of_the_command_are_one_sentence(args, sentence, monkeypatch, capsys):
     from saddlepoint.safediffusion.tiny.__main__ import main
@@ -273,11 +371,20 @@ WORLD = Path(__file__).parents[1] / "models" / "tiny-world"
 def test_the_shipped_world_is_small_and_has_the_prompts_of_this_program() -> None:
     files = [path for path in WORLD.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12e6
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".csv", ".md", ".png"}  # nothing that would be unpickled
+    assert {path.suffix for path in files} == {
+        ".safetensors",
+        ".json",
+        ".txt",
+        ".csv",
+        ".md",
+        ".png",
+    }  # nothing that would be unpickled
     assert read_anchors(str(WORLD / "anchors")) == (list(ANCHORS["safe"]), list(ANCHORS["unsafe"]))
     for name in PROMPTS:
         rows = (WORLD / "prompts" / f"{name}.csv").read_text().splitlines()[1:]
-        assert [row.rsplit(",", 1) for row in rows] == [[prompt, str(int(unsafe))] for prompt, unsafe in prompt_set(name)]
+        assert [row.rsplit(",", 1) for row in rows] == [
+            [prompt, str(int(unsafe))] for prompt, unsafe in prompt_set(name)
+        ]
 
 
 def test_plain_diffusers_draws_what_the_shipped_world_is_asked_for() -> None:
@@ -289,7 +396,15 @@ def test_plain_diffusers_draws_what_the_shipped_world_is_asked_for() -> None:
     for unsafe in (False, True):
         asked = [prompt for prompt, label in prompts if label == unsafe]
         generator = torch.Generator().manual_seed(7)
-        pictures = pipeline(asked, num_inference_steps=20, guidance_scale=2.0, height=32, width=32, output_type="pt", generator=generator).images
+        pictures = pipeline(
+            asked,
+            num_inference_steps=20,
+            guidance_scale=2.0,
+            height=32,
+            width=32,
+            output_type="pt",
+            generator=generator,
+        ).images
         readings = read_pictures(pictures)
         fit = np.mean([fits(reading, read_caption(prompt)) for reading, prompt in zip(readings, asked, strict=True)])
         found[unsafe] = float(fit), float(np.mean([reading.unsafe for reading in readings]))
@@ -303,16 +418,32 @@ BUDGETED = ["--unsafe-budget", "0.02", "--multiplier-rule", "augmented"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "falls"), [(["--reward", "steered"], True), (["--reward", "alignment"], False), (BUDGETED, True)])
+@pytest.mark.parametrize(
+    ("flags", "falls"), [(["--reward", "steered"], True), (["--reward", "alignment"], False), (BUDGETED, True)]
+)
 def test_post_training_makes_the_shipped_world_safe(flags: list[str], falls: bool, tmp_path: Path) -> None:
     """With the steered reward, or a budget, held-out prompts give few signs; with alignment alone no fewer than before."""
     pytest.importorskip("peft")
     from saddlepoint.cli import main
 
-    places = {"--pipeline": "pipeline", "--clip": "clip", "--prompts": "prompts/training.csv", "--held-out-prompts": "prompts/held-out.csv"}
+    places = {
+        "--pipeline": "pipeline",
+        "--clip": "clip",
+        "--prompts": "prompts/training.csv",
+        "--held-out-prompts": "prompts/held-out.csv",
+    }
     anchors = ["--anchors", str(WORLD / "anchors")] if "steered" in flags else []
     sources = [word for flag, place in places.items() for word in (flag, str(WORLD / place))]
-    measures = ["--cost", f"{CHECKER}:Unsafe", "--utility", f"{CHECKER}:Composition", "--held-out-images", "64", "--eval-every", "30"]
+    measures = [
+        "--cost",
+        f"{CHECKER}:Unsafe",
+        "--utility",
+        f"{CHECKER}:Composition",
+        "--held-out-images",
+        "64",
+        "--eval-every",
+        "30",
+    ]
     command = ["train", "safediffusion", "--preset", "tiny", *sources, *anchors, *measures, *flags]
     assert main([*command, "--epochs", "30", "--threads", "1", "--quiet", "--out", str(tmp_path / "run")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

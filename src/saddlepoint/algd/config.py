@@ -22,7 +22,7 @@ class ALGDConfig:
 
     # --- the energy
     energy: str = "augmented"
-    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``plain``, the ordinary one (the paper's unstable case); ``none``, reward
+    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``relative``, the same with rho counted in lambda; ``plain``, the ordinary one (the paper's unstable case); ``none``, reward
     alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
     rho: float = 1.0
     """penalty weight of the augmented Lagrangian"""
@@ -89,9 +89,9 @@ class ALGDConfig:
     multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_rate: float = 3e-4
-    """step size of lambda's update, and the integral gain of ``pid``"""
+    """step size of lambda's update, and the integral gain of ``pid`` and ``exponential``"""
     proportional: float = 0.05
-    """gain of ``pid`` on the smoothed violation"""
+    """gain of ``pid`` on the smoothed violation, and of ``exponential`` on the violation"""
     derivative: float = 0.05
     """gain of ``pid`` on the rise of the smoothed violation"""
     smoothing: float = 0.99
@@ -103,6 +103,8 @@ class ALGDConfig:
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 
+    budget_share: float = 1.0
+    """share of the budget that lambda aims at: below 1 it leaves room for what an evaluation costs more or less than the episodes before it"""
     largest_violation: float | None = 2.0
     """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is): what is left unspent is at most one
     budget, so that lambda, driven up by the first clumsy episodes, would else stay up long after them"""
@@ -124,9 +126,11 @@ class ALGDConfig:
     """hidden layers of the score network"""
     time_embedding: int = 16
     """width of the learned embedding of the step"""
-    reward_unit: Literal["random", "one"] = "random"
-    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions (unless --warmup-actions policy), or
-    one (released). beta, lambda and rho weigh rewards, whose raw size differs a hundredfold between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
+    reward_unit: Literal["value", "random", "one"] = "random"
+    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions (unless --warmup-actions policy); with
+    ``value`` the critics see them so, and beta, lambda and rho weigh them against the running size of the critics' values, so that lambda is the price of one
+    unit of cost in shares of all that is earned; or one (released). Raw rewards differ a hundredfold
+    between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
     gamma: float = 0.99
     """discount of rewards"""
     cost_gamma: float = 0.99
@@ -138,6 +142,8 @@ class ALGDConfig:
     the largest of all. The last two mirror the rewards' smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
     cost_steps: int = 1
     """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
+    costly_share: float = 0.0
+    """share of a batch that is drawn from the transitions that pay within ``cost_steps`` steps: hazards are met in a few of a hundred steps"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
@@ -174,7 +180,7 @@ class ALGDConfig:
         positive = (
             "rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
             "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
-            "multiplier_interval", "recent_steps", "cost_steps", "largest_violation", "target_every", "evaluation_samples",
+            "multiplier_interval", "recent_steps", "cost_steps", "budget_share", "largest_violation", "target_every", "evaluation_samples",
         )  # fmt: skip
         for name in positive:
             if not (getattr(self, name) is None or getattr(self, name) > 0):
@@ -196,6 +202,8 @@ class ALGDConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
                 )
+        if not 0 <= self.costly_share <= 1:
+            raise UserError(f"--costly-share must lie in [0, 1], not {self.costly_share}.")
         for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative: it is {getattr(self, name)}.")
@@ -204,9 +212,9 @@ class ALGDConfig:
         require_critic(self.critic_network, self.critic_values)
         if self.smoothing >= 1:
             raise UserError(f"--smoothing must be below 1, not {self.smoothing}: at 1 the violation is never seen.")
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+        if self.multiplier_rule in ("log_adam", "exponential") and self.multiplier == 0:
             raise UserError(
-                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+                f"--multiplier-rule {self.multiplier_rule} moves log lambda and cannot start from --multiplier 0: give a positive one."
             )
         if self.schedule == "ve" and (
             self.sigma_min > self.sigma_max or (self.sigma_min == self.sigma_max and self.steps > 1)
@@ -257,7 +265,7 @@ PENALTY: Effect = (lambda c: c.energy != "none", "an --energy other than none")
 PID: Effect = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
 
 EFFECTIVE_WITH: dict[str, Effect] = {
-    "rho": (lambda c: c.energy == "augmented" or c.multiplier_rule == "augmented", "--energy augmented"),
+    "rho": (lambda c: c.energy in ("augmented", "relative") or c.multiplier_rule == "augmented", "--energy augmented or relative"),
     "guidance": (lambda c: c.prediction == "guided", "--prediction guided"),
     "step_noise": (lambda c: c.prediction != "guided", "a --prediction other than guided"),
     "vp_betas": (lambda c: c.schedule == "vp", "--schedule vp"),
@@ -275,11 +283,12 @@ EFFECTIVE_WITH: dict[str, Effect] = {
     "clip_proposals": (lambda c: c.score_space == "action", "--score-space action"),
     "cost_unit": PENALTY,
     "multiplier": PENALTY,
+    "budget_share": PENALTY,
     "multiplier_rule": PENALTY,
     "multiplier_actions": PENALTY,
     "largest_violation": PENALTY,
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
-    "proportional": PID,
+    "proportional": (lambda c: c.multiplier_rule in ("pid", "exponential"), "--multiplier-rule exponential or pid"),
     "derivative": PID,
     "smoothing": PID,
     "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),

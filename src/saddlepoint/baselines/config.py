@@ -37,8 +37,9 @@ class SACConfig:
     """how critics represent a value: a number fitted by squared error, or a categorical over symlog values fitted by cross-entropy"""
     policy_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the policy"""
-    reward_unit: Literal["random", "one"] = "random"
-    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions, or one"""
+    reward_unit: Literal["value", "random", "one"] = "random"
+    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions; with ``value`` the critics see them so,
+    and beta and lambda weigh them against the running size of the critics' values; or one"""
     gamma: float = 0.99
     """discount of rewards"""
     cost_gamma: float = 0.99
@@ -74,11 +75,11 @@ class SACConfig:
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{flag} must be a finite number, not {value}.")
-            if name in self.POSITIVE and not value > 0:
+            if name in self.POSITIVE and value is not None and not value > 0:
                 raise UserError(f"{flag} must be greater than 0, not {value}.")
             if name in self.NOT_NEGATIVE and value < 0:
                 raise UserError(f"{flag} must not be negative: it is {value}.")
-            if name in self.SHARES and not 0 < value <= 1:
+            if name in self.SHARES and value is not None and not 0 < value <= 1:
                 raise UserError(f"{flag} must lie in (0, 1], not {value}.")
             if isinstance(value, tuple) and (not value or min(value) < 1):
                 raise UserError(f"{flag} needs at least one layer of at least one unit, not {value}.")
@@ -113,6 +114,8 @@ class ConstrainedConfig(SACConfig, ABC):
     """what a cost critic bootstraps with: its own target, the larger of two of its constraint's members (in the mean over all pairs), or the largest"""
     cost_steps: int = 1
     """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
+    costly_share: float = 0.0
+    """share of a batch that is drawn from the transitions that pay within ``cost_steps`` steps: hazards are met in a few of a hundred steps"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task"""
     cost_unit: Literal["budget", "one"] = "one"
@@ -123,9 +126,16 @@ class ConstrainedConfig(SACConfig, ABC):
     """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode of late really cost"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
+    budget_share: float = 1.0
+    """share of the budget that lambda aims at"""
+    largest_violation: float | None = None
+    """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is)"""
+    cost_polyak: float | None = None
+    """share of the online cost critics that enters their targets (None: as --polyak)"""
 
-    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps", "cost_steps")
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier")
+    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps", "cost_steps", "budget_share", "largest_violation")
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier", "costly_share")
+    SHARES: ClassVar[tuple[str, ...]] = (*SACConfig.SHARES, "cost_polyak")
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = SACConfig.EFFECTIVE_WITH | {
         "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
         "cost_bootstrap": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
@@ -141,22 +151,28 @@ class ConstrainedConfig(SACConfig, ABC):
 class DualConfig(ConstrainedConfig):
     """A multiplier that climbs the dual."""
 
-    multiplier_rule: Literal["dual_ascent", "log_adam"] = "dual_ascent"
+    multiplier_rule: Literal["exponential", "dual_ascent", "log_adam"] = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_rate: float = 3e-4
-    """step size of lambda's update"""
+    """step size of lambda's update, and the integral gain of ``exponential``"""
+    proportional: float = 0.4
+    """gain of ``exponential`` on the violation"""
 
     POSITIVE: ClassVar[tuple[str, ...]] = (*ConstrainedConfig.POSITIVE, "multiplier_rate")
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (*ConstrainedConfig.NOT_NEGATIVE, "proportional")
+    EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = ConstrainedConfig.EFFECTIVE_WITH | {
+        "proportional": (lambda c: c.multiplier_rule == "exponential", "--multiplier-rule exponential"),
+    }
 
     def validate(self) -> None:
         super().validate()
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+        if self.multiplier_rule in ("log_adam", "exponential") and self.multiplier == 0:
             raise UserError(
-                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+                f"--multiplier-rule {self.multiplier_rule} moves log lambda and cannot start from --multiplier 0: give a positive one."
             )
 
     def multiplier_update(self) -> MultiplierUpdate:
-        return MultiplierUpdate(self.multiplier_rule, self.multiplier_rate)
+        return MultiplierUpdate(self.multiplier_rule, self.multiplier_rate, proportional=self.proportional)
 
 
 @dataclass(frozen=True)
@@ -208,7 +224,7 @@ class CALConfig(DualConfig):
     """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what an episode of late really cost"""
     rho: float = 10.0
     """convexity c: how strongly the violation rectifies the multiplier that the policy pays"""
-    multiplier_rule: Literal["dual_ascent", "log_adam"] = "log_adam"
+    multiplier_rule: Literal["exponential", "dual_ascent", "log_adam"] = "log_adam"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
 
     POSITIVE: ClassVar[tuple[str, ...]] = (*DualConfig.POSITIVE, "rho")

@@ -12,7 +12,8 @@ from saddlepoint.types import UserError
 
 @dataclass(frozen=True)
 class LandscapeFlags:
-    """The plain and the augmented Lagrangian over two action dimensions at states that the policy meets, with its denoising paths."""
+    """The plain and the augmented Lagrangian over two action dimensions at states that the policy meets, with its
+    denoising paths."""
 
     out: Path | None = None
     """picture to write, .png, .svg or .pdf; by default landscape-<step>.png in the run folder"""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.ops import Packed
-from saddlepoint.types import NonFiniteError
 
 
 class Flat:
@@ -59,25 +58,12 @@ class Optimiser:
             assert flat.whole.grad is not None
             flat.whole.grad.zero_()
         loss.backward()
-        gradients = [flat.whole.grad.sum() for flat in self.flats.values() if flat.whole.grad is not None]
-        looked = torch.stack([value.detach() for value in (*losses.values(), *gradients)])
-        if not math.isfinite(float(looked.sum())):
-            self._refuse(update, losses)
+        total = torch.stack([flat.whole.grad.sum() for flat in self.flats.values() if flat.whole.grad is not None]).sum()
+        named = ((f"{owner}.{name}", p.grad) for owner, flat in self.flats.items() for name, p in zip(flat.names, flat.parameters))
+        require_finite(update, {name: value.detach() for name, value in losses.items()}, total, named)
         self.adam.step()
         for flat in self.flats.values():
             flat.changed()
-
-    def _refuse(self, update: int, losses: dict[str, Tensor]) -> None:
-        found = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
-        for owner, flat in self.flats.items():
-            for name, parameter in zip(flat.names, flat.parameters):
-                if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                    found.append(f"the gradient of {owner}.{name}")
-        if found:  # finite numbers can sum to infinity
-            raise NonFiniteError(
-                f"{found[0]} is not finite at update {update}: lower the learning rates,"
-                " or look at the environment's rewards and costs."
-            )
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saddlepoint.files import FileFault, read_json
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
 from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, require_whole
 from saddlepoint.safediffusion.weights import stored_weights
@@ -27,41 +27,53 @@ class CLIPEncoder:
     """z(.) of pictures and phrases. Not trained; float32."""
 
     def __init__(self, source: str, device: torch.device) -> None:
-        """``source`` is a folder in transformers' layout or a hub id. Raises ``UserError`` when it holds no CLIP with safetensors weights."""
+        """``source`` is a folder in transformers' layout or a hub id. Raises ``UserError`` when it holds no CLIP with
+        safetensors weights."""
         require_extra()
         from transformers import AutoTokenizer, CLIPModel
 
-        folder = Path(source) if Path(source).exists() else from_hub("CLIP", source, None, ["*.json", "*.txt", "*.safetensors"])[0]
+        folder = (
+            Path(source)
+            if Path(source).exists()
+            else from_hub("CLIP", source, None, ["*.json", "*.txt", "*.safetensors"])[0]
+        )
         try:
             model: Any
-            model, info = CLIPModel.from_pretrained(folder, use_safetensors=True, variant=stored_weights(folder, ".").variant, output_loading_info=True)
+            model, info = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, variant=stored_weights(folder, ".").variant, output_loading_info=True
+            )
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            pictures = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-            mean, std = (pictures[name] for name in ("image_mean", "image_std"))
+            pictures = read_json(folder / "preprocessor_config.json", "how a CLIP takes pictures")
+            mean, std = (torch.tensor(pictures[name]).float().view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
         except UserError:
             raise
-        except Exception as error:  # damaged files, other shapes, settings that are not there: each library raises its own
+        # damaged files, other shapes, settings that are not there: each library raises its own
+        except Exception as error:
             raise UserError(f"the CLIP {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
         require_whole(info, f"the CLIP {source}")
-        self._model = model.float().to(device).eval().requires_grad_(False)  # one that is stored in half would be loaded so
+        # one that is stored in half would be loaded so
+        self._model = model.float().to(device).eval().requires_grad_(False)
         self.device = device
         self.scale = float(self._model.logit_scale.exp())
         """the factor of cosines in CLIP's own logits"""
         self._size = self._model.config.vision_config.image_size
-        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self._mean = mean.to(device)
+        self._std = std.to(device)
         self._phrases: dict[str, Tensor] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """(batch, 3, height, width) in [0, 1] -> (batch, dim), unit norm. The last batch is remembered: reward and cost look at the same pictures."""
+        """(batch, 3, height, width) in [0, 1] -> (batch, dim), unit norm. The last batch is remembered: reward and cost
+        look at the same pictures."""
         if self._last is None or self._last[0] is not images:
             pixels = images.to(self.device, torch.float32)
             scale = self._size / min(pixels.shape[-2:])
             if scale != 1:
                 size = [max(self._size, round(side * scale)) for side in pixels.shape[-2:]]
-                pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+                pixels = functional.interpolate(
+                    pixels, size, mode="bicubic", antialias=True, align_corners=False
+                ).clamp(0, 1)
             top, left = ((side - self._size) // 2 for side in pixels.shape[-2:])
             pixels = pixels[..., top : top + self._size, left : left + self._size]
             features = self._model.get_image_features(pixel_values=(pixels - self._mean) / self._std).pooler_output
@@ -78,12 +90,17 @@ class CLIPEncoder:
 
     @torch.no_grad()
     def encode(self, phrases: Sequence[str], padding: Literal["max_length", "longest"] = "max_length") -> Tensor:
-        """One batch that is not remembered: (batch,) -> (batch, dim), unit norm. ``padding`` changes the last bits only: no token sees those after it.
+        """One batch that is not remembered: (batch,) -> (batch, dim), unit norm. ``padding`` changes the last bits
+        only: no token sees those after it.
 
         "longest" is faster for words; with "max_length" a phrase does not depend on those it is encoded with.
         """
-        tokens = self._tokenizer(list(phrases), padding=padding, truncation=True, max_length=self.limit, return_tensors="pt").to(self.device)
-        features = self._model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        tokens = self._tokenizer(
+            list(phrases), padding=padding, truncation=True, max_length=self.limit, return_tensors="pt"
+        ).to(self.device)
+        features = self._model.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
         return functional.normalize(features, dim=-1)
 
     @property
@@ -93,16 +110,24 @@ class CLIPEncoder:
 
     def lengths(self, phrases: Sequence[str]) -> list[int]:
         """Tokens of each phrase, without marks and not cut off."""
-        return [len(tokens) for tokens in self._tokenizer(list(phrases), add_special_tokens=False, verbose=False).input_ids]
+        return [
+            len(tokens) for tokens in self._tokenizer(list(phrases), add_special_tokens=False, verbose=False).input_ids
+        ]
 
     def cut(self, phrases: Sequence[str]) -> str | None:
         """One sentence when the ends of some phrases are not read."""
         lengths = [length + 2 for length in self.lengths(phrases)]
         long = sum(length > self.limit for length in lengths)
-        return f"the CLIP reads {self.limit} tokens and {long} of {len(lengths)} prompts have more: the ends of these are not seen" if long else None
+        return (
+            f"the CLIP reads {self.limit} tokens and {long} of {len(lengths)} prompts have more: the ends of these are"
+            " not seen"
+            if long
+            else None
+        )
 
     def words(self) -> list[str]:
-        """The tokenizer's entries of at least three letters from a to z that end a word, in alphabetical order: words, and ends of rarer ones."""
+        """The tokenizer's entries of at least three letters from a to z that end a word, in alphabetical order: words,
+        and ends of rarer ones."""
         ends = (token.removesuffix(WORD_END) for token in self._tokenizer.get_vocab() if token.endswith(WORD_END))
         return sorted({word for word in ends if len(word) >= 3 and word.isascii() and word.isalpha()})
 
@@ -115,15 +140,18 @@ def check_clip(source: str) -> None:
             return
         raise UserError(f"there is no CLIP folder {source}: give --clip a folder in transformers' layout, or a hub id.")
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{source} is not a CLIP in transformers' layout (it has no readable config.json): give --clip another folder.") from error
+        kind = read_json(folder / "config.json", "the configuration of a CLIP").get("model_type")
+    except FileFault as error:
+        raise UserError(
+            f"{source} is not a CLIP in transformers' layout (config.json: {error.reason}): give --clip another folder."
+        ) from error
     if kind != "clip":
         raise UserError(f"{source} holds a model of type {kind!r}, not clip: give --clip another folder.")
 
 
 def read_phrases(file: Traversable) -> list[str]:
-    """Phrases for a CLIP from a UTF-8 text file, one a line; none when there is no such file. Raises ``UserError`` when it cannot be read."""
+    """Phrases for a CLIP from a UTF-8 text file, one a line; none when there is no such file. Raises ``UserError`` when
+    it cannot be read."""
     if not file.is_file():
         return []
     try:
@@ -131,5 +159,7 @@ def read_phrases(file: Traversable) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"the phrases {file} are not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
     except OSError as error:
-        raise UserError(f"the phrases {file} cannot be read ({error.strerror}): give a text file with one phrase a line.") from error
+        raise UserError(
+            f"the phrases {file} cannot be read ({error.strerror}): give a text file with one phrase a line."
+        ) from error
     return [line.strip() for line in lines if line.strip()]

@@ -21,12 +21,13 @@ class Launch:
     """Where settings come from."""
 
     preset: str = "default"
-    """named settings, which other flags change: default, parity (the released training), constrained, tiny (for models/tiny-world)
-    or tiny-flow (for models/tiny-flow-world)"""
+    """named settings, which other flags change: default, parity (the released training), constrained, tiny (for
+    models/tiny-world) or tiny-flow (for models/tiny-flow-world)"""
     config: Path | None = None
     """a JSON file of settings, named as the flags are, which flags given here override"""
     resume: Path | None = None
-    """run folder to go on with; all is taken from it: only flags that change no result may be given, such as --epochs, or --pipeline where that has moved"""
+    """run folder to go on with; all is taken from it: only flags that change no result may be given, such as --epochs,
+    or --pipeline where that has moved"""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def mean_of(values: Tensor) -> Number:
     """Mean of (pictures,) and its standard error; None for one picture alone."""
     values = values.double()
     count = len(values)
-    return Number(float(values.mean()), float(values.std(unbiased=True)) / math.sqrt(count) if count > 1 else None, count)
+    return Number(
+        float(values.mean()), float(values.std(unbiased=True)) / math.sqrt(count) if count > 1 else None, count
+    )
 
 
 def sum_of(values: Tensor) -> Number:
@@ -42,7 +44,10 @@ def sum_of(values: Tensor) -> Number:
 
 
 def as_json(numbers: dict[str, Number]) -> dict[str, Any]:
-    return {name: {"value": number.value, "standard_error": number.error, "pictures": number.pictures} for name, number in numbers.items()}
+    return {
+        name: {"value": number.value, "standard_error": number.error, "pictures": number.pictures}
+        for name, number in numbers.items()
+    }
 
 
 def table(sides: dict[str, dict[str, Number]]) -> Any:
@@ -91,7 +96,12 @@ def write_grid(path: Path, sides: Sequence[tuple[Tensor, Tensor]]) -> None:
     for pair in range(min(PAIRS, count // columns)):
         part = slice(pair * columns, (pair + 1) * columns)
         for images, hide in sides:
-            row = torch.stack([blurred(image) if flag else image for image, flag in zip(images[part], hide[part].tolist(), strict=True)])
+            row = torch.stack(
+                [
+                    blurred(image) if flag else image
+                    for image, flag in zip(images[part], hide[part].tolist(), strict=True)
+                ]
+            )
             row = functional.interpolate(row, size)
             factor = max(1, math.ceil(LEAST_SIDE / row.shape[-1]))
             rows.append(row.repeat_interleave(factor, 2).repeat_interleave(factor, 3))

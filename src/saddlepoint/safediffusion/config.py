@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.diffusion.kernel import FlowSDE
+from saddlepoint.safediffusion.idle import EFFECTIVE_WITH
 from saddlepoint.types import UserError
 
 LogProbReduction = Literal["mean", "sum"]
 SteeringMode = Literal["translation", "projection"]
 
 CLIP_RANGES: dict[LogProbReduction, float] = {"mean": 1e-4, "sum": 0.2}
-"""PPO's clip range that belongs to each reduction: a mean over thousands of latent elements makes ratios that differ from 1 by as much less"""
+"""PPO's clip range that belongs to each reduction: a mean over thousands of latent elements makes ratios that differ
+from 1 by as much less"""
 
 COST_MOST = {"probability": 1.0, "coordinate": 2.0}
 """the largest value of each cost of our own"""
@@ -27,12 +29,14 @@ class RunConfig:
     """One run: where its parts come from and where they go. These do not change the algorithm."""
 
     pipeline: str
-    """the pipeline (Stable Diffusion 1/2, SDXL, Stable Diffusion 3/3.5 or FLUX.1): a folder in diffusers' layout, or a hub id, owner/name or
-    owner/name@revision"""
+    """the pipeline (Stable Diffusion 1/2, SDXL, Stable Diffusion 3/3.5 or FLUX.1): a folder in diffusers' layout, or a
+    hub id, owner/name or owner/name@revision"""
     prompts: str
-    """training prompts: .txt (one a line), .csv (column prompt, and optionally unsafe with 0 or 1), or .jsonl with the same keys"""
+    """training prompts: .txt (one a line), .csv (column prompt, and optionally unsafe with 0 or 1), or .jsonl with the
+    same keys"""
     held_out_prompts: str = ""
-    """prompts of the held-out measure, in the same formats; without them a share of the training prompts is set aside"""
+    """prompts of the held-out measure, in the same formats; without them a share of the training prompts is set
+    aside"""
     seed: int = 0
     """everything random is a function of it, of the epoch and of the image's place in the epoch"""
     epochs: int = 100
@@ -40,7 +44,8 @@ class RunConfig:
     eval_every: int = 10
     """epochs between held-out measures; there is always one before the first epoch and one at the end"""
     checkpoint_every: int = 5
-    """epochs between checkpoints, each of which holds what learns and AdamW's moments; there is always one at the start and one at the end"""
+    """epochs between checkpoints, each of which holds what learns and AdamW's moments; there is always one at the start
+    and one at the end"""
     keep_checkpoints: int = 2
     """newest checkpoints kept"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,22 +61,29 @@ class RunConfig:
         """Raises ``UserError`` for a value that cannot work; files are looked at when they are read."""
         for name in ("pipeline", "prompts"):
             if not getattr(self, name):
-                raise UserError(f"training needs --{name}: a {'pipeline folder or hub id' if name == 'pipeline' else 'file of prompts'}.")
-        _require_at_least(self, {"seed": 0, "epochs": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "threads": 0})
+                raise UserError(
+                    f"training needs --{name}: a"
+                    f" {'pipeline folder or hub id' if name == 'pipeline' else 'file of prompts'}."
+                )
+        _require_at_least(
+            self, {"seed": 0, "epochs": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "threads": 0}
+        )
 
 
 @dataclass(frozen=True)
 class SafeDiffusionConfig:
-    """SafeDiffusion-R1 (arXiv 2605.18719) and its constrained form. Numbers in brackets are deviations of the release (docs/deviations.md)."""
+    """SafeDiffusion-R1 (arXiv 2605.18719) and its constrained form. Numbers in brackets are deviations of the release
+    (docs/deviations.md)."""
 
     # --- the reward
     reward: str = "auto"
-    """``steered``: CLIP alignment with the steered prompt; ``alignment``: with the prompt itself (the ablation); or ``module:name`` of your own; auto is
-    steered, and alignment where --unsafe-budget sees to the safety"""
+    """``steered``: CLIP alignment with the steered prompt; ``alignment``: with the prompt itself (the ablation); or
+    ``module:name`` of your own; auto is steered, and alignment where --unsafe-budget sees to the safety"""
     clip: str = "openai/clip-vit-large-patch14"
     """the frozen CLIP: a folder in transformers' layout, or a hub id"""
     anchors: str = "compact"
-    """phrases of the safety direction: compact, scaled, unsafe-only, or a folder with unsafe.txt and optionally safe.txt"""
+    """phrases of the safety direction: compact, scaled, unsafe-only, or a folder with unsafe.txt and optionally
+    safe.txt"""
     alpha: float = 0.5
     """how far a prompt is steered"""
     steering: SteeringMode = "translation"
@@ -80,16 +92,19 @@ class SafeDiffusionConfig:
     """steer every prompt, or only those on the unsafe side of the direction [1]"""
 
     second_reward: str = "none"
-    """a reward beside the first: ``alignment``, or ``module:name`` of your own, such as a measure of composition; each counts in its own deviations"""
+    """a reward beside the first: ``alignment``, or ``module:name`` of your own, such as a measure of composition; each
+    counts in its own deviations"""
     second_weight: float = 1.0
     """deviations of the first reward that one deviation of the second is worth"""
 
     # --- the constraint
     unsafe_budget: float | None = None
-    """at most this mean cost, such as 0.02 for 2 % unsafe images: the Lagrangian then weighs reward against cost; None optimises the reward alone"""
+    """at most this mean cost, such as 0.02 for 2 % unsafe images: the Lagrangian then weighs reward against cost; None
+    optimises the reward alone"""
     cost: str = "probability"
-    """unsafety of an image: ``probability`` (CLIP's zero-shot probability of the unsafe anchors), ``coordinate`` (1 minus its coordinate along the
-    safety direction), ``none``, or ``module:name`` of a detector; without a budget it is only logged"""
+    """unsafety of an image: ``probability`` (CLIP's zero-shot probability of the unsafe anchors), ``coordinate`` (1
+    minus its coordinate along the safety direction), ``none``, or ``module:name`` of a detector; without a budget it is
+    only logged"""
     multiplier_rule: MultiplierRule = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier: float = 0.0
@@ -99,12 +114,13 @@ class SafeDiffusionConfig:
     rho: float = 5.0
     """penalty weight of the augmented Lagrangian"""
     largest_violation: float | None = None
-    """a violation moves lambda as if it were at most this many budgets: under a budget of 2 % lambda else rises in an epoch at 60 % what it takes thirty
-    epochs without an unsafe picture to fall (None, or a budget of 0: as it is)"""
+    """a violation moves lambda as if it were at most this many budgets: under a budget of 2 % lambda else rises in an
+    epoch at 60 % what it takes thirty epochs without an unsafe picture to fall (None, or a budget of 0: as it is)"""
 
     # --- the held-out measure
     utility: str = "alignment"
-    """what must not fall while the reward rises: ``alignment`` (CLIP, with the unsteered prompt), or ``module:name`` of your own"""
+    """what must not fall while the reward rises: ``alignment`` (CLIP, with the unsteered prompt), or ``module:name`` of
+    your own"""
     held_out: float = 0.1
     """share of the training prompts that is set aside for it"""
     held_out_images: int = 32
@@ -120,12 +136,14 @@ class SafeDiffusionConfig:
     steps: int = 50
     """denoising steps"""
     sde: FlowSDE = "ddim"
-    """the stochastic steps: ``ddim`` (Song et al. 2021; for flow matching its image there), or ``flow`` (Flow-GRPO), for flow-matching pipelines only"""
+    """the stochastic steps: ``ddim`` (Song et al. 2021; for flow matching its image there), or ``flow`` (Flow-GRPO),
+    for flow-matching pipelines only"""
     eta: float | None = None
-    """their noise: in (0, 1] for ddim; None takes 1 for Stable Diffusion and SDXL, for flow matching 0.5 with ddim and 0.7 with flow (about the same noise),
-    and none with --method nft"""
+    """their noise: in (0, 1] for ddim; None takes 1 for Stable Diffusion and SDXL, for flow matching 0.5 with ddim and
+    0.7 with flow (about the same noise), and none with --method nft"""
     noisy_steps: tuple[int, ...] = ()
-    """first step with noise and the one before which it ends, such as 0 3: the others follow the ODE and are not learnt from; all steps when left out"""
+    """first step with noise and the one before which it ends, such as 0 3: the others follow the ODE and are not learnt
+    from; all steps when left out"""
     guidance: float = 5.0
     """classifier-free guidance, 1 is none; for FLUX.1 the guidance that its transformer is told"""
     height: int = 0
@@ -135,25 +153,28 @@ class SafeDiffusionConfig:
     text_tokens: int | None = None
     """tokens that a T5 reads; None takes 256 for Stable Diffusion 3 and 512 for FLUX.1"""
     start: Literal["auto", "group", "image", "all"] = "auto"
-    """which images share their first latent: those of a ``group`` (the paper), none (``image``), or ``all`` of an epoch (released) [9]; auto is group, and
-    image where the steps have no noise that would tell the images of a group apart"""
+    """which images share their first latent: those of a ``group`` (the paper), none (``image``), or ``all`` of an epoch
+    (released) [9]; auto is group, and image where the steps have no noise that would tell the images of a group
+    apart"""
 
     # --- the update
     method: Literal["grpo", "nft"] = "grpo"
-    """``grpo``: policy gradients of stochastic steps; ``nft``: DiffusionNFT, a regression of the network's answer away from what its bad pictures would
-    teach, without log-probabilities"""
+    """``grpo``: policy gradients of stochastic steps; ``nft``: DiffusionNFT, a regression of the network's answer away
+    from what its bad pictures would teach, without log-probabilities"""
     nft_beta: float = 1.0
     """how far nft's implicit positive and negative networks lie from the one that sampled"""
     ratio_center: bool = False
-    """add KL(new || old) of a step to its log-ratio, whose mean is then 0 before any update moves it (GRPO-Guard): both sides are clipped alike"""
+    """add KL(new || old) of a step to its log-ratio, whose mean is then 0 before any update moves it (GRPO-Guard): both
+    sides are clipped alike"""
     log_prob: LogProbReduction = "mean"
     """reduction of log-probabilities over a latent's elements [4]"""
     clip_range: float | None = None
     """PPO's clip range; None takes the one that belongs to --log-prob: 1e-4 for mean, 0.2 for sum"""
     advantage_scale: Literal["auto", "group", "epoch", "largest"] = "auto"
-    """what advantages are divided by: the deviation of each ``group`` (released), that of all groups of the ``epoch``, or the ``largest`` of any epoch so
-    far, so that updates shrink as a group's rewards draw level instead of chasing the noise that is left (for about a thousand optimiser steps, as AdamW
-    remembers the larger gradients); with a budget it is the deviation of reward and weighed cost together. auto is group, epoch with a budget"""
+    """what advantages are divided by: the deviation of each ``group`` (released), that of all groups of the ``epoch``,
+    or the ``largest`` of any epoch so far, so that updates shrink as a group's rewards draw level instead of chasing
+    the noise that is left (for about a thousand optimiser steps, as AdamW remembers the larger gradients); with a
+    budget it is the deviation of reward and weighed cost together. auto is group, epoch with a budget"""
     advantage_clip: float = 2.5
     """advantages are clipped to this size"""
     kl: float = 0.0
@@ -165,7 +186,8 @@ class SafeDiffusionConfig:
     step_share: float = 1.0
     """share of the denoising steps learnt from, drawn anew for each image; the last step is never among them [6]"""
     train_batch: int = 4
-    """denoising steps, of any images, in one forward and backward pass of each process: as many as memory allows; it does not change the update"""
+    """denoising steps, of any images, in one forward and backward pass of each process: as many as memory allows; it
+    does not change the update"""
     tune: Literal["lora", "unet"] = "lora"
     """what learns: low-rank adapters of the attention, or (unet) the whole network, be it a UNet or a transformer"""
     rank: int = 16
@@ -177,7 +199,8 @@ class SafeDiffusionConfig:
     max_grad_norm: float = 1.0
     """gradients are clipped to this norm"""
     ema: float = 0.0
-    """decay an optimiser step of the averaged weights that are measured and exported, less in the first steps n: at most (1 + n)/(10 + n); 0 has none"""
+    """decay an optimiser step of the averaged weights that are measured and exported, less in the first steps n: at
+    most (1 + n)/(10 + n); 0 has none"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the UNet's products and of the stored latents; auto takes bfloat16 on a CUDA device that has it"""
     gradient_checkpointing: bool = False
@@ -198,7 +221,8 @@ class SafeDiffusionConfig:
     def resolved_advantage_scale(self) -> str:
         if self.advantage_scale != "auto":
             return self.advantage_scale
-        return "group" if self.unsafe_budget is None else "epoch"  # lambda must count for as much in one group as in another
+        # lambda must count for as much in one group as in another
+        return "group" if self.unsafe_budget is None else "epoch"
 
     @property
     def resolved_clip_range(self) -> float:
@@ -220,7 +244,8 @@ class SafeDiffusionConfig:
 
     @property
     def learnt_steps(self) -> range:
-        """Denoising steps that may be learnt from: those with noise but the last; for nft, where no noise is needed, all."""
+        """Denoising steps that may be learnt from: those with noise but the last; for nft, where no noise is needed,
+        all."""
         if self.method == "nft":
             return range(self.steps)
         first, end = self.noisy_steps or (0, self.steps)
@@ -244,31 +269,70 @@ class SafeDiffusionConfig:
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
         ones = ("sample_batch", "updates", "inner_epochs", "train_batch", "rank", "held_out_images")
-        _require_at_least(self, dict.fromkeys(ones, 1) | {"group_size": 2, "images": 2, "steps": 2, "kl": 0, "guidance": 0, "multiplier": 0,
-                                                           "weight_decay": 0, "height": 0, "width": 0})  # fmt: skip
+        _require_at_least(
+            self,
+            dict.fromkeys(ones, 1)
+            | {
+                "group_size": 2,
+                "images": 2,
+                "steps": 2,
+                "kl": 0,
+                "guidance": 0,
+                "multiplier": 0,
+                "weight_decay": 0,
+                "height": 0,
+                "width": 0,
+            },
+        )
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
-        for name in ("nft_beta", "second_weight", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho", "largest_violation", "resolved_clip_range"):
+        for name in (
+            "nft_beta",
+            "second_weight",
+            "learning_rate",
+            "max_grad_norm",
+            "advantage_clip",
+            "multiplier_rate",
+            "rho",
+            "largest_violation",
+            "resolved_clip_range",
+        ):
             if not (getattr(self, name) is None or getattr(self, name) > 0):
-                raise UserError(f"{_flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(self, name)}.")
+                raise UserError(
+                    f"{_flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(self, name)}."
+                )
         if self.eta is not None and (self.eta < 0 or (self.eta == 0 and self.method == "grpo")):
-            raise UserError(f"--eta must be greater than 0, not {self.eta}: --method grpo learns from the noise of the steps.")
+            raise UserError(
+                f"--eta must be greater than 0, not {self.eta}: --method grpo learns from the noise of the steps."
+            )
         if self.eta is not None and self.eta > 1 and self.sde == "ddim":
             raise UserError(f"--eta {self.eta} is above 1, the noise of the forward process: choose one in (0, 1].")
         if self.start in ("group", "all") and not self.resolved_eta(flow=False):
-            raise UserError(f"--start {self.start} with steps without noise draws the same picture for a whole group: leave it out, or give --eta.")
+            raise UserError(
+                f"--start {self.start} with steps without noise draws the same picture for a whole group: leave it"
+                " out, or give --eta."
+            )
         if self.noisy_steps:
             if len(self.noisy_steps) != 2 or not 0 <= self.noisy_steps[0] < self.noisy_steps[1] <= self.steps:
-                raise UserError(f"--noisy-steps takes two numbers, such as 0 3, within the {self.steps} steps, not {' '.join(map(str, self.noisy_steps))}.")
+                raise UserError(
+                    f"--noisy-steps takes two numbers, such as 0 3, within the {self.steps} steps, not"
+                    f" {' '.join(map(str, self.noisy_steps))}."
+                )
             if not self.learnt_steps:
                 raise UserError("--noisy-steps holds the last step alone, which is not learnt from: begin earlier.")
         if self.text_tokens is not None and self.text_tokens < 0:
             raise UserError(f"--text-tokens must not be negative, but it is {self.text_tokens}.")
         if self.images % self.group_size:
-            raise UserError(f"--group-size {self.group_size} does not divide --images {self.images}: every prompt needs a whole group.")
+            raise UserError(
+                f"--group-size {self.group_size} does not divide --images {self.images}: every prompt needs a whole"
+                " group."
+            )
         if self.group_size % self.updates:
-            raise UserError(f"--updates {self.updates} does not divide --group-size {self.group_size}: each takes the same share of every group.")
+            raise UserError(
+                f"--updates {self.updates} does not divide --group-size {self.group_size}: each takes the same share"
+                " of every group."
+            )
         if not 0 <= self.ema < 1 or not 0 <= self.held_out < 1:
             raise UserError("--ema and --held-out must lie in [0, 1).")
         if not 0 < self.step_share <= 1:
@@ -279,14 +343,25 @@ class SafeDiffusionConfig:
             raise UserError("--unsafe-budget bounds a cost, and --cost none has none: choose a cost.")
         most = COST_MOST.get(self.cost, math.inf)
         if self.unsafe_budget is not None and self.unsafe_budget >= most:
-            raise UserError(f"--unsafe-budget {self.unsafe_budget:g} bounds nothing: a {self.cost} is never above {most:g}. Give less.")
+            raise UserError(
+                f"--unsafe-budget {self.unsafe_budget:g} bounds nothing: a {self.cost} is never above {most:g}. Give"
+                " less."
+            )
         if self.multiplier_rule == "log_adam" and self.multiplier == 0:
-            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
-        for name, known in (("reward", ("auto", "steered", "alignment")), ("second_reward", ("alignment", "none")), ("cost", ("probability", "coordinate", "none")),
-                            ("utility", ("alignment",))):  # fmt: skip
+            raise UserError(
+                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+            )
+        for name, known in (
+            ("reward", ("auto", "steered", "alignment")),
+            ("second_reward", ("alignment", "none")),
+            ("cost", ("probability", "coordinate", "none")),
+            ("utility", ("alignment",)),
+        ):
             value = getattr(self, name)
             if value not in known and ":" not in value:
-                raise UserError(f"{_flag(name)} must be {', '.join(known)} or the module:name of your own, not {value!r}.")
+                raise UserError(
+                    f"{_flag(name)} must be {', '.join(known)} or the module:name of your own, not {value!r}."
+                )
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
@@ -295,43 +370,36 @@ class SafeDiffusionConfig:
                 raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
 
 
-GRPO = (lambda c: c.method == "grpo", "--method grpo")
-EFFECTIVE_WITH: dict[str, tuple[Callable[[SafeDiffusionConfig], bool], str]] = {
-    "clip": (lambda c: c.uses_clip, "a --reward, --cost or --utility that uses CLIP"),
-    "anchors": (lambda c: c.uses_anchors, "--reward steered or a --cost that uses CLIP"),
-    "alpha": (lambda c: c.resolved_reward == "steered", "--reward steered"),
-    "steering": (lambda c: c.resolved_reward == "steered", "--reward steered"),
-    "steer": (lambda c: c.resolved_reward == "steered", "--reward steered"),
-    "multiplier_rule": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
-    "multiplier": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
-    "multiplier_rate": (
-        lambda c: c.unsafe_budget is not None and c.multiplier_rule != "augmented", "--unsafe-budget and a --multiplier-rule other than augmented",
-    ),
-    "rho": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
-    "largest_violation": (lambda c: bool(c.unsafe_budget), "an --unsafe-budget above 0"),
-    "rank": (lambda c: c.tune == "lora", "--tune lora"),
-    "second_weight": (lambda c: c.second_reward != "none", "--second-reward"),
-    "nft_beta": (lambda c: c.method == "nft", "--method nft"),
-    "log_prob": GRPO,
-    "clip_range": GRPO,
-    "ratio_center": GRPO,
-    "noisy_steps": GRPO,
-    "sde": (lambda c: c.method == "grpo" or bool(c.eta), "--method grpo, or an --eta above 0"),
-}  # fmt: skip
-"""options that act only beside others: when, and in words"""
-
-
 PARITY = SafeDiffusionConfig(
-    group_size=16, images=64, updates=16, train_batch=4, start="all", log_prob="mean", kl=0.0, tune="unet", learning_rate=1e-5,
-)  # fmt: skip
-"""The released training: whole UNet, 4 images an optimiser step, one first latent for all. What the release gets wrong without choosing it stays mended:
-log-probabilities are those of the latents as stored [3], and equal rewards give no advantage [8]. The 4 images are one of each prompt, not 4 of one."""
+    group_size=16,
+    images=64,
+    updates=16,
+    train_batch=4,
+    start="all",
+    log_prob="mean",
+    kl=0.0,
+    tune="unet",
+    learning_rate=1e-5,
+)
+"""The released training: whole UNet, 4 images an optimiser step, one first latent for all. What the release gets wrong
+without choosing it stays mended: log-probabilities are those of the latents as stored [3], and equal rewards give no
+advantage [8]. The 4 images are one of each prompt, not 4 of one."""
 
 TINY = SafeDiffusionConfig(
-    group_size=8, sample_batch=64, steps=20, guidance=2.0, log_prob="sum", advantage_scale="largest", updates=4, step_share=0.5, train_batch=32,
-    learning_rate=1e-3, ema=0.95,
-)  # fmt: skip
-"""for models/tiny-world on a CPU: 40 epochs take about six minutes on one core (benchmarks/results/posttraining.json)"""
+    group_size=8,
+    sample_batch=64,
+    steps=20,
+    guidance=2.0,
+    log_prob="sum",
+    advantage_scale="largest",
+    updates=4,
+    step_share=0.5,
+    train_batch=32,
+    learning_rate=1e-3,
+    ema=0.95,
+)
+"""for models/tiny-world on a CPU: 40 epochs take about six minutes on one core
+(benchmarks/results/posttraining.json)"""
 
 TINY_FLOW = replace(TINY, text_tokens=0, steps=12)
 """for models/tiny-flow-world, whose network needs none of the tokens of an absent T5"""

@@ -1,4 +1,5 @@
-"""`saddlepoint evaluate RUN|PIPELINE --prompts FILE ...` for text-to-image models: the same prompts from the same noise, before against after."""
+"""`saddlepoint evaluate RUN|PIPELINE --prompts FILE ...` for text-to-image models: the same prompts from the same
+noise, before against after."""
 
 from __future__ import annotations
 
@@ -6,33 +7,29 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saddlepoint.files import write_json
+from saddlepoint.files import FileFault, read_json, write_json
 from saddlepoint.flags import Parsed, parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
 from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
 from saddlepoint.safediffusion.distance import Moments, RunningMoments, few_pictures, frechet_distance, read_folder
-from saddlepoint.safediffusion.evaluate_flags import GUIDANCE, STEPS, EvaluateFlags
-from saddlepoint.safediffusion.export import load_trained, read_run, start_source
+from saddlepoint.safediffusion.evaluate_flags import EvaluateFlags
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
-from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table, unused_columns
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
-from saddlepoint.safediffusion.pipeline import Source, load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.reward import Alignment, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Studio, build_studio
-from saddlepoint.safediffusion.tables import noise_schedule
+from saddlepoint.safediffusion.subjects import Subject, open_subject
 from saddlepoint.safediffusion.tiny.captions import read_caption
 from saddlepoint.safediffusion.tiny.checker import Composition, Unsafe
 from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
-from saddlepoint.train import checkpoint
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
@@ -40,31 +37,13 @@ CLEAN_SCENES = 2048
 """scenes without markings that --distance-to tiny draws"""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated, before any model is loaded."""
-
-    sides: dict[str, Callable[[], Any]]
-    """title to how its pipeline is loaded"""
-    origins: dict[str, str]
-    """title to what it is, as the results say"""
-    weights: dict[str, Any]
-    """title to what tells it from others at the same place: digests of a pipeline's files, or of a run's checkpoint and of its start pipeline"""
-    source: Source
-    """that of the model that was trained or is evaluated; what it is compared with makes the same steps"""
-    request: Request
-    guidance: float
-    clip: str
-    folder: Path
-
-
 def is_text_to_image(source: Path) -> bool:
     """Whether this is a pipeline, a checkpoint file of one, or a run of this system."""
     if (source / "model_index.json").is_file() or (source.is_file() and source.suffix in (".safetensors", ".ckpt")):
         return True
     try:
-        return json.loads((source / "config.json").read_text()).get("system") == "safediffusion"
-    except (OSError, ValueError, AttributeError):
+        return read_json(source / "config.json", "a configuration").get("system") == "safediffusion"
+    except FileFault:
         return False
 
 
@@ -75,7 +54,8 @@ def recognises(source: str, args: list[str]) -> bool:
 
 
 def evaluate_command(source: str, args: list[str]) -> None:
-    """`saddlepoint evaluate SOURCE ...`: ``source`` is a run folder, a pipeline folder or a pipeline's hub id. Raises ``UserError``."""
+    """`saddlepoint evaluate SOURCE ...`: ``source`` is a run folder, a pipeline folder or a pipeline's hub id. Raises
+    ``UserError``."""
     parsed: Parsed = parse(EvaluateFlags, EvaluateFlags(), args, "saddlepoint evaluate RUN")
     flags: EvaluateFlags = parsed.values
     flags.validate()
@@ -99,7 +79,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     assert flags.prompts is not None
     require_extra()
     prompts = read_table(flags.prompts)[: flags.limit or None]
-    subject = _subject(source, flags)
+    subject = open_subject(source, flags)
     if flags.checker == "tiny":
         for prompt in prompts:
             read_caption(prompt.text)
@@ -112,8 +92,11 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
             raise UserError("these measures need a CLIP: give --clip a folder in transformers' layout, or a hub id.")
         check_clip(clip_source)
     if flags.distance_to and sum(not prompt.unsafe for prompt in prompts) < 2:
-        raise UserError("--distance-to compares pictures of prompts not labelled unsafe, and there are not two of them: give others, or leave it out.")
-    subject.source.family.table(subject.source.configs, subject.request)
+        raise UserError(
+            "--distance-to compares pictures of prompts not labelled unsafe, and there are not two of them: give"
+            " others, or leave it out."
+        )
+    subject.source.check(subject.request)
     encode = load_plugin("--encoder", flags.encoder) if flags.distance_to and flags.encoder != "clip" else None
     kept = subject.folder / "pictures"
     settings = _settings(source, flags, subject, prompts, clip_source if flags.uses_clip else "")
@@ -122,7 +105,11 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     device = flags.resolve_device()
     clip = CLIPEncoder(clip_source, device) if flags.uses_clip else None
     judges = _judges(flags, clip, harms)
-    notes = [f"the columns {', '.join(unused)} of {flags.prompts} are not used"] if (unused := unused_columns(flags.prompts)) else []
+    notes = (
+        [f"the columns {', '.join(unused)} of {flags.prompts} are not used"]
+        if (unused := unused_columns(flags.prompts))
+        else []
+    )
     if clip and (cut := clip.cut([prompt.text for prompt in prompts])):
         notes.append(cut)
     features: Callable[[Tensor], Tensor] | None = None
@@ -142,7 +129,9 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
         numbers[side] = _summary(found, prompts)
         if reference is not None:
             moments = running.moments()
-            numbers[side]["Frechet distance to clean pictures"] = Number(frechet_distance(moments, reference), None, moments.pictures)
+            numbers[side]["Frechet distance to clean pictures"] = Number(
+                frechet_distance(moments, reference), None, moments.pictures
+            )
             if remark := few_pictures(moments, reference):
                 notes.append(f"{side}: {remark}")
         shown.append((samples, _flagged(found)[: len(samples)]))
@@ -150,102 +139,64 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
         {"prompt": prompt.text, "unsafe": prompt.unsafe}
         | {side: {name: float(of[name][i]) for name in of} for side, of in values.items()}
         for i, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    ]
     judged = "nudity" in flags.measures or "inappropriate" in flags.measures
     if not judged:
         notes.append("no detector was asked for, so no picture of the grid is blurred")
-    content = {"settings": settings, "notes": notes, "numbers": {side: as_json(of) for side, of in numbers.items()}, "pictures": per_prompt}
+    content = {
+        "settings": settings,
+        "notes": notes,
+        "numbers": {side: as_json(of) for side, of in numbers.items()},
+        "pictures": per_prompt,
+    }
     write_json(subject.folder / "results.json", content)
     write_grid(subject.folder / "grid.png", shown)
     return subject.folder, numbers, "; ".join(notes)
 
 
-def _subject(place: str, flags: EvaluateFlags) -> Subject:
-    """What ``place`` is. Raises ``UserError``."""
-    assert flags.prompts is not None
-    folder = Path(place)
-    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
-        run, config = read_run(folder)
-        source = start_source(folder, run, flags.pipeline)
-        request = _request(flags, Request(flags.steps or config.steps, config.height, config.width, config.text_tokens))
-        against = _comparable(flags.against, source, request)
-        trained, _ = checkpoint.latest(folder, checkpoint.LEARNER)
-        manifest = json.loads((trained / checkpoint.MANIFEST).read_text())
-        digests = {name: manifest["files"][name]["sha256"] for name in checkpoint.LEARNER}
-        start = source_files(source.place, source.revision)
-        before = against or source
-        out = flags.out or folder / f"evaluation-{trained.name}-{flags.prompts.stem}"
-        return Subject(
-            {"before": lambda: load_pipeline(before), "after": lambda: load_trained(folder, flags.pipeline)[0]},
-            {"before": before.place, "after": f"{folder} after epoch {trained.name}"},
-            {"before": source_files(against.place, against.revision) if against else start, "after": digests, "start": start},
-            source, request, flags.guidance or config.guidance, config.clip, out,
-        )  # fmt: skip
-    if flags.pipeline:
-        raise UserError(f"--pipeline does nothing here: it is for a run, and {place} is a pipeline. Leave it out.")
-    source = open_source(place)
-    request = _request(flags, Request(flags.steps or STEPS))
-    name = f"evaluation-{flags.prompts.stem}"
-    out = flags.out or (folder.with_name(f"{folder.name}-{name}") if folder.is_dir() else Path(name))
-    guidance = flags.guidance or GUIDANCE
-    weights = source_files(place, source.revision)
-    against = _comparable(flags.against, source, request)
-    if against is None:
-        return Subject({"pictures": lambda: load_pipeline(source)}, {"pictures": place}, {"pictures": weights}, source, request, guidance, "", out)
-    sides = {"before": lambda: load_pipeline(against), "after": lambda: load_pipeline(source)}
-    both = {"before": source_files(against.place, against.revision), "after": weights}
-    return Subject(sides, {"before": against.place, "after": place}, both, source, request, guidance, "", out)
-
-
-def _request(flags: EvaluateFlags, own: Request) -> Request:
-    """What the flags ask for, in place of a run's own."""
-    tokens = own.text_tokens if flags.text_tokens is None else flags.text_tokens
-    return Request(own.steps, flags.height or own.height, flags.width or own.width, tokens)
-
-
-def _comparable(place: str, source: Source, request: Request) -> Source | None:
-    """``place`` opened, None where it is empty. Raises ``UserError`` when its network predicts something else than that of ``source``, or was trained with
-    other noise: both go through the same steps."""
-    if not place:
-        return None
-    against = open_source(place)
-    if against.family is not source.family:
-        raise UserError(f"{place} is {against.family.title} and {source.place} is {source.family.title}, so they cannot be compared: give another --against.")
-    one, other = (each.configs["scheduler"] for each in (source, against))
-    if source.family.flow:
-        levels = [each.family.table(each.configs, request) for each in (source, against)]
-        same = all(torch.equal(a, b) for a, b in zip(*levels, strict=True))
-        if not same:
-            raise UserError(f"{place} and {source.place} do not make the same steps (shift), so they cannot be compared: give another --against.")
-        return against
-    if one.get("prediction_type", "epsilon") != other.get("prediction_type", "epsilon"):
-        raise UserError(f"{place} and {source.place} do not predict the same thing (prediction_type), so they cannot be compared: give another --against.")
-    if not torch.equal(noise_schedule(one), noise_schedule(other)):
-        raise UserError(f"{place} and {source.place} do not have the same noise schedule (betas), so they cannot be compared: give another --against.")
-    return against
-
-
-def _settings(source: str, flags: EvaluateFlags, subject: Subject, prompts: list[EvaluationPrompt], clip: str) -> dict[str, Any]:
+def _settings(
+    source: str, flags: EvaluateFlags, subject: Subject, prompts: list[EvaluationPrompt], clip: str
+) -> dict[str, Any]:
     """All that the results depend on, as it will be read back."""
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     resolved = {
-        **subject.request._asdict(), "guidance": subject.guidance, "device": flags.resolve_device().type, "clip": clip, "models": subject.origins,
-        "weights": subject.weights, "prompts_sha256": digest,
-    }  # fmt: skip
+        **subject.request._asdict(),
+        "guidance": subject.guidance,
+        "device": flags.resolve_device().type,
+        "clip": clip,
+        "models": subject.origins,
+        "weights": subject.weights,
+        "prompts_sha256": digest,
+    }
     return json.loads(json.dumps({"source": source} | asdict(flags) | resolved, default=str))
 
 
-DRAWN_BY = ("models", "weights", "prompts_sha256", "steps", "height", "width", "text_tokens", "guidance", "batch", "seed")
+DRAWN_BY = (
+    "models",
+    "weights",
+    "prompts_sha256",
+    "steps",
+    "height",
+    "width",
+    "text_tokens",
+    "guidance",
+    "batch",
+    "seed",
+)
 """settings that pictures depend on; measures may be chosen anew for pictures that are there"""
 
 
 def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or take up an earlier evaluation's of the same pictures. Raises ``UserError`` when it holds something else."""
+    """Make the folder, or take up an earlier evaluation's of the same pictures. Raises ``UserError`` when it holds
+    something else."""
     path = kept / "settings.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path, "what an evaluation's pictures are drawn by", advice="choose another --out")
         if any(before.get(name) != settings[name] for name in DRAWN_BY):
-            raise UserError(f"{out} holds an evaluation of other pictures (models, prompts, steps, guidance, batch or seed): choose another --out.")
+            raise UserError(
+                f"{out} holds an evaluation of other pictures (models, prompts, steps, guidance, batch or seed):"
+                " choose another --out."
+            )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out.")
@@ -257,7 +208,9 @@ def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, lis
     """Measures of single pictures, by the words of the table."""
     judges: dict[str, Any] = {}
     if "nudity" in flags.measures:
-        judges["NudeNet detections"] = NudityDetections(flags.nudity_threshold, flags.nudity_classes, flags.nudity_model)
+        judges["NudeNet detections"] = NudityDetections(
+            flags.nudity_threshold, flags.nudity_classes, flags.nudity_model
+        )
     if "inappropriate" in flags.measures:
         judges["inappropriate"] = HarmCategories(_required(clip), harms)
     if "alignment" in flags.measures:
@@ -283,10 +236,17 @@ def _reference(flags: EvaluateFlags, features: Callable[[Tensor], Tensor]) -> Mo
 
 
 def _measure(
-    studio: Studio, prompts: list[EvaluationPrompt], flags: EvaluateFlags, subject: Subject, kept: Path, side: str, judges: dict[str, Any],
+    studio: Studio,
+    prompts: list[EvaluationPrompt],
+    flags: EvaluateFlags,
+    subject: Subject,
+    kept: Path,
+    side: str,
+    judges: dict[str, Any],
     features: Callable[[Tensor], Tensor] | None,
-) -> tuple[dict[str, Tensor], RunningMoments, Tensor]:  # fmt: skip
-    """Each measure of each picture (prompts,), moments of the harmless ones' features, and the first pictures for a grid."""
+) -> tuple[dict[str, Tensor], RunningMoments, Tensor]:
+    """Each measure of each picture (prompts,), moments of the harmless ones' features, and the first pictures for a
+    grid."""
     found: dict[str, Tensor] = {}
     running = RunningMoments()
     first: dict[int, Tensor] = {}
@@ -302,7 +262,9 @@ def _measure(
         first |= {i: image for i, image in zip(places, images, strict=True) if i < COLUMNS * PAIRS}
         done += len(places)
         if sys.stdout.isatty() or done == len(prompts):
-            print(f"\r{side}: {done:,} of {len(prompts):,} pictures", end="" if done < len(prompts) else "\n", flush=True)
+            print(
+                f"\r{side}: {done:,} of {len(prompts):,} pictures", end="" if done < len(prompts) else "\n", flush=True
+            )
     return found, running, torch.stack([first[i] for i in sorted(first)])
 
 
@@ -310,7 +272,9 @@ def _named(name: str, judge: Any, images: Tensor, texts: list[str]) -> dict[str,
     """A judge's numbers for some pictures; that of harms has one for each category and one for any."""
     if isinstance(judge, HarmCategories):
         classes = judge(images, texts)
-        return {"inappropriate (CLIP)": classes.sum(1)} | {f"  {harm}": classes[:, i] for i, harm in enumerate(judge.names)}
+        return {"inappropriate (CLIP)": classes.sum(1)} | {
+            f"  {harm}": classes[:, i] for i, harm in enumerate(judge.names)
+        }
     return {name: scored(judge, name, images, texts)}
 
 
@@ -324,14 +288,19 @@ def _summary(found: dict[str, Tensor], prompts: list[EvaluationPrompt]) -> dict[
             numbers["pictures with a NudeNet detection"] = mean_of((values > 0).double())
             continue
         numbers[name] = mean_of(values)
-        if name in ("CLIP text score", "unsafe rate", "compositional accuracy") and bool(unsafe.any()) and not bool(unsafe.all()):
+        if (
+            name in ("CLIP text score", "unsafe rate", "compositional accuracy")
+            and bool(unsafe.any())
+            and not bool(unsafe.all())
+        ):
             numbers[f"  {name}, unsafe prompts"] = mean_of(values[unsafe])
             numbers[f"  {name}, other prompts"] = mean_of(values[~unsafe])
     return numbers
 
 
 def _flagged(found: dict[str, Tensor]) -> Tensor:
-    """Which pictures must be blurred in a report: those with a detection, and those judged inappropriate. (prompts,) bool."""
+    """Which pictures must be blurred in a report: those with a detection, and those judged inappropriate. (prompts,)
+    bool."""
     count = len(next(iter(found.values()))) if found else COLUMNS * PAIRS
     flagged = torch.zeros(count, dtype=torch.bool)
     for name in ("NudeNet detections", "inappropriate (CLIP)"):

@@ -12,31 +12,36 @@ from saddlepoint.safediffusion.nudity import CLASSES, COUNTED
 from saddlepoint.types import UserError
 
 Measure = Literal["nudity", "inappropriate", "alignment"]
-STEPS, GUIDANCE = 50, 7.5
+STEPS = 50
 """of a pipeline folder; a run has its own"""
 
 
 @dataclass(frozen=True)
 class EvaluateFlags:
-    """Draw pictures for a table of prompts and measure them; for a run, those of its start pipeline beside those of what it has trained."""
+    """Draw pictures for a table of prompts and measure them; for a run, those of its start pipeline beside those of
+    what it has trained."""
 
     prompts: Path | None = None
-    """table of prompts: .csv (columns prompt and, as in I2P and its kin, unsafe or categories, sd_seed or evaluation_seed, sd_guidance_scale or
-    evaluation_guidance; seeds give noise of our own, not that of diffusers' generator), .txt or .jsonl"""
+    """table of prompts: .csv (columns prompt and, as in I2P and its kin, unsafe or categories, sd_seed or
+    evaluation_seed, sd_guidance_scale or evaluation_guidance; seeds give noise of our own, not that of diffusers'
+    generator), .txt or .jsonl"""
     against: str = ""
     """another pipeline to compare with, as what was before; a run is compared with the pipeline that it started from"""
     pipeline: str = ""
     """where a run's start pipeline lies now, if it has moved"""
     measures: tuple[Measure, ...] = ("nudity", "inappropriate", "alignment")
-    """nudity: NudeNet's detections; inappropriate: CLIP's zero-shot judgement; alignment: CLIP text score. Give none of them as --measures alone"""
+    """nudity: NudeNet's detections; inappropriate: CLIP's zero-shot judgement; alignment: CLIP text score. Give none of
+    them as --measures alone"""
     checker: Literal["none", "tiny"] = "none"
     """the tiny world's exact checker: unsafe rate and compositional accuracy"""
     distance_to: str = ""
-    """folder of clean pictures, or tiny, to which the Frechet distance is taken; of prompts not labelled unsafe where there are labels"""
+    """folder of clean pictures, or tiny, to which the Frechet distance is taken; of prompts not labelled unsafe where
+    there are labels"""
     clip: str = ""
     """the CLIP of the measures: a folder or a hub id; by default that of the run"""
     encoder: str = "clip"
-    """features of the distance: clip, or module:name of your own, pictures (batch, 3, height, width) in [0, 1] -> (batch, dim)"""
+    """features of the distance: clip, or module:name of your own, pictures (batch, 3, height, width) in [0, 1] ->
+    (batch, dim)"""
     harms: Path | None = None
     """folder with neutral.txt and one file of phrases for each harm category, instead of the seven built-in ones"""
     limit: int = 0
@@ -44,7 +49,8 @@ class EvaluateFlags:
     steps: int = 0
     """denoising steps; 0 takes the run's, or 50"""
     guidance: float = 0.0
-    """guidance of prompts that state none; 0 takes the run's, or 7.5"""
+    """guidance of prompts that state none; 0 takes the run's, or what diffusers uses for the family
+    (7.5 for Stable Diffusion, 5 for SDXL, 7 for Stable Diffusion 3, 3.5 for FLUX.1)"""
     height: int = 0
     """of the pictures in pixels; 0 takes the run's, or the pipeline's own"""
     width: int = 0
@@ -75,7 +81,13 @@ class EvaluateFlags:
             raise UserError("evaluate needs a table of prompts: give --prompts FILE.")
         if not (self.measures or self.checker != "none" or self.distance_to):
             raise UserError("there is nothing to measure: give --measures, --checker tiny or --distance-to FOLDER.")
-        if self.limit < 0 or self.seed < 0 or self.threads < 0 or self.steps < 0 or not 0 <= self.guidance < float("inf"):
+        if (
+            self.limit < 0
+            or self.seed < 0
+            or self.threads < 0
+            or self.steps < 0
+            or not 0 <= self.guidance < float("inf")
+        ):
             raise UserError("--limit, --steps, --guidance, --seed and --threads must be finite and not negative.")
         if self.height < 0 or self.width < 0 or (self.text_tokens or 0) < 0:
             raise UserError("--height, --width and --text-tokens must not be negative.")
@@ -101,7 +113,11 @@ class EvaluateFlags:
 
     @property
     def uses_clip(self) -> bool:
-        return "alignment" in self.measures or "inappropriate" in self.measures or bool(self.distance_to and self.encoder == "clip")
+        return (
+            "alignment" in self.measures
+            or "inappropriate" in self.measures
+            or bool(self.distance_to and self.encoder == "clip")
+        )
 
     def refuse_idle(self, given: frozenset[str]) -> None:
         """Raise ``UserError`` when a flag that was given has no effect beside the others."""
@@ -114,4 +130,6 @@ class EvaluateFlags:
         needs |= dict.fromkeys(("nudity_threshold", "nudity_classes", "nudity_model"), nudity)
         for name, (works, what) in needs.items():
             if name in given and not works:
-                raise UserError(f"--{name.replace('_', '-')} does nothing here: it needs {what}. Leave it out, or change that.")
+                raise UserError(
+                    f"--{name.replace('_', '-')} does nothing here: it needs {what}. Leave it out, or change that."
+                )

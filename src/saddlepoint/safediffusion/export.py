@@ -11,6 +11,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saddlepoint.files import beside
 from saddlepoint.flags import parse
 from saddlepoint.options import restore
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
@@ -33,8 +34,8 @@ class ExportFlags:
     """What to write for plain diffusers."""
 
     form: ExportForm = "pipeline"
-    """a whole pipeline folder; or a folder with the adapters alone, as pipeline.load_lora_weights reads them (lora) or with the names of kohya's scripts,
-    which other programs read (kohya, for Stable Diffusion and SDXL)"""
+    """a whole pipeline folder; or a folder with the adapters alone, as pipeline.load_lora_weights reads them (lora) or
+    with the names of kohya's scripts, which other programs read (kohya, for Stable Diffusion and SDXL)"""
     pipeline: str = ""
     """where the run's start pipeline lies now, if it has moved; the adapters alone do without it"""
 
@@ -42,7 +43,9 @@ class ExportFlags:
 def export_command(args: list[str]) -> None:
     """`saddlepoint export RUN OUT [--form pipeline|lora|kohya]` for a run of this system."""
     if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
-        raise UserError("export needs the run folder and the folder to write: `saddlepoint export RUN OUT --form pipeline`.")
+        raise UserError(
+            "export needs the run folder and the folder to write: `saddlepoint export RUN OUT --form pipeline`."
+        )
     flags = parse(ExportFlags, ExportFlags(), args[2:], "saddlepoint export RUN OUT").values
     quiet_libraries()
     export_run(Path(args[0]), Path(args[1]), flags.form, flags.pipeline)
@@ -50,8 +53,9 @@ def export_command(args: list[str]) -> None:
 
 
 def export_run(run: Path, out: Path, form: ExportForm, pipeline: str = "") -> None:
-    """Write the newest checkpoint of ``run`` into the new or empty folder ``out``: averaged weights where the run has them, each part in the precision
-    that it was stored in. ``pipeline`` is the new place of a start pipeline that has moved. Raises ``UserError``."""
+    """Write the newest checkpoint of ``run`` into the new or empty folder ``out``: averaged weights where the run has
+    them, each part in the precision that it was stored in. ``pipeline`` is the new place of a start pipeline that has
+    moved. Raises ``UserError``."""
     out = out.resolve()  # "." has no name, and its temporary folder needs one
     settings, config = read_run(run)
     if form != "pipeline" and config.tune != "lora":
@@ -83,7 +87,11 @@ def _export_adapters(run: Path, out: Path, form: ExportForm, config: SafeDiffusi
         print(f"warning: {note}")
     prefix = "average." if config.ema else f"{family.network}."
     state = checkpoint.load_learner(path)
-    adapters = {name.removeprefix(prefix).replace(f".{ADAPTER}.", "."): value for name, value in state.items() if name.startswith(prefix)}
+    adapters = {
+        name.removeprefix(prefix).replace(f".{ADAPTER}.", "."): value
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
     if form == "lora":
         named: dict[str, Any] = {f"{family.network}_lora_layers": adapters}
         named[f"{family.network}_lora_adapter_metadata"] = adapter_config(config, family.adapted).to_dict()
@@ -91,15 +99,23 @@ def _export_adapters(run: Path, out: Path, form: ExportForm, config: SafeDiffusi
         _write_beside(out, lambda folder: save(folder, safe_serialization=True, **named))
         return
     if family.network != "unet":
-        raise UserError(f"--form kohya has no names for the layers of {family.title} that other programs agree on: use --form lora.")
+        raise UserError(
+            f"--form kohya has no names for the layers of {family.title} that other programs agree on: use --form lora."
+        )
     from diffusers.utils import convert_state_dict_to_kohya
 
-    renamed: dict[str, Tensor] = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in adapters.items()})
-    _write_beside(out, lambda folder: save_file({name: value.contiguous() for name, value in renamed.items()}, folder / KOHYA_FILE))
+    renamed: dict[str, Tensor] = convert_state_dict_to_kohya(
+        {f"unet.{name}": value for name, value in adapters.items()}
+    )
+    _write_beside(
+        out,
+        lambda folder: save_file({name: value.contiguous() for name, value in renamed.items()}, folder / KOHYA_FILE),
+    )
 
 
 def load_trained(run: Path, pipeline: str = "") -> tuple[Any, str | None]:
-    """The pipeline that ``run`` has trained, adapters merged in, its network in float32, on the CPU; and one sentence when newer checkpoints were damaged.
+    """The pipeline that ``run`` has trained, adapters merged in, its network in float32, on the CPU; and one sentence
+    when newer checkpoints were damaged.
 
     ``pipeline`` is the new place of a start pipeline that has moved. Raises ``UserError``.
     """
@@ -125,17 +141,22 @@ def family_of_run(run: Path) -> PipelineFamily:
 
 
 def start_source(run: Path, settings: RunConfig, pipeline: str = "") -> Source:
-    """The pipeline that ``run`` started from, at its new place ``pipeline`` if it has moved. Raises ``UserError`` when it is no longer the same."""
+    """The pipeline that ``run`` started from, at its new place ``pipeline`` if it has moved. Raises ``UserError`` when
+    it is no longer the same."""
     place = pipeline or settings.pipeline
     before = run_folder.read(run)["resolved"].get("weights", {}).get("pipeline")  # older runs did not keep it
     source = open_source(place, (before or {}).get("revision"))
     changed = changed_file(before, source_files(place, source.revision)) if before is not None else None
     if changed:
-        raise UserError(f"the weights or configs of {place} have changed since {run} started from them ({changed}): restore them.")
+        raise UserError(
+            f"the weights or configs of {place} have changed since {run} started from them ({changed}): restore them."
+        )
     return source
 
 
-def _with_weights(run: Path, source: Source, settings: RunConfig, config: SafeDiffusionConfig) -> tuple[Any, str | None]:
+def _with_weights(
+    run: Path, source: Source, settings: RunConfig, config: SafeDiffusionConfig
+) -> tuple[Any, str | None]:
     """The start pipeline with the run's newest weights in it, adapters still apart."""
     path, note = checkpoint.latest(run, checkpoint.LEARNER)
     state = checkpoint.load_learner(path)
@@ -149,7 +170,8 @@ def _with_weights(run: Path, source: Source, settings: RunConfig, config: SafeDi
 
 
 def _guard(pipeline: Any, source: Source) -> None:
-    """Give back the safety checker that the start pipeline came with, which training leaves out; a sentence where it cannot be had."""
+    """Give back the safety checker that the start pipeline came with, which training leaves out; a sentence where it
+    cannot be had."""
     try:
         whole = load_pipeline(source, whole=True)
     except UserError as error:
@@ -168,9 +190,9 @@ def _merge(network: Any, config: SafeDiffusionConfig) -> None:
 
 
 def _write_beside(out: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a folder beside ``out`` and rename it when it is whole; an ``out`` that is there is filled, for one may stand in it."""
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Call ``write`` with a folder beside ``out`` and rename it when it is whole; an ``out`` that is there is filled,
+    for one may stand in it."""
+    temporary = beside(out)
     try:
         temporary.mkdir(parents=True)
         write(temporary)
@@ -180,6 +202,9 @@ def _write_beside(out: Path, write: Callable[[Path], object]) -> None:
         else:
             temporary.rename(out)
     except OSError as error:
-        raise UserError(f"the export to {out} could not be written ({error.strerror or error}): make room, or choose another folder.") from error
+        raise UserError(
+            f"the export to {out} could not be written ({error.strerror or error}): make room, or choose another"
+            " folder."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -15,7 +15,9 @@ def require_extra() -> None:
     """Raises ``UserError`` when a package of the extra is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"post-training of text-to-image models needs {', '.join(missing)}: pip install saddlepoint[text-to-image]")
+        raise UserError(
+            f"post-training of text-to-image models needs {', '.join(missing)}: pip install saddlepoint[text-to-image]"
+        )
 
 
 def first_line(error: Exception) -> str:
@@ -24,7 +26,8 @@ def first_line(error: Exception) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep loading bars and remarks of diffusers and transformers out of the run's own lines, for programs (a library leaves them as they are)."""
+    """Keep loading bars and remarks of diffusers and transformers out of the run's own lines, for programs (a library
+    leaves them as they are)."""
     require_extra()
     warnings.filterwarnings("ignore", module="huggingface_hub")  # a retired argument that diffusers still gives
     import diffusers

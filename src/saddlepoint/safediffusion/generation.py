@@ -1,19 +1,18 @@
-"""Pictures for an evaluation: prompts with their own seeds and guidance, drawn batch by batch and kept, so that an interrupted evaluation goes on."""
+"""Pictures for an evaluation: prompts with their own seeds and guidance, drawn batch by batch and kept, so that an
+interrupted evaluation goes on."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saddlepoint.files import FileFault, StoredTensors, write_tensors
 from saddlepoint.safediffusion.prompts import read_prompts, row_prompt, table_rows
 from saddlepoint.safediffusion.rollout import Noise, Studio
 from saddlepoint.types import UserError
@@ -43,13 +42,23 @@ class Batch(NamedTuple):
 
 SEEDS, GUIDANCES = ("sd_seed", "evaluation_seed"), ("sd_guidance_scale", "evaluation_guidance")
 """columns of a row's own seed and guidance, of which the first that says something counts"""
-UNUSED = ("width", "height", "sd_image_width", "sd_image_height", "negative_prompt", "num_inference_steps", "sampler", "sd_model")
+UNUSED = (
+    "width",
+    "height",
+    "sd_image_width",
+    "sd_image_height",
+    "negative_prompt",
+    "num_inference_steps",
+    "sampler",
+    "sd_model",
+)
 """columns of known tables that would change pictures and are left alone"""
 
 
 def read_table(path: Path) -> list[EvaluationPrompt]:
-    """Prompts of a CSV with the column prompt and, if it likes, unsafe (0 or 1), categories, and columns of seeds and guidance; each row has its own, and
-    repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts`` does. Raises ``UserError``."""
+    """Prompts of a CSV with the column prompt and, if it likes, unsafe (0 or 1), categories, and columns of seeds and
+    guidance; each row has its own, and repeated prompts stay. Files of .txt and .jsonl are read as ``read_prompts``
+    does. Raises ``UserError``."""
     plain = read_prompts(path)  # with its sentences for what cannot be read
     if path.suffix != ".csv":
         return [EvaluationPrompt(prompt.text, prompt.unsafe) for prompt in plain]
@@ -72,9 +81,12 @@ def _row(row: dict[str, str], where: str) -> EvaluationPrompt:
         unsafe = True
     seed, guidance = _first(row, SEEDS), _first(row, GUIDANCES)
     return EvaluationPrompt(
-        text, unsafe, categories, None if seed is None else _whole(seed[1], f"{where}: {seed[0]}"),
+        text,
+        unsafe,
+        categories,
+        None if seed is None else _whole(seed[1], f"{where}: {seed[0]}"),
         None if guidance is None else _number(guidance[1], f"{where}: {guidance[0]}"),
-    )  # fmt: skip
+    )
 
 
 def _first(row: dict[str, str], columns: tuple[str, ...]) -> tuple[str, str] | None:
@@ -115,8 +127,11 @@ def batches(prompts: list[EvaluationPrompt], guidance: float, size: int) -> list
     return found
 
 
-def pictures(studio: Studio, prompts: list[EvaluationPrompt], guidance: float, size: int, seed: int, kept: Path, side: str) -> Iterator[Batch]:
-    """All pictures of one model. A picture's noise is a function of ``seed``, the prompt's own seed and its place alone, so two models start alike.
+def pictures(
+    studio: Studio, prompts: list[EvaluationPrompt], guidance: float, size: int, seed: int, kept: Path, side: str
+) -> Iterator[Batch]:
+    """All pictures of one model. A picture's noise is a function of ``seed``, the prompt's own seed and its place
+    alone, so two models start alike.
 
     Batches already in the folder ``kept`` are read, others are drawn and written there as arrays of bytes.
     """
@@ -129,9 +144,7 @@ def pictures(studio: Studio, prompts: list[EvaluationPrompt], guidance: float, s
             paths = [(seed, NOISE, i if (given := prompts[i].seed) is None else given) for i in places]
             drawn = studio.render([prompts[i].text for i in places], Noise(paths, paths, studio.shape, studio.device))
             images = (drawn * 255).round().byte().cpu().contiguous()  # as it will be read: sums then round alike
-            temporary = path.with_name(f".{path.name}.writing")
-            save_file({"images": images}, temporary)
-            os.replace(temporary, path)
+            write_tensors(path, {"images": images})
         yield Batch(places, images.float() / 255)
 
 
@@ -140,7 +153,7 @@ def _read(path: Path, count: int) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        images = load_file(path)["images"]
-    except (SafetensorError, KeyError):
+        images = StoredTensors(path, "the pictures of a batch")["images"]
+    except (FileFault, KeyError):  # half-written or damaged: drawn again
         return None
     return images if len(images) == count and images.dtype == torch.uint8 else None

@@ -19,7 +19,8 @@ NEUTRAL = "neutral"
 
 
 def read_harms(folder: Path | None = None) -> dict[str, list[str]]:
-    """Phrases of the neutral class and of each category: the built-in ones, or a folder with neutral.txt and a file for each category of its own.
+    """Phrases of the neutral class and of each category: the built-in ones, or a folder with neutral.txt and a file for
+    each category of its own.
 
     Raises ``UserError`` when there is no neutral class or no category, or a file that is not UTF-8 text.
     """
@@ -29,7 +30,9 @@ def read_harms(folder: Path | None = None) -> dict[str, list[str]]:
     for name in (NEUTRAL, *names):
         phrases = read_phrases(home / f"{name}.txt")
         if not phrases:
-            raise UserError(f"--harms {folder} has no phrases in {name}.txt: it needs neutral.txt and one file for each category.")
+            raise UserError(
+                f"--harms {folder} has no phrases in {name}.txt: it needs neutral.txt and one file for each category."
+            )
         found[name] = phrases
     if len(found) < 2:
         raise UserError(f"--harms {folder} has no category beside neutral.txt: add a file such as violence.txt.")
@@ -45,9 +48,12 @@ class HarmCategories:
     def __init__(self, clip: CLIPEncoder, phrases: dict[str, list[str]]) -> None:
         self.names = tuple(name for name in phrases if name != NEUTRAL)
         self._clip = clip
-        self._classes = torch.stack([normalize(clip.phrases(phrases[name]).mean(0), dim=-1) for name in (NEUTRAL, *self.names)])
+        self._classes = torch.stack(
+            [normalize(clip.phrases(phrases[name]).mean(0), dim=-1) for name in (NEUTRAL, *self.names)]
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(batch, 3, height, width) in [0, 1] -> (batch, categories) of 0 and 1, at most one 1 a row; a row of zeros is not inappropriate."""
+        """(batch, 3, height, width) in [0, 1] -> (batch, categories) of 0 and 1, at most one 1 a row; a row of zeros is
+        not inappropriate."""
         nearest = (self._clip.images(images) @ self._classes.T).argmax(1)
         return one_hot(nearest, len(self.names) + 1)[:, 1:].float().cpu()

@@ -1,4 +1,5 @@
-"""The held-out measure beside the reward: the same prompts from the same noise, compared picture by picture with the start of the run."""
+"""The held-out measure beside the reward: the same prompts from the same noise, compared picture by picture with the
+start of the run."""
 
 from __future__ import annotations
 
@@ -23,12 +24,16 @@ SURE = 2.0
 
 
 class HeldOut:
-    """Reward, cost and utility of held-out prompts. The utility is that of prompts not labelled unsafe: there a safe model should not do as it is told.
+    """Reward, cost and utility of held-out prompts. The utility is that of prompts not labelled unsafe: there a safe
+    model should not do as it is told.
 
-    Of more prompts than ``held_out_images`` it takes a random choice, which depends on ``seed`` alone, in the file's order.
+    Of more prompts than ``held_out_images`` it takes a random choice, which depends on ``seed`` alone, in the file's
+    order.
     """
 
-    def __init__(self, config: SafeDiffusionConfig, prompts: Sequence[Prompt], studio: Studio, scores: Scores, seed: int) -> None:
+    def __init__(
+        self, config: SafeDiffusionConfig, prompts: Sequence[Prompt], studio: Studio, scores: Scores, seed: int
+    ) -> None:
         # Not the first ones: a file may be sorted by its labels.
         order = np.random.default_rng([seed, CHOICE]).permutation(len(prompts))
         self.prompts = [prompts[i] for i in sorted(order[: config.held_out_images].tolist())]
@@ -38,9 +43,12 @@ class HeldOut:
         self.first: dict[str, np.ndarray] = {}  # reward and utility of each prompt at the start of the run
 
     def measure(self, accelerator: Any) -> tuple[dict[str, float], str | None, Tensor]:
-        """Metrics, one sentence when the reward has risen and the utility has fallen since the first measure, and this process's pictures."""
+        """Metrics, one sentence when the reward has risen and the utility has fallen since the first measure, and this
+        process's pictures."""
         mine = list(range(accelerator.process_index, len(self.prompts), accelerator.num_processes))
-        asked = {"reward": self.scores.reward, "utility": self.scores.utility} | ({"cost": self.scores.cost} if self.scores.cost else {})
+        asked = {"reward": self.scores.reward, "utility": self.scores.utility} | (
+            {"cost": self.scores.cost} if self.scores.cost else {}
+        )
         found = torch.zeros(len(asked), len(self.prompts), device=self.studio.device)
         pictures = []
         for first in range(0, len(mine), self.batch):
@@ -58,13 +66,17 @@ class HeldOut:
             self.first = {name: values[name] for name in ("reward", "utility")}
         changes = {name: _change(values[name] - first) for name, first in self.first.items()}
         metrics |= {f"eval/{name}_change": change for name, (change, _) in changes.items()}
-        hacked = changes["reward"][0] > SURE * changes["reward"][1] and changes["utility"][0] < -SURE * changes["utility"][1]
+        hacked = (
+            changes["reward"][0] > SURE * changes["reward"][1] and changes["utility"][0] < -SURE * changes["utility"][1]
+        )
         metrics["eval/reward_hacking"] = float(hacked)
         warning = None
         if hacked:
             warning = (
-                f"on held-out prompts the reward has risen by {changes['reward'][0]:.3g} and the utility has fallen by {-changes['utility'][0]:.3g}"
-                " since the start: the model may be learning to please the reward alone (raise --kl, or stop at an earlier checkpoint)."
+                f"on held-out prompts the reward has risen by {changes['reward'][0]:.3g} and the utility has fallen by"
+                f" {-changes['utility'][0]:.3g}"
+                " since the start: the model may be learning to please the reward alone (raise --kl, or stop at an"
+                " earlier checkpoint)."
             )
         empty = torch.zeros(0, 3, 1, 1)
         return metrics, warning, torch.cat(pictures) if pictures else empty

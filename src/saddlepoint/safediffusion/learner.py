@@ -1,4 +1,5 @@
-"""What learns: the network or its low-rank adapters, AdamW, averaged weights and the multiplier; their update and their whole state."""
+"""What learns: the network or its low-rank adapters, AdamW, averaged weights and the multiplier; their update and their
+whole state."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Minibatch(NamedTuple):
     """Denoising steps of some images, one a row, to be learnt from."""
 
     latents: Tensor  # (batch, channels, height, width) where the step starts, as stored; for nft the clean ones
-    next_latents: Tensor  # (batch, channels, height, width) where it ended, as stored; for nft the noise that is put on them
+    # (batch, channels, height, width) where it ended, as stored; for nft the noise that is put on them
+    next_latents: Tensor
     k: Tensor  # (batch,) int64, which step
     log_probs: Tensor  # (batch,) float32, at sampling time; not looked at by nft
     advantages: Tensor  # (batch,) float32
@@ -52,7 +54,8 @@ def adapter_config(config: SafeDiffusionConfig, layers: tuple[str, ...]) -> Any:
 
 
 def prepare_network(network: Any, config: SafeDiffusionConfig, seed: int, layers: tuple[str, ...] = ATTENTION) -> None:
-    """Make the network's learning parameters require gradients: fresh adapters of ``layers`` (which change nothing yet), or all of it."""
+    """Make the network's learning parameters require gradients: fresh adapters of ``layers`` (which change nothing
+    yet), or all of it."""
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.tune == "unet":
@@ -70,12 +73,17 @@ class Learner:
     """The learning state of a run; ``update`` is one optimiser step."""
 
     def __init__(self, config: SafeDiffusionConfig, policy: DenoisingPolicy, part: str = "unet") -> None:
-        """``policy`` holds a network that ``prepare_network`` has prepared, on its device; ``part`` is its name in the pipeline."""
+        """``policy`` holds a network that ``prepare_network`` has prepared, on its device; ``part`` is its name in the
+        pipeline."""
         self.config, self.policy, self.part = config, policy, part
         self.parameters = {name: p for name, p in policy.network.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
-        self.multiplier_update = MultiplierUpdate(config.multiplier_rule, config.multiplier_rate, config.rho, interval=1)
+        self.multiplier_update = MultiplierUpdate(
+            config.multiplier_rule, config.multiplier_rate, config.rho, interval=1
+        )
         self.multiplier_state = self.multiplier_update.start(config.multiplier, 1)
         frozen = config.kl > 0 and config.tune == "unet"
         self._start = copy.deepcopy(policy.network).requires_grad_(False) if frozen else None
@@ -96,14 +104,17 @@ class Learner:
         """One step of lambda from the mean violation of an epoch, 0-d."""
         most, budget = self.config.largest_violation, self.config.unsafe_budget
         ceiling = most * budget if most is not None and budget else math.inf
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.reshape(1).cpu().clamp(max=ceiling))
+        self.multiplier_state = self.multiplier_update.step(
+            self.multiplier_state, violation.reshape(1).cpu().clamp(max=ceiling)
+        )
 
     def begin_epoch(self) -> None:
         """The weights as they are have sampled the pictures that are learnt from next."""
         self._sampled = {}
 
     def accumulate(self, batch: Minibatch, empty: Conditioning, weight: float) -> dict[str, Tensor]:
-        """Add ``weight`` times the loss's gradient, and return the loss and what describes it, each 0-d and detached."""
+        """Add ``weight`` times the loss's gradient, and return the loss and what describes it, each 0-d and
+        detached."""
         loss, metrics = (self._grpo if self.config.method == "grpo" else self._nft)(batch, empty)
         if not bool(loss.isfinite()):
             raise NonFiniteError("the policy's loss is not finite: lower --learning-rate or --guidance.")
@@ -134,7 +145,8 @@ class Learner:
         return loss, metrics
 
     def _nft(self, batch: Minibatch, empty: Conditioning) -> tuple[Tensor, dict[str, Tensor]]:
-        """The clean pictures noised to the levels of the steps ``k``; what the network says there is drawn towards the better ones."""
+        """The clean pictures noised to the levels of the steps ``k``; what the network says there is drawn towards the
+        better ones."""
         cfg = self.config
         noised, target = self.policy.noised(batch.latents, batch.next_latents, batch.k)
         start = old = None
@@ -157,12 +169,14 @@ class Learner:
 
     @torch.no_grad()
     def score(self, batch: Minibatch, empty: Conditioning) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the batch's next latents under the network as it is, (batch,) float32, and its means; its own are not looked at."""
+        """Log-probabilities of the batch's next latents under the network as it is, (batch,) float32, and its means;
+        its own are not looked at."""
         step = self.policy.step(batch.latents, batch.k, batch.told, empty)
         return step_log_prob(step, batch.next_latents.float(), self.config.log_prob), step.mean
 
     def update(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """One step of AdamW with the accumulated gradients, which ``reduce`` sums over processes. Returns their norm, 0-d."""
+        """One step of AdamW with the accumulated gradients, which ``reduce`` sums over processes. Returns their norm,
+        0-d."""
         for name, parameter in self.parameters.items():
             # A process all of whose groups were skipped has no gradient, and must take part in the sum all the same.
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -196,11 +210,15 @@ class Learner:
             self._put(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Weights ``unet.*`` (or ``transformer.*``), averages ``average.*``, AdamW's moments ``adam.*`` and the multiplier's state."""
+        """Weights ``unet.*`` (or ``transformer.*``), averages ``average.*``, AdamW's moments ``adam.*`` and the
+        multiplier's state."""
         state = {f"{self.part}.{name}": p.detach() for name, p in self.parameters.items()}
         state |= {f"average.{name}": average for name, average in self.average.items()}
         for name, parameter in self.parameters.items():
-            state |= {f"adam.{part}.{name}": torch.as_tensor(value) for part, value in self.optimiser.state.get(parameter, {}).items()}
+            state |= {
+                f"adam.{part}.{name}": torch.as_tensor(value)
+                for part, value in self.optimiser.state.get(parameter, {}).items()
+            }
         return state | {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -208,10 +226,16 @@ class Learner:
         load_weights(self.parameters, state, f"{self.part}.")
         load_weights(self.average, state, "average.")
         for name, parameter in self.parameters.items():
-            moments = {part: state[f"adam.{part}.{name}"] for part in ("step", "exp_avg", "exp_avg_sq") if f"adam.{part}.{name}" in state}
+            moments = {
+                part: state[f"adam.{part}.{name}"]
+                for part in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{part}.{name}" in state
+            }
             if moments:  # none before the first step
                 # AdamW keeps its step count on the CPU and its moments beside the parameter.
-                self.optimiser.state[parameter] = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in moments.items()}
+                self.optimiser.state[parameter] = {
+                    k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in moments.items()
+                }
         self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
 
     @contextmanager
@@ -239,7 +263,10 @@ def load_weights(into: dict[str, Any], state: dict[str, Tensor], prefix: str) ->
     """Copy ``state[prefix + name]`` into each tensor. Raises ``UserError`` when the names or shapes differ."""
     held = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if held.keys() != into.keys() or any(held[name].shape != into[name].shape for name in into):
-        raise UserError("the checkpoint was made with another network or other adapters than this run's: restore the pipeline it started from.")
+        raise UserError(
+            "the checkpoint was made with another network or other adapters than this run's: restore the pipeline it"
+            " started from."
+        )
     with torch.no_grad():
         for name, tensor in into.items():
             tensor.copy_(held[name])

@@ -22,11 +22,13 @@ def adapter_parameters(stored: Stored, layers: tuple[str, ...], rank: int) -> in
 
 
 def estimate(source: Source, config: SafeDiffusionConfig, low_precision: torch.dtype | None) -> str:
-    """One line on the memory of weights and optimiser; activations, which grow with the batch and the picture, come on top."""
+    """One line on the memory of weights and optimiser; activations, which grow with the batch and the picture, come on
+    top."""
     family = source.family
     try:
         parts = {name: stored_weights(source.folder, name) for name in source.models}
-    except (UserError, OSError):  # of a hub id, whose weights are not here yet; or there are none, which loading says better
+    # of a hub id, whose weights are not here yet; or there are none, which loading says better
+    except (UserError, OSError):
         return f"{family.title} pipeline {source.place}"
     whole = config.tune == "unet"
     size = 0.0
@@ -38,8 +40,13 @@ def estimate(source: Source, config: SafeDiffusionConfig, low_precision: torch.d
         said.append(f"{name} {stored.parameters / 1e6:.4g} M")
     network = parts[family.network]
     trained = network.parameters if whole else adapter_parameters(network, family.adapted, config.rank)
-    extra = trained * (TRAINED_BYTES - (4 if whole else 0)) + (network.parameters * 4 if whole and config.kl else 0) + (4 * trained if config.ema else 0)
+    extra = (
+        trained * (TRAINED_BYTES - (4 if whole else 0))
+        + (network.parameters * 4 if whole and config.kl else 0)
+        + (4 * trained if config.ema else 0)
+    )
     return (
-        f"{family.title}: {', '.join(said)} parameters; weights {size / GIB:.3g} GiB, {trained / 1e6:.3g} M trained ones with gradients and AdamW"
+        f"{family.title}: {', '.join(said)} parameters; weights {size / GIB:.3g} GiB, {trained / 1e6:.3g} M trained"
+        " ones with gradients and AdamW"
         f" {extra / GIB:.3g} GiB more; activations come on top (lower --train-batch, or --gradient-checkpointing)"
     )

@@ -1,8 +1,8 @@
-"""A text-to-image pipeline: its configs read and checked before any model is loaded, its parts loaded whole or not at all."""
+"""A text-to-image pipeline: its configs read and checked before any model is loaded, its parts loaded whole or not at
+all."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from saddlepoint.files import FileFault, read_json
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
-from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily
+from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily, Request
 from saddlepoint.safediffusion.tables import (  # parity tests take these names from here
     DenoisingTable,
     denoising_table,
@@ -21,7 +22,15 @@ from saddlepoint.safediffusion.tables import (  # parity tests take these names 
 from saddlepoint.safediffusion.weights import Stored, folder_files, stored_weights
 from saddlepoint.types import UserError
 
-__all__ = ["DenoisingTable", "Source", "denoising_table", "load_pipeline", "noise_schedule", "open_source", "source_files"]
+__all__ = [
+    "DenoisingTable",
+    "Source",
+    "denoising_table",
+    "load_pipeline",
+    "noise_schedule",
+    "open_source",
+    "source_files",
+]
 
 CONFIGS = ("*.json", "*.txt", "*.model")
 
@@ -51,18 +60,38 @@ class Source:
     def remarks(self) -> list[str]:
         return [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
 
+    def check(self, request: Request) -> None:
+        """Raises ``UserError`` for steps, a size or text tokens that this pipeline cannot have; no model is loaded."""
+        self.family.table(self.configs, request)
+        self.family.shape(self.configs, request)
+        if request.text_tokens is not None and self.family.text_tokens is None:
+            raise UserError(f"--text-tokens does nothing here: {self.family.title} has no T5. Leave it out.")
+
 
 def is_hub_id(place: str) -> bool:
     return place.count("/") == 1 and not place.startswith((".", "/", "~"))
 
 
 def open_source(place: str, revision: str | None = None) -> Source:
-    """The configs of a pipeline folder or hub id (owner/name or owner/name@revision), after all checks that need no model.
+    """The configs of a pipeline folder or hub id (owner/name or owner/name@revision), after all checks that need no
+    model.
 
-    Raises ``UserError`` when it is no pipeline of a known family, lacks a part, or has a scheduler without Gaussian steps of a known density.
+    Raises ``UserError`` when it is no pipeline of a known family, lacks a part, or has a scheduler without Gaussian
+    steps of a known density.
     """
     require_extra()
     folder, commit = _find(place, revision)
+    try:
+        return _opened(place, folder, commit)
+    except UserError:
+        raise
+    except Exception as error:  # a setting of another kind than its name says
+        raise UserError(
+            f"the pipeline {place} has odd settings ({type(error).__name__}: {first_line(error)}): {NO_WEIGHTS}"
+        ) from error
+
+
+def _opened(place: str, folder: Path, commit: str | None) -> Source:
     index = _read(folder / "model_index.json", place)
     kind = index.get("_class_name")
     if kind not in FAMILIES:
@@ -70,15 +99,18 @@ def open_source(place: str, revision: str | None = None) -> Source:
         raise UserError(f"{place} is a {kind}, which is not one of the families that can be trained: {known}.")
     family = FAMILIES[kind]
     missing = [
-        part for part in family.parts
+        part
+        for part in family.parts
         if part not in family.optional and (not (index.get(part) or [None])[0] or not (folder / part).is_dir())
-    ]  # fmt: skip
+    ]
     if missing:
         raise UserError(f"the pipeline {place} lacks its {', '.join(missing)}: give a whole one.")
     configs = {}
     for part in family.parts:
         if (index.get(part) or [None])[0] and "tokenizer" not in part:
-            configs[part] = _read(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), place)
+            configs[part] = _read(
+                folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), place
+            )
     family.check(configs, place)
     return Source(place, folder, commit, family, index, configs)
 
@@ -88,14 +120,20 @@ def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
     if folder.is_file():
         raise UserError(
             f"{place} is a single file, and its configs must be known to be checked: convert it once, with diffusers'"
-            " StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) (or that of its own family), and give the folder."
+            " StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) (or that of its own family), and"
+            " give the folder."
         )
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise UserError(f"{place} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one.")
+            raise UserError(
+                f"{place} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one."
+            )
         return folder, None
     if not is_hub_id(place):
-        raise UserError(f"there is no pipeline folder {place}: give a folder in diffusers' layout, or a hub id; one that has moved is given as --pipeline.")
+        raise UserError(
+            f"there is no pipeline folder {place}: give a folder in diffusers' layout, or a hub id; one that has moved"
+            " is given as --pipeline."
+        )
     return from_hub("pipeline", place, revision, ["model_index.json", *(f"*/{pattern}" for pattern in CONFIGS)])
 
 
@@ -105,24 +143,28 @@ def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -
 
     name, _, own = place.partition("@")
     try:
-        folder = Path(snapshot_download(name, revision=revision or own or None, allow_patterns=patterns, etag_timeout=10))
+        folder = Path(
+            snapshot_download(name, revision=revision or own or None, allow_patterns=patterns, etag_timeout=10)
+        )
     except Exception as error:  # the hub's client raises those of several libraries
-        raise UserError(f"the {what} {place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}") from error
+        raise UserError(
+            f"the {what} {place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}"
+        ) from error
     return folder, folder.name
 
 
 def _read(path: Path, place: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the pipeline {place} cannot be read ({path.name} of {path.parent.name}: {first_line(error)}): {NO_WEIGHTS}") from error
-    return content
+        return read_json(path, "a part of a pipeline")
+    except FileFault as error:
+        raise UserError(
+            f"the pipeline {place} cannot be read ({path.name} of {path.parent.name}: {error.reason}): {NO_WEIGHTS}"
+        ) from error
 
 
 def source_files(place: str, revision: str | None = None) -> dict[str, str]:
-    """What tells a model from another at the same place: digests of a folder's weights, configs and vocabularies, or the commit of a hub id."""
+    """What tells a model from another at the same place: digests of a folder's weights, configs and vocabularies, or
+    the commit of a hub id."""
     folder = Path(place)
     if folder.is_dir():
         return folder_files(folder)
@@ -130,22 +172,29 @@ def source_files(place: str, revision: str | None = None) -> dict[str, str]:
 
 
 def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bool = False) -> Any:
-    """The pipeline on the CPU, frozen, without its safety checker unless ``whole``. Text encoders and VAE keep the precision they are stored in.
+    """The pipeline on the CPU, frozen, without its safety checker unless ``whole``. Text encoders and VAE keep the
+    precision they are stored in.
 
-    The network is float32, or, with ``low_precision``, as it is stored. Raises ``UserError`` when a part cannot be loaded or any of its tensors was not in
-    its files: the libraries then leave it at random. Nothing is unpickled.
+    The network is float32, or, with ``low_precision``, as it is stored. Raises ``UserError`` when a part cannot be
+    loaded or any of its tensors was not in its files: the libraries then leave it at random. Nothing is unpickled.
     """
     source = place if isinstance(place, Source) else open_source(place)
     import diffusers
 
     kind = getattr(diffusers, source.family.pipeline_class)
     folder = _with_weights(source, kind)
-    models: dict[str, Any] = {part: None for part in source.family.optional if not (source.index.get(part) or [None])[0]}
+    models: dict[str, Any] = {
+        part: None for part in source.family.optional if not (source.index.get(part) or [None])[0]
+    }
     for part in source.models:
         stored = stored_weights(folder, part)
         models[part] = _load_part(source, folder, part, stored, _precision(source, part, stored, low_precision))
     if "safety_checker" in kind._optional_components:
-        models |= _checker(source, folder) if whole else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        models |= (
+            _checker(source, folder)
+            if whole
+            else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        )
     try:
         pipeline = kind.from_pretrained(folder, **models)
     except Exception as error:  # several libraries read tokenizers and schedulers here
@@ -160,7 +209,9 @@ def _with_weights(source: Source, kind: Any) -> Path:
     try:
         return Path(kind.download(source.place.partition("@")[0], revision=source.revision, use_safetensors=True))
     except Exception as error:
-        raise UserError(f"the pipeline {source.place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}") from error
+        raise UserError(
+            f"the pipeline {source.place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}"
+        ) from error
 
 
 def _precision(source: Source, part: str, stored: Stored, low_precision: bool) -> torch.dtype:
@@ -174,24 +225,34 @@ def _precision(source: Source, part: str, stored: Stored, low_precision: bool) -
 def _load_part(source: Source, folder: Path, part: str, stored: Stored, dtype: torch.dtype) -> Any:
     library, name = source.index[part]
     if library not in ("diffusers", "transformers"):
-        raise UserError(f"the {part} of {source.place} is a {library}.{name}, code that is not diffusers' or transformers': use a pipeline without.")
+        raise UserError(
+            f"the {part} of {source.place} is a {library}.{name}, code that is not diffusers' or transformers': use a"
+            " pipeline without."
+        )
     try:
         kind = vars(import_module(library)).get(name) or getattr(import_module(library), name)
         precision = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
-        model, info = kind.from_pretrained(folder / part, use_safetensors=True, variant=stored.variant, output_loading_info=True, **precision)
+        model, info = kind.from_pretrained(
+            folder / part, use_safetensors=True, variant=stored.variant, output_loading_info=True, **precision
+        )
     except Exception as error:  # shapes that do not fit, damaged files, missing tensors: each library raises its own
-        raise UserError(f"the pipeline {source.place} cannot be loaded (its {part}: {first_line(error)}): {NO_WEIGHTS}") from error
+        raise UserError(
+            f"the pipeline {source.place} cannot be loaded (its {part}: {first_line(error)}): {NO_WEIGHTS}"
+        ) from error
     require_whole(info, f"the {part} of {source.place}")
     return model.requires_grad_(False).eval()
 
 
 def require_whole(info: dict[str, Any], what: str) -> None:
     """Raises ``UserError`` when a model was loaded without some of its tensors, which then are random."""
-    missing = sorted(str(name) for name in (*info.get("missing_keys", ()), *(each[0] for each in info.get("mismatched_keys", ()))))
+    missing = sorted(
+        str(name) for name in (*info.get("missing_keys", ()), *(each[0] for each in info.get("mismatched_keys", ())))
+    )
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{what} lacks weights that the installed diffusers or transformers looks for ({missing[0]}{others}) and would be random there:"
+            f"{what} lacks weights that the installed diffusers or transformers looks for ({missing[0]}{others}) and"
+            " would be random there:"
             " restore its files, or install the version that wrote them."
         )
 
@@ -204,10 +265,14 @@ def _checker(source: Source, folder: Path) -> dict[str, Any]:
 
     try:
         variant = stored_weights(folder, "safety_checker").variant
-        model, info = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker", use_safetensors=True, variant=variant, output_loading_info=True)
+        model, info = StableDiffusionSafetyChecker.from_pretrained(
+            folder / "safety_checker", use_safetensors=True, variant=variant, output_loading_info=True
+        )
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the safety checker of {source.place} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
+        raise UserError(
+            f"the safety checker of {source.place} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}"
+        ) from error
     require_whole(info, f"the safety checker of {source.place}")
     return {"safety_checker": model}

@@ -1,4 +1,5 @@
-"""Prompts: read from files, split into training and held-out ones, and put in an order that depends on the seed alone."""
+"""Prompts: read from files, split into training and held-out ones, and put in an order that depends on the seed
+alone."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saddlepoint.files import parse_json, reason_of
 from saddlepoint.types import UserError
 
 
@@ -34,7 +36,8 @@ class PromptSets(NamedTuple):
 
 
 def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
-    """Distinct prompts of a .txt (one a line), .csv (columns ``prompt`` and, optionally, ``unsafe``) or .jsonl file, in its order.
+    """Distinct prompts of a .txt (one a line), .csv (columns ``prompt`` and, optionally, ``unsafe``) or .jsonl file, in
+    its order.
 
     Raises ``UserError`` when it cannot be read, has no prompt, or a label that is not 0 or 1.
     """
@@ -46,21 +49,29 @@ def read_prompts(path: str | Path) -> tuple[Prompt, ...]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             prompts = tuple(dict.fromkeys(prompt for prompt in readers[path.suffix](file, path) if prompt.text))
     except OSError as error:
-        raise UserError(f"the prompt file {path} cannot be read ({error.strerror}): give a text, CSV or JSONL file.") from error
+        raise UserError(
+            f"the prompt file {path} cannot be read ({error.strerror}): give a text, CSV or JSONL file."
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt file {path} is not UTF-8 text ({error.reason}): save it as UTF-8.") from error
     except csv.Error as error:
-        raise UserError(f"the prompt file {path} is not a CSV table ({error}): mend it, or give one prompt a line as .txt.") from error
+        raise UserError(
+            f"the prompt file {path} is not a CSV table ({error}): mend it, or give one prompt a line as .txt."
+        ) from error
     if not prompts:
         raise UserError(f"the prompt file {path} holds no prompt: give one a line.")
     return prompts
 
 
 def split(prompts: Sequence[Prompt], held_out: float, seed: int) -> PromptSets:
-    """Set a share of the prompts aside, at least one when the share is above 0. Raises ``UserError`` when none is left to learn from."""
+    """Set a share of the prompts aside, at least one when the share is above 0. Raises ``UserError`` when none is left
+    to learn from."""
     aside = min(len(prompts), max(1, round(held_out * len(prompts)))) if held_out else 0
     if aside == len(prompts):
-        raise UserError(f"--held-out {held_out} leaves nothing to learn from of {len(prompts)} prompt(s): give more, or --held-out-prompts FILE.")
+        raise UserError(
+            f"--held-out {held_out} leaves nothing to learn from of {len(prompts)} prompt(s): give more, or"
+            " --held-out-prompts FILE."
+        )
     chosen = set(np.random.default_rng(seed).permutation(len(prompts))[:aside].tolist())
     training = tuple(prompt for i, prompt in enumerate(prompts) if i not in chosen)
     return PromptSets(training, tuple(prompts[i] for i in sorted(chosen)))
@@ -94,7 +105,10 @@ def table_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str,
     if columns.count("prompt") != 1:
         there = ", ".join(repr(name) for name in columns)
         how = "has no column named prompt" if "prompt" not in columns else "has two columns named prompt"
-        raise UserError(f"the prompt file {path} {how} (there are {there}): name the one so in its first line, columns parted by commas.")
+        raise UserError(
+            f"the prompt file {path} {how} (there are {there}): name the one so in its first line, columns parted by"
+            " commas."
+        )
     for row in table:
         yield f"{path}, line {table.line_num}", row
 
@@ -105,10 +119,10 @@ def _objects(file: Iterable[str], path: Path) -> Iterator[Prompt]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}): write one object a line.") from error
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise UserError(f"{where} is not JSON ({reason_of(error)}): write one object a line.") from error
+        if not isinstance(row.get("prompt"), str):
             raise UserError(f'{where} must be an object such as {{"prompt": "a red square"}}.')
         yield row_prompt(row, where)
 

@@ -1,14 +1,17 @@
-"""`saddlepoint red-team PIPELINE ...`: words that make a pipeline draw unsafe pictures and that no prompt of a file has, and prompts and anchors with them.
+"""`saddlepoint red-team PIPELINE ...`: words that make a pipeline draw unsafe pictures and that no prompt of a file
+has, and prompts and anchors with them.
 
-Post-training removes what its prompts call for and little more. The safety direction of the reward knows further words: those of the CLIP's own vocabulary
-whose addition moves prompts furthest to the unsafe side. The pipeline then draws prompts with each of them, and those stay whose pictures are unsafe: twice
-as many pictures, from fresh noise, decide on the words that look so, for among many words some do by chance.
-Anchors need them as much as prompts do: projected off a direction that knows signs alone, "with warning tape" keeps its tape, and pictures with one are
-rewarded for it. Each phrase of the anchors counts alike, so many found words turn the direction towards what they say.
+Post-training removes what its prompts call for and little more. The safety direction of the reward knows further words:
+those of the CLIP's own vocabulary whose addition moves prompts furthest to the unsafe side. The pipeline then draws
+prompts with each of them, and those stay whose pictures are unsafe: twice as many pictures, from fresh noise, decide on
+the words that look so, for among many words some do by chance. Anchors need them as much as prompts do: projected off a
+direction that knows signs alone, "with warning tape" keeps its tape, and pictures with one are rewarded for it. Each
+phrase of the anchors counts alike, so many found words turn the direction towards what they say.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -20,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from saddlepoint.files import FileFault, parse_json, read_bytes, read_json, write_json
 from saddlepoint.flags import parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.config import COST_MOST
@@ -54,26 +58,31 @@ ERRORS = 2
 
 @dataclass(frozen=True)
 class RedTeamFlags:
-    """Find words that make a pipeline's pictures unsafe, and write prompts and anchors with them, to be post-trained on."""
+    """Find words that make a pipeline's pictures unsafe, and write prompts and anchors with them, to be post-trained
+    on."""
 
     prompts: Path | None = None
-    """the prompts that there are: .csv (columns prompt and, optionally, unsafe), .txt or .jsonl; words are added to those not labelled unsafe, and put
-    in the place of others in those that are"""
+    """the prompts that there are: .csv (columns prompt and, optionally, unsafe), .txt or .jsonl; words are added to
+    those not labelled unsafe, and put in the place of others in those that are"""
     clip: str = "openai/clip-vit-large-patch14"
     """the CLIP whose words are tried, and of the safety direction: a folder or a hub id"""
     anchors: str = "compact"
-    """phrases of the safety direction: compact, scaled, unsafe-only, or a folder with unsafe.txt and optionally safe.txt"""
+    """phrases of the safety direction: compact, scaled, unsafe-only, or a folder with unsafe.txt and optionally
+    safe.txt"""
     cost: str = "probability"
-    """what judges the pictures: probability, coordinate, or module:name of a detector, as of `saddlepoint train safediffusion`"""
+    """what judges the pictures: probability, coordinate, or module:name of a detector, as of `saddlepoint train
+    safediffusion`"""
     words: Path | None = None
-    """a text file of words or phrases to try, one a line, instead of the CLIP's vocabulary, whose entries that end a word may be parts of one"""
+    """a text file of words or phrases to try, one a line, instead of the CLIP's vocabulary, whose entries that end a
+    word may be parts of one"""
     shortlist: int = 32
     """words that are drawn: those that move prompts furthest to the unsafe side of the direction"""
     pictures: int = 16
     """pictures of each of them; twice as many, from other noise, of those that pass"""
     least: float = 0.1
-    """a word stays when the mean cost of its pictures lies at least this far above that of the same prompts without it, in both draws, and in the second
-    by more than two standard errors. On the cost's own scale: that of coordinate is finer"""
+    """a word stays when the mean cost of its pictures lies at least this far above that of the same prompts without it,
+    in both draws, and in the second by more than two standard errors. On the cost's own scale: that of coordinate is
+    finer"""
     count: int = 0
     """prompts to write beside those that there are; 0 writes as many as those"""
     steps: int = 50
@@ -97,13 +106,15 @@ class RedTeamFlags:
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     out: Path | None = None
-    """folder to write, which must not exist yet: prompts.csv for --prompts, with the column word beside prompt and unsafe, anchors for --anchors, and
-    words.csv with what was drawn"""
+    """folder to write, which must not exist yet: prompts.csv for --prompts, with the column word beside prompt and
+    unsafe, anchors for --anchors, and words.csv with what was drawn"""
 
     def validate(self) -> None:
         """Raises ``UserError`` for what needs no model to be seen."""
         if self.prompts is None or self.out is None:
-            raise UserError("red-team needs prompts to start from and a folder to write: give --prompts FILE and --out FOLDER.")
+            raise UserError(
+                "red-team needs prompts to start from and a folder to write: give --prompts FILE and --out FOLDER."
+            )
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another --out.")
         for name, least in {"shortlist": 1, "pictures": 2, "batch": 1}.items():
@@ -116,9 +127,14 @@ class RedTeamFlags:
         if not 0 < self.least < float("inf"):
             raise UserError(f"--least must be finite and greater than 0, not {self.least}.")
         if self.least >= COST_MOST.get(self.cost, float("inf")):
-            raise UserError(f"--least {self.least:g} leaves every word out: a {self.cost} is never above {COST_MOST[self.cost]:g}. Give less.")
+            raise UserError(
+                f"--least {self.least:g} leaves every word out: a {self.cost} is never above {COST_MOST[self.cost]:g}."
+                " Give less."
+            )
         if self.cost not in ("probability", "coordinate") and ":" not in self.cost:
-            raise UserError(f"--cost must be probability, coordinate or the module:name of your own, not {self.cost!r}.")
+            raise UserError(
+                f"--cost must be probability, coordinate or the module:name of your own, not {self.cost!r}."
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
 
@@ -140,7 +156,9 @@ def red_team_command(args: list[str]) -> None:
     """`saddlepoint red-team PIPELINE ...`. Raises ``UserError``."""
     helping = args[:1] in (["-h"], ["--help"])
     if not args or (args[0].startswith("-") and not helping):
-        raise UserError("red-team needs the pipeline first: `saddlepoint red-team PIPELINE --prompts FILE --out FOLDER`.")
+        raise UserError(
+            "red-team needs the pipeline first: `saddlepoint red-team PIPELINE --prompts FILE --out FOLDER`."
+        )
     flags = parse(RedTeamFlags, RedTeamFlags(), args if helping else args[1:], "saddlepoint red-team PIPELINE").values
     quiet_libraries()
     use_threads(flags.threads)
@@ -148,12 +166,14 @@ def red_team_command(args: list[str]) -> None:
         red_team(args[0], flags)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from what was drawn") from interrupt
-    where = f"--prompts {flags.out / 'prompts.csv'}, and --anchors {flags.out / 'anchors'} where the reward or the cost has them"
+    own = f"--prompts {flags.out / 'prompts.csv'}", f"--anchors {flags.out / 'anchors'}"
+    where = f"{own[0]}, and {own[1]} where the reward or the cost has them"
     print(f"written: {flags.out}; read it, then train with {where}")
 
 
 def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
-    """Search, draw and write ``flags.out``; an interrupted search goes on from what it has drawn. Returns the words that were drawn.
+    """Search, draw and write ``flags.out``; an interrupted search goes on from what it has drawn. Returns the words
+    that were drawn.
 
     Raises ``UserError``, before a model is loaded where that can be.
     """
@@ -172,8 +192,10 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     if candidates == []:
         raise UserError(f"the file {flags.words} of --words cannot be found or holds no word: give one a line.")
     source, request = open_source(pipeline), Request(flags.steps, flags.height, flags.width, flags.text_tokens)
-    source.family.table(source.configs, request)
-    device = torch.device("cuda" if flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available()) else "cpu")
+    source.check(request)
+    device = torch.device(
+        "cuda" if flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available()) else "cpu"
+    )
     drawn = Drawn(flags.out)
 
     clip = CLIPEncoder(flags.clip, device)
@@ -184,28 +206,51 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
         raise UserError(f"{flags.prompts} has every word that there is to try: give others with --words.")
     long = next((word for word, length in zip(fresh, clip.lengths(fresh), strict=True) if length > ROOM), None)
     if long is not None:
-        raise UserError(f"{long!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it.")
+        raise UserError(
+            f"{long!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it."
+        )
     loaded = load_pipeline(source).to(device)
     lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)
     limit = min(clip.limit, *(most for _, _, most in source.family.limits(loaded, request)))
     roomy = [prompt for length, prompt in lengths if prompt.unsafe or length + MARKS + ROOM <= limit]
     harmless = [prompt.text for prompt in roomy if not prompt.unsafe]
     if not harmless:
-        raise UserError(f"no harmless prompt of {flags.prompts} leaves {ROOM} of the {limit} tokens free for a word: give shorter ones.")
+        raise UserError(
+            f"no harmless prompt of {flags.prompts} leaves {ROOM} of the {limit} tokens free for a word: give shorter"
+            " ones."
+        )
     carriers = choose_carriers(harmless, flags.seed)
     shifts = shortlist(clip, anchors.direction, fresh, carriers, flags.shortlist)
 
     low_precision = resolve_precision(flags.precision, device)
     studio = build_studio(loaded, request, flags.guidance, 0.0, device, low_precision)
-    chosen: dict[str, Any] = {name: str(value) for name, value in asdict(flags).items() if name not in ("least", "count", "out", "threads", "batch")}
+    chosen: dict[str, Any] = {
+        name: str(value)
+        for name, value in asdict(flags).items()
+        if name not in ("least", "count", "out", "threads", "batch")
+    }
     chosen |= {"weights": [source_files(place) for place in (pipeline, flags.clip)], "safe": safe, "unsafe": unsafe}
-    drawn.begin({"pipeline": pipeline, **chosen, "carriers": carriers, "words": list(shifts), "low_precision": str(low_precision)})
+    drawn.begin(
+        {
+            "pipeline": pipeline,
+            **chosen,
+            "carriers": carriers,
+            "words": list(shifts),
+            "low_precision": str(low_precision),
+        }
+    )
     found = draw_words(studio, cost, shifts, carriers, flags, drawn)
     for each in sorted(found, key=lambda each: -each.excess):
-        print(f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f} ± {each.error:.3f}{'' if each.kept else '   left out'}")
+        print(
+            f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f} ±"
+            f" {each.error:.3f}{'' if each.kept else '   left out'}"
+        )
     words = [each.word for each in found if each.kept]
     if not words:
-        raise UserError(f"no word makes the pictures unsafe by --least {flags.least:g}, so nothing is written: lower it, or raise --shortlist or --pictures.")
+        raise UserError(
+            f"no word makes the pictures unsafe by --least {flags.least:g}, so nothing is written: lower it, or raise"
+            " --shortlist or --pictures."
+        )
     pairs = combine(gaps(clip, anchors.direction, roomy), words, flags.count or len(prompts), flags.seed)
     own_gaps = gaps(clip, anchors.direction, [Prompt(phrase, True) for phrase in unsafe])
     more = [gap.filled(word) for word in words for gap in own_gaps]
@@ -216,8 +261,8 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
 def draw_words(
     studio: Studio, cost: Score, shifts: dict[str, float], carriers: Sequence[str], flags: RedTeamFlags, drawn: Drawn
 ) -> list[Found]:
-    """What the pipeline draws for prompts with each word, beside what it draws without, from the same noise; what looks unsafe twice, the second
-    time in twice as many pictures from other noise."""
+    """What the pipeline draws for prompts with each word, beside what it draws without, from the same noise; what looks
+    unsafe twice, the second time in twice as many pictures from other noise."""
     found = []
     for word, (excess, error) in _draw(studio, cost, list(shifts), carriers, flags, drawn, 0).items():
         found.append(Found(word, shifts[word], excess, error, excess >= flags.least))
@@ -230,9 +275,16 @@ def _decided(each: Found, excess: float, error: float, least: float) -> Found:
 
 
 def _draw(
-    studio: Studio, cost: Score, words: Sequence[str], carriers: Sequence[str], flags: RedTeamFlags, drawn: Drawn, draw: int
+    studio: Studio,
+    cost: Score,
+    words: Sequence[str],
+    carriers: Sequence[str],
+    flags: RedTeamFlags,
+    drawn: Drawn,
+    draw: int,
 ) -> dict[str, tuple[float, float]]:
-    """Excess and standard error of the words' pictures in the first (0) or the second (1) draw; those that ``drawn`` has are not drawn again."""
+    """Excess and standard error of the words' pictures in the first (0) or the second (1) draw; those that ``drawn``
+    has are not drawn again."""
     pictures = flags.pictures * (draw + 1)
     paths = [(flags.seed, NOISE, draw, i) for i in range(pictures)]
 
@@ -270,28 +322,33 @@ class Drawn:
         return UserError(f"{self._out} cannot be written ({error.strerror}): choose another --out, or make room.")
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Take up what was drawn with the same ``settings``, all that the pictures depend on; with others, begin anew. Raises ``UserError``."""
-        wanted, file = json.dumps(settings, indent=1), self._folder / "settings.json"
+        """Take up what was drawn with the same ``settings``, all that the pictures depend on; with others, begin anew.
+        Raises ``UserError``."""
+        file = self._folder / "settings.json"
         try:
-            if file.exists() and file.read_text(encoding="utf-8") == wanted:
-                self._read()
-            else:
-                self._lines.unlink(missing_ok=True)
-                file.write_text(wanted, encoding="utf-8")
+            same = read_json(file, "what a search draws by") == json.loads(json.dumps(settings))
+        except FileFault:  # there is none yet, or it is damaged
+            same = False
+        if same:
+            self._read()
+            return
+        try:
+            self._lines.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+        write_json(file, settings)
 
     @property
     def _lines(self) -> Path:
         return self._folder / "drawn.jsonl"
 
     def _read(self) -> None:
-        for line in self._lines.read_text(encoding="utf-8").splitlines() if self._lines.exists() else ():
-            try:
-                draw, word, excess, error = json.loads(line)
-            except ValueError:  # the last one, when the process was killed; it is drawn again
-                continue
-            self._known[draw, word] = (excess, error)
+        """What is damaged, such as the last line of a killed process, is drawn again."""
+        for line in read_bytes(self._lines, "drawn words").splitlines() if self._lines.exists() else ():
+            with contextlib.suppress(ValueError, TypeError):
+                draw, word, excess, error = parse_json(line, list)
+                if type(draw) is int and isinstance(word, str):
+                    self._known[draw, word] = (float(excess), float(error))
 
     def has(self, draw: int, word: str) -> bool:
         return (draw, word) in self._known
@@ -309,17 +366,24 @@ class Drawn:
             raise self._unwritable(failed) from failed
 
     def finish(
-        self, found: Sequence[Found], prompts: Sequence[Prompt], pairs: Sequence[tuple[str, str]], safe: Sequence[str], unsafe: Sequence[str]
+        self,
+        found: Sequence[Found],
+        prompts: Sequence[Prompt],
+        pairs: Sequence[tuple[str, str]],
+        safe: Sequence[str],
+        unsafe: Sequence[str],
     ) -> None:
-        """Write the prompts with their labels, then the new ones with the word they were made of; the anchors; and what was found. The folder appears
-        whole or not at all. Raises ``UserError``."""
+        """Write the prompts with their labels, then the new ones with the word they were made of; the anchors; and what
+        was found. The folder appears whole or not at all. Raises ``UserError``."""
         try:
             shutil.rmtree(self._folder / "anchors", ignore_errors=True)
             (self._folder / "anchors").mkdir()
             with (self._folder / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
                 table = csv.writer(file)
                 table.writerow(["prompt", "unsafe", "word"])
-                table.writerows([prompt.text, "" if prompt.unsafe is None else int(prompt.unsafe), ""] for prompt in prompts)
+                table.writerows(
+                    [prompt.text, "" if prompt.unsafe is None else int(prompt.unsafe), ""] for prompt in prompts
+                )
                 table.writerows([text, 1, word] for text, word in pairs)
             with (self._folder / "words.csv").open("w", encoding="utf-8", newline="") as file:
                 table = csv.writer(file)
@@ -327,7 +391,9 @@ class Drawn:
                 table.writerows(found)
             for name, phrases in (("safe", safe), ("unsafe", unsafe)):
                 if phrases:
-                    (self._folder / "anchors" / f"{name}.txt").write_text("".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8")
+                    (self._folder / "anchors" / f"{name}.txt").write_text(
+                        "".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8"
+                    )
             self._lines.unlink(missing_ok=True)
             self._folder.rename(self._out)
         except OSError as error:

@@ -1,4 +1,5 @@
-"""Rewards and costs of pictures. Steering: reward(x, p) = z(x) . z~(p), with z~(p) the prompt's embedding moved along one safety direction."""
+"""Rewards and costs of pictures. Steering: reward(x, p) = z(x) . z~(p), with z~(p) the prompt's embedding moved along
+one safety direction."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 
 
 class Score(Protocol):
-    """A reward, a cost or a measure of pictures: anything that can be called like this, a network or an exact checker."""
+    """A reward, a cost or a measure of pictures: anything that can be called like this, a network or an exact
+    checker."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(batch, 3, height, width) float32 in [0, 1] and the prompts they were made for -> (batch,), finite."""
@@ -43,14 +45,16 @@ class Scores(NamedTuple):
 def safety_direction(safe: Tensor, unsafe: Tensor) -> Tensor:
     """v_safe = normalise(mean z(safe) - mean z(unsafe)); (phrases, dim) each -> (dim,).  SafeDiffusion-R1.
 
-    Rows are brought to unit norm first. ``safe`` may have no rows (the unsafe-only anchors): then v_safe = normalise(-mean z(unsafe)).
+    Rows are brought to unit norm first. ``safe`` may have no rows (the unsafe-only anchors): then v_safe =
+    normalise(-mean z(unsafe)).
     """
     away = -normalize(unsafe, dim=-1).mean(0)
     return normalize(away + normalize(safe, dim=-1).mean(0) if len(safe) else away, dim=-1)
 
 
 def steer(text: Tensor, direction: Tensor, alpha: float, mode: SteeringMode = "translation") -> Tensor:
-    """z~ = normalise(z + alpha v) (translation), or normalise(z - (z.v) v + alpha v) (projection), with z = normalise(text).  SafeDiffusion-R1.
+    """z~ = normalise(z + alpha v) (translation), or normalise(z - (z.v) v + alpha v) (projection), with z =
+    normalise(text).  SafeDiffusion-R1.
 
     (..., dim) and a unit vector (dim,) -> (..., dim).
     """
@@ -74,7 +78,10 @@ def scored(score: Score, flag: str, images: Tensor, prompts: Sequence[str]) -> T
     with torch.no_grad():
         values = foreign(flag, lambda: torch.as_tensor(score(own, prompts)).detach().to(images.device, torch.float32))
     if values.shape != (len(images),):
-        raise ForeignFault(f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for each.")
+        raise ForeignFault(
+            f"{flag} returned numbers of shape {tuple(values.shape)} for {len(images)} images: it must return one for"
+            " each."
+        )
     if not bool(values.isfinite().all()):
         raise NonFiniteError(f"{flag} returned a number that is not finite.")
     if flag == "--cost" and bool((values < 0).any()):
@@ -119,13 +126,15 @@ class UnsafeCoordinate:
     direction: Tensor
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return (1 - self.clip.images(images) @ self.direction).clamp(min=0)  # a rounding error must not make a cost negative
+        # a rounding error must not make a cost negative
+        return (1 - self.clip.images(images) @ self.direction).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class UnsafeProbability:
-    """CLIP's zero-shot probability of unsafe against safe, each class the mean of its anchors: sigmoid(scale * z(x) . (unsafe - safe)), the picture's
-    coordinate along v on CLIP's own scale. Between 0 and 1, so that a budget reads as a share."""
+    """CLIP's zero-shot probability of unsafe against safe, each class the mean of its anchors: sigmoid(scale * z(x) .
+    (unsafe - safe)), the picture's coordinate along v on CLIP's own scale. Between 0 and 1, so that a budget reads as a
+    share."""
 
     clip: CLIPEncoder
     safe: Tensor
@@ -140,10 +149,17 @@ CLIP_SCORES = (Alignment, SteeredAlignment, UnsafeCoordinate, UnsafeProbability)
 
 def read_anchors(name: str) -> tuple[list[str], list[str]]:
     """Safe and unsafe anchor phrases of a named set or a folder; there may be no safe ones. Raises ``UserError``."""
-    home = files("saddlepoint.safediffusion") / "anchors" / name if name in ("compact", "scaled", "unsafe-only") else Path(name)
+    home = (
+        files("saddlepoint.safediffusion") / "anchors" / name
+        if name in ("compact", "scaled", "unsafe-only")
+        else Path(name)
+    )
     safe, unsafe = (read_phrases(home / f"{part}.txt") for part in ("safe", "unsafe"))
     if not unsafe:
-        raise UserError(f"--anchors {name} is no set of anchors: give compact, scaled, unsafe-only, or a folder with phrases in unsafe.txt.")
+        raise UserError(
+            f"--anchors {name} is no set of anchors: give compact, scaled, unsafe-only, or a folder with phrases in"
+            " unsafe.txt."
+        )
     return safe, unsafe
 
 
@@ -151,7 +167,10 @@ def require_anchors(name: str, cost: str) -> None:
     """Raises ``UserError`` when there are no such anchors, or not those that ``cost`` needs."""
     safe, _ = read_anchors(name)
     if cost == "probability" and not safe:
-        raise UserError(f"--cost probability weighs safe against unsafe anchors and --anchors {name} has no safe ones: use --cost coordinate.")
+        raise UserError(
+            f"--cost probability weighs safe against unsafe anchors and --anchors {name} has no safe ones: use --cost"
+            " coordinate."
+        )
 
 
 class Anchors(NamedTuple):
@@ -172,19 +191,27 @@ def embed_anchors(clip: CLIPEncoder, name: str) -> Anchors:
 
 def anchored_costs(clip: CLIPEncoder, anchors: Anchors) -> dict[str, Score]:
     """The costs that the anchors make, by the name that ``--cost`` gives them."""
-    return {"coordinate": UnsafeCoordinate(clip, anchors.direction), "probability": UnsafeProbability(clip, anchors.safe, anchors.unsafe)}
+    return {
+        "coordinate": UnsafeCoordinate(clip, anchors.direction),
+        "probability": UnsafeProbability(clip, anchors.safe, anchors.unsafe),
+    }
 
 
 def load_plugin(flag: str, name: str) -> Any:
     """The callable ``module:name``; a class is built without arguments. Raises ``UserError`` when there is none."""
     module, _, attribute = name.partition(":")
     if not module or module.startswith(".") or not attribute:
-        raise UserError(f"{flag} {name}: give the module's full name and a name in it, such as my_package.scores:brightness.")
+        raise UserError(
+            f"{flag} {name}: give the module's full name and a name in it, such as my_package.scores:brightness."
+        )
     try:
         loaded = foreign(f"{flag} {name}", import_module, module)
     except ForeignFault as error:
         if isinstance(error.__cause__, ImportError):
-            raise UserError(f"{flag} {name}: the module cannot be imported ({first_line(error.__cause__)}): is it on the Python path?") from error
+            raise UserError(
+                f"{flag} {name}: the module cannot be imported ({first_line(error.__cause__)}): is it on the Python"
+                " path?"
+            ) from error
         raise
     if attribute not in vars(loaded):
         raise UserError(f"{flag} {name}: {module} has no {attribute!r}.")
@@ -195,7 +222,10 @@ def load_plugin(flag: str, name: str) -> Any:
         except ForeignFault as error:
             if isinstance(error.__cause__, TypeError):
                 said = first_line(error.__cause__)
-                raise UserError(f"{flag} {name}: this class cannot be built without arguments ({said}): give a function, or another class.") from error
+                raise UserError(
+                    f"{flag} {name}: this class cannot be built without arguments ({said}): give a function, or"
+                    " another class."
+                ) from error
             raise
     if not callable(found):
         raise UserError(f"{flag} {name} cannot be called: give a function, or a class with __call__.")
@@ -204,7 +234,12 @@ def load_plugin(flag: str, name: str) -> Any:
 
 def named_scores(config: SafeDiffusionConfig) -> dict[str, str]:
     """What each score's flag names."""
-    return {"--reward": config.resolved_reward, "--second-reward": config.second_reward, "--cost": config.cost, "--utility": config.utility}
+    return {
+        "--reward": config.resolved_reward,
+        "--second-reward": config.second_reward,
+        "--cost": config.cost,
+        "--utility": config.utility,
+    }
 
 
 def check_scores(config: SafeDiffusionConfig) -> None:
@@ -225,5 +260,9 @@ def build_scores(config: SafeDiffusionConfig, device: torch.device) -> Scores:
         known["alignment"] = Alignment(clip)
         if config.uses_anchors:
             anchors = embed_anchors(clip, config.anchors)
-            known |= anchored_costs(clip, anchors) | {"steered": SteeredAlignment(clip, anchors.direction, config.alpha, config.steering, config.steer)}
-    return Scores(known[config.resolved_reward], known.get(config.cost), known[config.utility], known.get(config.second_reward))
+            known |= anchored_costs(clip, anchors) | {
+                "steered": SteeredAlignment(clip, anchors.direction, config.alpha, config.steering, config.steer)
+            }
+    return Scores(
+        known[config.resolved_reward], known.get(config.cost), known[config.utility], known.get(config.second_reward)
+    )

@@ -25,19 +25,32 @@ class Rollout(NamedTuple):
 
     images: Tensor  # (batch, 3, height, width) float32 in [0, 1]
     latents: Tensor  # (batch, steps + 1, channels, height, width), from noise to picture, in the stored precision
-    log_probs: Tensor  # (batch, steps - 1) float32: of latents[:, k + 1] as stored, given latents[:, k]; 0 for steps without noise
-    means: Tensor | None = None  # (batch, steps - 1, channels, height, width) float32: of those steps, where they are asked for
+    # (batch, steps - 1) float32: of latents[:, k + 1] as stored, given latents[:, k]; 0 for steps without noise
+    log_probs: Tensor
+    # (batch, steps - 1, channels, height, width) float32: of those steps, where they are asked for
+    means: Tensor | None = None
 
 
 class DenoisingPolicy:
-    """pi(x_{k+1} | x_k, prompt): one guided stochastic step as a Gaussian, for sampling and for scoring a given next latent alike."""
+    """pi(x_{k+1} | x_k, prompt): one guided stochastic step as a Gaussian, for sampling and for scoring a given next
+    latent alike."""
 
     def __init__(
-        self, network: Any, table: Table, guidance: float, eta: float, device: torch.device, low_precision: torch.dtype | None, *,
-        predict: Predict = predict_with_unet, sde: FlowSDE = "ddim", noisy: tuple[int, ...] = (),
-    ) -> None:  # fmt: skip
-        """``low_precision`` is the dtype of the network's products and of the stored latents, None for float32. Steps from ``noisy[0]`` up to, without,
-        ``noisy[1]`` have noise, all where it is empty; ``predict`` is the family's."""
+        self,
+        network: Any,
+        table: Table,
+        guidance: float,
+        eta: float,
+        device: torch.device,
+        low_precision: torch.dtype | None,
+        *,
+        predict: Predict = predict_with_unet,
+        sde: FlowSDE = "ddim",
+        noisy: tuple[int, ...] = (),
+    ) -> None:
+        """``low_precision`` is the dtype of the network's products and of the stored latents, None for float32. Steps
+        from ``noisy[0]`` up to, without, ``noisy[1]`` have noise, all where it is empty; ``predict`` is the
+        family's."""
         self.network, self.table, self.guidance, self.eta, self.device = network, table, guidance, eta, device
         self.low_precision, self.predict, self.sde = low_precision, predict, sde
         self.noisy = range(*noisy) if noisy else range(table.steps)
@@ -52,17 +65,28 @@ class DenoisingPolicy:
         return self.low_precision or torch.float32
 
     def answer(self, latents: Tensor, k: Tensor, told: Conditioning | Tensor, empty: Conditioning | Tensor) -> Tensor:
-        """What the network says at the start of step ``k``, guided, in float32: noise, velocity or picture, as it was trained to.
+        """What the network says at the start of step ``k``, guided, in float32: noise, velocity or picture, as it was
+        trained to.
 
-        ``latents`` (batch, channels, height, width), ``k`` (batch,) int64; ``told`` is the prompts' conditioning and ``empty`` that of no prompt, without
-        its batch (a tensor stands for a tuple of one).
+        ``latents`` (batch, channels, height, width), ``k`` (batch,) int64; ``told`` is the prompts' conditioning and
+        ``empty`` that of no prompt, without its batch (a tensor stands for a tuple of one).
         """
-        told, empty = ((part,) if isinstance(part, Tensor) else part for part in (told, empty))
-        lowered = torch.autocast(self.device.type, self.low_precision) if self.low_precision else contextlib.nullcontext()
+        told = (told,) if isinstance(told, Tensor) else told
+        empty = (empty,) if isinstance(empty, Tensor) else empty
+        lowered = (
+            torch.autocast(self.device.type, self.low_precision) if self.low_precision else contextlib.nullcontext()
+        )
         with lowered:
             return self.predict(self.network, latents.float(), self._table.timesteps[k], told, empty, self.guidance)
 
-    def step(self, latents: Tensor, k: Tensor, told: Conditioning | Tensor, empty: Conditioning | Tensor, eta: float | None = None) -> Gaussian:
+    def step(
+        self,
+        latents: Tensor,
+        k: Tensor,
+        told: Conditioning | Tensor,
+        empty: Conditioning | Tensor,
+        eta: float | None = None,
+    ) -> Gaussian:
         """The Gaussian of step ``k`` in float32; arguments as of ``answer``. ``eta`` replaces the policy's own."""
         output = self.answer(latents, k, told, empty)
         etas = self._eta[k] if eta is None else torch.full_like(self._eta[k], eta)
@@ -107,15 +131,25 @@ class PromptEmbeddings:
         for part, tokenizer, limit in self._family.limits(self._pipeline, self._request):
             lengths = [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
             if long := sum(length > limit for length in lengths):
-                found.append(f"{part} reads {limit} tokens and {long} of {len(prompts)} prompts have more (up to {max(lengths)})")
+                found.append(
+                    f"{part} reads {limit} tokens and {long} of {len(prompts)} prompts have more (up to {max(lengths)})"
+                )
         return f"{'; '.join(found)}: the ends of these are not seen" if found else None
 
 
 class Noise:
-    """Standard normal draws of a batch of images, each from a stream of its own: a picture does not depend on what it is batched with."""
+    """Standard normal draws of a batch of images, each from a stream of its own: a picture does not depend on what it
+    is batched with."""
 
-    def __init__(self, starts: Sequence[Sequence[int]], steps: Sequence[Sequence[int]], shape: tuple[int, ...], device: torch.device) -> None:
-        """``starts`` and ``steps`` hold a path of integers for each image; images with the same path share their first latent."""
+    def __init__(
+        self,
+        starts: Sequence[Sequence[int]],
+        steps: Sequence[Sequence[int]],
+        shape: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        """``starts`` and ``steps`` hold a path of integers for each image; images with the same path share their first
+        latent."""
         self.starts, self._streams = [tuple(path) for path in starts], [_stream(path) for path in steps]
         self._shape, self._device = shape, device
 
@@ -139,10 +173,13 @@ class Studio:
         """(channels, height, width) of the latents"""
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], noise: Noise, reduction: LogProbReduction, *, means: bool = False) -> Rollout:
+    def sample(
+        self, prompts: Sequence[str], noise: Noise, reduction: LogProbReduction, *, means: bool = False
+    ) -> Rollout:
         """One batch. A next latent is drawn in float32 and stored; its log-probability is that of what was stored.
 
-        Steps before the first noisy one are the same for pictures of one prompt and one first latent, and are computed once for them.
+        Steps before the first noisy one are the same for pictures of one prompt and one first latent, and are computed
+        once for them.
         """
         policy, told, empty = self.policy, self.embeddings(prompts), self.embeddings.empty
         keys = [*zip(prompts, noise.starts, strict=True)]
@@ -150,10 +187,13 @@ class Studio:
         alone = sorted(first_of.values())
         place = [alone.index(first_of[key]) for key in keys]
         latents = [noise.start().to(policy.stored)]
-        log_probs, centres = [], []
+        log_probs: list[Tensor] = []
+        centres: list[Tensor] = []
         for k in range(policy.table.steps):
             if k < policy.noisy.start:
-                following = policy.step(latents[-1][alone], self._at(k, len(alone)), tuple(part[alone] for part in told), empty).mean[place]
+                following = policy.step(
+                    latents[-1][alone], self._at(k, len(alone)), tuple(part[alone] for part in told), empty
+                ).mean[place]
                 latents.append(following.to(policy.stored))
                 log_prob, mean = torch.zeros(len(prompts), device=self.device), following
             else:
@@ -161,25 +201,35 @@ class Studio:
                 latents.append((step.sample(noise.next()) if k in policy.noisy else step.mean).to(policy.stored))
                 mean = step.mean
                 learnt = k in policy.learnt and policy.eta > 0
-                log_prob = step_log_prob(step, latents[-1].float(), reduction) if learnt else torch.zeros(len(prompts), device=self.device)
+                log_prob = (
+                    step_log_prob(step, latents[-1].float(), reduction)
+                    if learnt
+                    else torch.zeros(len(prompts), device=self.device)
+                )
             if k < policy.table.steps - 1:
                 log_probs.append(log_prob)
-                centres.append(mean)
+                centres += [mean] if means else []
         images = self.decode(latents[-1])
-        return Rollout(images, torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(centres, 1) if means else None)
+        return Rollout(
+            images, torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(centres, 1) if means else None
+        )
 
     @torch.no_grad()
     def render(self, prompts: Sequence[str], noise: Noise) -> Tensor:
-        """Pictures (batch, 3, height, width) of the noise-free chain (eta 0): what is compared over time depends on the weights alone."""
+        """Pictures (batch, 3, height, width) of the noise-free chain (eta 0): what is compared over time depends on the
+        weights alone."""
         told, empty = self.embeddings(prompts), self.embeddings.empty
         latents = noise.start().to(self.policy.stored)
         for k in range(self.policy.table.steps):
-            latents = self.policy.step(latents, self._at(k, len(prompts)), told, empty, eta=0.0).mean.to(self.policy.stored)
+            latents = self.policy.step(latents, self._at(k, len(prompts)), told, empty, eta=0.0).mean.to(
+                self.policy.stored
+            )
         return self.decode(latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32 in [0, 1]. Raises ``NonFiniteError``."""
+        """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32 in [0, 1]. Raises
+        ``NonFiniteError``."""
         images = torch.cat([self.family.decode(self._vae, part) for part in latents.float().split(DECODED)]).clamp(0, 1)
         if not bool(images.isfinite().all()):
             raise NonFiniteError("the pictures are not finite: lower --guidance, or, in training, --learning-rate.")
@@ -190,28 +240,51 @@ class Studio:
 
 
 def build_studio(
-    pipeline: Any, request: Request, guidance: float, eta: float, device: torch.device, low_precision: torch.dtype | None = None, *,
-    sde: FlowSDE = "ddim", noisy: tuple[int, ...] = (),
-) -> Studio:  # fmt: skip
-    """The studio of a loaded pipeline that is on ``device``, once one prompt, one step and one decoding have gone through it.
+    pipeline: Any,
+    request: Request,
+    guidance: float,
+    eta: float,
+    device: torch.device,
+    low_precision: torch.dtype | None = None,
+    *,
+    sde: FlowSDE = "ddim",
+    noisy: tuple[int, ...] = (),
+) -> Studio:
+    """The studio of a loaded pipeline that is on ``device``, once one prompt, one step and one decoding have gone
+    through it.
 
     Raises ``UserError`` when the parts do not fit together or the device has too little memory.
     """
     family = family_of(pipeline)
     table = family.table(configs_of(pipeline), request)
     network = getattr(pipeline, family.network)
-    policy = DenoisingPolicy(network, table, guidance, eta, device, low_precision, predict=family.predict, sde=sde, noisy=noisy)
+    policy = DenoisingPolicy(
+        network, table, guidance, eta, device, low_precision, predict=family.predict, sde=sde, noisy=noisy
+    )
     try:
         studio = Studio(pipeline, policy, request)
         with torch.no_grad():
             x = torch.zeros(1, *studio.shape, device=device)
-            studio.decode(policy.step(x, torch.zeros(1, dtype=torch.int64, device=device), studio.embeddings([""]), studio.embeddings.empty, 0.0).mean)
+            studio.decode(
+                policy.step(
+                    x,
+                    torch.zeros(1, dtype=torch.int64, device=device),
+                    studio.embeddings([""]),
+                    studio.embeddings.empty,
+                    0.0,
+                ).mean
+            )
     except UserError:
         raise
     except torch.OutOfMemoryError as error:
-        raise UserError(f"one picture does not fit into the memory of {device}: give a smaller --height and --width, or another device.") from error
+        raise UserError(
+            f"one picture does not fit into the memory of {device}: give a smaller --height and --width, or another"
+            " device."
+        ) from error
     except Exception as error:  # whatever a library says of shapes or arguments that are not its own
-        raise UserError(f"the parts of this {family.title} pipeline do not fit together ({first_line(error)}): give a whole one.") from error
+        raise UserError(
+            f"the parts of this {family.title} pipeline do not fit together ({first_line(error)}): give a whole one."
+        ) from error
     return studio
 
 

@@ -1,4 +1,5 @@
-"""From a configuration to a running trainer: everything that needs no model is checked first, and everything is built before the first file is written."""
+"""From a configuration to a running trainer: everything that needs no model is checked first, and everything is built
+before the first file is written."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.safediffusion.weights import changed_file
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.contract import checked
 from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.processes import join_processes
@@ -36,21 +38,22 @@ C = TypeVar("C", RunConfig, SafeDiffusionConfig)
 
 SYSTEM = "safediffusion"
 OPERATIONAL = frozenset({"epochs", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "pipeline"})
-"""fields of ``RunConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits; pipeline: one that has moved, which is
-compared file by file)"""
+"""fields of ``RunConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits;
+pipeline: one that has moved, which is compared file by file)"""
 
 
 def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = False) -> Path:
-    """Train until ``epochs`` and return the run folder: ``post_train(RunConfig(pipeline=..., prompts=...), SafeDiffusionConfig())``.
+    """Train until ``epochs`` and return the run folder: ``post_train(RunConfig(pipeline=..., prompts=...),
+    SafeDiffusionConfig())``.
 
-    With ``resume`` the run in ``run.out`` goes on from its newest whole checkpoint: N + M epochs are N, a resume and M, to the bit on a CPU with the
-    same number of threads and processes. Under ``accelerate launch`` several processes share each epoch's prompts.
+    With ``resume`` the run in ``run.out`` goes on from its newest whole checkpoint: N + M epochs are N, a resume and M,
+    to the bit on a CPU with the same number of threads and processes. Under ``accelerate launch`` several processes
+    share each epoch's prompts.
 
-    Raises ``UserError`` for a configuration that cannot work, before a model is loaded or a file written, and for a fault on the way, after which the
-    last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
+    Raises ``UserError`` for a configuration that cannot work, before a model is loaded or a file written, and for a
+    fault on the way, after which the last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
-    run.validate()
-    config.validate()
+    run, config = checked(run), checked(config)
     require_extra()
     folder = run.out or Path("runs") / f"{SYSTEM}-{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resume and run.out is None:
@@ -71,7 +74,8 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     use_threads(run.threads or (saved["resolved"]["threads"] if saved else 0))
     if config.prompts % accelerator.num_processes:
         raise UserError(
-            f"{accelerator.num_processes} processes cannot share the {config.prompts} prompt(s) of an epoch (--images / --group-size) evenly: change --images."
+            f"{accelerator.num_processes} processes cannot share the {config.prompts} prompt(s) of an epoch (--images"
+            " / --group-size) evenly: change --images."
         )
     if not resume and accelerator.is_main_process:
         run_folder.require_new(folder)
@@ -85,19 +89,22 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     if main:
         print(estimate(source, config, low_precision), flush=True)
     learner, studio, scores = load_parts(run, config, source, device, low_precision)
-    schedule = Schedule(
-        run.epochs, 1, run.eval_every, run.checkpoint_every, run.keep_checkpoints, evaluate_first=True
-    )
+    schedule = Schedule(run.epochs, 1, run.eval_every, run.checkpoint_every, run.keep_checkpoints, evaluate_first=True)
     with (
         stop_on_signal() as stop,
         run_folder.opened(folder, saved, main),
         RunLog(folder if main else None, Screen(run.epochs, Trainer.unit, quiet=run.quiet, silent=not main)) as log,
     ):
-        trainer = Trainer(run, config, folder / "samples" if main else None, prompts, studio, scores, learner, accelerator, log, stop)
+        trainer = Trainer(
+            run, config, folder / "samples" if main else None, prompts, studio, scores, learner, accelerator, log, stop
+        )
         digest = run_folder.settings_digest(content, OPERATIONAL)
         driver = RunDriver(trainer, schedule, folder, log, stop, peers=trainer.peers, config_digest=digest)
         learning = sum(p.numel() for p in learner.parameters.values())
-        log.say(f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from, {len(prompts.held_out)} held out")
+        log.say(
+            f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from,"
+            f" {len(prompts.held_out)} held out"
+        )
         for remark in (*source.remarks, studio.embeddings.cut([prompt.text for part in prompts for prompt in part])):
             if remark:
                 log.say(f"note: {remark}")
@@ -109,8 +116,8 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
                 if before != after:
                     log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
             driver.resume()
-        if main:
-            run_folder.write(folder, content)
+        if main and (note := run_folder.write(folder, content)):
+            log.say(note)
         driver.run()
     return folder
 
@@ -122,12 +129,11 @@ def request_of(config: SafeDiffusionConfig) -> Request:
 
 def check_request(source: Source, config: SafeDiffusionConfig) -> None:
     """Raises ``UserError`` for steps, sizes or options that this pipeline's family does not have; no model is loaded."""
-    source.family.table(source.configs, request_of(config))
-    source.family.shape(source.configs, request_of(config))
+    source.check(request_of(config))
     if config.sde == "flow" and not source.family.flow:
-        raise UserError(f"--sde flow is of flow-matching pipelines, and {source.place} is {source.family.title}: leave it out.")
-    if config.text_tokens is not None and source.family.text_tokens is None:
-        raise UserError(f"--text-tokens does nothing here: {source.family.title} has no T5. Leave it out.")
+        raise UserError(
+            f"--sde flow is of flow-matching pipelines, and {source.place} is {source.family.title}: leave it out."
+        )
 
 
 def load_parts(
@@ -139,7 +145,14 @@ def load_parts(
     prepare_network(getattr(pipeline, family.network), config, run.seed, family.adapted)
     pipeline.to(device)
     studio = build_studio(
-        pipeline, request_of(config), config.guidance, config.resolved_eta(family.flow), device, low_precision, sde=config.sde, noisy=config.noisy_steps
+        pipeline,
+        request_of(config),
+        config.guidance,
+        config.resolved_eta(family.flow),
+        device,
+        low_precision,
+        sde=config.sde,
+        noisy=config.noisy_steps,
     )
     return Learner(config, studio.policy, family.network), studio, build_scores(config, device)
 
@@ -155,20 +168,34 @@ def read_sets(run: RunConfig, config: SafeDiffusionConfig) -> PromptSets:
 def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:
     """The dtype of the UNet's products and the stored latents, None for float32."""
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else None
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else None
+        )
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def _absolute(config: C, *names: str) -> C:
-    """``config`` with paths that do not depend on where the command was given: a run may be resumed from elsewhere. Hub ids stay."""
-    found = {name: str(Path(vars(config)[name]).resolve()) for name in names if vars(config)[name] and Path(vars(config)[name]).exists()}
+    """``config`` with paths that do not depend on where the command was given: a run may be resumed from elsewhere. Hub
+    ids stay."""
+    found = {
+        name: str(Path(vars(config)[name]).resolve())
+        for name in names
+        if vars(config)[name] and Path(vars(config)[name]).exists()
+    }
     return replace(config, **found)  # type: ignore[arg-type]
 
 
 def _describe(
-    run: RunConfig, config: SafeDiffusionConfig, prompts: PromptSets, source: Source, device: torch.device, low_precision: torch.dtype | None,
+    run: RunConfig,
+    config: SafeDiffusionConfig,
+    prompts: PromptSets,
+    source: Source,
+    device: torch.device,
+    low_precision: torch.dtype | None,
     processes: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The content of config.json, as it will be read back."""
     resolved = {
         "device": device.type,
@@ -184,7 +211,13 @@ def _describe(
             "clip": source_files(config.clip) if config.uses_clip else {},
         },
     }
-    content = {"format": run_folder.FORMAT, "system": SYSTEM, "train": asdict(run), "learner": asdict(config), "resolved": resolved}
+    content = {
+        "format": run_folder.FORMAT,
+        "system": SYSTEM,
+        "train": asdict(run),
+        "learner": asdict(config),
+        "resolved": resolved,
+    }
     return json.loads(json.dumps(content, default=str))
 
 
@@ -192,15 +225,23 @@ def _require_same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> N
     """Raises ``UserError`` naming the first thing in which a resumed run differs from the saved one."""
     run_folder.require_same_settings(saved, now, folder, OPERATIONAL)
     if saved["resolved"]["prompts_sha256"] != now["resolved"]["prompts_sha256"]:
-        raise UserError(f"the prompt files of {folder} have changed since it started: restore them, or start a new run with --out.")
+        raise UserError(
+            f"the prompt files of {folder} have changed since it started: restore them, or start a new run with --out."
+        )
     before, after = saved["resolved"], now["resolved"]
     if "anchors" in before and before["anchors"] != after["anchors"]:  # older runs did not keep them
-        raise UserError(f"the phrases of --anchors of {folder} have changed since it started: restore them, or start a new run with --out.")
+        raise UserError(
+            f"the phrases of --anchors of {folder} have changed since it started: restore them, or start a new run"
+            " with --out."
+        )
     for name in before.get("weights", {}):
         if changed := changed_file(before["weights"][name], after["weights"][name]):
             raise UserError(
-                f"the weights or configs of --{name} of {folder} have changed since it started ({changed}): restore them, or start a new run with --out."
+                f"the weights or configs of --{name} of {folder} have changed since it started ({changed}): restore"
+                " them, or start a new run with --out."
             )
     for name in ("device", "precision"):
         if saved["resolved"][name] != now["resolved"][name]:
-            raise UserError(f"{folder} ran on {saved['resolved'][name]}, not {now['resolved'][name]}: resume it on such a machine.")
+            raise UserError(
+                f"{folder} ran on {saved['resolved'][name]}, not {now['resolved'][name]}: resume it on such a machine."
+            )

@@ -32,17 +32,21 @@ from saddlepoint.train.signals import StopRequest
 from saddlepoint.types import ForeignFault
 
 START, STEPS, ORDER, TIMES, RENOISED = range(5)
-"""the streams of random numbers that are derived from a run's seed; each is followed by the epoch and the image's place in it"""
+"""the streams of random numbers that are derived from a run's seed; each is followed by the epoch and the image's place
+in it"""
 GRID = (4, 8)
 """prompts and images of each in an epoch's sample grid"""
 
 
 class Experience:
-    """What one process learns from in one epoch: the rollouts of its groups, the images of a group one after the other."""
+    """What one process learns from in one epoch: the rollouts of its groups, the images of a group one after the
+    other."""
 
     def __init__(self, prompts: list[str], groups: list[int], rollouts: list[Rollout]) -> None:
         self.prompts, self.groups = prompts, groups
-        self.images, self.latents, self.log_probs = (torch.cat(part) for part in zip(*(rollout[:3] for rollout in rollouts)))
+        self.images, self.latents, self.log_probs = (
+            torch.cat(part) for part in zip(*(rollout[:3] for rollout in rollouts))
+        )
         means = [rollout.means for rollout in rollouts if rollout.means is not None]
         self.means = torch.cat(means) if means else None
 
@@ -52,21 +56,39 @@ class Experience:
 
 
 class Trainer:
-    """The training that ``train.driver`` drives epoch by epoch: its state, and how it moves by one. ``samples``: where grids of pictures go, None for nowhere.
+    """The training that ``train.driver`` drives epoch by epoch: its state, and how it moves by one. ``samples``: where
+    grids of pictures go, None for nowhere.
 
-    Every random draw is a function of the seed, the epoch and the image's place in the epoch, so there is no random state to save, and what is
-    sampled does not depend on the number of processes or on the batch sizes, up to the rounding of the products.
+    Every random draw is a function of the seed, the epoch and the image's place in the epoch, so there is no random
+    state to save, and what is sampled does not depend on the number of processes or on the batch sizes, up to the
+    rounding of the products.
     """
 
     unit: ClassVar[str] = "epoch"
     total_flag: ClassVar[str] = "--epochs"
 
     def __init__(
-        self, run: RunConfig, config: SafeDiffusionConfig, samples: Path | None, prompts: PromptSets, studio: Studio, scores: Scores,
-        learner: Learner, accelerator: Any, log: RunLog, stop: StopRequest,
-    ) -> None:  # fmt: skip
+        self,
+        run: RunConfig,
+        config: SafeDiffusionConfig,
+        samples: Path | None,
+        prompts: PromptSets,
+        studio: Studio,
+        scores: Scores,
+        learner: Learner,
+        accelerator: Any,
+        log: RunLog,
+        stop: StopRequest,
+    ) -> None:
         self.run_config, self.config, self.samples, self.prompts = run, config, samples, prompts
-        self.studio, self.scores, self.agent, self.accelerator, self.log, self.stop = studio, scores, learner, accelerator, log, stop
+        self.studio, self.scores, self.agent, self.accelerator, self.log, self.stop = (
+            studio,
+            scores,
+            learner,
+            accelerator,
+            log,
+            stop,
+        )
         self.held_out = HeldOut(config, prompts.held_out, studio, scores, run.seed)
         self.device = studio.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -92,7 +114,8 @@ class Trainer:
         return True
 
     def advance(self) -> None:
-        """One epoch, unless a stop is asked for while it samples: then nothing has changed yet, and the epoch is begun anew on resume."""
+        """One epoch, unless a stop is asked for while it samples: then nothing has changed yet, and the epoch is begun
+        anew on resume."""
         began = time.monotonic()
         experience = self._sample()
         if experience is None:
@@ -104,7 +127,11 @@ class Trainer:
             raise Salvageable from error
         judged = time.monotonic()
         metrics |= self._learn(experience, advantages)
-        metrics |= {"train/sampling_s": sampled - began, "train/scoring_s": judged - sampled, "train/learning_s": time.monotonic() - judged}
+        metrics |= {
+            "train/sampling_s": sampled - began,
+            "train/scoring_s": judged - sampled,
+            "train/learning_s": time.monotonic() - judged,
+        }
         self.step += 1
         rows, columns = (min(most, had) for most, had in zip(GRID, (len(experience.groups), self.config.group_size)))
         grouped = experience.images.unflatten(0, (-1, self.config.group_size))
@@ -134,14 +161,16 @@ class Trainer:
             steps = [(seed, STEPS, self.step, *row) for row in rows[part]]
             noise = Noise(starts, steps, self.studio.shape, self.device)
             rollout = self.studio.sample(prompts[part], noise, cfg.log_prob, means=cfg.ratio_center)
-            rollouts.append(rollout._replace(latents=rollout.latents[:, -1:]) if cfg.method == "nft" else rollout)  # it needs the pictures alone
+            # it needs the pictures alone
+            rollouts.append(rollout._replace(latents=rollout.latents[:, -1:]) if cfg.method == "nft" else rollout)
             self.log.progress(self.step + 0.5 * first / len(rows), doing="sampling")
             if self._stopping():
                 return None
         return Experience(prompts, groups, rollouts)
 
     def _judge(self, experience: Experience) -> tuple[Tensor, dict[str, float]]:
-        """Advantages (groups of this process, group), and what the epoch's rewards and costs were. Moves the multiplier."""
+        """Advantages (groups of this process, group), and what the epoch's rewards and costs were. Moves the
+        multiplier."""
         cfg = self.config
         others = {"second-reward": self.scores.second, "cost": self.scores.cost}
         asked = {"reward": self.scores.reward} | {name: score for name, score in others.items() if score}
@@ -152,7 +181,11 @@ class Trainer:
             for name, values in found.items():
                 values.append(scored(asked[name], f"--{name}", images, prompts))
         rewards = self._all_groups(torch.cat(found["reward"]))
-        metrics = {"train/reward_mean": float(rewards.mean()), "train/reward_std": float(rewards.std()), "train/group_std": float(rewards.std(-1).mean())}
+        metrics = {
+            "train/reward_mean": float(rewards.mean()),
+            "train/reward_std": float(rewards.std()),
+            "train/group_std": float(rewards.std(-1).mean()),
+        }
         objective = rewards
         if "second-reward" in found:
             second = self._all_groups(torch.cat(found["second-reward"]))
@@ -162,10 +195,14 @@ class Trainer:
             costs = self._all_groups(torch.cat(found["cost"]))
             metrics["train/cost_mean"] = float(costs.mean())
             if cfg.unsafe_budget is not None:
-                objective = lagrangian_rewards(objective, costs, cfg.unsafe_budget, self.agent.multiplier.to(self.device), cfg.rho)
+                objective = lagrangian_rewards(
+                    objective, costs, cfg.unsafe_budget, self.agent.multiplier.to(self.device), cfg.rho
+                )
                 metrics["train/multiplier"] = float(self.agent.multiplier)
                 violation = costs.double().mean() - cfg.unsafe_budget
-                metrics["train/effective_multiplier"] = float((self.agent.multiplier + cfg.rho * violation.cpu()).clamp(min=0))
+                metrics["train/effective_multiplier"] = float(
+                    (self.agent.multiplier + cfg.rho * violation.cpu()).clamp(min=0)
+                )
                 self.agent.move_multiplier(violation)
         advantages = group_advantages(objective, cfg.advantage_clip, self._deviation(objective))
         metrics["train/skipped_groups"] = float(equal_groups(objective).sum())
@@ -178,8 +215,9 @@ class Trainer:
         return {"group": None, "epoch": now, "largest": torch.full_like(now, self.largest_deviation)}[scale]
 
     def _learn(self, experience: Experience, advantages: Tensor) -> dict[str, float]:
-        """The epoch's optimiser steps. Groups without an advantage are left out, unless they have a KL to pay; the loss is a mean over all images of an
-        optimiser step all the same, so that leaving them out, or to another process, changes nothing."""
+        """The epoch's optimiser steps. Groups without an advantage are left out, unless they have a KL to pay; the loss
+        is a mean over all images of an optimiser step all the same, so that leaving them out, or to another process,
+        changes nothing."""
         cfg = self.config
         trained = torch.zeros((), device=self.device) + advantages.count_nonzero() + (cfg.kl > 0)
         if not float(self.accelerator.reduce(trained, "sum")):
@@ -201,18 +239,24 @@ class Trainer:
                 self.log.progress(self.step + 0.5 + 0.5 * number / len(rounds), doing="learning")
             norms.append(self.agent.update(lambda gradient: self.accelerator.reduce(gradient, "sum")))
         names = [*self.agent.metrics, "rows"]
-        sums = self.accelerator.reduce(torch.stack([totals.get(name, torch.zeros((), device=self.device)) for name in names]), "sum").tolist()
-        return {f"train/{name}": value / sums[-1] for name, value in zip(names[:-1], sums)} | {"train/gradient_norm": float(torch.stack(norms).mean())}
+        sums = self.accelerator.reduce(
+            torch.stack([totals.get(name, torch.zeros((), device=self.device)) for name in names]), "sum"
+        ).tolist()
+        return {f"train/{name}": value / sums[-1] for name, value in zip(names[:-1], sums)} | {
+            "train/gradient_norm": float(torch.stack(norms).mean())
+        }
 
     def _score_again(self, experience: Experience, advantages: Tensor, rounds: Sequence[tuple[int, int]]) -> None:
         """The log-probabilities of what is learnt from, by passes such as learning makes, before anything is learnt.
 
-        A pass of another size may take other kernels on a GPU, whose rounding alone can move a ratio beyond the clip range in low precision. It costs the
-        forward half of learning once more.
+        A pass of another size may take other kernels on a GPU, whose rounding alone can move a ratio beyond the clip
+        range in low precision. It costs the forward half of learning once more.
         """
         for inner, update in rounds:
             for at, k in self._places(experience, advantages, inner, update):
-                log_probs, means = self.agent.score(self._minibatch(experience, advantages, at, k), self.studio.embeddings.empty)
+                log_probs, means = self.agent.score(
+                    self._minibatch(experience, advantages, at, k), self.studio.embeddings.empty
+                )
                 experience.log_probs[at, k] = log_probs
                 if experience.means is not None:
                     experience.means[at, k] = means
@@ -223,18 +267,28 @@ class Trainer:
         if self.config.method == "nft":
             clean = experience.latents[at, -1]
             places = zip(at.tolist(), k.tolist())
-            paths = [(self.run_config.seed, RENOISED, self.step, *experience.place(row, self.config.group_size), level) for row, level in places]
+            paths = [
+                (self.run_config.seed, RENOISED, self.step, *experience.place(row, self.config.group_size), level)
+                for row, level in places
+            ]
             noise = Noise(paths, [], self.studio.shape, self.device).start()
             return Minibatch(clean, noise, k, torch.zeros_like(k, dtype=torch.float32), advantages.flatten()[at], told)
-        latents, following, log_probs = experience.latents[at, k], experience.latents[at, k + 1], experience.log_probs[at, k]
+        latents, following, log_probs = (
+            experience.latents[at, k],
+            experience.latents[at, k + 1],
+            experience.log_probs[at, k],
+        )
         means = None if experience.means is None else experience.means[at, k]
         return Minibatch(latents, following, k, log_probs, advantages.flatten()[at], told, means)
 
-    def _places(self, experience: Experience, advantages: Tensor, inner: int, update: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The denoising steps that one optimiser step learns from, as images and steps: those of its share of every group, each image's in a random order
-        of time.
+    def _places(
+        self, experience: Experience, advantages: Tensor, inner: int, update: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The denoising steps that one optimiser step learns from, as images and steps: those of its share of every
+        group, each image's in a random order of time.
 
-        The gradients of all of them are summed before the optimiser moves, so steps of several images and times share a pass.
+        The gradients of all of them are summed before the optimiser moves, so steps of several images and times share a
+        pass.
         """
         cfg, seed = self.config, self.run_config.seed
         share = cfg.group_size // cfg.updates
@@ -245,7 +299,9 @@ class Trainer:
             order = np.random.default_rng([seed, ORDER, self.step, inner, group]).permutation(cfg.group_size)
             for image in order[update * share : (update + 1) * share].tolist():
                 rows.append(place * cfg.group_size + image)
-                order_of_time = np.random.default_rng([seed, TIMES, self.step, inner, group, image]).permutation(len(cfg.learnt_steps))
+                order_of_time = np.random.default_rng([seed, TIMES, self.step, inner, group, image]).permutation(
+                    len(cfg.learnt_steps)
+                )
                 times.append(cfg.learnt_steps.start + order_of_time[: cfg.trained_steps])
         pairs = [(row, int(of_row[slot])) for slot in range(cfg.trained_steps) for row, of_row in zip(rows, times)]
         for first in range(0, len(pairs), cfg.train_batch):
@@ -253,7 +309,8 @@ class Trainer:
             yield at, k
 
     def evaluate(self) -> dict[str, float] | None:
-        """The held-out measure, on the averaged weights where there are any; it touches nothing that training depends on."""
+        """The held-out measure, on the averaged weights where there are any; it touches nothing that training depends
+        on."""
         if not self.prompts.held_out:
             return {}
         with self.agent.averaged():
@@ -262,19 +319,29 @@ class Trainer:
         return metrics
 
     def evaluation_words(self, metrics: dict[str, float]) -> str:
-        parts = [f"{name} {metrics[f'eval/{name}_mean']:.4g}" for name in ("reward", "utility", "cost") if f"eval/{name}_mean" in metrics]
+        parts = [
+            f"{name} {metrics[f'eval/{name}_mean']:.4g}"
+            for name in ("reward", "utility", "cost")
+            if f"eval/{name}_mean" in metrics
+        ]
         return f"held out: {', '.join(parts)}" + (f"\nwarning: {self.warning}" if self.warning else "")
 
     def merit(self, metrics: dict[str, float]) -> float | None:
-        """No best/ is kept: a second copy of a whole UNet is large, and which of reward and utility counts is the user's to say."""
+        """No best/ is kept: a second copy of a whole UNet is large, and which of reward and utility counts is the
+        user's to say."""
         return None
 
     def state(self) -> Parts:
         """What the next epoch depends on."""
-        return Parts(self.agent.state_dict(), {}, {"largest_deviation": self.largest_deviation, "held_out": self.held_out.state_dict()})
+        return Parts(
+            self.agent.state_dict(),
+            {},
+            {"largest_deviation": self.largest_deviation, "held_out": self.held_out.state_dict()},
+        )
 
     def _all_groups(self, values: Tensor) -> Tensor:
-        """(images of this process,) -> (groups of the epoch, group): the values of all processes, in the order of the epoch's prompts."""
+        """(images of this process,) -> (groups of the epoch, group): the values of all processes, in the order of the
+        epoch's prompts."""
         gathered = self.accelerator.gather(values).view(self.world, -1, self.config.group_size)
         return gathered.transpose(0, 1).reshape(-1, self.config.group_size)
 
@@ -283,7 +350,8 @@ class Trainer:
 
 
 class AcceleratedPeers:
-    """The processes of an accelerator, for the driver: a signal reaches them at different moments, and all must leave at the same one."""
+    """The processes of an accelerator, for the driver: a signal reaches them at different moments, and all must leave
+    at the same one."""
 
     def __init__(self, accelerator: Any, device: torch.device) -> None:
         self._accelerator, self._device = accelerator, device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
@@ -11,21 +10,30 @@ from typing import Any, NamedTuple
 
 import torch
 
+from saddlepoint.files import StoredTensors, parse_json
 from saddlepoint.types import UserError
 
 SAMPLES, SAMPLE_BYTES = 64, 65536
-"""pieces of a file that tell it from another: all of a small one, a thousandth of a large one, which would take long to read"""
+"""pieces of a file that tell it from another: all of a small one, a thousandth of a large one, which would take long to
+read"""
 PATTERNS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """weights, configs and vocabularies: all that pictures depend on"""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?\.safetensors")
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?\.safetensors"
+)
 
 
 def folder_files(folder: Path) -> dict[str, str]:
-    """A digest of the size and of pieces of each file of weights, config or vocabulary below a folder, by its path there."""
+    """A digest of the size and of pieces of each file of weights, config or vocabulary below a folder, by its path
+    there."""
     found = sorted(path for pattern in PATTERNS for path in folder.rglob(pattern) if path.is_file())
     names = {path: path.relative_to(folder) for path in found}
-    return {name.as_posix(): _fingerprint(path) for path, name in names.items() if not any(part.startswith(".") for part in name.parts)}
+    return {
+        name.as_posix(): _fingerprint(path)
+        for path, name in names.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def changed_file(before: dict[str, str], now: dict[str, str]) -> str | None:
@@ -60,14 +68,18 @@ class Stored(NamedTuple):
 
 
 def stored_weights(folder: Path, part: str) -> Stored:
-    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, or a header cannot be read."""
+    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, or a header cannot be
+    read."""
     names = sorted(path.name for path in (folder / part).glob("*.safetensors"))
     matches = {name: match for name in names if (match := WEIGHTS.fullmatch(name))}
     plain = [name for name, match in matches.items() if match["variant"] is None]
     variants = sorted({match["variant"] for match in matches.values() if match["variant"]})
     if not plain and not variants:
         there = ", ".join(sorted(path.name for path in (folder / part).iterdir() if path.is_file())) or "nothing"
-        raise UserError(f"the {part} of {folder} has no safetensors weights (there is {there}): save the pipeline with safe_serialization=True.")
+        raise UserError(
+            f"the {part} of {folder} has no safetensors weights (there is {there}): save the pipeline with"
+            " safe_serialization=True."
+        )
     variant = None if plain else variants[0]
     chosen = plain or [name for name, match in matches.items() if match["variant"] == variant]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -81,12 +93,13 @@ def stored_weights(folder: Path, part: str) -> Stored:
 
 
 def _header(path: Path) -> dict[str, Any]:
+    StoredTensors(path, "weights", "restore the file")  # whole, with sizes that agree
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= path.stat().st_size:
                 raise ValueError("it is cut off")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         return {key: entry for key, entry in header.items() if key != "__metadata__"}
     except (OSError, ValueError) as error:
         raise UserError(f"the weights {path} cannot be read ({error}): restore the file.") from error

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from saddlepoint.options import flag
+from saddlepoint.train.boards import Track, require_wandb
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.train.verdict import Binds
 from saddlepoint.types import EnvSetup, UserError, as_json
@@ -17,6 +18,8 @@ from saddlepoint.types import EnvSetup, UserError, as_json
 EnvSource: TypeAlias = str | Callable[..., Any]
 WARMUP = 5_000
 """most steps of the warm-up where nothing says otherwise"""
+LARGEST_SEED = 2**32
+"""which every library takes"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes some 15 s to build once, from a thousand updates on where the
     processor has AVX-512; on CUDA in long runs"""
+    track: Track = "none"
+    """a board beside TensorBoard: wandb is Weights & Biases (pip install saddlepoint[wandb]; WANDB_MODE=offline keeps it on the disk)"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False
@@ -93,6 +98,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        if self.seed >= LARGEST_SEED:
+            raise UserError(f"--seed must be below {LARGEST_SEED:,}, not {self.seed}.")
         if not 0 < self.updates_per_step < float("inf"):
             raise UserError(f"--updates-per-step must be a finite number above 0, not {self.updates_per_step}.")
         if self.warmup < 0:
@@ -109,6 +116,8 @@ class TrainConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
 
+        if self.track == "wandb":
+            require_wandb()
         self.setup()
 
     def setup(self) -> EnvSetup:

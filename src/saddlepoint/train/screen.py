@@ -22,13 +22,25 @@ MEASURES = {"train/reward_mean": "reward", "train/cost_mean": "cost", "eval/rewa
 class Screen:
     """The progress of one run of ``total`` units. ``silent``: of a process that is not the first."""
 
-    def __init__(self, total: int, unit: str = "step", *, budgets: tuple[CostBudget, ...] = (), quiet: bool = False, silent: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        unit: str = "step",
+        *,
+        budgets: tuple[CostBudget, ...] = (),
+        quiet: bool = False,
+        silent: bool = False,
+    ) -> None:
         from rich.live import Live
 
         self.total, self.unit, self.budgets = total, unit, budgets
         self.wall_before = 0.0
         self._console = PatientConsole(highlight=False, quiet=silent)
-        self._live = None if quiet or silent or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
+        self._live = (
+            None
+            if quiet or silent or not self._console.is_terminal
+            else Live(console=self._console, auto_refresh=False)
+        )
         self._silent = silent
         self._started = self._next_plain = time.monotonic()
         self._next_plain += FIRST_PLAIN_SECONDS
@@ -76,7 +88,10 @@ class Screen:
         """What is shown: how far and how fast; training; the last evaluation."""
         then, before, made = self._marks[0]
         elapsed = max(now - then, 1e-9)
-        parts = [f"{self.unit} {int(done):,} of {self.total:,} ({100 * done / self.total:.0f}%)", f"{clock(now - self._started + self.wall_before)} elapsed"]
+        parts = [
+            f"{self.unit} {int(done):,} of {self.total:,} ({100 * done / self.total:.0f}%)",
+            f"{clock(now - self._started + self.wall_before)} elapsed",
+        ]
         if updates is not None:
             parts.append(f"{(updates - made) / elapsed:.0f} updates/s")
         if done > before:
@@ -89,15 +104,23 @@ class Screen:
             cost = costs_in_words(self._newest, self.budgets, "train")
             training.append(f"training return {self._newest['train/return_mean']:.1f}{f', {cost}' if cost else ''}")
         else:
-            training += [f"{title} {self._newest[name]:.3g}" for name, title in MEASURES.items() if name in self._newest]
-        training += [f"{name.removeprefix('train/')} {value:.3g}" for name, value in self._newest.items() if name.startswith("train/multiplier")]
+            training += [
+                f"{title} {self._newest[name]:.3g}" for name, title in MEASURES.items() if name in self._newest
+            ]
+        training += [
+            f"{name.removeprefix('train/')} {value:.3g}"
+            for name, value in self._newest.items()
+            if name.startswith("train/multiplier")
+        ]
         if training:
             found.append("  ".join(training))
         evaluated = []
         for prefix, title in TITLES.items():
             if f"{prefix}/return_mean" in self._newest:
                 cost = costs_in_words(self._newest, self.budgets, prefix)
-                evaluated.append(f"{title} return {self._newest[f'{prefix}/return_mean']:.1f}{f', {cost}' if cost else ''}")
+                evaluated.append(
+                    f"{title} return {self._newest[f'{prefix}/return_mean']:.1f}{f', {cost}' if cost else ''}"
+                )
         if evaluated:
             found.append(f"evaluation: {'; '.join(evaluated)}")
         return found

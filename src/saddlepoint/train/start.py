@@ -103,7 +103,8 @@ def train(
                 agent = normalised(agent, shape.observation, device)
             first = None if saved else envs.reset()
             screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
-            with run.opened(folder, saved), RunLog(folder, screen) as log:
+            settings = {"system": learner.system, **content["train"], **content["learner"]}
+            with run.opened(folder, saved), RunLog(folder, screen, track=config.track, settings=settings) as log:
                 training = Loop(config, envs, agent, replay, budgets, device, log, stop)
                 driver = RunDriver(
                     training, config.schedule(), folder, log, stop, budgets=budgets, binds=config.binds, callbacks=callbacks,
@@ -122,7 +123,8 @@ def train(
                     driver.resume()
                 else:
                     training.begin(first)
-                run.write(folder, content)
+                if note := run.write(folder, content):
+                    log.say(note)
                 driver.run()
         finally:
             envs.close()

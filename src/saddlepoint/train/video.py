@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.files import replacing
 from saddlepoint.train.acting import Actor
 from saddlepoint.types import ActMode, EnvSetup, Policy
 
@@ -41,7 +42,6 @@ def record_video(
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
     generator = torch.Generator(device=device).manual_seed(seed)
     actor = Actor(policy, 1, device)
-    temporary = path.with_name(f".writing-{path.name}")
     game = GuardedEnv.open(setup, "rgb_array")
     game.needs_cost = False
     try:
@@ -49,18 +49,17 @@ def record_video(
         observation = game.reset(seed)
         first = require_picture(first_picture(game.env.render, setup.name), setup.name)
         fps = int((game.env.metadata or {}).get("render_fps") or 30)
-        film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
-        with film:
-            film.append_data(first)
-            game.on_step = lambda: film.append_data(require_picture(game.draw(), setup.name, first.shape))
-            ended = False
-            while not ended:
-                action = actor.act(observation[None], mode, generator)
-                require_finite_action(action)
-                answer = game.step(action[0])
-                observation, ended = answer.observation, answer.ended
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
+            with film:
+                film.append_data(first)
+                game.on_step = lambda: film.append_data(require_picture(game.draw(), setup.name, first.shape))
+                ended = False
+                while not ended:
+                    action = actor.act(observation[None], mode, generator)
+                    require_finite_action(action)
+                    answer = game.step(action[0])
+                    observation, ended = answer.observation, answer.ended
     finally:
-        temporary.unlink(missing_ok=True)
         game.close()
     return game.age

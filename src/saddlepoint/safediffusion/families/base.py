@@ -1,4 +1,5 @@
-"""What a family of text-to-image pipelines is: how its parts are called, what its network is told, and which layers get adapters."""
+"""What a family of text-to-image pipelines is: how its parts are called, what its network is told, and which layers get
+adapters."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from saddlepoint.safediffusion.tables import Table
 from saddlepoint.types import UserError
 
 Conditioning = tuple[Tensor, ...]
-"""what the network is told of some prompts, each tensor (batch, ...): the text, and by family a pooled embedding and ids"""
+"""what the network is told of some prompts, each tensor (batch, ...): the text, and by family a pooled embedding and
+ids"""
 Predict = Callable[[Any, Tensor, Tensor, Conditioning, Conditioning, float], Tensor]
-"""(network, latents, times, conditioning, that of no prompt without its batch, guidance) -> the network's guided answer, float32"""
+"""(network, latents, times, conditioning, that of no prompt without its batch, guidance) -> the network's guided
+answer, float32"""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
@@ -60,7 +63,8 @@ class PipelineFamily(ABC):
 
     @abstractmethod
     def check(self, configs: dict[str, dict[str, Any]], source: str) -> None:
-        """Raises ``UserError`` for configs that do not fit together or that this family's code does not serve; no model is loaded."""
+        """Raises ``UserError`` for configs that do not fit together or that this family's code does not serve; no model
+        is loaded."""
 
     @abstractmethod
     def table(self, configs: dict[str, dict[str, Any]], request: Request) -> Table:
@@ -75,11 +79,15 @@ class PipelineFamily(ABC):
         return tuple(part[0] for part in self.encode(pipeline, [""], device, request))
 
     @abstractmethod
-    def predict(self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float) -> Tensor:
-        """The guided answer of the network for latents ``x`` (batch, channels, height, width) at times ``t`` (batch,); float32, of the latents' shape."""
+    def predict(
+        self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float
+    ) -> Tensor:
+        """The guided answer of the network for latents ``x`` (batch, channels, height, width) at times ``t`` (batch,);
+        float32, of the latents' shape."""
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32, not yet clipped to [0, 1]."""
+        """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32, not yet clipped to
+        [0, 1]."""
         scaled = latents / vae.config.scaling_factor
         shift = getattr(vae.config, "shift_factor", None)
         scaled = scaled if shift is None else scaled + shift
@@ -100,9 +108,13 @@ class PipelineFamily(ABC):
         sides = []
         for name, asked, side in zip(("height", "width"), (request.height, request.width), own or (None, None)):
             if not asked and side is None:
-                raise UserError(f"the pipeline's {self.network} states no sample_size: give --height and --width in pixels.")
+                raise UserError(
+                    f"the pipeline's {self.network} states no sample_size: give --height and --width in pixels."
+                )
             if asked % (factor * patch):
-                raise UserError(f"--{name} {asked} is no multiple of {factor * patch} pixels, as this pipeline needs: give another.")
+                raise UserError(
+                    f"--{name} {asked} is no multiple of {factor * patch} pixels, as this pipeline needs: give another."
+                )
             sides.append(asked // factor if asked else side)
         height, width = sides
         return (self.channels(configs), height, width)
@@ -125,7 +137,12 @@ class PipelineFamily(ABC):
 
 
 def classifier_free(
-    call: Callable[[Tensor, Tensor, Conditioning], Tensor], x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float
+    call: Callable[[Tensor, Tensor, Conditioning], Tensor],
+    x: Tensor,
+    t: Tensor,
+    told: Conditioning,
+    empty: Conditioning,
+    guidance: float,
 ) -> Tensor:
     """u + g (c - u) of one pass with twice the batch; c alone at g = 1."""
     if guidance == 1.0:
@@ -143,8 +160,16 @@ def vae_factor(configs: dict[str, dict[str, Any]]) -> int:
 def require_latents(configs: dict[str, dict[str, Any]], family: PipelineFamily, source: str) -> None:
     """Raises ``UserError`` when the network and the VAE do not speak of the same latents."""
     network, wanted = configs[family.network], configs["vae"].get("latent_channels", 4)
-    ends = {"takes": family.channels(configs), "gives": family.channels({family.network: network | {"in_channels": network.get("out_channels") or network.get("in_channels")}})}
+    ends = {
+        "takes": family.channels(configs),
+        "gives": family.channels(
+            {family.network: network | {"in_channels": network.get("out_channels") or network.get("in_channels")}}
+        ),
+    }
     for verb, channels in ends.items():
         if channels != wanted:
             hint = " (a pipeline for inpainting or editing?)" if channels > wanted else ""
-            raise UserError(f"the {family.network} of {source} {verb} {channels} channels where its VAE has {wanted}{hint}: give a text-to-image pipeline.")
+            raise UserError(
+                f"the {family.network} of {source} {verb} {channels} channels where its VAE has {wanted}{hint}: give a"
+                " text-to-image pipeline."
+            )

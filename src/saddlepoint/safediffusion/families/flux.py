@@ -1,4 +1,5 @@
-"""FLUX.1: a transformer that predicts a velocity, told the text of a T5, the pooled embedding of a CLIP and, in the dev models, the guidance."""
+"""FLUX.1: a transformer that predicts a velocity, told the text of a T5, the pooled embedding of a CLIP and, in the dev
+models, the guidance."""
 
 from __future__ import annotations
 
@@ -35,14 +36,21 @@ class Flux(PipelineFamily):
     def check(self, configs: dict[str, dict[str, Any]], source: str) -> None:
         require_flow(configs["scheduler"], source)
         if configs["transformer"].get("in_channels", 64) % PACK**2:
-            raise UserError(f"the transformer of {source} takes tokens of {configs['transformer']['in_channels']} numbers, which are not 2 x 2 latents.")
+            raise UserError(
+                f"the transformer of {source} takes tokens of {configs['transformer']['in_channels']} numbers, which"
+                " are not 2 x 2 latents."
+            )
         require_latents(configs, self, source)
 
     def table(self, configs: dict[str, dict[str, Any]], request: Request) -> FlowTable:
         settings = configs["scheduler"]
         _, height, width = self.shape(configs, request)
-        sigmas = None if settings.get("use_flow_sigmas") else np.linspace(1.0, 1 / request.steps, request.steps).tolist()
-        return flow_table(settings, request.steps, shift_of(settings, (height // PACK) * (width // PACK), MOST_SHIFT), sigmas)
+        sigmas = (
+            None if settings.get("use_flow_sigmas") else np.linspace(1.0, 1 / request.steps, request.steps).tolist()
+        )
+        return flow_table(
+            settings, request.steps, shift_of(settings, (height // PACK) * (width // PACK), MOST_SHIFT), sigmas
+        )
 
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str], device: torch.device, request: Request) -> Conditioning:
@@ -50,17 +58,30 @@ class Flux(PipelineFamily):
         text, pooled, _ = pipeline.encode_prompt(list(prompts), None, device=device, max_sequence_length=tokens)
         return text.float(), pooled.float()
 
-    def predict(self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float) -> Tensor:
+    def predict(
+        self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float
+    ) -> Tensor:
         """``guidance`` is an input of the dev models; the others (schnell) have none."""
         text, pooled = told
         height, width = x.shape[-2] // PACK, x.shape[-1] // PACK
-        rows, columns = torch.meshgrid(torch.arange(height, device=x.device), torch.arange(width, device=x.device), indexing="ij")
+        rows, columns = torch.meshgrid(
+            torch.arange(height, device=x.device), torch.arange(width, device=x.device), indexing="ij"
+        )
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).to(x.dtype)
-        level = torch.full((len(x),), guidance, device=x.device, dtype=torch.float32) if network.config.guidance_embeds else None
+        level = (
+            torch.full((len(x),), guidance, device=x.device, dtype=torch.float32)
+            if network.config.guidance_embeds
+            else None
+        )
         answer = network(
-            hidden_states=pack(x), timestep=t / 1000, guidance=level, pooled_projections=pooled, encoder_hidden_states=text,
-            txt_ids=x.new_zeros(text.shape[1], 3), img_ids=places,
-        ).sample  # fmt: skip
+            hidden_states=pack(x),
+            timestep=t / 1000,
+            guidance=level,
+            pooled_projections=pooled,
+            encoder_hidden_states=text,
+            txt_ids=x.new_zeros(text.shape[1], 3),
+            img_ids=places,
+        ).sample
         return unpack(answer.float(), height, width)
 
     def channels(self, configs: dict[str, dict[str, Any]]) -> int:
@@ -75,7 +96,10 @@ class Flux(PipelineFamily):
     def limits(self, pipeline: Any, request: Request) -> list[tuple[str, Any, int]]:
         tokens = 512 if request.text_tokens is None else request.text_tokens
         found = super().limits(pipeline, request)
-        return [(part, words, tokens if part == "text_encoder_2" else pipeline.tokenizer_max_length) for part, words, _ in found]
+        return [
+            (part, words, tokens if part == "text_encoder_2" else pipeline.tokenizer_max_length)
+            for part, words, _ in found
+        ]
 
 
 def pack(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Stable Diffusion 3 and 3.5: a transformer that predicts a velocity, told the text of two CLIP encoders and a T5, which may be missing."""
+"""Stable Diffusion 3 and 3.5: a transformer that predicts a velocity, told the text of two CLIP encoders and a T5,
+which may be missing."""
 
 from __future__ import annotations
 
@@ -41,13 +42,22 @@ class StableDiffusion3(PipelineFamily):
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str], device: torch.device, request: Request) -> Conditioning:
         text, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), None, None, device=device, do_classifier_free_guidance=False, max_sequence_length=self._tokens(request)
+            list(prompts),
+            None,
+            None,
+            device=device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._tokens(request),
         )
         return text.float(), pooled.float()
 
-    def predict(self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float) -> Tensor:
+    def predict(
+        self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float
+    ) -> Tensor:
         def call(x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
-            return network(hidden_states=x, timestep=t, encoder_hidden_states=told[0], pooled_projections=told[1]).sample
+            return network(
+                hidden_states=x, timestep=t, encoder_hidden_states=told[0], pooled_projections=told[1]
+            ).sample
 
         return classifier_free(call, x, t, told, empty, guidance)
 
@@ -59,7 +69,10 @@ class StableDiffusion3(PipelineFamily):
 
     def limits(self, pipeline: Any, request: Request) -> list[tuple[str, Any, int]]:
         found = super().limits(pipeline, request)
-        return [(part, words, self._tokens(request) if part == "text_encoder_3" else pipeline.tokenizer_max_length) for part, words, _ in found]
+        return [
+            (part, words, self._tokens(request) if part == "text_encoder_3" else pipeline.tokenizer_max_length)
+            for part, words, _ in found
+        ]
 
     def _tokens(self, request: Request) -> int:
         own = request.text_tokens

@@ -1,4 +1,5 @@
-"""SDXL: a UNet that is told the text of two CLIP encoders, the pooled embedding of the second, and six numbers on the picture's size."""
+"""SDXL: a UNet that is told the text of two CLIP encoders, the pooled embedding of the second, and six numbers on the
+picture's size."""
 
 from __future__ import annotations
 
@@ -39,15 +40,20 @@ class StableDiffusionXL(PipelineFamily):
         require_betas(settings, source)
         if settings.get("_class_name") in CLIPPING and settings.get("clip_sample", True):
             raise UserError(
-                f"{source} has a {settings['_class_name']} with clip_sample, which cuts latents off: set clip_sample to false in its scheduler_config.json."
+                f"{source} has a {settings['_class_name']} with clip_sample, which cuts latents off: set clip_sample"
+                " to false in its scheduler_config.json."
             )
         require_latents(configs, self, source)
         require_unet_options(configs, UNET_OPTIONS | {"addition_embed_type": ("text_time",)}, source)
         ids = configs["unet"].get("addition_time_embed_dim") or 0
-        wanted, pooled = configs["unet"].get("projection_class_embeddings_input_dim"), configs["text_encoder_2"].get("projection_dim", 512)
+        wanted, pooled = (
+            configs["unet"].get("projection_class_embeddings_input_dim"),
+            configs["text_encoder_2"].get("projection_dim", 512),
+        )
         if wanted != 6 * ids + pooled:
             raise UserError(
-                f"the UNet of {source} is told {wanted} numbers beside the text, not 6 x {ids} + {pooled}: give an SDXL base pipeline, not a refiner."
+                f"the UNet of {source} is told {wanted} numbers beside the text, not 6 x {ids} + {pooled}: give an"
+                " SDXL base pipeline, not a refiner."
             )
 
     def table(self, configs: dict[str, dict[str, Any]], request: Request) -> DenoisingTable:
@@ -65,14 +71,18 @@ class StableDiffusionXL(PipelineFamily):
         zero = pipeline.config.force_zeros_for_empty_prompt
         return (torch.zeros_like(text), torch.zeros_like(pooled), ids) if zero else (text, pooled, ids)
 
-    def predict(self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float) -> Tensor:
+    def predict(
+        self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float
+    ) -> Tensor:
         width = network.config.time_cond_proj_dim
         level = None if width is None else guidance_embedding(guidance, width, x)
 
         def call(x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
             text, pooled, ids = told
             more = {} if level is None else {"timestep_cond": level}
-            return network(x, t, encoder_hidden_states=text, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}, **more).sample
+            return network(
+                x, t, encoder_hidden_states=text, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}, **more
+            ).sample
 
         return classifier_free(call, x, t, told, empty, 1.0 if level is not None else guidance)
 

@@ -1,4 +1,5 @@
-"""Captions of the tiny world: a small grammar with several phrasings, written from scenes and read back to what they ask for."""
+"""Captions of the tiny world: a small grammar with several phrasings, written from scenes and read back to what they
+ask for."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from saddlepoint.safediffusion.tiny.scenes import BACKGROUNDS, COLOURS, HAZARDS,
 from saddlepoint.types import UserError
 
 TRAINED_PHRASES: dict[str, tuple[str, ...]] = {
-    "sign": ("with a warning sign", "with a warning triangle", "marked with a danger sign", "marked dangerous", "beside a danger triangle"),
+    "sign": (
+        "with a warning sign",
+        "with a warning triangle",
+        "marked with a danger sign",
+        "marked dangerous",
+        "beside a danger triangle",
+    ),
 }
 """the unsafe concept as prompts of a post-training name it"""
 UNSEEN_PHRASES: dict[str, tuple[str, ...]] = {
@@ -39,12 +46,17 @@ RELATIONS: dict[str, tuple[str, ...]] = {
 Relation = Literal["left", "right", "above", "below"]
 NUMBERS = {"two": 2, "a pair of": 2, "three": 3}
 SHOWS_BACKGROUND, SHOWS_RELATION, SAYS_SAFE, ONLY_SAFETY = 0.25, 0.65, 0.15, 0.06
-"""shares of the captions that name the background; of those of two objects that name their relation; of those of unmarked scenes that call them safe;
-and of all captions that could, those that say nothing else"""
+"""shares of the captions that name the background; of those of two objects that name their relation; of those of
+unmarked scenes that call them safe; and of all captions that could, those that say nothing else"""
 APART = 5.0
 """pixels between two centres along an axis from which a relation holds"""
 
-ALL_PHRASES = {phrase: kind for table in (TRAINED_PHRASES, UNSEEN_PHRASES, UNSEEN_KINDS) for kind, phrases in table.items() for phrase in phrases}
+ALL_PHRASES = {
+    phrase: kind
+    for table in (TRAINED_PHRASES, UNSEEN_PHRASES, UNSEEN_KINDS)
+    for kind, phrases in table.items()
+    for phrase in phrases
+}
 
 
 class Thing(NamedTuple):
@@ -67,8 +79,11 @@ class Wanted:
     """kind of hazard marking, None when none is asked for"""
 
 
-def write_captions(scenes: Scenes, rng: np.random.Generator, phrases: dict[str, tuple[str, ...]] | None = None, whole: bool = False) -> list[str]:
-    """One caption for each scene, true of it. ``phrases`` are those for markings, by default all there are; ``whole`` captions always name the objects."""
+def write_captions(
+    scenes: Scenes, rng: np.random.Generator, phrases: dict[str, tuple[str, ...]] | None = None, whole: bool = False
+) -> list[str]:
+    """One caption for each scene, true of it. ``phrases`` are those for markings, by default all there are; ``whole``
+    captions always name the objects."""
     known = phrases or {kind: tuple(phrase for phrase, its in ALL_PHRASES.items() if its == kind) for kind in HAZARDS}
     return [_caption(scenes, i, rng, known, whole) for i in range(len(scenes))]
 
@@ -81,7 +96,9 @@ def read_caption(caption: str) -> Wanted:
         if text.endswith(phrase):
             text, hazard = text.removesuffix(phrase).strip(), ALL_PHRASES.get(phrase)
             break
-    match = re.fullmatch(rf"(?:a (?:picture|drawing) of )?(.*?)(?: on (?:a )?({'|'.join(BACKGROUNDS)})(?: background)?)?", text)
+    match = re.fullmatch(
+        rf"(?:a (?:picture|drawing) of )?(.*?)(?: on (?:a )?({'|'.join(BACKGROUNDS)})(?: background)?)?", text
+    )
     assert match is not None  # every part is optional
     body, background = match.groups()
     if body == "a scene":
@@ -97,7 +114,10 @@ def read_caption(caption: str) -> Wanted:
     if match := re.fullmatch(rf"{thing} ({'|'.join(joints)}) {thing}", body):
         first, second, joint = Thing(*match.group(1, 2)), Thing(*match.group(4, 5)), joints[match.group(3)]
         return Wanted((first, second), joint or None, background, hazard)  # type: ignore[arg-type]
-    raise UserError(f"{caption!r} is not a caption of the tiny world, such as 'a red circle left of a blue square with a warning sign'.")
+    raise UserError(
+        f"{caption!r} is not a caption of the tiny world, such as 'a red circle left of a blue square with a warning"
+        " sign'."
+    )
 
 
 def holds(relation: Relation, dx: float, dy: float) -> bool:

@@ -1,4 +1,5 @@
-"""The models of the tiny world, untrained: a tokenizer, a CLIP, a VAE and a UNet in the layouts of transformers and diffusers."""
+"""The models of the tiny world, untrained: a tokenizer, a CLIP, a VAE and a UNet in the layouts of transformers and
+diffusers."""
 
 from __future__ import annotations
 
@@ -29,13 +30,18 @@ def train_tokenizer(folder: Path, seed: int) -> Any:
     rng = np.random.default_rng([seed, 0])
     words = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     # Every byte is in the vocabulary within and at the end of a word, so that any prompt can be written.
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=900, show_progress=False, initial_alphabet=alphabet, end_of_word_suffix="</w>",
+        vocab_size=900,
+        show_progress=False,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
         special_tokens=[*(letter + "</w>" for letter in sorted(alphabet)), "<|startoftext|>", "<|endoftext|>"],
-    )  # fmt: skip
+    )
     words.train_from_iterator(write_captions(sample_scenes(rng, CORPUS, 0.5), rng), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     words.model.save(str(folder))
@@ -47,9 +53,17 @@ def build_clip(tokenizer: Any) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text = size | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": TOKENS}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=size | {"image_size": SIDE, "patch_size": 8}, projection_dim=PROJECTION))
+    return CLIPModel(
+        CLIPConfig(
+            text_config=text, vision_config=size | {"image_size": SIDE, "patch_size": 8}, projection_dim=PROJECTION
+        )
+    )
 
 
 def build_vae() -> Any:
@@ -57,9 +71,15 @@ def build_vae() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4, layers_per_block=1, norm_num_groups=8, sample_size=SIDE, mid_block_add_attention=False,
-    )  # fmt: skip
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+    )
 
 
 def build_unet() -> Any:
@@ -67,17 +87,26 @@ def build_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=LATENT_SIDE, in_channels=4, out_channels=4, block_out_channels=(48, 64), layers_per_block=1, norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH, attention_head_dim=4,
-    )  # fmt: skip
+        sample_size=LATENT_SIDE,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(48, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+    )
 
 
 def build_scheduler() -> Any:
     """DDIM with velocity prediction: of the three targets the one whose error weighs alike on all noise levels."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+    return DDIMScheduler(
+        **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
+    )
 
 
 def load_world(folder: Path) -> tuple[Any, Any, Any]:
@@ -87,11 +116,16 @@ def load_world(folder: Path) -> tuple[Any, Any, Any]:
 
     clip: Any = CLIPModel.from_pretrained(folder / "clip")
     vae: Any = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae")
-    return clip.eval().requires_grad_(False), vae.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder / "pipeline" / "tokenizer")
+    return (
+        clip.eval().requires_grad_(False),
+        vae.eval().requires_grad_(False),
+        AutoTokenizer.from_pretrained(folder / "pipeline" / "tokenizer"),
+    )
 
 
 def text_encoder(clip: Any) -> Any:
-    """The CLIP's text tower as a pipeline's encoder: a safety direction in the CLIP is then one in what the UNet is told."""
+    """The CLIP's text tower as a pipeline's encoder: a safety direction in the CLIP is then one in what the UNet is
+    told."""
     from transformers import CLIPTextModel
 
     encoder = CLIPTextModel(clip.config.text_config)
@@ -105,9 +139,15 @@ def assemble(clip: Any, vae: Any, unet: Any, tokenizer: Any) -> Any:
     from diffusers import StableDiffusionPipeline
 
     pipeline: Any = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder(clip), tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text_encoder(clip),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,7 +1,8 @@
 """The tiny world: 32 x 32 pictures of one to three coloured shapes, some with a hazard marking drawn over them.
 
-The markings (a warning triangle, striped tape, a radiation disc) stand for unsafe content. They alone are yellow and black, so whether a picture is
-unsafe can be read off its pixels. Everything is a function of a numpy generator, and a whole batch is drawn at once.
+The markings (a warning triangle, striped tape, a radiation disc) stand for unsafe content. They alone are yellow and
+black, so whether a picture is unsafe can be read off its pixels. Everything is a function of a numpy generator, and a
+whole batch is drawn at once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "cyan": (0.05, 0.78, 0.88),
     "pink": (0.98, 0.38, 0.72),
 }
-BACKGROUNDS: dict[str, tuple[float, float, float]] = {"white": (0.97, 0.97, 0.97), "grey": (0.68, 0.68, 0.68), "sand": (0.93, 0.87, 0.72)}
+BACKGROUNDS: dict[str, tuple[float, float, float]] = {
+    "white": (0.97, 0.97, 0.97),
+    "grey": (0.68, 0.68, 0.68),
+    "sand": (0.93, 0.87, 0.72),
+}
 YELLOW, BLACK = (1.00, 0.82, 0.00), (0.06, 0.06, 0.06)
 HAZARDS = ("sign", "tape", "radiation")
 """kinds of hazard marking; a scene's number is 1 + the place here, and 0 for none"""
@@ -66,13 +71,17 @@ class Scenes:
         return Scenes(**{name: values[rows] for name, values in vars(self).items()})
 
 
-def sample_scenes(rng: np.random.Generator, batch: int, hazard_share: float, kinds: tuple[str, ...] = HAZARDS) -> Scenes:
+def sample_scenes(
+    rng: np.random.Generator, batch: int, hazard_share: float, kinds: tuple[str, ...] = HAZARDS
+) -> Scenes:
     """Scenes of which about ``hazard_share`` bear a marking of one of ``kinds``, all equally likely.
 
-    A third of the scenes have one object, a third two different ones, a third two or three alike. A tape takes a whole half of the picture and
-    leaves room for two objects beside each other.
+    A third of the scenes have one object, a third two different ones, a third two or three alike. A tape takes a whole
+    half of the picture and leaves room for two objects beside each other.
     """
-    hazard = np.where(rng.random(batch) < hazard_share, rng.choice([1 + HAZARDS.index(kind) for kind in kinds], batch), 0)
+    hazard = np.where(
+        rng.random(batch) < hazard_share, rng.choice([1 + HAZARDS.index(kind) for kind in kinds], batch), 0
+    )
     tape = hazard == 1 + HAZARDS.index("tape")
     plan = rng.integers(0, 3, batch)  # one, two different, several alike
     count = np.select([plan == 0, plan == 1], [1, 2], rng.integers(2, OBJECTS + 1, batch))
@@ -94,18 +103,25 @@ def sample_scenes(rng: np.random.Generator, batch: int, hazard_share: float, kin
     sign_x, sign_y = (CELL * (cells[:, 3] % 2 + 0.5), CELL * (cells[:, 3] // 2 + 0.5))
     shift = rng.uniform(-0.7, 0.7, (2, batch))
     return Scenes(
-        count=count, shape=kind // len(COLOURS), colour=kind % len(COLOURS),
-        x=x[:, :OBJECTS].astype(np.float32), y=y[:, :OBJECTS].astype(np.float32),
+        count=count,
+        shape=kind // len(COLOURS),
+        colour=kind % len(COLOURS),
+        x=x[:, :OBJECTS].astype(np.float32),
+        y=y[:, :OBJECTS].astype(np.float32),
         radius=rng.uniform(*RADII, (batch, OBJECTS)).astype(np.float32),
-        background=rng.integers(0, len(BACKGROUNDS), batch), hazard=hazard,
+        background=rng.integers(0, len(BACKGROUNDS), batch),
+        hazard=hazard,
         hazard_x=np.where(tape, rng.uniform(0, STRIPE, batch), sign_x + shift[0]).astype(np.float32),
         hazard_y=np.where(tape, CELL * (half + 0.5) + 3 * shift[1], sign_y + shift[1]).astype(np.float32),
-    )  # fmt: skip
+    )
 
 
 def draw(scenes: Scenes) -> Floats:
-    """Pictures (batch, 3, SIDE, SIDE) in [0, 1]. Edges are smoothed over one pixel: a pixel's share of a shape is 0.5 minus its distance outside."""
-    picture = np.array(list(BACKGROUNDS.values()), np.float32)[scenes.background][:, :, None, None] * np.ones((1, 1, SIDE, SIDE), np.float32)
+    """Pictures (batch, 3, SIDE, SIDE) in [0, 1]. Edges are smoothed over one pixel: a pixel's share of a shape is 0.5
+    minus its distance outside."""
+    picture = np.array(list(BACKGROUNDS.values()), np.float32)[scenes.background][:, :, None, None] * np.ones(
+        (1, 1, SIDE, SIDE), np.float32
+    )
     colours = np.array(list(COLOURS.values()), np.float32)
     for i in range(OBJECTS):
         for number, shape in enumerate(SHAPES):
@@ -117,7 +133,8 @@ def draw(scenes: Scenes) -> Floats:
 
 
 def shape_distance(shape: str, dx: Floats, dy: Floats, radius: Floats | float) -> Floats:
-    """Signed distance to a shape's outline, negative inside (beyond a corner a lower bound of it). All arguments broadcast; dy points down."""
+    """Signed distance to a shape's outline, negative inside (beyond a corner a lower bound of it). All arguments
+    broadcast; dy points down."""
     ax, ay = np.abs(dx), np.abs(dy)
     if shape == "circle":
         return np.sqrt(dx * dx + dy * dy) - radius
@@ -153,7 +170,8 @@ def sign_layers(dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
 def radiation_layers(dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
     """Shares of black and, over it, yellow of a radiation disc: a black rim and three black blades on yellow."""
     distance, angle = np.sqrt(dx * dx + dy * dy), np.arctan2(dy, dx)
-    blades = np.cos(3 * angle - np.pi / 2) * distance / 3  # about the distance into a blade of 60 degrees; they point down and to both upper sides
+    # about the distance into a blade of 60 degrees; they point down and to both upper sides
+    blades = np.cos(3 * angle - np.pi / 2) * distance / 3
     blade = np.minimum(np.minimum(blades, 4.6 - distance), distance - 1.2)
     return cover(distance - SIGN_RADIUS), cover(distance - (SIGN_RADIUS - 1.3)) * (1 - cover(-blade))
 
@@ -162,7 +180,8 @@ def tape_layers(x: Floats, dy: Floats, phase: Floats) -> tuple[Floats, Floats]:
     """Shares of black and, over it, yellow of a tape across the picture: slanted stripes of equal width."""
     band = cover(np.abs(dy) - TAPE_HALF_HEIGHT)
     place = np.mod(x + dy + phase, STRIPE)
-    edge = np.minimum(place, STRIPE - place) - STRIPE / 4  # signed distance along the row to the nearest edge of a stripe
+    # signed distance along the row to the nearest edge of a stripe
+    edge = np.minimum(place, STRIPE - place) - STRIPE / 4
     return band, band * cover(edge / 2**0.5)
 
 
@@ -175,7 +194,9 @@ def _draw_hazards(picture: Floats, scenes: Scenes) -> Floats:
             black, yellow = tape_layers(dx + phase, dy, phase)
         else:
             black, yellow = (sign_layers if kind == "sign" else radiation_layers)(dx, dy)
-        picture[rows] = _paint(_paint(picture[rows], black, np.array(BLACK, np.float32)), yellow, np.array(YELLOW, np.float32))
+        picture[rows] = _paint(
+            _paint(picture[rows], black, np.array(BLACK, np.float32)), yellow, np.array(YELLOW, np.float32)
+        )
     return picture
 
 

@@ -24,8 +24,9 @@ HAZARD_SHARE = 0.4
 CHUNK = 512
 BATCHES = {"clip": 256, "vae": 64, "unet": 128}
 FALSE_CAPTIONS = 0.5
-"""share of the UNet's clean scenes whose caption calls for a marking: captions from the web are not to be trusted either, and a pipeline that always
-obeys draws groups of pictures with nothing to compare (of I2P's prompts about half give an unsafe picture)"""
+"""share of the UNet's clean scenes whose caption calls for a marking: captions from the web are not to be trusted
+either, and a pipeline that always obeys draws groups of pictures with nothing to compare (of I2P's prompts about half
+give an unsafe picture)"""
 NO_CAPTION = 0.1
 """share of the UNet's batch that is told nothing, for classifier-free guidance"""
 SNR_CAP = 5.0
@@ -44,7 +45,9 @@ class Pool:
         rng = np.random.default_rng([seed, 1])
         self.scenes = sample_scenes(rng, size, HAZARD_SHARE)
         parts = [self.scenes.take(np.arange(first, min(first + CHUNK, size))) for first in range(0, size, CHUNK)]
-        self.pictures = torch.from_numpy(np.concatenate([(255 * draw(part)).round().astype(np.uint8) for part in parts]))
+        self.pictures = torch.from_numpy(
+            np.concatenate([(255 * draw(part)).round().astype(np.uint8) for part in parts])
+        )
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Scenes, np.ndarray]:
         """Pictures (size, 3, 32, 32) in [0, 1], their scenes and their places."""
@@ -93,7 +96,9 @@ class ClipStage:
 
     def _logits(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(captions), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
-        text = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        text = self.model.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
         image = self.model.get_image_features(pixel_values=2 * pictures - 1).pooler_output
         scale = self.model.logit_scale.clamp(max=np.log(100.0)).exp()
         return scale * functional.normalize(image.float(), dim=-1) @ functional.normalize(text.float(), dim=-1).T
@@ -112,7 +117,11 @@ class VaeStage:
         posterior = self.model.encode(2 * pictures - 1).latent_dist
         output = self.model.decode(posterior.sample(generator)).sample.float()
         difference = output - (2 * pictures - 1)
-        return difference.abs().mean() + difference.square().mean() + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            difference.abs().mean()
+            + difference.square().mean()
+            + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -120,15 +129,24 @@ class VaeStage:
         rng = np.random.default_rng(10_002)
         scenes = sample_scenes(rng, MEASURED, HAZARD_SHARE)
         pictures, captions = torch.from_numpy(draw(scenes)), write_captions(scenes, rng, whole=True)
-        output = (self.model.decode(self.model.encode(2 * pictures - 1).latent_dist.mean).sample.float() / 2 + 0.5).clamp(0, 1)
+        output = (
+            self.model.decode(self.model.encode(2 * pictures - 1).latent_dist.mean).sample.float() / 2 + 0.5
+        ).clamp(0, 1)
         readings = read_pictures(output)
-        right = [fits(one, read_caption(caption)) and one.unsafe == bool(h) for one, caption, h in zip(readings, captions, scenes.hazard, strict=True)]
-        return {"psnr_db": float(-10 * (output - pictures).square().mean().log10()), "read_right": float(np.mean(right))}
+        right = [
+            fits(one, read_caption(caption)) and one.unsafe == bool(h)
+            for one, caption, h in zip(readings, captions, scenes.hazard, strict=True)
+        ]
+        return {
+            "psnr_db": float(-10 * (output - pictures).square().mean().log10()),
+            "read_right": float(np.mean(right)),
+        }
 
 
 @torch.no_grad()
 def fit_scale(vae: Any, pool: Pool) -> Tensor:
-    """Latents of the whole pool (posterior means), brought to unit standard deviation; the factor goes into the VAE's config."""
+    """Latents of the whole pool (posterior means), brought to unit standard deviation; the factor goes into the VAE's
+    config."""
     parts = [vae.encode(2 * part.float() / 255 - 1).latent_dist.mean for part in pool.pictures.split(CHUNK)]
     latents = torch.cat(parts)
     factor = 1 / float(latents.std())
@@ -174,7 +192,8 @@ def misdescribe(scenes: Scenes, rng: np.random.Generator) -> Scenes:
 
 
 class UnetStage:
-    """Velocity prediction with scaled-linear betas, min-SNR weights, and captions that are left out (for guidance) or call for a marking in vain."""
+    """Velocity prediction with scaled-linear betas, min-SNR weights, and captions that are left out (for guidance) or
+    call for a marking in vain."""
 
     name, rate = "unet", 1.5e-3
 
@@ -188,10 +207,14 @@ class UnetStage:
         self.alpha_bar = build_scheduler().alphas_cumprod
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        """mean over the batch of  min(SNR, 5) / (SNR + 1) * mean |v_hat - v|^2,  v = sqrt(a) noise - sqrt(1 - a) latent."""
+        """mean over the batch of  min(SNR, 5) / (SNR + 1) * mean |v_hat - v|^2,  v = sqrt(a) noise - sqrt(1 - a)
+        latent."""
         rows = rng.integers(0, len(self.latents), BATCHES["unet"])
         captions = write_captions(misdescribe(self.pool.scenes.take(rows), rng), rng)
-        told = ["" if silent else caption for caption, silent in zip(captions, rng.random(len(rows)) < NO_CAPTION, strict=True)]
+        told = [
+            "" if silent else caption
+            for caption, silent in zip(captions, rng.random(len(rows)) < NO_CAPTION, strict=True)
+        ]
         tokens = self.tokenizer(told, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         with torch.no_grad():
             text = self.text(input_ids=tokens.input_ids).last_hidden_state
@@ -212,8 +235,13 @@ class UnetStage:
         """Pictures (prompts, 3, 32, 32) of the noise-free sampler, and what the checker reads in them."""
         studio = build_studio(self.pipeline, Request(STEPS), GUIDANCE, 0.0, torch.device("cpu"))
         paths = [(seed, i) for i in range(len(prompts))]
-        images = torch.cat([
-            studio.render(prompts[first : first + 48], Noise(paths[first : first + 48], paths[first : first + 48], studio.shape, studio.device))
-            for first in range(0, len(prompts), 48)
-        ])  # fmt: skip
+        images = torch.cat(
+            [
+                studio.render(
+                    prompts[first : first + 48],
+                    Noise(paths[first : first + 48], paths[first : first + 48], studio.shape, studio.device),
+                )
+                for first in range(0, len(prompts), 48)
+            ]
+        )
         return read_sample(images, prompts), images

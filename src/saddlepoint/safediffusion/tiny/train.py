@@ -1,4 +1,5 @@
-"""Training of the tiny world's models: three stages that share a budget of time, go on after an interruption, and leave a released folder."""
+"""Training of the tiny world's models: three stages that share a budget of time, go on after an interruption, and leave
+a released folder."""
 
 from __future__ import annotations
 
@@ -43,16 +44,18 @@ WORK = "training"
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Train a tokenizer, a CLIP, a VAE and a UNet on the tiny world, and write them as a pipeline folder with a model card; or, with --world, an SD3-like
-    transformer on the CLIP and the VAE of a world that is there (the tiny flow world)."""
+    """Train a tokenizer, a CLIP, a VAE and a UNet on the tiny world, and write them as a pipeline folder with a model
+    card; or, with --world, an SD3-like transformer on the CLIP and the VAE of a world that is there (the tiny flow
+    world)."""
 
     out: Path | None = None
     """folder to write; one that holds an interrupted training is gone on with"""
     world: Path | None = None
-    """folder of a finished tiny world, such as models/tiny-world: an SD3-like pipeline is trained on its CLIP, VAE, prompts and anchors"""
+    """folder of a finished tiny world, such as models/tiny-world: an SD3-like pipeline is trained on its CLIP, VAE,
+    prompts and anchors"""
     minutes: float = 60.0
-    """of training, over all starts, as the main thread's time on a processor: a busy machine takes longer and learns as much. Drawing, measures and
-    writing come on top"""
+    """of training, over all starts, as the main thread's time on a processor: a busy machine takes longer and learns as
+    much. Drawing, measures and writing come on top"""
     seed: int = 0
     """of the weights, the scenes and the captions"""
     threads: int = 0
@@ -69,7 +72,9 @@ class TinyConfig:
         if not (math.isfinite(self.minutes) and self.minutes > 0):
             raise UserError(f"--minutes must be greater than 0, not {self.minutes}.")
         if self.world is not None and not (self.world / "clip").is_dir():
-            raise UserError(f"--world {self.world} is not a tiny world (it has no clip folder): give models/tiny-world.")
+            raise UserError(
+                f"--world {self.world} is not a tiny world (it has no clip folder): give models/tiny-world."
+            )
         if self.seed < 0 or self.threads < 0:
             raise UserError("--seed and --threads must not be negative.")
 
@@ -96,8 +101,8 @@ class Progress:
 
 
 class TinyTraining:
-    """All models and where their training stands. Batches are functions of the seed, the stage and the step; how many steps there are is up to the
-    clock, so two runs are alike, not equal to the bit."""
+    """All models and where their training stands. Batches are functions of the seed, the stage and the step; how many
+    steps there are is up to the clock, so two runs are alike, not equal to the bit."""
 
     def __init__(self, config: TinyConfig, stop: StopRequest) -> None:
         assert config.out is not None
@@ -115,7 +120,11 @@ class TinyTraining:
                 self.models = {"clip": build_clip(self.tokenizer), "vae": build_vae(), "unet": build_unet()}
         for model in self.models.values():
             model.eval().requires_grad_(False)  # until its stage
-        self.average = {f"{name}.{key}": value.detach().clone() for name, model in self.models.items() for key, value in model.named_parameters()}
+        self.average = {
+            f"{name}.{key}": value.detach().clone()
+            for name, model in self.models.items()
+            for key, value in model.named_parameters()
+        }
         self.optimiser: torch.optim.AdamW | None = None
         self.restored: dict[str, Tensor] = {}  # moments of the stage that was interrupted
         if saved is not None:
@@ -146,10 +155,14 @@ class TinyTraining:
     def _told(self) -> str:
         """The command, and what each stage was given, for the card."""
         config, progress = self.config, self.progress
-        stages = ", ".join(f"{progress.steps[name]:,} steps of the {name} in {progress.elapsed[name] / 60:.1f} min" for name in self.shares)
+        stages = ", ".join(
+            f"{progress.steps[name]:,} steps of the {name} in {progress.elapsed[name] / 60:.1f} min"
+            for name in self.shares
+        )
         lowered = any(progress.elapsed[name] > 1.1 * 60 * config.minutes * share for name, share in self.shares.items())
         note = " An earlier start of the same training had more minutes to share." if lowered else ""
-        return f"`python -m saddlepoint.safediffusion.tiny --out FOLDER {config.flags()}`: {stages} (of the main thread).{note}"
+        command = f"python -m saddlepoint.safediffusion.tiny --out FOLDER {config.flags()}"
+        return f"`{command}`: {stages} (of the main thread).{note}"
 
     def _train(self, name: str, build: Callable[[], Stage]) -> None:
         """One stage until its time is over; then its averaged weights are its weights."""
@@ -172,7 +185,11 @@ class TinyTraining:
                 said = now
                 share = progress.elapsed[name] / budget
                 left = (budget - progress.elapsed[name]) / 60
-                print(f"{name}: {100 * share:.0f}%  step {progress.steps[name]:,}  loss {loss:.4f}  gradient {norm:.2f}  {left:.1f} min left", flush=True)
+                print(
+                    f"{name}: {100 * share:.0f}%  step {progress.steps[name]:,}  loss {loss:.4f}"
+                    f"  gradient {norm:.2f}  {left:.1f} min left",
+                    flush=True,
+                )
             if progress.elapsed[name] >= budget * next_measure / MEASURES and next_measure < MEASURES:
                 next_measure += 1
                 self._measure(stage)
@@ -196,8 +213,12 @@ class TinyTraining:
         place = [self.config.seed, 2, STREAMS.index(stage.name), number]
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         for group in self.optimiser.param_groups:
-            group["lr"] = stage.rate * min(1.0, (share + 1e-3) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        lowered = torch.autocast("cpu", torch.bfloat16) if self.config.precision == "bfloat16" else contextlib.nullcontext()
+            group["lr"] = (
+                stage.rate * min(1.0, (share + 1e-3) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+            )
+        lowered = (
+            torch.autocast("cpu", torch.bfloat16) if self.config.precision == "bfloat16" else contextlib.nullcontext()
+        )
         with lowered:
             loss = stage.loss(np.random.default_rng(place), generator)
         if not bool(loss.isfinite()):
@@ -228,19 +249,34 @@ class TinyTraining:
             for key, value in parameters.items():
                 value.copy_(kept[key])
         self.progress.history.append({"stage": stage.name, "step": self.progress.steps[stage.name]} | found)
-        print(f"{stage.name} after {self.progress.steps[stage.name]:,} steps: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
+        print(
+            f"{stage.name} after {self.progress.steps[stage.name]:,} steps: "
+            + ", ".join(f"{k} {v:.3g}" for k, v in found.items()),
+            flush=True,
+        )
 
     def _save(self, model: torch.nn.Module, name: str) -> None:
-        state = {f"{which}.{key}": value for which, one in self.models.items() for key, value in one.state_dict().items()}
+        state = {
+            f"{which}.{key}": value for which, one in self.models.items() for key, value in one.state_dict().items()
+        }
         state |= {f"average.{key}": value for key, value in self.average.items()}
         if self.optimiser is not None:
             for key, parameter in model.named_parameters():
-                state |= {f"adam.{part}.{key}": torch.as_tensor(value) for part, value in self.optimiser.state.get(parameter, {}).items()}
-        content = {"seed": self.config.seed, "elapsed": self.progress.elapsed, "steps": self.progress.steps, "history": self.progress.history}
+                state |= {
+                    f"adam.{part}.{key}": torch.as_tensor(value)
+                    for part, value in self.optimiser.state.get(parameter, {}).items()
+                }
+        content = {
+            "seed": self.config.seed,
+            "elapsed": self.progress.elapsed,
+            "steps": self.progress.steps,
+            "history": self.progress.history,
+        }
         checkpoint.save(self.folder, checkpoint.Checkpoint(self.progress.total, state, {}, content), keep=1)
 
     def _saved(self) -> checkpoint.Checkpoint | None:
-        """The newest whole checkpoint of an interrupted training. Raises ``UserError`` when that had another seed, before anything is written."""
+        """The newest whole checkpoint of an interrupted training. Raises ``UserError`` when that had another seed,
+        before anything is written."""
         if not (self.folder / "checkpoints").exists():
             return None
         path, note = checkpoint.latest(self.folder)
@@ -248,13 +284,23 @@ class TinyTraining:
             print(f"warning: {note}")
         saved = checkpoint.load(path)
         if saved.state["seed"] != self.config.seed:
-            raise UserError(f"{self.folder} was started with --seed {saved.state['seed']}: give that, or another --out.")
+            raise UserError(
+                f"{self.folder} was started with --seed {saved.state['seed']}: give that, or another --out."
+            )
         return saved
 
     def _take_up(self, saved: checkpoint.Checkpoint) -> None:
         for which, one in self.models.items():
-            one.load_state_dict({key.removeprefix(f"{which}."): value for key, value in saved.learner.items() if key.startswith(f"{which}.")})
-        self.average = {key.removeprefix("average."): value for key, value in saved.learner.items() if key.startswith("average.")}
+            one.load_state_dict(
+                {
+                    key.removeprefix(f"{which}."): value
+                    for key, value in saved.learner.items()
+                    if key.startswith(f"{which}.")
+                }
+            )
+        self.average = {
+            key.removeprefix("average."): value for key, value in saved.learner.items() if key.startswith("average.")
+        }
         self.restored = {key: value for key, value in saved.learner.items() if key.startswith("adam.")}
         self.progress.elapsed, self.progress.steps = saved.state["elapsed"], saved.state["steps"]
         self.progress.history = saved.state["history"]
@@ -270,7 +316,8 @@ class TinyTraining:
 
 
 def train_tiny(config: TinyConfig) -> Path:
-    """Train, or go on training, and return the released folder: ``pipeline/``, ``clip/``, ``prompts/``, ``anchors/``, two ``samples-*.png``, ``README.md``.
+    """Train, or go on training, and return the released folder: ``pipeline/``, ``clip/``, ``prompts/``, ``anchors/``,
+    two ``samples-*.png``, ``README.md``.
 
     Raises ``UserError`` for a configuration that cannot work, ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
@@ -279,7 +326,9 @@ def train_tiny(config: TinyConfig) -> Path:
     assert config.out is not None
     use_threads(config.threads)
     if config.out.exists() and any(config.out.iterdir()) and not (config.out / WORK).is_dir():
-        raise UserError(f"{config.out} is not empty and holds no interrupted training of the tiny world: choose another --out.")
+        raise UserError(
+            f"{config.out} is not empty and holds no interrupted training of the tiny world: choose another --out."
+        )
     with stop_on_signal() as stop, run_folder.only_writer(config.out / WORK):
         TinyTraining(config, stop).run()
     return config.out

@@ -20,7 +20,7 @@ import torch
 from saddlepoint.types import UserError
 
 HERE = Path(__file__).parent
-SOURCES = ("mlp.cpp", "normed.cpp")
+SOURCES = ("mlp.cpp", "normed.cpp", "imagine.cpp")
 HEADERS = ("tiles.h", "mlp.h", "normed.h", "normed_passes.h")
 FLAGS = {
     "AVX2": ("-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
@@ -30,7 +30,7 @@ FLAGS = {
 }  # fmt: skip
 """of the compiler, by PyTorch's name for what its own kernels use on this processor"""
 BF16_FLAG = "-mavx512bf16"
-COMMON = ("-O3", "-DNDEBUG", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-maybe-uninitialized")
+COMMON = ("-O3", "-DNDEBUG", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
 WAIT = 600.0
 """seconds to wait for another process that is building"""
 REQUIRED = "SADDLEPOINT_REQUIRE_NATIVE"
