@@ -22,8 +22,8 @@ class ALGDConfig:
 
     # --- the energy
     energy: str = "augmented"
-    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``relative``, the same with rho counted in lambda; ``plain``, the ordinary one (the paper's unstable case); ``none``, reward
-    alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
+    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``relative``, the same with rho counted in lambda; ``plain``, the
+    ordinary one (the paper's unstable case); ``none``, reward alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
     rho: float = 1.0
     """penalty weight of the augmented Lagrangian"""
     risk_std: float = 1.0
