@@ -123,7 +123,7 @@ class ConstrainedConfig(SACConfig, ABC):
     multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode really cost lately"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     budget_share: float = 1.0
@@ -223,7 +223,7 @@ class CALConfig(DualConfig):
     risk_std: float = 0.5
     """conservatism k of the upper confidence bound mean + k * std"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "policy"
-    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what an episode really cost lately"""
     rho: float = 10.0
     """convexity c: how strongly the violation rectifies the multiplier that the policy pays"""
     multiplier_rule: Literal["exponential", "dual_ascent", "log_adam"] = "log_adam"
