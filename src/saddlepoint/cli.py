@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # while an error can still be told
     except KeyboardInterrupt as interrupt:
-        print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a terminal that was closed hears nothing
+            print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():

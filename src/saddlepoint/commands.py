@@ -303,7 +303,7 @@ def evaluate_command(args: list[str]) -> None:
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     if policy.budgets:
         print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(folder)['train'].get('binds', 'both'))}")
-    if blind := blindness(metrics, "eval/stochastic"):
+    if blind := blindness(metrics, policy.budgets, "eval/stochastic"):
         print(f"note: {blind}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})

@@ -20,6 +20,8 @@ from saddlepoint.files import parse_json, read_json, reason_of
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
+FOLDERS = ("--out", "--resume", "--start-from", "--data")
+"""flags whose value names a folder; an empty one would be the current folder"""
 
 
 class Parsed(NamedTuple):
@@ -47,6 +49,9 @@ def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: C
         raise SystemExit(0)
     known = field_names(default)
     given = {_field(arg, known, prog) for arg in args if arg.startswith("--") and arg != "--help"}
+    for word, following in zip(args, [*args[1:], None]):
+        if word.partition("=")[0] in FOLDERS and (word.endswith("=") or following == ""):
+            raise UserError(f"{prog}: {word.rstrip('=')} is given an empty name (perhaps a shell variable that is not set): name a folder.")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -145,7 +150,7 @@ def read_integer(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        number = Decimal(word) if re.fullmatch(r"[+-]?[0-9._]+([eE]\+?[0-9]{1,3})?", word) else None
+        number = Decimal(word) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]{1,3})?", word) else None
         if number is None or number != number.to_integral_value():
             raise ValueError(f"{word} is not a whole number") from None
         return int(number)

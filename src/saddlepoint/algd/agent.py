@@ -13,9 +13,9 @@ from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import ENERGIES, Constraint, Energy
 from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellman_targets, critic_losses, policy_loss
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.units import ValueSize
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.encoding import ENCODERS
@@ -88,10 +88,12 @@ class ALGD:
 
     def _compile(self, enabled: bool) -> None:
         """The one compile site: native kernels on a CPU, elsewhere torch.compile on the losses, which are pure functions."""
-        precision = resolve_precision(self.config.precision)
-        if enabled and self.device.type == "cpu":
-            for network in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
-                network.accelerate(precision)
+        native = enabled and self.device.type == "cpu"
+        asked = self.config.precision if native or self.config.precision != "auto" else "float32"
+        for network in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
+            network.dtype = resolve_precision(asked, self.device)
+            if native:
+                network.accelerate()
         wrap = torch.compile if enabled and self.device.type != "cpu" else (lambda f, **_: f)
         self.critic_losses = wrap(critic_losses, dynamic=False)
         self.policy_loss = wrap(policy_loss, dynamic=False)
@@ -104,7 +106,8 @@ class ALGD:
         """Critics, then the policy, then temperature and multiplier, then the targets, in the order of the release.
 
         ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
-        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
+        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
+        Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """
         batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
         critics = self._fit_critics(batch, noise, ahead)

@@ -123,7 +123,8 @@ def train(
                     driver.resume()
                 else:
                     training.begin(first)
-                run.write(folder, content)
+                if note := run.write(folder, content):
+                    log.say(note)
                 driver.run()
         finally:
             envs.close()
