@@ -123,8 +123,8 @@ def train(
                     driver.resume()
                 else:
                     training.begin(first)
-                if note := run.write(folder, content):
-                    log.say(note)
+                if changed := run.write(folder, content):
+                    log.say(changed)
                 driver.run()
         finally:
             envs.close()
