@@ -23,7 +23,9 @@ venv: .venv/.ready  ## make .venv with CPU PyTorch, this package and all that it
 demo: .venv/.core  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
 	$(BIN)/python examples/demo.py
 
+# Where the processor has native operations, a broken build of them fails.
 test: venv lint  ## lint, types, import arrows and the fast tests (what CI runs)
+	SADDLEPOINT_REQUIRE_NATIVE=$$($(BIN)/python -c "from saddlepoint.nn import ops; print(int(ops.native_supported()))") \
 	$(BIN)/python -m pytest
 
 test-slow: venv  ## the long learning tests

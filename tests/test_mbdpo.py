@@ -73,7 +73,7 @@ def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator
     for start in ("plan", "noise"):
         agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=0, policy_rollouts=0, reverse_start=start, steps=8))
         monkeypatch.setattr(agent.search, "values", lambda z, plans, *_: torch.zeros(plans.shape[:2]))
-        monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: torch.zeros_like(x))
+        monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: 0 * x)
         for mode, into in (("explore", spreads), ("deterministic", calm)):
             _, plan = agent.act_on(state, torch.zeros(200, agent.memory_size), mode, torch.Generator().manual_seed(1))
             into[start] = plan

@@ -22,8 +22,8 @@ class ALGDConfig:
 
     # --- the energy
     energy: str = "augmented"
-    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``relative``, the same with rho counted in lambda; ``plain``, the ordinary one (the paper's unstable case); ``none``, reward
-    alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
+    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``relative``, the same with rho counted in lambda; ``plain``, the
+    ordinary one (the paper's unstable case); ``none``, reward alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
     rho: float = 1.0
     """penalty weight of the augmented Lagrangian"""
     risk_std: float = 1.0
@@ -99,7 +99,7 @@ class ALGDConfig:
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode really cost lately"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 
@@ -311,4 +311,13 @@ PARITY = ALGDConfig(
 PARITY_VP = replace(PARITY, schedule="vp", vp_betas="released", prediction="guided")
 """The released DDPM agent."""
 
-PRESETS: dict[str, ALGDConfig] = {"default": ALGDConfig(), "parity": PARITY, "parity-vp": PARITY_VP}
+BUDGET = ALGDConfig(
+    energy="relative", rho=0.3, beta=5e-4, reward_unit="value", encoding="zoom", critic_network="layer_norm", polyak=0.02, batch_size=128,
+    cost_members=2, cost_bootstrap="largest", cost_steps=5, costly_share=0.3, cost_gamma=0.97, risk_std=0.0, cost_unit="budget",
+    multiplier_rule="exponential", multiplier=0.01, multiplier_rate=2.5e-4, proportional=0.5, largest_violation=1.0, budget_share=0.8,
+    recent_steps=1500,
+)  # fmt: skip
+"""What kept the budget on the development tasks (docs/budget-lab.md): energies free of units, cost critics that see hazards and look five steps
+ahead, a multiplier that moves by a share of itself."""
+
+PRESETS: dict[str, ALGDConfig] = {"default": ALGDConfig(), "budget": BUDGET, "parity": PARITY, "parity-vp": PARITY_VP}

@@ -123,7 +123,7 @@ class ConstrainedConfig(SACConfig, ABC):
     multiplier: float = 0.6931
     """lambda at the start"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode really cost lately"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     budget_share: float = 1.0
@@ -133,7 +133,9 @@ class ConstrainedConfig(SACConfig, ABC):
     cost_polyak: float | None = None
     """share of the online cost critics that enters their targets (None: as --polyak)"""
 
-    POSITIVE: ClassVar[tuple[str, ...]] = (*SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps", "cost_steps", "budget_share", "largest_violation")
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *SACConfig.POSITIVE, "cost_members", "cost_learning_rate", "recent_steps", "cost_steps", "budget_share", "largest_violation",
+    )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("risk_std", "multiplier", "costly_share")
     SHARES: ClassVar[tuple[str, ...]] = (*SACConfig.SHARES, "cost_polyak")
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = SACConfig.EFFECTIVE_WITH | {
@@ -221,7 +223,7 @@ class CALConfig(DualConfig):
     risk_std: float = 0.5
     """conservatism k of the upper confidence bound mean + k * std"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "policy"
-    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states (the paper's), of replayed ones, or what an episode really cost lately"""
     rho: float = 10.0
     """convexity c: how strongly the violation rectifies the multiplier that the policy pays"""
     multiplier_rule: Literal["exponential", "dual_ascent", "log_adam"] = "log_adam"
@@ -236,7 +238,20 @@ CAL_RELEASED = replace(
 )
 """Settings of the authors' released program; its update-to-data ratio of 10 to 20 is the loop's --updates-per-step."""
 
-SAC_PRESETS: dict[str, SACConfig] = {"default": SACConfig()}
-SAC_LAG_PRESETS: dict[str, SACLagConfig] = {"default": SACLagConfig()}
-SAC_PID_PRESETS: dict[str, SACPIDConfig] = {"default": SACPIDConfig()}
-CAL_PRESETS: dict[str, CALConfig] = {"default": CALConfig(), "released": CAL_RELEASED}
+SEEING: dict[str, Any] = {
+    "beta": 5e-3, "reward_unit": "value", "encoding": "zoom", "critic_network": "layer_norm", "polyak": 0.02, "batch_size": 128,
+}  # fmt: skip
+"""the critics of ALGD's preset ``budget``"""
+SEEING_COSTS: dict[str, Any] = SEEING | {
+    "cost_members": 2, "cost_bootstrap": "largest", "cost_steps": 5, "costly_share": 0.3, "cost_gamma": 0.97, "risk_std": 0.0,
+    "cost_unit": "budget", "largest_violation": 1.0, "budget_share": 0.8, "recent_steps": 1500, "multiplier_actions": "recent",
+}  # fmt: skip
+EXPONENTIAL: dict[str, Any] = {"multiplier_rule": "exponential", "multiplier": 0.01, "multiplier_rate": 2.5e-4, "proportional": 0.5}
+"""the multiplier of ALGD's preset ``budget``"""
+
+SAC_PRESETS: dict[str, SACConfig] = {"default": SACConfig(), "budget": SACConfig(**SEEING)}
+SAC_LAG_PRESETS: dict[str, SACLagConfig] = {"default": SACLagConfig(), "budget": SACLagConfig(**SEEING_COSTS, **EXPONENTIAL)}
+SAC_PID_PRESETS: dict[str, SACPIDConfig] = {"default": SACPIDConfig(), "budget": SACPIDConfig(**SEEING_COSTS)}
+CAL_PRESETS: dict[str, CALConfig] = {
+    "default": CALConfig(), "budget": CALConfig(**SEEING_COSTS, **EXPONENTIAL), "released": CAL_RELEASED,
+}  # fmt: skip

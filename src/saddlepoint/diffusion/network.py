@@ -66,7 +66,7 @@ class ScoreMLP(ScoreNetwork):
         )  # fmt: skip
 
     def forward(self, state: Tensor, x: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
-        return self.at(state, head).output(x, k)
+        return ops.score_output(self.at(state, head), x, k)
 
     def chain(self, state: Tensor, start: Tensor, noise: Tensor | None, table: ops.ReverseTable) -> Tensor:
         return ops.denoising_chain(self.at(state), start, noise, table)

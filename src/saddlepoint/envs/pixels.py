@@ -1,4 +1,4 @@
-"""Pictures as observations: the last three of 64 x 64 pixels (TD-MPC2, arXiv 2310.16828, and DrQ-v2, arXiv 2107.09645, before it)."""
+"""Pictures as observations: the last three of 64 x 64 pixels (TD-MPC2, arXiv 2310.16828; DrQ-v2, arXiv 2107.09645)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class DrawsAtSize(Protocol):
 class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
     """``env``, made with render mode ``rgb_array``, seen through its pictures instead of its own observations.
 
-    Observation (observation,) uint8: the entries of ``image`` (channels, height, width), the RGB of the last three pictures, the newest last. An episode begins
-    with three times its first. One that ``DrawsAtSize`` is drawn so; what another renders is reduced to it (``resized``). Rewards, ends and ``info``
-    pass through. ``name`` is what errors call the environment. ``reset`` raises ``UserError`` where it cannot be drawn.
+    Observation (observation,) uint8: the entries of ``image`` (channels, height, width), the RGB of the last three
+    pictures, the newest last. An episode begins with three times its first. One that ``DrawsAtSize`` is drawn so; what
+    another renders is reduced to it (``resized``). Rewards, ends and ``info`` pass through. ``name`` is what errors
+    call the environment. ``reset`` raises ``UserError`` where it cannot be drawn.
     """
 
     image = (3 * FRAMES, SIDE, SIDE)
@@ -40,7 +41,9 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
         self._pictures = np.zeros(self.image, np.uint8)
         self.observation_space = Box(0, 255, (self._pictures.size,), np.uint8)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
         first = require_picture(first_picture(self._draw, self._name), self._name)
         self._pictures[:] = np.tile(_planes(first), (FRAMES, 1, 1))
@@ -67,7 +70,9 @@ def _planes(picture: np.ndarray) -> np.ndarray:
 
 
 def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture (h, w, 3) uint8 as (height, width, 3): each new pixel is the mean of the area that it covers. Proportions are not kept."""
+    """A picture (h, w, 3) uint8 as (height, width, 3): each new pixel is the mean of the area that it covers.
+    Proportions are not kept.
+    """
     if picture.shape[:2] == (height, width):
         return picture
     rows = (_areas(len(picture), height) @ picture.reshape(len(picture), -1).astype(np.float32)).reshape(height, -1, 3)

@@ -80,6 +80,8 @@ def score_output(net: ChainWeights, x: Tensor, k: int | Tensor) -> Tensor:
 
     Differentiable in every tensor of ``net``.
     """
+    if net.packed is None:
+        return net.output(x, k)
     table = ReverseTable((0.0,), (1.0,), (0.0,))
     once = net._replace(common=net.common + net.times[k], times=net.times.new_zeros(1, net.times.shape[-1]))
     return chain.denoising_chain(once, x, None, table)[0] if chain.takes(once, x, None, table) else net.output(x, k)
