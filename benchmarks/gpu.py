@@ -46,7 +46,9 @@ def moved(tree: Any, device: torch.device | str) -> Any:
 
 
 def algd(device: str, small: bool, compile: bool = True) -> ALGD:
-    config = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=16) if small else ALGDConfig()
+    config = replace(ALGDConfig(), precision="float32")
+    if small:
+        config = replace(config, critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=16)
     return ALGD(config, SHAPE, BUDGETS, seed=0, device=device, compile=compile)
 
 
@@ -63,7 +65,7 @@ def algd_update(agent: ALGD, batch: Batch, noise: Any) -> dict[str, float]:
 
 
 def mbdpo(device: str, small: bool, compile: bool = True) -> MBDPO:
-    config: MBDPOConfig = PRESETS["small" if small else "default"]
+    config: MBDPOConfig = replace(PRESETS["small" if small else "default"], precision="float32")
     if small:
         config = replace(config, width=32, latent=32, encoder_width=32, proposals=16, elites=4, policy_rollouts=2, steps=3, batch_size=8, score_states=2)
     return MBDPO(config, SHAPE._replace(constraints=0), (), seed=0, device=device, compile=compile)

@@ -21,7 +21,9 @@ from saddlepoint.types import UserError
 
 HERE = Path(__file__).parent
 SOURCES = ("mlp.cpp", "normed.cpp", "imagine.cpp")
-HEADERS = ("tiles.h", "mlp.h", "normed.h", "normed_passes.h")
+HEADERS = (
+    "tiles.h", "mlp.h", "ensemble.h", "chain.h", "weight_gradients.h", "normed.h", "normed_passes.h",
+)  # fmt: skip
 FLAGS = {
     "AVX2": ("-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
     "AVX512": (
