@@ -77,6 +77,7 @@ def _run(args: list[str]) -> int:
         return _complain(f"there is no verb {args[0]!r}: use one of {', '.join(VERBS)}.")
     from saddlepoint.types import UserError
 
+    _SHOWN.clear()
     warnings.showwarning = _show_warning
     with suppress(OSError):  # a folder that was removed
         if os.getcwd() not in sys.path:
