@@ -13,9 +13,9 @@ from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.energy import ENERGIES, Constraint, Energy
 from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellman_targets, critic_losses, policy_loss
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
-from saddlepoint.constrained.units import ValueSize
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.encoding import ENCODERS
@@ -39,7 +39,7 @@ class ALGD:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.energy: Energy = choose(config.energy, ENERGIES, "--energy")
@@ -104,7 +104,8 @@ class ALGD:
         """Critics, then the policy, then temperature and multiplier, then the targets, in the order of the release.
 
         ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
-        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
+        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
+        Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """
         batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
         critics = self._fit_critics(batch, noise, ahead)
@@ -117,8 +118,7 @@ class ALGD:
         found = {"multiplier": multiplier, "effective_multiplier": policy.effective_multiplier / self.value_size.value, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": critics.reward, "cost_critic_loss": critics.cost, "energy": policy.energy,
-            "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta,
-            "value_size": self.value_size.value, **per_constraint(found),
+            "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **self.value_size.metrics(), **per_constraint(found),
         }  # fmt: skip
 
     def _fit_critics(self, batch: Batch, noise: UpdateNoise, ahead: Ahead | None) -> CriticLosses:
@@ -261,13 +261,13 @@ class ALGD:
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, multiplier, temperature, counter and generator, as flat named tensors."""
         extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()} 
-        extra |= {"log_beta": self.log_beta, "value_size": self.value_size.state()}
+        extra |= {"log_beta": self.log_beta} | self.value_size.state()
         return save_learner(self, extra)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", "value_size"))
-        self.value_size.load(extra["value_size"])
+        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         self.multiplier_state = {name: extra[f"multiplier.{name}"] for name in self.multiplier_state}
         with torch.no_grad():
             self.log_beta.copy_(extra["log_beta"])

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saddlepoint.envs.tasks import action_repeat_of
 from saddlepoint.commands import fresh_run, parse_training
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.tasks import action_repeat_of
 from saddlepoint.sweep.plan import Plan, Trial
 from saddlepoint.systems import find_system
 from saddlepoint.train import run
