@@ -285,5 +285,5 @@ def test_the_size_of_values_follows_and_comes_back() -> None:
 def test_a_plain_sum_takes_the_critics_discount_and_a_discounted_one_keeps_its_own() -> None:
     plain, speed = CostBudget(25.0), CostBudget(80.0, discounted=True)
     assert at_discount((plain, speed), 0.97) == (CostBudget(25.0, gamma=0.97), speed)
-    with pytest.raises(UserError, match="discounted by 0.99"):
+    with pytest.raises(UserError, match=r"discounted by 0\.99"):
         require_fitting((speed,), 1, 0.97)
