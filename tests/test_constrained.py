@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saddlepoint.algd.energy import Constraint, augmented, relative
-from saddlepoint.constrained.budget import CostBudget, at_discount, discounted_budget, geometric_sum, require_fitting, spent
+from saddlepoint.constrained.budget import (
+    CostBudget,
+    at_discount,
+    discounted_budget,
+    geometric_sum,
+    require_fitting,
+    spent,
+)
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, augmented_penalty, effective_multiplier, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
 from saddlepoint.constrained.units import ValueSize
@@ -278,5 +285,5 @@ def test_the_size_of_values_follows_and_comes_back() -> None:
 def test_a_plain_sum_takes_the_critics_discount_and_a_discounted_one_keeps_its_own() -> None:
     plain, speed = CostBudget(25.0), CostBudget(80.0, discounted=True)
     assert at_discount((plain, speed), 0.97) == (CostBudget(25.0, gamma=0.97), speed)
-    with pytest.raises(UserError, match="discounted by 0.99"):
+    with pytest.raises(UserError, match=r"discounted by 0\.99"):
         require_fitting((speed,), 1, 0.97)
