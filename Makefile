@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-metaworld faults lint bench clean
+.PHONY: help venv demo test test-slow test-metaworld faults docs lint bench clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,6 +40,10 @@ test-slow: venv  ## the long learning tests
 
 test-metaworld: .venv-metaworld/.ready  ## Meta-World's tasks and the simple ones, in an environment of their own
 	.venv-metaworld/bin/python -m pytest tests/test_metaworld.py tests/test_envs_toy.py tests/test_envs_velocity.py tests/test_envs_snapshot.py
+
+docs: venv  ## the documentation site in site/, built strictly; open site/index.html
+	$(BIN)/pip install --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 faults: venv  ## inject every fault in numbers and write the table of docs/reliability.md (under 20 minutes)
 	$(BIN)/python -m tests.faults

@@ -14,7 +14,7 @@ from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
 from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.options import restore
+from saddlepoint.options import require_seed, restore
 from saddlepoint.policies import load_policy, start_from
 from saddlepoint.systems import (
     SYSTEMS,
@@ -27,7 +27,7 @@ from saddlepoint.systems import (
     verbs_of_run,
 )
 from saddlepoint.train import run
-from saddlepoint.train.config import LARGEST_SEED, TrainConfig
+from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.contract import LearnerFactory, checked, cost_gamma, refuse_cost_options, refuse_idle
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import train
@@ -182,6 +182,9 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
     learner_config = parsed.over(parsed.values.system, base)
     refuse_idle(learner_config, parsed.given)
     config, learner_config = checked(config), checked(learner_config)
+    sums = parsed.values.budget.cost_discounted if "cost_discounted" in parsed.given else any(b.discounted for b in env_spec(config.setup()).budgets)
+    if sums and "cost_gamma" not in parsed.given and hasattr(learner_config, "cost_gamma"):
+        learner_config = replace(learner_config, cost_gamma=CostBudget.gamma)  # that of the discounted sum which the budget bounds
     budgets = _budgets(parsed, config, learner_config, system)
     if not budgets:
         refuse_cost_options(learner_config, parsed.given)
@@ -276,8 +279,9 @@ def evaluate_command(args: list[str]) -> None:
     flags = parse(EvaluateFlags, EvaluateFlags(), args if helping else args[1:], "saddlepoint evaluate RUN").values
     if flags.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
-    if flags.threads < 0 or not 0 <= flags.seed < LARGEST_SEED:
-        raise UserError(f"--threads must not be negative, and --seed lie between 0 and {LARGEST_SEED - 1:,}.")
+    if flags.threads < 0:
+        raise UserError(f"--threads must be at least 0, not {flags.threads}.")
+    require_seed(flags.seed)
     if flags.eval_envs < 1:
         raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)
@@ -302,7 +306,7 @@ def evaluate_command(args: list[str]) -> None:
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     if policy.budgets:
         print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(folder)['train'].get('binds', 'both'))}")
-    if blind := blindness(metrics, "eval/stochastic"):
+    if blind := blindness(metrics, policy.budgets, "eval/stochastic"):
         print(f"note: {blind}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})

@@ -103,7 +103,8 @@ def _block(title: str, flags: Sequence[Flag]) -> list[str]:
     lines = [title]
     for one in flags:
         kind = _kind(one.hint)
-        head = f"  {'--[no-]' + flag(one.name)[2:] if one.hint is bool else flag(one.name)}{f' {kind}' if kind else ''}"
+        switch = f", --no-{flag(one.name)[2:]}" if one.hint is bool else ""
+        head = f"  {flag(one.name)}{switch}{f' {kind}' if kind else ''}"
         shown = f" ({_default(one.default)})" if _default(one.default) else ""
         body = textwrap.wrap(f"{one.text.replace('``', '')}{shown}", _width() - INDENT) or [""]
         if len(head) < INDENT:

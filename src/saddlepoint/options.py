@@ -16,6 +16,10 @@ from saddlepoint.types import UserError
 T = TypeVar("T")
 
 
+MOST_SEED = 2**31
+"""seeds below this are taken by every library; those of later episodes are counted on from it"""
+
+
 class Misfit(ValueError):
     """A value is not of its type; the message says what would be."""
 
@@ -23,6 +27,12 @@ class Misfit(ValueError):
 def flag(name: str) -> str:
     """The command-line flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def require_seed(seed: int) -> None:
+    """Raises ``UserError`` for a ``--seed`` that environments and generators do not all take."""
+    if not 0 <= seed < MOST_SEED:
+        raise UserError(f"--seed must lie from 0 to {MOST_SEED - 1:,}, not {seed}.")
 
 
 def conform(config: T) -> T:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from saddlepoint.constrained.budget import CostBudget
 
 BLIND = 0.3
 """correlation below which a cost critic that sees cost being paid is called blind"""
@@ -48,8 +50,11 @@ def to_go(paid: np.ndarray, gamma: float, ended: np.ndarray) -> np.ndarray:
 
 
 def has_future(playing: np.ndarray, ended: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
-    """Which states (steps, envs) have enough left of their episode, themselves included, to measure a discounted sum: 1/(1 - gamma) steps, or half of the episode where that is
-    less; all of an episode that the task itself ended, whose future is nothing."""
+    """Which states (steps, envs) have enough left of their episode, themselves included, to measure a discounted sum.
+
+    Enough is 1/(1 - gamma) steps, or half of the episode where that is less. An episode that the task itself ended has nothing after it,
+    so all of its states count.
+    """
     steps = len(playing)
     left = np.zeros(playing.shape)
     after, whole = np.zeros(playing.shape[1]), np.zeros(playing.shape[1], bool)
@@ -67,11 +72,13 @@ def metrics(name: str, found: Calibration) -> dict[str, float]:
     return {f"{name}_{field}": value for field, value in found._asdict().items() if np.isfinite(value)}
 
 
-def blindness(metrics: Mapping[str, float], prefix: str) -> str | None:
-    """One sentence where a cost critic of an evaluation does not see the cost that is paid; ``prefix`` is that of the policy, such as ``eval``."""
-    for name in (key for key in metrics if key.startswith(f"{prefix}/calibration/cost") and key.endswith("_correlation")):
-        start = name.removesuffix("_correlation")
-        correlation, predicted, measured = metrics[name], metrics[f"{start}_predicted"], metrics[f"{start}_measured"]
-        if measured > 0 and correlation < BLIND:
+def blindness(metrics: Mapping[str, float], budgets: Sequence[CostBudget], prefix: str) -> str | None:
+    """One sentence where a cost critic of an evaluation does not see a cost of a quarter of its budget or more; ``prefix`` is that of the policy."""
+    for i, budget in enumerate(budgets):
+        start = f"{prefix}/calibration/cost" + (f"_{i}" if len(budgets) > 1 else "")
+        if f"{start}_correlation" not in metrics:
+            continue
+        correlation, predicted, measured = (metrics[f"{start}_{name}"] for name in ("correlation", "predicted", "measured"))
+        if measured > 0.25 * budget.critic and correlation < BLIND:
             return f"the cost critic is blind: it says {predicted:.2g} where {measured:.2g} follows, correlation {correlation:.2f}"
     return None

@@ -102,7 +102,7 @@ class MBDPOConfig:
     multiplier_rule: MultiplierRule = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_actions: Literal["policy", "recent"] = "recent"
-    """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode of late really cost"""
+    """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode really cost lately"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     multiplier: float = 0.6931

@@ -67,6 +67,8 @@ def follow(paths: list[Path], flags: ReportFlags, sleep: Callable[[float], None]
     runs = find_runs(paths)
     page = build_page(runs, landscapes, page=flags.out)
     write_page(flags.out, page)
+    for fault in (fault for run in runs for fault in run.faults):
+        print(f"warning: {fault}")
     print(f"report of {plural(len(runs), 'run')}: {flags.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 

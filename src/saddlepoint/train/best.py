@@ -1,5 +1,4 @@
-"""``best/``: the learner of the best evaluation within the budget, replaced as a whole whenever there is a better one.
-"""
+"""``best/``: the learner of the best evaluation within the budget, replaced as a whole when there is a better one."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ NAME = "best"
 def keep(run: Path, step: int, learner: dict[str, Tensor], metrics: dict[str, float], seals: dict[str, Any]) -> None:
     """Replace ``best/`` by the learner of ``step`` and what its evaluation found. Raises ``UserError`` when it cannot
     be written; the old one then stands."""
-    checkpoint.write_folder(run / NAME, checkpoint.Checkpoint(step, learner, {}, {"metrics": metrics}, seals))
+    checkpoint.write_folder(run, run / NAME, checkpoint.Checkpoint(step, learner, {}, {"metrics": metrics}, seals))
 
 
 def read(run: Path) -> tuple[Path, int]:

@@ -71,16 +71,16 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises ``UserError`` when it cannot be written (disk full, no permission); then the older checkpoints are untouched.
     """
     folder = place(run, checkpoint.step)
-    write_folder(folder, checkpoint, sweep="*")
+    write_folder(run, folder, checkpoint, sweep="*")
     older = [path for step, path in _candidates(run) if step < checkpoint.step]  # newer ones are damaged
     for path in older[keep - 1 :]:
         _remove(path)
     return folder
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint, sweep: str | None = None) -> None:
-    """Write a checkpoint to ``folder``, in place of what is there; a reader sees the old one or the new one. The caller
-    is the run's only writer.
+def write_folder(run: Path, folder: Path, checkpoint: Checkpoint, sweep: str | None = None) -> None:
+    """Write a checkpoint to ``folder`` of ``run``, in place of what is there; a reader sees the old one or the new one.
+    The caller is the run's only writer. What killed writers left that ``sweep`` matches is cleared first.
 
     Raises ``UserError``; then nothing has changed.
     """
@@ -94,12 +94,11 @@ def write_folder(folder: Path, checkpoint: Checkpoint, sweep: str | None = None)
         _replace(temporary, folder)
     except (OSError, SafetensorError, FileFault) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        older = any(path.name.isdecimal() for path in home.iterdir()) if home.is_dir() else False
         way = "the older ones are untouched; make room and go on with --resume"
-        if not older:
+        if not _candidates(run):
             way = "there is no older one; make room, and the same command begins anew"
         raise UserError(
-            f"the checkpoint of step {checkpoint.step} could not be written to {home} ({reason_of(error)}): {way}."
+            f"the checkpoint of step {checkpoint.step} could not be written to {folder.parent} ({reason_of(error)}): {way}."
         ) from error
 
 
@@ -316,12 +315,14 @@ def _candidates(run: Path) -> list[tuple[int, Path]]:
     return sorted(((int(name), home / name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
 
 
-def _identity(folder: Path) -> int | None:
-    """What tells a folder from another that took its place; None where there is none."""
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that took its place (a new one may get a removed one's number); None where there
+    is none."""
     try:
-        return folder.stat().st_ino
+        found = folder.stat()
     except OSError:
         return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:

@@ -171,7 +171,7 @@ class Loop:
 
     def evaluation_words(self, metrics: dict[str, float]) -> str:
         words = evaluation_in_words(metrics, self.budgets, self.config.binds)
-        blind = blindness(metrics, "eval/stochastic")
+        blind = blindness(metrics, self.budgets, "eval/stochastic")
         return f"{words}; {blind}" if blind else words
 
     def merit(self, metrics: dict[str, float]) -> float | None:

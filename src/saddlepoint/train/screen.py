@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train.console import PatientConsole
@@ -50,18 +51,26 @@ class Screen:
 
     def start(self) -> None:
         if self._live is not None:
-            self._live.start()
+            self._show(self._live.start)
 
     def stop(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            self._show(self._live.stop)
 
     def newest(self, metrics: dict[str, float]) -> None:
         """Take new metrics to show."""
         self._newest |= metrics
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, soft_wrap=True, markup=False)
+        """One line for the user, above the progress."""
+        self._show(lambda: self._console.print(sentence, soft_wrap=True, markup=False))
+
+    def _show(self, draw: Callable[[], object]) -> None:
+        """Draw, unless the terminal is gone or the disk behind it full: what is learnt does not depend on it."""
+        try:
+            draw()
+        except OSError:
+            self._console.quiet, self._live = True, None
 
     def progress(self, done: float, updates: int | None, doing: str) -> None:
         """Show how far the run is, where it is time to."""
@@ -77,12 +86,14 @@ class Screen:
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_SECONDS:
             self._marks.popleft()
         lines = self.lines(now, done, updates, doing)
-        if self._live is not None:
-            from rich.text import Text
+        if self._live is None:
+            self._show(lambda: self._console.print("  ".join(lines), soft_wrap=True, markup=False))
+            return
+        from rich.text import Text
 
-            self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
-        else:
-            self._console.print("  ".join(lines), soft_wrap=True, markup=False)
+        panel = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        live = self._live
+        self._show(lambda: live.update(panel, refresh=True))
 
     def lines(self, now: float, done: float, updates: int | None, doing: str) -> list[str]:
         """What is shown: how far and how fast; training; the last evaluation."""

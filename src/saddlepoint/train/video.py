@@ -34,7 +34,7 @@ def record_video(
     render_headless()
     import imageio.v2 as imageio
 
-    from saddlepoint.envs.drawing import first_picture
+    from saddlepoint.envs.drawing import first_picture, require_picture
     from saddlepoint.envs.guarded import GuardedEnv
     from saddlepoint.train.evaluate import longest_episode, require_finite_action
 
@@ -47,13 +47,13 @@ def record_video(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         observation = game.reset(seed)
-        first = first_picture(game.env.render, setup.name)
-        fps = int(game.env.metadata.get("render_fps") or 30)
+        first = require_picture(first_picture(game.env.render, setup.name), setup.name)
+        fps = int((game.env.metadata or {}).get("render_fps") or 30)
         with replacing(path) as temporary:
             film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
             with film:
                 film.append_data(first)
-                game.on_step = lambda: film.append_data(game.draw())
+                game.on_step = lambda: film.append_data(require_picture(game.draw(), setup.name, first.shape))
                 ended = False
                 while not ended:
                     action = actor.act(observation[None], mode, generator)
