@@ -2,8 +2,10 @@
 
     python benchmarks/gpu.py [--device cuda] [--rounds 20] [--small]
 
-Untested on hardware: no GPU was at hand when this was written. It was run with ``--device cpu --small``, which compares the CPU with itself.
-Times are medians of synchronised calls after a warm-up in which PyTorch compiles; ``tests/gpu/`` holds the same checks as tests.
+Untested on hardware: no GPU was at hand when this was written. It was run with ``--device cpu --small``, which compares
+the CPU with itself.
+Times are medians of synchronised calls after a warm-up in which PyTorch compiles; ``tests/gpu/`` holds the same checks
+as tests.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def moved(tree: Any, device: torch.device | str) -> Any:
 
 
 def algd(device: str, small: bool, compile: bool = True) -> ALGD:
-    config = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=16) if small else ALGDConfig()
+    config = replace(ALGDConfig(), precision="float32")
+    if small:
+        config = replace(config, critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=16)
     return ALGD(config, SHAPE, BUDGETS, seed=0, device=device, compile=compile)
 
 
@@ -54,7 +58,9 @@ def algd_batch(rows: int, generator: torch.Generator) -> Batch:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    return Batch(draw(rows, 60), draw(rows, 2).tanh(), draw(rows), draw(rows, 1).abs(), draw(rows, 60), (draw(rows) > 1).float())
+    return Batch(
+        draw(rows, 60), draw(rows, 2).tanh(), draw(rows), draw(rows, 1).abs(), draw(rows, 60), (draw(rows) > 1).float()
+    )
 
 
 def algd_update(agent: ALGD, batch: Batch, noise: Any) -> dict[str, float]:
@@ -63,16 +69,34 @@ def algd_update(agent: ALGD, batch: Batch, noise: Any) -> dict[str, float]:
 
 
 def mbdpo(device: str, small: bool, compile: bool = True) -> MBDPO:
-    config: MBDPOConfig = PRESETS["small" if small else "default"]
+    config: MBDPOConfig = replace(PRESETS["small" if small else "default"], precision="float32")
     if small:
-        config = replace(config, width=32, latent=32, encoder_width=32, proposals=16, elites=4, policy_rollouts=2, steps=3, batch_size=8, score_states=2)
+        config = replace(
+            config,
+            width=32,
+            latent=32,
+            encoder_width=32,
+            proposals=16,
+            elites=4,
+            policy_rollouts=2,
+            steps=3,
+            batch_size=8,
+            score_states=2,
+        )
     return MBDPO(config, SHAPE._replace(constraints=0), (), seed=0, device=device, compile=compile)
 
 
 def mbdpo_batch(agent: MBDPO, generator: torch.Generator) -> Sequences:
     h, b = agent.config.horizon, agent.config.batch_size
     action = torch.rand(h, b, 2, generator=generator) * 2 - 1
-    return Sequences(torch.randn(h + 1, b, 60, generator=generator), action, action.sum(-1), torch.zeros(0, h, b), torch.zeros(h, b), None)
+    return Sequences(
+        torch.randn(h + 1, b, 60, generator=generator),
+        action,
+        action.sum(-1),
+        torch.zeros(0, h, b),
+        torch.zeros(h, b),
+        None,
+    )
 
 
 def mbdpo_update(agent: MBDPO, batch: Sequences, noise: UpdateNoise) -> dict[str, float]:
@@ -94,19 +118,26 @@ def median_ms(work: Callable[[], Any], device: str, rounds: int) -> float:
 
 
 def parity(device: str, small: bool) -> dict[str, float]:
-    """The largest relative difference of the losses of three updates from the same weights, batches and noise on the CPU and on ``device``."""
+    """The largest relative difference of the losses of three updates from the same weights, batches and noise on the
+    CPU and on ``device``."""
     found = {}
     cpu, other = algd("cpu", small, compile=False), algd(device, small)
     generator, worst = torch.Generator().manual_seed(1), 0.0
     for _ in range(3):
         batch, noise = algd_batch(cpu.config.batch_size, generator), cpu.draw(cpu.config.batch_size)
-        worst = max(worst, difference(algd_update(cpu, batch, noise), algd_update(other, moved(batch, device), moved(noise, device))))
+        worst = max(
+            worst,
+            difference(algd_update(cpu, batch, noise), algd_update(other, moved(batch, device), moved(noise, device))),
+        )
     found["algd"] = worst
     one, two = mbdpo("cpu", small, compile=False), mbdpo(device, small)
     worst = 0.0
     for _ in range(3):
         data, drawn = mbdpo_batch(one, generator), UpdateNoise.draw(one.model, one.config.batch_size, generator)
-        worst = max(worst, difference(mbdpo_update(one, data, drawn), mbdpo_update(two, moved(data, device), moved(drawn, device))))
+        worst = max(
+            worst,
+            difference(mbdpo_update(one, data, drawn), mbdpo_update(two, moved(data, device), moved(drawn, device))),
+        )
     found["mbdpo"] = worst
     return found
 
@@ -144,31 +175,55 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 def times(device: str, small: bool, rounds: int) -> dict[str, float]:
     """Median milliseconds of an update and of an action in one environment."""
     agent, generator = algd(device, small), torch.Generator(device).manual_seed(0)
-    batch, state = moved(algd_batch(agent.config.batch_size, torch.Generator().manual_seed(0)), device), torch.randn(1, 60)
+    batch, state = (
+        moved(algd_batch(agent.config.batch_size, torch.Generator().manual_seed(0)), device),
+        torch.randn(1, 60),
+    )
     planner = mbdpo(device, small)
     data = moved(mbdpo_batch(planner, torch.Generator().manual_seed(0)), device)
     memory = torch.zeros(1, planner.memory_size)
     work: dict[str, Callable[[], Any]] = {
         "algd update": lambda: algd_update(agent, batch, agent.draw(agent.config.batch_size)),
         "algd act": lambda: agent.act(state, "explore", generator),
-        "mbdpo update": lambda: mbdpo_update(planner, data, UpdateNoise.draw(planner.model, planner.config.batch_size, generator)),
+        "mbdpo update": lambda: mbdpo_update(
+            planner, data, UpdateNoise.draw(planner.model, planner.config.batch_size, generator)
+        ),
         "mbdpo act": lambda: planner.act_on(state, memory, "explore", generator),
     }
     return {name: median_ms(call, device, rounds) for name, call in work.items()}
 
 
 def posttraining_epoch(device: str) -> float:
-    """Seconds of an epoch of the tiny world's post-training, from the run's own log; the first epoch, which warms up, is left out."""
+    """Seconds of an epoch of the tiny world's post-training, from the run's own log; the first epoch, which warms up,
+    is left out."""
     from saddlepoint.cli import main as saddlepoint
     from saddlepoint.train.log import read_metrics
 
     world = HERE.parent / "models" / "tiny-world"
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        places = {"--pipeline": "pipeline", "--clip": "clip", "--prompts": "prompts/training.csv", "--anchors": "anchors"}
+        places = {
+            "--pipeline": "pipeline",
+            "--clip": "clip",
+            "--prompts": "prompts/training.csv",
+            "--anchors": "anchors",
+        }
         sources = [word for flag, place in places.items() for word in (flag, str(world / place))]
-        flags = ["--preset", "tiny", "--reward", "steered", "--epochs", "3", "--eval-every", "3", "--held-out-images", "16"]
-        if code := saddlepoint(["train", "safediffusion", *sources, *flags, "--device", device, "--quiet", "--out", str(run)]):
+        flags = [
+            "--preset",
+            "tiny",
+            "--reward",
+            "steered",
+            "--epochs",
+            "3",
+            "--eval-every",
+            "3",
+            "--held-out-images",
+            "16",
+        ]
+        if code := saddlepoint(
+            ["train", "safediffusion", *sources, *flags, "--device", device, "--quiet", "--out", str(run)]
+        ):
             sys.exit(code)
         walls = [line["wall_s"] for line in read_metrics(run) if line["kind"] == "train"]
     return (walls[-1] - walls[0]) / (len(walls) - 1)
@@ -184,7 +239,11 @@ def main() -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.exit("PyTorch sees no GPU here: install a CUDA build of PyTorch on a machine that has one.")
     name = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
-    found: dict[str, Any] = {"device": name, "torch": torch.__version__, "parity": parity(options.device, options.small)}
+    found: dict[str, Any] = {
+        "device": name,
+        "torch": torch.__version__,
+        "parity": parity(options.device, options.small),
+    }
     found["resumes to the bit"] = resumes(options.device, options.small)
     found["median ms"] = times(options.device, options.small, options.rounds)
     if not options.without_posttraining:

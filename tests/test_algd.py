@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.config import PRESETS, ALGDConfig
+from saddlepoint.algd.config import EARLIER, PRESETS, ALGDConfig
 from saddlepoint.algd.energy import Constraint, augmented
 from saddlepoint.algd.losses import bellman_targets, critic_losses, policy_loss
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy, make_process, score_of_output
@@ -22,7 +22,8 @@ from saddlepoint.nn.optim import frozen
 from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
-SMALL = ALGDConfig(
+SMALL = replace(
+    EARLIER,
     multiplier_actions="policy",  # most tests update from a batch, without a replay
     critic_hidden=(32, 32),
     policy_hidden=(32, 32),

@@ -43,7 +43,7 @@ def learner(name: str, constraints: int = 1, seed: int = 0, dtype: torch.dtype =
     system = SYSTEMS[name]
     if name != "sac":  # most tests update from a batch, without a replay
         options = {"multiplier_actions": "policy"} | options
-    config = replace(system.presets()["default"], **{"critic_hidden": (8, 7), "policy_hidden": (6, 5), "batch_size": 16, **options})
+    config = replace(system.presets()["earlier"], **{"critic_hidden": (8, 7), "policy_hidden": (6, 5), "batch_size": 16, **options})
     shape = EnvShape(3, LOW, HIGH, constraints)
     return system.learner_class()(config, shape, (BUDGET,) * constraints, seed, torch.device("cpu"), dtype=dtype, compile=compile)  # type: ignore[call-arg]
 
@@ -255,7 +255,8 @@ def test_budgets_must_fit_the_environment_and_the_discount():
     with pytest.raises(UserError, match="2 constraint"):
         CAL(CALConfig(), shape, (BUDGET,))
     with pytest.raises(UserError, match="--cost-gamma"):
-        SAC(SACConfig(cost_gamma=0.9), shape, (BUDGET, BUDGET))
+        speed = CostBudget(80.0, discounted=True)
+        SAC(SACConfig(cost_gamma=0.9), shape, (speed, speed))
 
 
 # ---------------------------------------------------------------------------------------------------- options
@@ -284,7 +285,7 @@ def test_impossible_options_are_one_sentence(config, words):
 
 def test_options_without_effect_are_refused():
     with pytest.raises(UserError, match="--risk-std does nothing"):
-        SACLagConfig().refuse_idle({"risk_std"})
+        SACLagConfig(cost_members=1).refuse_idle({"risk_std"})
     with pytest.raises(UserError, match="--target-entropy does nothing"):
         CALConfig(entropy="fixed").refuse_idle({"target_entropy"})
     CALConfig().refuse_idle({"risk_std", "target_entropy"})

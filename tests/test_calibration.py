@@ -17,14 +17,17 @@ def test_calibration_of_known_vectors() -> None:
     rng = np.random.default_rng(0)
     measured, other = rng.random(500), rng.random(500)
     exact = calibration(measured, measured, paid=np.ones(500))
-    assert (exact.correlation, exact.error_in_costly_states) == (pytest.approx(1), 0)
+    assert exact.correlation == pytest.approx(1)
+    assert exact.error_in_costly_states == 0
     off = calibration(2 - measured, measured)
-    assert (off.correlation, off.predicted) == (pytest.approx(-1), pytest.approx(2 - measured.mean()))
+    assert off.correlation == pytest.approx(-1)
+    assert off.predicted == pytest.approx(2 - measured.mean())
     assert calibration(other, measured).correlation == pytest.approx(np.corrcoef(other, measured)[0, 1])
     paid = measured > 0.9
     assert calibration(other, measured, paid).error_in_costly_states == pytest.approx((other - measured)[paid].mean())
     flat = calibration(np.ones(5), np.zeros(5))
-    assert np.isnan([flat.correlation, flat.error_in_costly_states]).all()
+    assert np.isnan(flat.correlation)
+    assert np.isnan(flat.error_in_costly_states)
     with pytest.raises(ValueError, match="one length"):
         calibration(np.ones(5), np.ones(4))
 

@@ -267,15 +267,15 @@ def metrics_that_count(folder: Path) -> list[dict[str, Any]]:
 def test_any_flip_of_the_config_is_noticed(copy: Path) -> None:
     path = copy / "config.json"
     whole = path.read_bytes()
-    noticed = 0
-    for at in range(3, len(whole) - 3, 31):
+    noticed, wanted = 0, {name: value for name, value in json.loads(whole).items() if name != "sha256"}
+    for at in [*range(3, len(whole) - 3, 31), *range(whole.index(b'"sha256"'), len(whole) - 3, 5)]:
         flip(path, at, 1 << at % 8)
         try:
             content = run.read(copy)
         except UserError:
             noticed += 1
         else:  # blanks of the layout
-            assert content == json.loads(whole) | content
+            assert content == wanted
         path.write_bytes(whole)
     assert noticed > 50
 

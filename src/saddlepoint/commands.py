@@ -182,6 +182,9 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
     learner_config = parsed.over(parsed.values.system, base)
     refuse_idle(learner_config, parsed.given)
     config, learner_config = checked(config), checked(learner_config)
+    sums = parsed.values.budget.cost_discounted if "cost_discounted" in parsed.given else any(b.discounted for b in env_spec(config.setup()).budgets)
+    if sums and "cost_gamma" not in parsed.given and hasattr(learner_config, "cost_gamma"):
+        learner_config = replace(learner_config, cost_gamma=CostBudget.gamma)  # that of the discounted sum which the budget bounds
     budgets = _budgets(parsed, config, learner_config, system)
     if not budgets:
         refuse_cost_options(learner_config, parsed.given)

@@ -398,7 +398,7 @@ _NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", boo
 
 def _shallow(content: Any) -> Any:
     """``content``, unless it is nested so deeply that whoever walks through it may fail. Raises ``ValueError``."""
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(MOST_DEPTH):
         level = [
             item

@@ -50,11 +50,7 @@ def conform(config: T) -> T:
             fitted = fit(value, hints[field.name])
         except Misfit as misfit:
             raise UserError(f"{flag(field.name)} cannot be {value!r}: {misfit}.") from None
-        if (
-            type(fitted) is not type(value)
-            or fitted != value
-            or (type(value) is tuple and list(map(type, fitted)) != list(map(type, value)))
-        ):
+        if type(fitted) is not type(value) or repr(fitted) != repr(value):  # nan is not equal to itself, nor is (1,) to (True,)
             changes[field.name] = fitted
     return replace(config, **changes) if changes else config  # type: ignore[type-var]
 

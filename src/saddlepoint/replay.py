@@ -190,7 +190,8 @@ class Replay:
         for step in range(1, steps):
             slot = (index + step * self.num_envs) % slots
             going = going & (newer >= step) & (self._age.index_select(0, slot) == age + step)
-            paid = paid + going.unsqueeze(-1) * gamma**step * self._fields.cost.index_select(0, slot)
+            following = gamma**step * self._fields.cost.index_select(0, slot)
+            paid = paid + torch.where(going.unsqueeze(-1), following, 0.0)  # a slot that was never written may hold anything
             last = torch.where(going, slot, last)
             taken = taken + going
         ends = self._fields.terminated.index_select(0, last)

@@ -1,4 +1,5 @@
-"""These tests need a GPU and are collected nowhere else. Untested on hardware: no GPU was at hand when they were written."""
+"""These tests need a GPU and are collected nowhere else. Untested on hardware: no GPU was at hand when they were
+written."""
 
 import torch
 

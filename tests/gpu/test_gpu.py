@@ -1,4 +1,5 @@
-"""Learners on a GPU beside the CPU (benchmarks/gpu.py has what is compared), and what native operations leave to PyTorch there.
+"""Learners on a GPU beside the CPU (benchmarks/gpu.py has what is compared), and what native operations leave to
+PyTorch there.
 
 Untested on hardware: no GPU was at hand when these were written.
 """
@@ -44,7 +45,15 @@ def test_actions_are_within_the_bounds():
 
 
 def test_stopped_and_resumed_runs_equal_one_in_one_go(tmp_path):
-    config = TrainConfig(env="saddlepoint/Toy-v0", total_steps=300, warmup_steps=100, checkpoint_every=100, eval_every=300, device="cuda", quiet=True)
+    config = TrainConfig(
+        env="saddlepoint/Toy-v0",
+        total_steps=300,
+        warmup_steps=100,
+        checkpoint_every=100,
+        eval_every=300,
+        device="cuda",
+        quiet=True,
+    )
     train(replace(config, out=tmp_path / "whole"), ALGD, SMALL)
     train(replace(config, out=tmp_path / "parts", total_steps=200), ALGD, SMALL)
     train(replace(config, out=tmp_path / "parts"), ALGD, SMALL, resume=True)
@@ -57,7 +66,9 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(tmp_path):
 def test_tensors_on_a_gpu_are_left_to_the_reference(activation, monkeypatch):
     draw = Draw(1)
     net, s, a = draw.ensemble(2, 6, (32, 32), activation), draw(5, 4), draw(2, 5, 2)
-    there = net._replace(weights=[w.detach().cuda() for w in net.weights], biases=[b.detach().cuda() for b in net.biases])
+    there = net._replace(
+        weights=[w.detach().cuda() for w in net.weights], biases=[b.detach().cuda() for b in net.biases]
+    )
     with only(False, monkeypatch):
         found = ops.ensemble_mlp(there, s.cuda(), a.cuda())
     require_equal([found.cpu()], [reference.ensemble_mlp(net, s, a)])

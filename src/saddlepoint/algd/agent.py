@@ -39,7 +39,7 @@ class ALGD:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.energy: Energy = choose(config.energy, ENERGIES, "--energy")
@@ -120,8 +120,7 @@ class ALGD:
         found = {"multiplier": multiplier, "effective_multiplier": policy.effective_multiplier / self.value_size.value, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": critics.reward, "cost_critic_loss": critics.cost, "energy": policy.energy,
-            "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta,
-            "value_size": self.value_size.value, **per_constraint(found),
+            "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **self.value_size.metrics(), **per_constraint(found),
         }  # fmt: skip
 
     def _fit_critics(self, batch: Batch, noise: UpdateNoise, ahead: Ahead | None) -> CriticLosses:
@@ -264,13 +263,13 @@ class ALGD:
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, multiplier, temperature, counter and generator, as flat named tensors."""
         extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()} 
-        extra |= {"log_beta": self.log_beta, "value_size": self.value_size.state()}
+        extra |= {"log_beta": self.log_beta} | self.value_size.state()
         return save_learner(self, extra)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", "value_size"))
-        self.value_size.load(extra["value_size"])
+        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         self.multiplier_state = {name: extra[f"multiplier.{name}"] for name in self.multiplier_state}
         with torch.no_grad():
             self.log_beta.copy_(extra["log_beta"])

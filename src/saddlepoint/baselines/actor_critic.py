@@ -41,7 +41,7 @@ class ActorCritic(ABC, Generic[C]):
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
@@ -162,11 +162,11 @@ class ActorCritic(ABC, Generic[C]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, temperature, counter and generator, as flat named tensors."""
-        return save_learner(self, {"log_beta": self.log_beta, "value_size": self.value_size.state()})
+        return save_learner(self, {"log_beta": self.log_beta} | self.value_size.state())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        extra = load_learner(self, state, ("log_beta", "value_size"))
-        self.value_size.load(extra["value_size"])
+        extra = load_learner(self, state, ("log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         with torch.no_grad():
             self.log_beta.copy_(extra["log_beta"])

@@ -93,7 +93,7 @@ class Constrained(ActorCritic[K]):
         found = {"multiplier": multiplier, "effective_multiplier": weight / self.value_size.value, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": reward.detach(), "cost_critic_loss": cost.detach(), "policy_loss": loss.detach(),
-            "entropy": entropy / self.shape.action, "beta": beta, "value_size": self.value_size.value, **per_constraint(found),
+            "entropy": entropy / self.shape.action, "beta": beta, **self.value_size.metrics(), **per_constraint(found),
         }  # fmt: skip
 
     def episode_cost(self, replay: Replay) -> Tensor | None:
@@ -111,12 +111,12 @@ class Constrained(ActorCritic[K]):
     def state_dict(self) -> dict[str, Tensor]:
         """As ``ActorCritic``, and the multiplier's state."""
         extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
-        return save_learner(self, extra | {"log_beta": self.log_beta, "value_size": self.value_size.state()})
+        return save_learner(self, extra | {"log_beta": self.log_beta} | self.value_size.state())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", "value_size"))
-        self.value_size.load(extra["value_size"])
+        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         self.multiplier_state = {name: extra[f"multiplier.{name}"] for name in self.multiplier_state}
         with torch.no_grad():
             self.log_beta.copy_(extra["log_beta"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,10 +28,20 @@ class ValueSize:
         self.count += 1
         self.value += (size - self.value) * (1.0 if self.count == 1 else max(1 / self.count, SHARE))
 
-    def state(self) -> Tensor:
-        """(2,) float64."""
-        return torch.tensor([self.value, self.count], dtype=torch.float64)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors in ``state``."""
+        return ("value_size",) if self.active else ()
 
-    def load(self, state: Tensor) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: nothing while not ``active``."""
+        return {name: torch.tensor([self.value, self.count], dtype=torch.float64) for name in self.names}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Undo ``state``."""
-        self.value, self.count = float(state[0]), int(state[1])
+        for name in self.names:
+            self.value, self.count = float(state[name][0]), int(state[name][1])
+
+    def metrics(self) -> dict[str, float]:
+        """The size, where it is followed."""
+        return dict.fromkeys(self.names, self.value)

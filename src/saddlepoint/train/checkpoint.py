@@ -315,12 +315,14 @@ def _candidates(run: Path) -> list[tuple[int, Path]]:
     return sorted(((int(name), home / name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
 
 
-def _identity(folder: Path) -> int | None:
-    """What tells a folder from another that took its place; None where there is none."""
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that took its place (a new one may get a removed one's number); None where there
+    is none."""
     try:
-        return folder.stat().st_ino
+        found = folder.stat()
     except OSError:
         return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:

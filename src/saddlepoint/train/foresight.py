@@ -64,7 +64,7 @@ class Foresight:
                     column.append(values[keep])
             joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
             if len(joined[0]):
-                found[name] = calibration(*joined[:2], paid=None if name == "reward" else joined[2])
+                found[name] = calibration(joined[0], joined[1], None if name == "reward" else joined[2])
         return found
 
     def metrics(self, prefix: str) -> dict[str, float]:

@@ -34,6 +34,10 @@ OPERATIONAL = frozenset(
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
 """all that a run can leave which was killed before its first checkpoint"""
+KNOWN = frozenset(
+    {"format", "system", "module", "verb", "train", "learner", "shape", "budgets", "tasks", "resolved", "made_with"}
+)
+"""all that a config.json may hold beside its seal"""
 PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolved": dict}
 """what every config.json holds, whatever the system"""
 
@@ -87,6 +91,8 @@ def read(run: Path) -> dict[str, Any]:
     if SEAL in content and not is_sealed(content):
         raise UserError(f"{path} has changed since saddlepoint wrote it: restore it, or start a new run.")
     content.pop(SEAL, None)
+    if odd := content.keys() - KNOWN:
+        raise UserError(f"{path} is damaged (nobody knows its {min(odd)!r}): restore it, or use the version that wrote it.")
     for name, kind in PARTS.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
