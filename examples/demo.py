@@ -54,7 +54,7 @@ def draw(run: Path) -> Path:
 def main() -> int:
     run = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     flags = f"--env saddlepoint/HalfCheetahVelocity-v0 --total-steps {STEPS} --warmup-steps 1500 --eval-every 4500 --checkpoint-every 4000"
-    fast = "--precision bfloat16 --compile on --cost-gamma 0.97 --replay-size 100000"
+    fast = "--cost-gamma 0.97 --replay-size 100000"
     code = saddlepoint(["train", "algd", *flags.split(), *fast.split(), "--out", str(run)])
     if code:
         return code

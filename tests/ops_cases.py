@@ -16,15 +16,19 @@ from saddlepoint.nn.ops.native import chain, ensemble, normed, support
 
 NATIVE = pytest.mark.skipif(not ops.native_supported(), reason="there are no native operations for this processor")
 LOW = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not support.bfloat16_products(), reason="no products in bfloat16 on this processor")
+    torch.bfloat16,
+    marks=pytest.mark.skipif(not support.bfloat16_products(), reason="no products in bfloat16 on this processor"),
 )
 DTYPES = [torch.float32, LOW]
 USERS = (chain, ensemble, normed)
 """the modules that call the registered operations"""
 
 
-def require_equal(found: Sequence[Tensor], wanted: Sequence[Tensor], exact: Sequence[Tensor] | None = None, kinks: bool = False) -> None:
-    """In float32: equal to 1e-5 of the norm. With the ``exact`` results of float32 given: no further from these than 1.5 times ``wanted``, products in
+def require_equal(
+    found: Sequence[Tensor], wanted: Sequence[Tensor], exact: Sequence[Tensor] | None = None, kinks: bool = False
+) -> None:
+    """In float32: equal to 1e-5 of the norm. With the ``exact`` results of float32 given: no further from these than
+    1.5 times ``wanted``, products in
     bfloat16 by PyTorch, are. With ``kinks`` a ReLU near 0 goes either way, and gradients differ by a tenth."""
     assert len(found) == len(wanted)
     for i, (got, want) in enumerate(zip(found, wanted)):
@@ -87,17 +91,30 @@ class Draw:
     def leaf(self, *shape: int) -> Tensor:
         return (self(*shape) / shape[-1] ** 0.5).requires_grad_()
 
-    def ensemble(self, members: int, inputs: int, hidden: Sequence[int], activation: Any, low: torch.dtype | None = None) -> ops.EnsembleWeights:
+    def ensemble(
+        self, members: int, inputs: int, hidden: Sequence[int], activation: Any, low: torch.dtype | None = None
+    ) -> ops.EnsembleWeights:
         sizes = [inputs, *hidden, 1]
         weights = [(self(members, i, o) / i**0.5).requires_grad_() for i, o in itertools.pairwise(sizes)]
-        return ops.EnsembleWeights(weights, [(0.3 * self(members, 1, o)).requires_grad_() for o in sizes[1:]], activation, ops.Packed(), low)
+        return ops.EnsembleWeights(
+            weights, [(0.3 * self(members, 1, o)).requires_grad_() for o in sizes[1:]], activation, ops.Packed(), low
+        )
 
-    def chain(self, rows: int, steps: int, latent: int, hidden: Sequence[int], low: torch.dtype | None = None) -> ops.ChainWeights:
+    def chain(
+        self, rows: int, steps: int, latent: int, hidden: Sequence[int], low: torch.dtype | None = None
+    ) -> ops.ChainWeights:
         pairs = list(itertools.pairwise(hidden))
         return ops.ChainWeights(
-            self.leaf(rows, hidden[0]), self.leaf(steps, hidden[0]), self.leaf(hidden[0], latent), [self.leaf(o, i) for i, o in pairs],
-            [self.leaf(o) for _, o in pairs], self.leaf(latent, hidden[-1]), self.leaf(latent), ops.Packed(), low,
-        )  # fmt: skip
+            self.leaf(rows, hidden[0]),
+            self.leaf(steps, hidden[0]),
+            self.leaf(hidden[0], latent),
+            [self.leaf(o, i) for i, o in pairs],
+            [self.leaf(o) for _, o in pairs],
+            self.leaf(latent, hidden[-1]),
+            self.leaf(latent),
+            ops.Packed(),
+            low,
+        )
 
 
 def parameters(net: ops.EnsembleWeights | ops.ChainWeights) -> list[Tensor]:

@@ -255,7 +255,8 @@ def test_budgets_must_fit_the_environment_and_the_discount():
     with pytest.raises(UserError, match="2 constraint"):
         CAL(CALConfig(), shape, (BUDGET,))
     with pytest.raises(UserError, match="--cost-gamma"):
-        SAC(SACConfig(cost_gamma=0.9), shape, (BUDGET, replace(BUDGET, discounted=True)))
+        speed = CostBudget(80.0, discounted=True)
+        SAC(SACConfig(cost_gamma=0.9), shape, (speed, speed))
     assert [budget.gamma for budget in SAC(SACConfig(cost_gamma=0.9), shape, (BUDGET, BUDGET)).budgets] == [0.9, 0.9]  # plain sums
 
 

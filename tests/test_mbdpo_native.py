@@ -29,7 +29,8 @@ def generator() -> torch.Generator:
 
 
 def twins(generator: torch.Generator, config, constraints: int = 0, **options) -> tuple[MBDPO, MBDPO]:
-    """One agent with native operations and one without, of the same weights; heads begin at 0, where gradients are rounding alone, and are moved from
+    """One agent with native operations and one without, of the same weights; heads begin at 0, where gradients are
+    rounding alone, and are moved from
     there."""
     ours, theirs = (agent_of(config, constraints, compile=compiled, **options) for compiled in (True, False))
     with torch.no_grad():
@@ -89,7 +90,9 @@ def test_updates_and_plans_are_pytorchs(name, generator):
     draws = PlanNoise.draw(config, 3, 2, z, generator)
     for ends in (True, False):
         with torch.no_grad():
-            plans = [agent.search.plan(z, start, draws, None, ends, agent.constraint(), True)[0] for agent in (ours, theirs)]
+            plans = [
+                agent.search.plan(z, start, draws, None, ends, agent.constraint(), True)[0] for agent in (ours, theirs)
+            ]
         torch.testing.assert_close(*plans, rtol=2e-3, atol=1e-3)
 
 
@@ -123,7 +126,9 @@ def test_planning_in_bfloat16_follows_the_weights(low, generator):
     z, plans = torch.rand(1, 1, 32, generator=generator), torch.rand(1, 64, 3, 2, generator=generator) * 2 - 1
     noise = torch.randn(1, 64, 2, generator=generator)
     with torch.no_grad():
-        found, wanted = (a.search.values(z, plans, noise, torch.tensor([0, 2]), None, True, None) for a in (agent, exact))
+        found, wanted = (
+            a.search.values(z, plans, noise, torch.tensor([0, 2]), None, True, None) for a in (agent, exact)
+        )
     assert found.dtype == torch.float32
     assert 0 < float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
 
@@ -145,11 +150,13 @@ def test_learning_in_bfloat16_follows_float32(low, generator):
 
 
 def test_an_update_and_a_plan_use_native_operations_for_all_that_fits(generator, monkeypatch):
-    """Imagined plans of a compiled agent never fall back, with ends and without; those of an eager one never go native."""
+    """Imagined plans of a compiled agent never fall back, with ends and without; those of an eager one never go
+    native."""
     from saddlepoint.nn.ops import api
 
     calls = {"native": 0, "reference": 0}
     for name, module in (("native", api.normed), ("reference", api.reference_normed)):
+
         def counted(*arguments, own=module.imagine, name=name):
             calls[name] += 1
             return own(*arguments)
@@ -158,12 +165,18 @@ def test_an_update_and_a_plan_use_native_operations_for_all_that_fits(generator,
     for compiled, episodic in ((True, "off"), (True, "on"), (False, "on")):
         calls.update(native=0, reference=0)
         agent = agent_of(replace(WIDE, episodic=episodic), compile=compiled)
-        agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, agent.config.batch_size, generator))
+        agent.update_sequences(
+            batch_of(agent, generator), UpdateNoise.draw(agent.model, agent.config.batch_size, generator)
+        )
         agent.act_on(torch.randn(2, 5, generator=generator), torch.zeros(2, agent.memory_size), "explore", generator)
         assert bool(calls["native"]) == compiled
         assert bool(calls["reference"]) != compiled
 
 
 def test_the_presets_have_them():
-    assert MBDPO.gains_by_compiling(PRESETS["small"]) == MBDPO.gains_by_compiling(PRESETS["default"]) == ops.native_wins(32)
+    assert (
+        MBDPO.gains_by_compiling(PRESETS["small"])
+        == MBDPO.gains_by_compiling(PRESETS["default"])
+        == ops.native_wins(32)
+    )
     assert not MBDPO.gains_by_compiling(replace(PRESETS["small"], width=100))

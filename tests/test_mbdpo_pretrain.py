@@ -203,7 +203,8 @@ def test_compiled_pretraining_is_the_eager_one_and_goes_on_to_the_bit(folder, tm
 
 
 def test_auto_compiles_long_pretraining():
-    for updates, widths, wanted in ((COMPILE_PAYS_AFTER, {}, ops.native_wins(32)), (COMPILE_PAYS_AFTER - 1, {}, False), (COMPILE_PAYS_AFTER, {"width": 48}, False)):
+    pays = COMPILE_PAYS_AFTER
+    for updates, widths, wanted in ((pays, {}, ops.native_wins(32)), (pays - 1, {}, False), (pays, {"width": 48}, False)):
         found = _compiles(PretrainConfig(total_updates=updates), MBDPOConfig(**widths), torch.device("cpu"))
         assert found is wanted, (updates, widths)
 

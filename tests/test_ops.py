@@ -1,4 +1,5 @@
-"""The native ensembles and chains of nn/ops against their PyTorch reference, autograd, and themselves with other threads."""
+"""The native ensembles and chains of nn/ops against their PyTorch reference, autograd, and themselves with other
+threads."""
 
 from __future__ import annotations
 
@@ -16,13 +17,22 @@ from tests.ops_cases import DTYPES, NATIVE, Draw, corrupted, frozen, only, param
 
 torch.set_num_threads(1)
 SIZES = [  # members, state, action, hidden, proposals, batch
-    (1, 3, 1, (32,), 1, 1), (3, 33, 2, (64, 96), 3, 70), (2, 60, 5, (32, 64, 32), 2, 128), (6, 32, 17, (256, 256), 1, 33),
-]  # fmt: skip
-CHAINS = [(1, 1, 1, (32,)), (70, 5, 2, (64, 32, 96)), (128, 3, 6, (128, 128)), (33, 10, 1, (32, 32))]  # rows, steps, latent, hidden
+    (1, 3, 1, (32,), 1, 1),
+    (3, 33, 2, (64, 96), 3, 70),
+    (2, 60, 5, (32, 64, 32), 2, 128),
+    (6, 32, 17, (256, 256), 1, 33),
+]
+CHAINS = [
+    (1, 1, 1, (32,)),
+    (70, 5, 2, (64, 32, 96)),
+    (128, 3, 6, (128, 128)),
+    (33, 10, 1, (32, 32)),
+]  # rows, steps, latent, hidden
 
 
 def by_dtype(low: torch.dtype, compute, kinks: bool) -> None:
-    """``compute(operations, dtype)`` by native operations, by the reference and, for bfloat16, by the reference in float32."""
+    """``compute(operations, dtype)`` by native operations, by the reference and, for bfloat16, by the reference in
+    float32."""
     exact = compute(reference, None) if low == torch.bfloat16 else None
     require_equal(compute(ops, low), compute(reference, low), exact, kinks)
 
@@ -35,7 +45,11 @@ def test_ensembles_are_those_of_autograd(low, activation, size, monkeypatch):
     members, state, action, hidden, proposals, batch = size
     draw = Draw(5)
     net = draw.ensemble(members, state + action, hidden, activation)
-    s, a, upstream = draw(batch, state), draw(proposals, batch, action).requires_grad_(), draw(members, proposals, batch)
+    s, a, upstream = (
+        draw(batch, state),
+        draw(proposals, batch, action).requires_grad_(),
+        draw(members, proposals, batch),
+    )
     upstream *= draw(*upstream.shape) > 0.3  # rows without upstream are skipped
 
     def compute(operations, dtype) -> list[Tensor]:
@@ -46,9 +60,12 @@ def test_ensembles_are_those_of_autograd(low, activation, size, monkeypatch):
         alone = operations.ensemble_mlp(frozen(used), s, a.detach())
         assert not alone.requires_grad
         return [
-            values, alone, *torch.autograd.grad(values, [a, *parameters(net)], upstream), *torch.autograd.grad(at_action, a, upstream),
+            values,
+            alone,
+            *torch.autograd.grad(values, [a, *parameters(net)], upstream),
+            *torch.autograd.grad(at_action, a, upstream),
             *torch.autograd.grad(learnt, parameters(net), upstream),
-        ]  # fmt: skip
+        ]
 
     with only(True, monkeypatch):
         compute(ops, low)
@@ -93,7 +110,11 @@ def test_chains_are_those_of_autograd(low, noisy, size, monkeypatch):
         used = net._replace(dtype=dtype)
         latents = operations.denoising_chain(used, start, noise, table(steps))
         sample = operations.denoising_chain(used, start, noise, table(steps))[0]
-        found = [latents, *torch.autograd.grad(latents, parameters(net), upstream), *torch.autograd.grad(sample, parameters(net), upstream[0])]
+        found = [
+            latents,
+            *torch.autograd.grad(latents, parameters(net), upstream),
+            *torch.autograd.grad(sample, parameters(net), upstream[0]),
+        ]
         for k in (0, step):
             output = ops.score_output(used, start, k) if operations is ops else used.output(start, k)
             found += [output, *torch.autograd.grad(output, parameters(net), upstream[0])]
@@ -115,7 +136,9 @@ def test_threads_do_not_change_a_bit(low):
     def compute() -> list[Tensor]:
         values, loss = ops.ensemble_mlp(net, s, a), ops.ensemble_mse(net, s, a[0].detach(), t, 0.1)
         latents = ops.denoising_chain(chain, start, noise, table(5))
-        gradients = torch.autograd.grad(values.square().sum() + loss + latents.square().sum(), [a, *parameters(net), *parameters(chain)])
+        gradients = torch.autograd.grad(
+            values.square().sum() + loss + latents.square().sum(), [a, *parameters(net), *parameters(chain)]
+        )
         return [values, loss, latents, *gradients]
 
     found = []
@@ -132,10 +155,17 @@ def test_threads_do_not_change_a_bit(low):
 @pytest.mark.parametrize(
     ("operation", "output"),
     [
-        ("ensemble_forward", 0), ("ensemble_action_gradient", 0), ("ensemble_weight_gradients", 0), ("ensemble_weight_gradients", 1),
-        ("ensemble_fit", 0), ("ensemble_fit", 1), ("ensemble_fit", 2), ("chain_forward", 0), *(("chain_backward", i) for i in range(7)),
+        ("ensemble_forward", 0),
+        ("ensemble_action_gradient", 0),
+        ("ensemble_weight_gradients", 0),
+        ("ensemble_weight_gradients", 1),
+        ("ensemble_fit", 0),
+        ("ensemble_fit", 1),
+        ("ensemble_fit", 2),
+        ("chain_forward", 0),
+        *(("chain_backward", i) for i in range(7)),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_kernel_does_not_pass(operation, output, monkeypatch):
     """The comparisons above fail where one number of what a kernel returns is wrong."""
     compare = {
@@ -156,9 +186,15 @@ def test_references_have_the_gradients_of_finite_differences():
     for activation in ("silu", "relu"):
         net = draw.ensemble(2, 6, (5, 4), activation)
         assert torch.autograd.gradcheck(lambda a, *_, n=net: ops.ensemble_mlp(n, s, a), (a, *parameters(net)))
-        assert torch.autograd.gradcheck(lambda *_, n=net: ops.ensemble_mse(n, s, a[0].detach(), t, 0.7), tuple(parameters(net)))
-    assert torch.autograd.gradcheck(lambda *_: ops.denoising_chain(chain, start, noise, table(2)), tuple(parameters(chain)))
-    assert torch.autograd.gradcheck(lambda *_: ops.score_output(chain, start, torch.tensor([0, 1, 1])), tuple(parameters(chain)))
+        assert torch.autograd.gradcheck(
+            lambda *_, n=net: ops.ensemble_mse(n, s, a[0].detach(), t, 0.7), tuple(parameters(net))
+        )
+    assert torch.autograd.gradcheck(
+        lambda *_: ops.denoising_chain(chain, start, noise, table(2)), tuple(parameters(chain))
+    )
+    assert torch.autograd.gradcheck(
+        lambda *_: ops.score_output(chain, start, torch.tensor([0, 1, 1])), tuple(parameters(chain))
+    )
 
 
 # ------------------------------------------------------------------------------------------------ packed weights
@@ -177,13 +213,13 @@ def test_packed_weights_follow_their_owner(low):
     critic, score = MLPCritic(2, 4, 2, (32, 32), "silu", generator), ScoreMLP(4, 2, 3, (32, 64), 8, False, generator)
     s, a = draw(5, 4), draw(1, 5, 2)
     for net in (critic, score):
-        net.accelerate(low)
+        net.accelerate()
+        net.dtype = low
 
     def require_current() -> None:
         plain = copy.deepcopy(critic), copy.deepcopy(score)
         for net in plain:
-            net.accelerate(None)
-            net.packed = None
+            net.dtype = net.packed = None
         for got, want in zip(values_of(critic, score, s, a), values_of(*plain, s, a)):
             assert float((got - want).norm()) <= (1e-5 if low == torch.float32 else 0.02) * float(want.norm())
 
@@ -215,7 +251,8 @@ def test_other_weights_with_the_same_packed_forms_are_packed_anew():
     require_equal([ops.ensemble_mlp(some, s, a)], [values[1:]])
 
 
-# ------------------------------------------------------------------------------------------------ what is left to the reference
+# ------------------------------------------------------------------------------------------------ what is left to the
+# reference
 
 
 def _odd(name: str) -> tuple[ops.EnsembleWeights, Tensor, Tensor]:
@@ -230,13 +267,16 @@ def _odd(name: str) -> tuple[ops.EnsembleWeights, Tensor, Tensor]:
     if name == "a state that learns":
         s.requires_grad_()
     if name == "another device":
-        net = net._replace(weights=[w.detach().to("meta") for w in net.weights], biases=[b.detach().to("meta") for b in net.biases])
+        net = net._replace(
+            weights=[w.detach().to("meta") for w in net.weights], biases=[b.detach().to("meta") for b in net.biases]
+        )
         s, a = s.to("meta"), a.to("meta")
     return net, s, a
 
 
 @pytest.mark.parametrize(
-    "name", ["float64", "odd widths", "no rows", "not packed", "no hidden layer", "a state that learns", "another device"]
+    "name",
+    ["float64", "odd widths", "no rows", "not packed", "no hidden layer", "a state that learns", "another device"],
 )
 def test_the_reference_serves_what_the_kernels_do_not(name, monkeypatch):
     net, s, a = _odd(name)
@@ -272,9 +312,10 @@ def test_second_derivatives_are_the_references():
     def second(operations) -> list[Tensor]:
         found = []
         values = (
-            (operations.ensemble_mlp(net, s, a), [a, *parameters(net)]), (operations.ensemble_mse(net, s, a[0].detach(), t, 0.3), parameters(net)),
+            (operations.ensemble_mlp(net, s, a), [a, *parameters(net)]),
+            (operations.ensemble_mse(net, s, a[0].detach(), t, 0.3), parameters(net)),
             (operations.denoising_chain(chain, start, None, table(3)), parameters(chain)),
-        )  # fmt: skip
+        )
         for value, inputs in values:
             first = torch.autograd.grad(value.square().sum(), inputs, create_graph=True)
             loss = torch.stack([g.square().sum() for g in first]).sum()
@@ -302,7 +343,10 @@ def test_tensors_that_do_not_fit_are_refused_by_the_registered_operations():
     net = frozen(draw.ensemble(2, 6, (32, 32), "relu"))
     assert ops.native_available()
     registered, packed = torch.ops.saddlepoint, torch.ops.saddlepoint.ensemble_pack(net.weights, 4, False, False)
-    for s, a in ((torch.zeros(5, 3), torch.zeros(1, 5, 2)), (torch.zeros(5, 4), torch.zeros(1, 5, 2, dtype=torch.float64))):
+    for s, a in (
+        (torch.zeros(5, 3), torch.zeros(1, 5, 2)),
+        (torch.zeros(5, 4), torch.zeros(1, 5, 2, dtype=torch.float64)),
+    ):
         with pytest.raises(ValueError, match="take a dense Float tensor"):
             registered.ensemble_forward(net.weights, net.biases, packed, s, a, False, False, False, False)
     with pytest.raises(ValueError, match="multiples of 32"):

@@ -108,7 +108,9 @@ def test_another_processor_or_another_source_is_another_library(monkeypatch, tmp
 
 
 def test_every_source_is_part_of_the_build():
-    assert sorted(path.name for path in build.HERE.iterdir() if path.suffix in (".h", ".cpp")) == sorted((*build.SOURCES, *build.HEADERS))
+    assert sorted(path.name for path in build.HERE.iterdir() if path.suffix in (".h", ".cpp")) == sorted(
+        (*build.SOURCES, *build.HEADERS)
+    )
 
 
 def _hold(path: Path, ready: multiprocessing.synchronize.Event) -> None:
@@ -153,9 +155,12 @@ def test_precision(fast, monkeypatch, caplog):
 
 def test_auto_takes_bfloat16_by_the_processors_own_list_alone(monkeypatch):
     for capability, found, wanted in (
-        ("AVX512", {"avx512_bf16": True}, True), ("AVX512", {"amx_bf16": True}, True), ("AVX512", {"avx512_bf16": False}, False),
-        ("AVX2", {"avx512_bf16": True}, False), ("AVX512", {}, False),
-    ):  # fmt: skip
+        ("AVX512", {"avx512_bf16": True}, True),
+        ("AVX512", {"amx_bf16": True}, True),
+        ("AVX512", {"avx512_bf16": False}, False),
+        ("AVX2", {"avx512_bf16": True}, False),
+        ("AVX512", {}, False),
+    ):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda f=found: f)
         support.bfloat16_products.cache_clear()

@@ -256,3 +256,17 @@ def test_a_share_is_drawn_from_what_is_about_to_pay(rows: int, num_envs: int, co
     if pays:
         assert (found.cost[:20].sum(-1) > 0).all()
     assert {int(t) for t in batch.observation[:, 0]} <= set(range(max(0, count - rows), count))
+
+
+def test_looking_ahead_never_reads_a_slot_that_was_not_written(generator):
+    """Rows beyond the newest hold whatever the memory held before: here NaN."""
+    replay = Replay(50, 2, 1, 1)
+    for ring in replay._fields:
+        if ring.is_floating_point():
+            ring.fill_(float("nan"))
+    one = np.ones((1, 1), np.float32)
+    for _ in range(6):
+        replay.add(np.zeros((1, 2), np.float32), one, one[0], one, np.zeros((1, 2), np.float32), np.zeros(1, bool), np.zeros(1, bool))
+    _, ahead = replay.sample_ahead(64, 5, 0.9, generator, costly=0.5)
+    assert torch.isfinite(ahead.cost).all()
+    assert float(ahead.cost.max()) == pytest.approx(sum(0.9**k for k in range(5)))

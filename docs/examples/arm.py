@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from saddlepoint import CostBudget
+from saddlepoint.envs.snapshot import load_rng, rng_state
 
 DT, LINKS, TORQUE = 0.05, (0.5, 0.4), 2.0
 
@@ -16,7 +17,7 @@ DT, LINKS, TORQUE = 0.05, (0.5, 0.4), 2.0
 class Arm(gym.Env[dict[str, np.ndarray], np.ndarray]):
     """Observation: a Dict of joint angles, velocities and the target. Action: two torques. Two constraints."""
 
-    metadata: dict[str, Any] = {"render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, friction: float = 0.3, render_mode: str | None = None) -> None:
         self.friction, self.render_mode = friction, render_mode
@@ -42,15 +43,14 @@ class Arm(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observation(), -distance, False, False, {"cost": cost}
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the future depends on, for exact resume: arrays, numbers, texts, None, dicts and lists of them.
-
-        The generator ``np_random`` is kept without our help.
-        """
-        return {"angles": self.angles.copy(), "velocities": self.velocities.copy(), "target": self.target.copy()}
+        """All that the future depends on, for exact resume: arrays, numbers, texts, None, dicts and lists of them."""
+        physics = {"angles": self.angles.copy(), "velocities": self.velocities.copy(), "target": self.target.copy()}
+        return physics | {"rng": rng_state(self.np_random)}  # the next reset draws from it
 
     def restore(self, state: dict[str, Any]) -> bool:
         """Put a fresh environment where the other was; False where that is impossible."""
         self.angles, self.velocities, self.target = (np.array(state[name]) for name in ("angles", "velocities", "target"))
+        self.np_random = load_rng(state["rng"])
         return True
 
     def _hand(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
 from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.options import restore
+from saddlepoint.options import require_seed, restore
 from saddlepoint.policies import load_policy, start_from
 from saddlepoint.systems import (
     SYSTEMS,
@@ -279,8 +279,9 @@ def evaluate_command(args: list[str]) -> None:
     flags = parse(EvaluateFlags, EvaluateFlags(), args if helping else args[1:], "saddlepoint evaluate RUN").values
     if flags.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
-    if flags.threads < 0 or flags.seed < 0:
-        raise UserError("--threads and --seed must not be negative.")
+    if flags.threads < 0:
+        raise UserError(f"--threads must be at least 0, not {flags.threads}.")
+    require_seed(flags.seed)
     if flags.eval_envs < 1:
         raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)

@@ -18,6 +18,7 @@ import secrets
 import shutil
 import stat
 import tomllib
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It keeps the suffix of ``path``, and has the mode that the umask gives. Raises ``FileFault``.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = beside(path)
     with _writing(path, "look at the disk and the folder's permissions"):
         if path.exists() and not path.is_file():
             raise OSError(0, "it is a folder or a device")
@@ -149,7 +150,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     not an empty folder.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = beside(path)
     with _writing(path, "choose another folder, or look at the disk and its permissions"):
         _require_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +223,7 @@ def seal_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """A name that nobody else has: numbers of processes may meet on a disk that several machines share."""
     return path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
 
@@ -334,7 +335,7 @@ def read_arrays(path: Path, what: str, advice: str = ADVICE) -> dict[str, np.nda
             ):
                 raise ValueError("it is compressed, and could be of any size")
         file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
+        with _strictly(), np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         if not all(isinstance(array, np.ndarray) for array in found.values()):
             raise ValueError("it holds more than arrays")
@@ -343,7 +344,7 @@ def read_arrays(path: Path, what: str, advice: str = ADVICE) -> dict[str, np.nda
 
 def read_array(path: Path, what: str, advice: str = ADVICE) -> np.ndarray:
     """The array of an npy file. Raises ``FileFault``."""
-    with _reading(path, what, advice), _open(path) as file:
+    with _reading(path, what, advice), _open(path) as file, _strictly():
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
@@ -397,7 +398,7 @@ _NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", boo
 
 def _shallow(content: Any) -> Any:
     """``content``, unless it is nested so deeply that whoever walks through it may fail. Raises ``ValueError``."""
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(MOST_DEPTH):
         level = [
             item
@@ -418,6 +419,14 @@ def _open(path: Path) -> io.BufferedReader:
         os.close(descriptor)
         raise OSError(0, "it is a folder" if stat.S_ISDIR(mode) else "it is not a file")
     return open(descriptor, "rb")
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """A warning is an error: NumPy warns of headers that it takes for those of Python 2."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class Group(NamedTuple):
 
 
 def render(prog: str, summary: str, parts: Mapping[str, Any], first: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """The help of a command whose flags are the fields of several configs, ``parts`` by title; those called ``first`` come first, then ``notes``."""
+    """The help of a command whose flags are the fields of several configs, ``parts`` by title; those called ``first``
+    come first, then ``notes``."""
     groups = [group for title, config in parts.items() for group in groups_of(title, config)]
     known = {one.name: one for group in groups for one in group.flags}
     lines = [f"usage: {prog} [flags]", "", summary, ""]
@@ -47,7 +48,8 @@ def render(prog: str, summary: str, parts: Mapping[str, Any], first: Sequence[st
 
 
 def groups_of(title: str, config: Any) -> list[Group]:
-    """The fields of a config in their order, cut where a comment ``# --- purpose`` stands; configs inside are groups of their own."""
+    """The fields of a config in their order, cut where a comment ``# --- purpose`` stands; configs inside are groups of
+    their own."""
     hints = get_type_hints(type(config))
     texts, marks = _documented(type(config))
     groups = [Group(title, [])]
@@ -80,10 +82,16 @@ def _documented(kind: type[Any]) -> tuple[dict[str, str], dict[str, str]]:
         for statement, following in zip(body.body, [*body.body[1:], None]):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 name = statement.target.id
-                marked = [line.strip() for line in lines[before : statement.lineno - 1] if line.strip().startswith(GROUP_MARK)]
+                marked = [
+                    line.strip() for line in lines[before : statement.lineno - 1] if line.strip().startswith(GROUP_MARK)
+                ]
                 if marked:
                     marks[name] = marked[-1].removeprefix(GROUP_MARK)
-                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) and isinstance(following.value.value, str):
+                if (
+                    isinstance(following, ast.Expr)
+                    and isinstance(following.value, ast.Constant)
+                    and isinstance(following.value.value, str)
+                ):
                     texts[name] = " ".join(following.value.value.split())
             before = statement.end_lineno or before
     return texts, marks
@@ -95,7 +103,8 @@ def _block(title: str, flags: Sequence[Flag]) -> list[str]:
     lines = [title]
     for one in flags:
         kind = _kind(one.hint)
-        head = f"  {'--[no-]' + flag(one.name)[2:] if one.hint is bool else flag(one.name)}{f' {kind}' if kind else ''}"
+        switch = f", --no-{flag(one.name)[2:]}" if one.hint is bool else ""
+        head = f"  {flag(one.name)}{switch}{f' {kind}' if kind else ''}"
         shown = f" ({_default(one.default)})" if _default(one.default) else ""
         body = textwrap.wrap(f"{one.text.replace('``', '')}{shown}", _width() - INDENT) or [""]
         if len(head) < INDENT:

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from saddlepoint.files import parse_json, read_json, reason_of
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
+FOLDERS = ("--out", "--resume", "--start-from", "--data")
+"""flags whose value names a folder; an empty one would be the current folder"""
 
 
 class Parsed(NamedTuple):
@@ -46,6 +49,9 @@ def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: C
         raise SystemExit(0)
     known = field_names(default)
     given = {_field(arg, known, prog) for arg in args if arg.startswith("--") and arg != "--help"}
+    for word, following in zip(args, [*args[1:], None]):
+        if word.partition("=")[0] in FOLDERS and (word.endswith("=") or following == ""):
+            raise UserError(f"{prog}: {word.rstrip('=')} is given an empty name (perhaps a shell variable that is not set): name a folder.")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -78,14 +84,8 @@ def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: st
 
 def _file_args(path: Path, default: Any) -> list[str]:
     """A file of flat settings as flags, so that they are read as flags are."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"the file {path} of --config cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"the file {path} of --config is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f'the file {path} of --config must hold one object such as {{"env": "saddlepoint/Toy-v0"}}.')
+    advice = 'it must hold one object such as {"env": "saddlepoint/Toy-v0"}'
+    content = read_json(path, "the settings of --config", advice=advice)
     known = {name: value for name, value in _fields(default).items() if name not in ("config", "resume")}
     args: list[str] = []
     for key, value in content.items():
@@ -150,7 +150,7 @@ def read_integer(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        number = Decimal(word) if re.fullmatch(r"[+-]?[0-9._]+([eE]\+?[0-9]{1,3})?", word) else None
+        number = Decimal(word) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]{1,3})?", word) else None
         if number is None or number != number.to_integral_value():
             raise ValueError(f"{word} is not a whole number") from None
         return int(number)
@@ -160,17 +160,17 @@ def read_mapping(words: list[str]) -> dict[str, Any]:
     """``name=value`` words, each value JSON or else a text, or one JSON object. Raises ``ValueError``."""
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         try:
-            return json.loads(words[0])
-        except (ValueError, RecursionError):
-            raise ValueError(f"{words[0]} is not JSON") from None
+            return parse_json(words[0])
+        except ValueError as error:
+            raise ValueError(f"{words[0][:200]} is not JSON ({reason_of(error)})") from None
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (equals and name):
             raise ValueError(f"{word} is not NAME=VALUE")
         try:
-            values[name] = json.loads(value)
-        except (ValueError, RecursionError):
+            values[name] = parse_json(value, object)
+        except ValueError:
             values[name] = value
     return values
 

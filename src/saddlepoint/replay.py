@@ -190,7 +190,8 @@ class Replay:
         for step in range(1, steps):
             slot = (index + step * self.num_envs) % slots
             going = going & (newer >= step) & (self._age.index_select(0, slot) == age + step)
-            paid = paid + going.unsqueeze(-1) * gamma**step * self._fields.cost.index_select(0, slot)
+            following = gamma**step * self._fields.cost.index_select(0, slot)
+            paid = paid + torch.where(going.unsqueeze(-1), following, 0.0)  # a slot that was never written may hold anything
             last = torch.where(going, slot, last)
             taken = taken + going
         ends = self._fields.terminated.index_select(0, last)
@@ -209,8 +210,8 @@ class Replay:
         return (slot - torch.minimum(before, older) * self.num_envs) % slots
 
     def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
-        """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the behaviour
-        of late cost.
+        """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the
+        behaviour policy cost lately.
 
         They are at least ``horizon`` of each environment, and all there are where that is less. Raises ``UserError``
         when the replay is empty.
@@ -224,7 +225,7 @@ class Replay:
         return cost.index_select(0, row), age.index_select(0, row)
 
     def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
-        """What an episode of late cost, (constraints,) float64 in the units of each h (``budget.spent``), from the last
+        """What an episode cost lately, (constraints,) float64 in the units of each h (``budget.spent``), from the last
         ``steps`` or a whole episode of each environment. Raises ``UserError`` when the replay is empty.
         """
         return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)))

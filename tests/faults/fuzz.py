@@ -55,6 +55,8 @@ class Reader:
     reseal: Callable[[Path], None] | None = None
     folder: Path | None = None
     """what reading may change, and is put back afterwards; by default the file's own folder"""
+    count: int = 1000
+    """files that `make faults` tries"""
 
 
 def fuzz(reader: Reader, count: int, seed: int = 0) -> Tally:
@@ -73,7 +75,7 @@ def fuzz(reader: Reader, count: int, seed: int = 0) -> Tally:
                     reader.reseal(reader.path)
             tally.tried += 1
             try:
-                with _alarm(), contextlib.redirect_stdout(io.StringIO()):
+                with _alarm(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     reader.read()
                 tally.accepted += 1
             except UserError as error:

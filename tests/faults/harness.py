@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from saddlepoint.cli import main
 
-TIMEOUT = 180.0
+TIMEOUT = 900.0
 
 
 class Ended(NamedTuple):

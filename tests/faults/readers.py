@@ -38,6 +38,8 @@ CONFIG = TrainConfig(
     quiet=True,
 )
 LEARNER = ALGDConfig(batch_size=8, critic_hidden=(8, 8), policy_hidden=(8,), steps=3)
+RESUMED, LOADED = 150, 30
+"""files of a run that is resumed for each, and of models that are loaded for each"""
 SWEEP = """
 out = "sweep"
 environments = ["saddlepoint/Toy-v0"]
@@ -126,15 +128,15 @@ def readers(home: Path) -> list[Reader]:
 
     return [
         Reader("config.json, policy", run / "config.json", lambda: load_policy(run), reseal_json),
-        Reader("config.json, resume", other / "config.json", resume, reseal_json, other),
+        Reader("config.json, resume", other / "config.json", resume, reseal_json, other, RESUMED),
         Reader("config.json, report", run / "config.json", report, reseal_json),
         Reader("metrics.jsonl, report", run / "metrics.jsonl", report),
-        Reader("metrics.jsonl, resume", other / "metrics.jsonl", resume, None, other),
-        Reader("manifest.json", checkpoint / "manifest.json", resume, reseal_json, other),
-        Reader("state.json", checkpoint / "state.json", resume, reseal_checkpoint, other),
-        Reader("arrays.npz", checkpoint / "arrays.npz", resume, reseal_checkpoint, other),
-        Reader("learner.safetensors", checkpoint / "learner.safetensors", resume, reseal_checkpoint, other),
-        Reader("replay.safetensors", checkpoint / "replay.safetensors", resume, reseal_checkpoint, other),
+        Reader("metrics.jsonl, resume", other / "metrics.jsonl", resume, None, other, RESUMED),
+        Reader("manifest.json", checkpoint / "manifest.json", resume, reseal_json, other, RESUMED),
+        Reader("state.json", checkpoint / "state.json", resume, reseal_checkpoint, other, RESUMED),
+        Reader("arrays.npz", checkpoint / "arrays.npz", resume, reseal_checkpoint, other, RESUMED),
+        Reader("learner.safetensors", checkpoint / "learner.safetensors", resume, reseal_checkpoint, other, RESUMED),
+        Reader("replay.safetensors", checkpoint / "replay.safetensors", resume, reseal_checkpoint, other, RESUMED),
         Reader("dataset.json", data / "dataset.json", lambda: Dataset(data), reseal_json),
         Reader("episodes.npy", data / "episodes.npy", lambda: Dataset(data), reseal_dataset),
         Reader("chunk .pt", alone("chunk.pt"), convert_chunk),
@@ -145,3 +147,35 @@ def readers(home: Path) -> list[Reader]:
         Reader("npz", alone("a.npz"), lambda: files.read_arrays(alone("a.npz"), "a test")),
         Reader("npy", alone("a.npy"), lambda: files.read_array(alone("a.npy"), "a test")),
     ]
+
+
+def picture_readers(home: Path) -> list[Reader]:
+    """The same for text-to-image models and their prompts; of all files of settings in their folders."""
+    from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
+    from saddlepoint.safediffusion.pipeline import load_pipeline, open_source
+    from saddlepoint.safediffusion.prompts import read_prompts
+    from tests.tiny_pipeline import write_clip, write_pipeline
+
+    model, clip = write_pipeline(home / "pipeline"), write_clip(home / "clip")
+
+    def load_clip() -> None:
+        check_clip(str(clip))
+        CLIPEncoder(str(clip), torch.device("cpu"))
+
+    found: list[Reader] = []
+    for path in sorted(model.rglob("*.json")):
+        name = f"pipeline's {path.relative_to(model)}"
+        found.append(Reader(name, path, lambda: open_source(str(model)), None, model))
+        found.append(Reader(f"{name}, loaded", path, lambda: load_pipeline(open_source(str(model))), None, model, LOADED))
+    for path in sorted(clip.glob("*.*")):
+        found.append(Reader(f"CLIP's {path.name}", path, load_clip, None, clip, LOADED))
+    (home / "prompts").mkdir()
+    for name, content in (
+        ("a.jsonl", '{"prompt": "a red square", "unsafe": true}\n{"prompt": "b"}\n'),
+        ("a.csv", "prompt,unsafe\na,1\nb,0\n"),
+        ("a.txt", "a red square\nb\n"),
+    ):
+        path = home / "prompts" / name
+        path.write_text(content)
+        found.append(Reader(f"prompts {path.suffix}", path, lambda path=path: read_prompts(path)))
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import resource
@@ -12,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from saddlepoint.cli import VERBS
 from saddlepoint.offline.dataset import Dataset
 from tests.faults.fuzz import fuzz
 from tests.faults.harness import Ended, copy, run, same_run, start
-from tests.faults.readers import data_set, readers, trained
+from tests.faults.readers import data_set, picture_readers, readers, trained
 
 NETWORKS = "--policy-hidden 8 --critic-hidden 8 8 --batch-size 8".split()
 PLAIN = "--quiet --threads 1 --compile off".split()
@@ -26,7 +30,8 @@ OFTEN = "--env saddlepoint/Toy-v0 --warmup-steps 60 --checkpoint-every 20 --eval
 TOY = [*OFTEN, *NETWORKS, *PLAIN]
 ALGD = ["train", "algd", *TOY, "--steps", "3", "--total-steps", "200"]
 SAC = ["train", "sac-lag", *TOY, "--total-steps", "200"]
-WORKERS = ["train", "sac-lag", *TOY, "--total-steps", "200", "--num-envs", "2", "--env-processes"]
+HOPPER = ["--env", "saddlepoint/HopperVelocity-v0", *OFTEN[2:], *NETWORKS, *PLAIN]
+WORKERS = ["train", "sac-lag", *HOPPER, "--total-steps", "200", "--num-envs", "2", "--env-processes"]
 MODEL = (
     "--preset small --width 16 --latent 16 --encoder-width 16 --proposals 8 --elites 3 --policy-rollouts 2 --steps 3"
     " --batch-size 8"
@@ -63,7 +68,10 @@ class Lab:
     def __init__(self, home: Path, share: float, seed: int = 0) -> None:
         self.home, self.share, self.rng = home, share, random.Random(seed)
         self._whole: dict[str, tuple[Path, float]] = {}
-        trained(home / "warm")  # so that the children, which are forked, have all that is imported late
+        for module, _ in VERBS.values():
+            import_module(module)
+        with contextlib.redirect_stdout(io.StringIO()):
+            trained(home / "warm")  # so that the children, which are forked, have all that is imported late
 
     def count(self, full: int) -> int:
         """Tries of a row: all of ``full``, or a share of them."""
@@ -117,7 +125,7 @@ def kills(lab: Lab) -> Iterator[Row]:
     pretrain = ["pretrain", "mbdpo", "--data", data, *PRETRAIN_STEPS, *MODEL, *PLAIN]
     for name, args, full in (
         ("ALGD", ALGD, 20),
-        ("SAC-Lagrangian in two workers", WORKERS, 10),
+        ("SAC-Lagrangian in two workers", WORKERS, 6),
         ("MBDPO", MBDPO, 6),
         ("pretraining", pretrain, 8),
     ):
@@ -134,14 +142,14 @@ def kills(lab: Lab) -> Iterator[Row]:
 
 
 def signals(lab: Lab) -> Iterator[Row]:
-    for name, args in (("one process", SAC), ("two workers", WORKERS)):
+    for name, args, times in (("one process", SAC, 3), ("two workers", WORKERS, 2)):
         for group in (False, True):
             row = Row(
                 f"TERM, INT, HUP, USR1, USR2, {name}",
                 f"to {'the whole process group' if group else 'the process'}, at a random moment",
             )
             _, seconds = lab.whole(args)
-            for number in [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2] * lab.count(3):
+            for number in [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2] * lab.count(times):
                 folder = lab.home / f"signal-{number}-{row.tried}"
                 command = start([*args, "--out", folder], lab.home)
                 while command.running() and not any((folder / "checkpoints").glob("[0-9]*")):
@@ -359,9 +367,8 @@ def memory(lab: Lab) -> Iterator[Row]:
 def fuzzed(lab: Lab) -> Iterator[Row]:
     home = lab.home / "fuzz"
     home.mkdir()
-    for reader in readers(home):
-        full = 150 if "resumed" in reader.path.parts else 1000
-        tally = fuzz(reader, lab.count(full))
+    for reader in (*readers(home), *picture_readers(home)):
+        tally = fuzz(reader, lab.count(reader.count))
         row = Row(
             f"damaged {reader.name}",
             "random bytes or JSON structure, digests mended in 70 %",

@@ -88,10 +88,12 @@ class ALGD:
 
     def _compile(self, enabled: bool) -> None:
         """The one compile site: native kernels on a CPU, elsewhere torch.compile on the losses, which are pure functions."""
-        precision = resolve_precision(self.config.precision)
-        if enabled and self.device.type == "cpu":
-            for network in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
-                network.accelerate(precision)
+        native = enabled and self.device.type == "cpu"
+        asked = self.config.precision if native or self.config.precision != "auto" else "float32"
+        for network in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
+            network.dtype = resolve_precision(asked, self.device)
+            if native:
+                network.accelerate()
         wrap = torch.compile if enabled and self.device.type != "cpu" else (lambda f, **_: f)
         self.critic_losses = wrap(critic_losses, dynamic=False)
         self.policy_loss = wrap(policy_loss, dynamic=False)

@@ -99,7 +99,7 @@ class ALGDConfig:
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode really cost lately"""
     recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 

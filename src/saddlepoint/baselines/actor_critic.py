@@ -58,7 +58,7 @@ class ActorCritic(ABC, Generic[C]):
         self.critic, self.critic_target = self.critics["reward_critic"], self.targets["reward_critic"]
         if compile and self.device.type == "cpu":
             for critic in (*self.critics.values(), *self.targets.values()):
-                critic.accelerate(None)
+                critic.accelerate()
         self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
         self.critic_optimiser = Optimiser({name: (critic, members[name][2]) for name, critic in self.critics.items()})
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)

@@ -123,7 +123,7 @@ class ConstrainedConfig(SACConfig, ABC):
     multiplier: float = 0.01
     """lambda at the start"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode of late really cost"""
+    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode really cost lately"""
     recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     budget_share: float = 0.8

@@ -50,8 +50,11 @@ def to_go(paid: np.ndarray, gamma: float, ended: np.ndarray) -> np.ndarray:
 
 
 def has_future(playing: np.ndarray, ended: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
-    """Which states (steps, envs) have enough left of their episode, themselves included, to measure a discounted sum:
-    1/(1 - gamma) steps, or half of the episode where that is less; all of an episode that the task itself ended, whose future is nothing."""
+    """Which states (steps, envs) have enough left of their episode, themselves included, to measure a discounted sum.
+
+    Enough is 1/(1 - gamma) steps, or half of the episode where that is less. An episode that the task itself ended has nothing after it,
+    so all of its states count.
+    """
     steps = len(playing)
     left = np.zeros(playing.shape)
     after, whole = np.zeros(playing.shape[1]), np.zeros(playing.shape[1], bool)

@@ -41,7 +41,7 @@ class MultiplierUpdate:
 
     =========== ===================================================================================================================
     exponential lambda = m exp(Kp v),  m <- max(m exp(rate * v), lambda at the start): proportional-integral control of log lambda.
-                It moves by a share of itself: one rate serves prices of 0.01 and of 1, and lambda falls as fast as it rises
+                It moves by a share of itself, so one rate serves prices of 0.01 and of 1; v below 0 winds nothing up
     log_adam    released ALGD: one Adam step on log lambda for the loss  -lambda * v.  A sign-like step; lambda never reaches 0
     dual_ascent lambda <- [lambda + rate * v]_+  (projected gradient ascent on the dual)
     augmented   lambda <- [lambda + rho * v]_+   (the augmented-Lagrangian method's own step, Hestenes 1969 and Powell 1969), every ``interval`` calls

@@ -90,7 +90,9 @@ def _base_state(base: Any) -> dict[str, Any]:
         state = base.snapshot()
         return {"own": _plain(state, f"what {type(base).__name__}.snapshot() returns")}
     if not _is_mujoco(base):
-        raise _NotPlainError(f"{type(base).__name__} is no MuJoCo environment and has no snapshot() and restore(state)")
+        raise _NotPlainError(
+            f"{type(base).__name__} is no MuJoCo environment and has no methods snapshot() and restore(state)"
+        )
     physics = mujoco_state(base.model, base.data)
     return {"mujoco": physics, "attributes": _attributes(base), "rng": rng_state(base.np_random)}
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saddlepoint import figures
+from saddlepoint.files import replacing
 from saddlepoint.landscape.slices import KINDS, Landscape, Slice
-from saddlepoint.types import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,13 +110,8 @@ def panel_svg(part: Slice, kind: str, label: str, largest: float) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.unlink(missing_ok=True)  # a link that lies there must not be written through
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
 
 
 def _for_page(svg: str, label: str) -> str:

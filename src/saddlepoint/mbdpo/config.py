@@ -102,7 +102,7 @@ class MBDPOConfig:
     multiplier_rule: MultiplierRule = "dual_ascent"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_actions: Literal["policy", "recent"] = "recent"
-    """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode of late really cost"""
+    """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode really cost lately"""
     recent_steps: int = 2000
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     multiplier: float = 0.6931
@@ -334,7 +334,7 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
 DEFAULT = MBDPOConfig()
 PARITY = replace(
     DEFAULT, rollouts="each", energy_pairs="released", td_action="prior", target_critics="first", episodic="off",
-    score_training="released", leak_task_gradient=True,
+    score_training="released", leak_task_gradient=True, precision="float32",
 )  # fmt: skip
 """The released agent, to the fixtures' tolerance."""
 SMALL = replace(

@@ -30,6 +30,8 @@ class Critic(nn.Module, ABC):
     """Q_m(s, a) of ``members`` members. A critic of one's own defines ``forward``, and ``loss`` unless it is squared error."""
 
     members: int
+    dtype: torch.dtype | None = None
+    """type of the hidden layers' products; None: that of the parameters"""
 
     @abstractmethod
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
@@ -42,8 +44,8 @@ class Critic(nn.Module, ABC):
         """
         return scale * (self(state, action[None])[:, 0] - target).square().sum()
 
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        """Use native kernels from now on where they fit, with products of ``dtype``; a critic without any ignores it."""
+    def accelerate(self) -> None:
+        """Use native kernels from now on, where there are any."""
 
 
 class MLPCritic(Critic):
@@ -58,11 +60,10 @@ class MLPCritic(Critic):
         self.weights = nn.ParameterList([initial_weight(members, i, o, activation, generator) for i, o in pairs])
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
         self.packed: ops.Packed | None = None
-        self.dtype: torch.dtype | None = None
         self.register_load_state_dict_post_hook(_loaded)
 
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        self.packed, self.dtype = ops.Packed(), dtype
+    def accelerate(self) -> None:
+        self.packed = ops.Packed()
 
     def whole(self) -> ops.EnsembleWeights:
         return ops.EnsembleWeights(list(self.weights), list(self.biases), self.activation, self.packed, self.dtype)
@@ -105,10 +106,6 @@ class DeepCritic(Critic):
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
         self.gains = nn.ParameterList([torch.ones(members, 1, o) for o in normed])
         self.shifts = nn.ParameterList([torch.zeros(members, 1, o) for o in normed])
-        self.dtype: torch.dtype | None = None
-
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        self.dtype = dtype  # of the hidden layers' products
 
     def outputs(self, state: Tensor, action: Tensor) -> Tensor:
         """(members, proposals, batch, 1 or bins)."""

@@ -16,6 +16,7 @@ from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
 from saddlepoint.offline.dataset import Dataset, Writer
+from saddlepoint.options import require_seed
 from saddlepoint.policies import load_policy
 from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
@@ -58,8 +59,9 @@ def collect_command(args: list[str]) -> None:
         raise UserError("collect needs run folders: `saddlepoint collect RUN... --out FOLDER`.")
     if flags.out is None:
         raise UserError("collect needs a folder for the data set: give --out FOLDER.")
-    if flags.episodes < 0 or flags.seed < 0:
-        raise UserError("--episodes and --seed must not be negative.")
+    if flags.episodes < 0:
+        raise UserError(f"--episodes must be at least 0, not {flags.episodes}.")
+    require_seed(flags.seed)
     for name in ("mode", "seed"):
         if name in parsed.given and not flags.episodes:
             raise UserError(

@@ -78,8 +78,8 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
         _introduce(log, data, processes, agent, saved, content, faults, config)
         if saved:
             driver.resume()
-        if processes.main:
-            run_folder.write(folder, content)
+        if processes.main and (note := run_folder.write(folder, content)):
+            log.say(note)
         driver.run()
     return folder
 

@@ -71,7 +71,8 @@ class DenoisingPolicy:
         ``latents`` (batch, channels, height, width), ``k`` (batch,) int64; ``told`` is the prompts' conditioning and
         ``empty`` that of no prompt, without its batch (a tensor stands for a tuple of one).
         """
-        told, empty = ((part,) if isinstance(part, Tensor) else part for part in (told, empty))
+        told = (told,) if isinstance(told, Tensor) else told
+        empty = (empty,) if isinstance(empty, Tensor) else empty
         lowered = (
             torch.autocast(self.device.type, self.low_precision) if self.low_precision else contextlib.nullcontext()
         )
@@ -186,7 +187,8 @@ class Studio:
         alone = sorted(first_of.values())
         place = [alone.index(first_of[key]) for key in keys]
         latents = [noise.start().to(policy.stored)]
-        log_probs, centres = [], []
+        log_probs: list[Tensor] = []
+        centres: list[Tensor] = []
         for k in range(policy.table.steps):
             if k < policy.noisy.start:
                 following = policy.step(
@@ -206,7 +208,7 @@ class Studio:
                 )
             if k < policy.table.steps - 1:
                 log_probs.append(log_prob)
-                centres.append(mean)
+                centres += [mean] if means else []
         images = self.decode(latents[-1])
         return Rollout(
             images, torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(centres, 1) if means else None

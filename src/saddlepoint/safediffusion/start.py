@@ -116,8 +116,8 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
                 if before != after:
                     log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
             driver.resume()
-        if main:
-            run_folder.write(folder, content)
+        if main and (note := run_folder.write(folder, content)):
+            log.say(note)
         driver.run()
     return folder
 

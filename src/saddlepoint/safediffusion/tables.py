@@ -19,7 +19,10 @@ KINDS = ("epsilon", "v_prediction", "sample")
 class Table(Protocol):
     """The steps of a sampler, from noise to picture."""
 
-    timesteps: Tensor  # (steps,), as the network is told them
+    @property
+    def timesteps(self) -> Tensor:
+        """(steps,), as the network is told them."""
+        ...
 
     @property
     def steps(self) -> int: ...
@@ -59,9 +62,8 @@ class DenoisingTable(NamedTuple):
         return DenoisingTable(self.timesteps.to(device), *levels, self.prediction)
 
     def kernel(self, output: Tensor, x: Tensor, k: Tensor, eta: Tensor, sde: FlowSDE) -> Gaussian:
-        return ddim_kernel(
-            output, x, self.alpha_bar[k], self.alpha_bar_prev[k], eta.view(-1, *[1] * (x.ndim - 1)), self.prediction
-        )  # type: ignore[arg-type]
+        noise: Any = eta.view(-1, *[1] * (x.ndim - 1))  # the kernel is annotated for one number, and broadcasts
+        return ddim_kernel(output, x, self.alpha_bar[k], self.alpha_bar_prev[k], noise, self.prediction)
 
     def noised(self, clean: Tensor, noise: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         a = _rows(self.alpha_bar, k, clean)

@@ -26,7 +26,8 @@ class Board(Protocol):
 
 
 class TensorBoard:
-    """Scalars, and the run's settings once it ends (its "hparams" table wants the final metrics beside them), in ``<run>/tb``.
+    """Scalars, and the run's settings once it ends (its "hparams" table wants the final metrics beside them), in
+    ``<run>/tb``.
 
     ``purge_step``: what was written from this step on is taken back; None for a new run.
     """
@@ -41,19 +42,24 @@ class TensorBoard:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-        self._newest |= {name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("_mean")}
+        self._newest |= {
+            name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("_mean")
+        }
 
     def flush(self) -> None:
         self._writer.flush()
 
     def close(self) -> None:
         if self._newest:
-            self._writer.add_hparams(plain(self._settings), {f"final/{name}": value for name, value in self._newest.items()}, run_name=".")
+            self._writer.add_hparams(
+                plain(self._settings), {f"final/{name}": value for name, value in self._newest.items()}, run_name="."
+            )
         self._writer.close()
 
 
 class WandB:
-    """A run of Weights & Biases, whose id is the run folder's: a resumed run goes on with it. ``WANDB_MODE=offline`` keeps it on the disk.
+    """A run of Weights & Biases, whose id is the run folder's: a resumed run goes on with it. ``WANDB_MODE=offline``
+    keeps it on the disk.
 
     Raises ``UserError`` where wandb is missing or refuses.
     """
@@ -68,7 +74,9 @@ class WandB:
             )  # fmt: skip
         except Exception as error:  # not logged in, no network
             said = " ".join(str(error).split())
-            raise UserError(f"--track wandb: Weights & Biases refuses ({said}): log in with `wandb login`, or set WANDB_MODE=offline.") from error
+            raise UserError(
+                f"--track wandb: Weights & Biases refuses ({said}): log in with `wandb login`, or set WANDB_MODE=offline."
+            ) from error
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
@@ -85,7 +93,9 @@ def require_wandb() -> ModuleType:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--track wandb needs Weights & Biases, which is an extra: pip install saddlepoint[wandb].") from error
+        raise UserError(
+            "--track wandb needs Weights & Biases, which is an extra: pip install saddlepoint[wandb]."
+        ) from error
     return wandb
 
 

@@ -72,7 +72,8 @@ def evaluate_in(
 
 def longest_episode(budgets: tuple[CostBudget, ...]) -> int:
     """Steps after which an episode without a time limit is cut: the longest horizon of the budgets."""
-    return max((budget.horizon for budget in budgets if budget.horizon), default=UNLIMITED)
+    horizons = [budget.horizon for budget in budgets if isinstance(budget, CostBudget)]  # others are refused later
+    return max((horizon for horizon in horizons if horizon is not None), default=UNLIMITED)
 
 
 def require_second(setup: EnvSetup) -> None:

@@ -27,8 +27,8 @@ def read_metrics(run: Path) -> list[Line]:
 
 
 def scan_metrics(run: Path) -> tuple[list[Line], list[str]]:
-    """The lines of a run's metrics.jsonl that can be read, and a sentence about those that cannot; a last one that a killed process left half-written is
-    no fault. Raises ``UserError`` where there is no such file."""
+    """The lines of a run's metrics.jsonl that can be read, and a sentence about those that cannot; a last one that a
+    killed process left half-written is no fault. Raises ``UserError`` where there is no such file."""
     found = read_json_lines(run / METRICS, WHAT)
     lines, faults = [], []
     for line in found:
@@ -47,15 +47,19 @@ def _oddity(line: Line | None) -> str:
         return "it is no JSON object"
     if type(line.get("step")) is not int or line["step"] < 0 or line.get("kind") not in ("train", "eval"):
         return "it has no whole step and kind"
-    odd = [name for name, value in line.items() if name != "kind" and (isinstance(value, bool) or not isinstance(value, int | float))]
+    odd = [
+        name
+        for name, value in line.items()
+        if name != "kind" and (isinstance(value, bool) or not isinstance(value, int | float))
+    ]
     if odd or "wall_s" not in line:
         return f"its {odd[0] if odd else 'wall_s'!r} is no number"
     return ""
 
 
 class MetricsFile:
-    """metrics.jsonl of the one process that writes it, with a digest of the ``regular`` lines: those that every run with its settings has, wherever it
-    ends. A link is never written through."""
+    """metrics.jsonl of the one process that writes it, with a digest of the ``regular`` lines: those that every run
+    with its settings has, wherever it ends. A link is never written through."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,9 +73,11 @@ class MetricsFile:
         if regular:
             self._add(raw)
 
-    def resume(self, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None) -> list[str]:
-        """Cut off the lines that ``keep`` refuses (those a killed run wrote too many). Returns sentences about what else is not as the checkpoint knew it
-        (``seal``): lines that cannot be read stay where they are."""
+    def resume(
+        self, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None
+    ) -> list[str]:
+        """Cut off the lines that ``keep`` refuses (those a killed run wrote too many). Returns sentences about what
+        else is not as the checkpoint knew it (``seal``): lines that cannot be read stay where they are."""
         self._file.close()
         found = read_json_lines(self.path, WHAT)
         kept, sentences = [], []
@@ -88,8 +94,16 @@ class MetricsFile:
                 sentences.append(f"line {line.number} of {self.path} cannot be read ({reason}); it stays as it is")
         if seal is not None and seal != self.seal():
             lost = int(seal.get("lines", 0)) - self._count
-            what = f"lacks {lost} of its lines" if lost > 0 else f"has {-lost} lines too many" if lost < 0 else "has lines that were changed"
-            sentences.append(f"{self.path} is not as the checkpoint knew it: it {what}; what is there stays, and new lines are added")
+            what = (
+                f"lacks {lost} of its lines"
+                if lost > 0
+                else f"has {-lost} lines too many"
+                if lost < 0
+                else "has lines that were changed"
+            )
+            sentences.append(
+                f"{self.path} is not as the checkpoint knew it: it {what}; what is there stays, and new lines are added"
+            )
         with replacing(self.path) as temporary:
             temporary.write_bytes(b"".join(kept))
         self._file = self._open()
@@ -110,13 +124,23 @@ class MetricsFile:
         self._count += 1
 
     def _open(self) -> Any:
-        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab")
+        return os.fdopen(
+            os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab"
+        )
 
 
 class RunLog:
-    """Writes the metrics of one run and shows how it goes. Processes other than the first have a silent one (``folder`` None)."""
+    """Writes the metrics of one run and shows how it goes. Processes other than the first have a silent one (``folder``
+    None)."""
 
-    def __init__(self, folder: Path | None, screen: Screen, *, track: Track = "none", settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        screen: Screen,
+        *,
+        track: Track = "none",
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._folder, self._screen = folder, screen
         self._track: Track = track
         self._settings = settings
@@ -132,7 +156,12 @@ class RunLog:
         return self._wall_before + time.monotonic() - self._started
 
     def resume(
-        self, step: int, wall_s: float, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None
+        self,
+        step: int,
+        wall_s: float,
+        keep: Callable[[Line], bool],
+        regular: Callable[[Line], bool],
+        seal: dict[str, Any] | None,
     ) -> list[str]:
         """``MetricsFile.resume``, and let the clock go on from ``wall_s``."""
         self._wall_before, self._purge = wall_s, step + 1
@@ -172,7 +201,9 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._screen.stop()
         # After a fault, a full disk would say the same once more, in words that know less.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():

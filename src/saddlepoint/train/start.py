@@ -124,7 +124,8 @@ def train(
                     driver.resume()
                 else:
                     training.begin(first)
-                run.write(folder, content)
+                if changed := run.write(folder, content):
+                    log.say(changed)
                 driver.run()
         finally:
             envs.close()

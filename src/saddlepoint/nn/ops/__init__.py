@@ -1,4 +1,5 @@
-"""Operations with several backends. Each has a PyTorch reference; nothing above this package knows which backend runs."""
+"""Operations with several backends. Each has a PyTorch reference; nothing above this package knows which backend
+runs."""
 
 from saddlepoint.nn.ops.api import (
     ChainTable,

@@ -50,7 +50,8 @@ __all__ = [
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
     """Q_m(s, a) of every member: (batch, state), (proposals, batch, action) -> (members, proposals, batch).
 
-    Differentiable in the weights, the biases and the action; the state gets no gradient. Weights whose gradient nobody wants should be detached:
+    Differentiable in the weights, the biases and the action; the state gets no gradient. Weights whose gradient nobody
+    wants should be detached:
     autograd asks for all that require one.
     """
     backend = ensemble if ensemble.takes(net, state, action) else reference
@@ -60,26 +61,32 @@ def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
 def ensemble_mse(net: EnsembleWeights, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:
     """scale * sum over members and batch of (Q_m(s, a) - target_m)^2, 0-d.
 
-    (batch, state), (batch, action); ``target`` (members, batch), or (batch,) for all members. Differentiable in the weights and the biases only.
+    (batch, state), (batch, action); ``target`` (members, batch), or (batch,) for all members. Differentiable in the
+    weights and the biases only.
     """
     backend = ensemble if ensemble.takes(net, state, action, action, target) else reference
     return backend.ensemble_mse(net, state, action, target, scale)
 
 
 def denoising_chain(net: ChainWeights, start: Tensor, noise: Tensor | None, table: ReverseTable) -> Tensor:
-    """All latents (steps + 1, batch, action) of a reverse chain from ``start`` (batch, action), which is row ``steps``; row 0 is the sample.
+    """All latents (steps + 1, batch, action) of a reverse chain from ``start`` (batch, action), which is row ``steps``;
+    row 0 is the sample.
 
-    ``noise`` (steps, batch, action) is standard normal, row k for step k; None runs the chain at its means. Differentiable in every tensor of ``net``.
+    ``noise`` (steps, batch, action) is standard normal, row k for step k; None runs the chain at its means.
+    Differentiable in every tensor of ``net``.
     """
     backend = chain if chain.takes(net, start, noise, table) else reference
     return backend.denoising_chain(net, start, noise, table)
 
 
 def score_output(net: ChainWeights, x: Tensor, k: int | Tensor) -> Tensor:
-    """The network's output at the latent x (batch, action) and the step k, a number or (batch,) of them: (batch, action).
+    """The network's output at the latent x (batch, action) and the step k, a number or (batch,) of them: (batch,
+    action).
 
     Differentiable in every tensor of ``net``.
     """
+    if net.packed is None:
+        return net.output(x, k)
     table = ReverseTable((0.0,), (1.0,), (0.0,))
     once = net._replace(common=net.common + net.times[k], times=net.times.new_zeros(1, net.times.shape[-1]))
     return chain.denoising_chain(once, x, None, table)[0] if chain.takes(once, x, None, table) else net.output(x, k)
@@ -90,7 +97,8 @@ def normed_mlp(
 ) -> Tensor:
     """Parts (..., width) of the input, whose leading axes broadcast -> (..., outputs).
 
-    Of an ensemble: (members, ..., outputs), or (chosen, ..., outputs) from the members ``chosen`` alone. ``drop`` (members, rows, hidden), or
+    Of an ensemble: (members, ..., outputs), or (chosen, ..., outputs) from the members ``chosen`` alone. ``drop``
+    (members, rows, hidden), or
     (rows, hidden), multiplies the first layer's sums. Differentiable in the parts and the parameters.
     """
     if normed.takes(net, parts, chosen, drop):
@@ -99,11 +107,19 @@ def normed_mlp(
 
 
 def normed_chain(
-    net: NormedWeights, part: int, common: Tensor, times: Tensor, start: Tensor, table: ChainTable, mask: Tensor | None = None
+    net: NormedWeights,
+    part: int,
+    common: Tensor,
+    times: Tensor,
+    start: Tensor,
+    table: ChainTable,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """x after x <- keep_i x + drift_i output(x) * mask for i = 0, 1, ...: a denoising process of a single network, from ``start`` (rows, width).
+    """x after x <- keep_i x + drift_i output(x) * mask for i = 0, 1, ...: a denoising process of a single network, from
+    ``start`` (rows, width).
 
-    x is the ``part`` of its input that is as wide as its output; ``common`` (rows, hidden) and ``times`` (steps, hidden) are what the other parts add
+    x is the ``part`` of its input that is as wide as its output; ``common`` (rows, hidden) and ``times`` (steps,
+    hidden) are what the other parts add
     to the first layer's sums, bias included. ``mask`` (rows, width) is 0 where x stays as it is scaled.
     """
     if normed.takes_chain(net, part, common, times, start, mask):
@@ -112,9 +128,11 @@ def normed_chain(
 
 
 def imagine(model: Imagination, z: Tensor, task: Tensor | None, actions: Tensor) -> Imagined:
-    """G = sum_t gamma^t alive_t (r_t + eta * F_norm(z_t, a_t)), z_{t+1} = d(z_t, a_t).  MBDPO, Eq. for G, without its last term.
+    """G = sum_t gamma^t alive_t (r_t + eta * F_norm(z_t, a_t)), z_{t+1} = d(z_t, a_t).  MBDPO, Eq. for G, without its
+    last term.
 
-    ``z`` (states, latent), ``task`` None or the tasks' embeddings (states, width), ``actions`` (states, proposals, horizon, action). ``alive`` falls to 0
+    ``z`` (states, latent), ``task`` None or the tasks' embeddings (states, width), ``actions`` (states, proposals,
+    horizon, action). ``alive`` falls to 0
     where the logit of the task's end passes 0.
     """
     if normed.takes_imagine(model, z, task, actions):

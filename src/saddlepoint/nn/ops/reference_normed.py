@@ -1,10 +1,10 @@
-"""Networks of Linear, LayerNorm and Mish, and imagined steps of a world model, in plain PyTorch under autograd (TD-MPC2, arXiv 2310.16828).
+"""Networks of Linear, LayerNorm and Mish (TD-MPC2, arXiv 2310.16828), and imagined steps, in plain PyTorch.
 
-The first layer of concat(z, a) is W_z z + W_a a. Kept as one weight for each part, a part with fewer rows (one state for 512 candidate actions, one task
-for a batch) is multiplied once and added to all.
+The first layer of concat(z, a) is W_z z + W_a a. Kept as one weight for each part, a part with fewer rows (one state for
+512 candidate actions, one task for a batch) is multiplied once and added to all.
 
-Measured on one core of an AMD EPYC (Zen 5), float32, 512 rows of 512: PyTorch's Mish takes 879 us and the form here 193; its softmax over groups of 8
-3,688 us and over the transposed groups 345.
+Measured on one core of an AMD EPYC (Zen 5), float32, 512 rows of 512: PyTorch's Mish takes 879 us and the form here 193;
+its softmax over groups of 8 3,688 us and over the transposed groups 345.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def mish(x: Tensor) -> Tensor:
 
 
 def simnorm(x: Tensor, group: int) -> Tensor:
-    """Softmax within each ``group`` consecutive entries of the last axis: a product of simplices (TD-MPC2). Shape as ``x``."""
+    """Softmax within each ``group`` consecutive entries of the last axis: a product of simplices. Shape as ``x``."""
     groups = x.reshape(-1, x.shape[-1] // group, group).transpose(1, 2).contiguous()
     return groups.softmax(1).transpose(1, 2).reshape(x.shape)
 

@@ -17,7 +17,8 @@ from saddlepoint.nn.products import linear
 
 
 def takes(net: NormedWeights, parts: Sequence[Tensor], chosen: Sequence[int] | None, drop: Tensor | None) -> bool:
-    """Whether the native operations serve this network at these inputs. A choice of members that learn is left to the reference."""
+    """Whether the native operations serve this network at these inputs. A choice of members that learn is left to the
+    reference."""
     if chosen is not None and torch.is_grad_enabled() and _learning(net):
         return False
     return _fits(net, (*parts, drop))
@@ -28,19 +29,27 @@ def _learning(net: NormedWeights) -> bool:
 
 
 def _fits(net: NormedWeights, tensors: Sequence[Tensor | None]) -> bool:
+    if net.packed is None:
+        return False
+    if _key(net) in net.packed.forms:  # its parameters were looked at when that was made
+        return taken(net.packed, net.dtype, tensors)
     parameters = [p for group in net.groups for p in group]
     multiples = all(gain.shape[-1] % WIDTHS == 0 for gain in net.gains)
     return multiples and taken(net.packed, net.dtype, (*parameters, *tensors)) and dense(parameters)
 
 
+def _key(net: NormedWeights) -> tuple[object, ...]:
+    return ("normed", net.dtype, *(p.data_ptr() for group in net.groups for p in group))
+
+
 def native(net: NormedWeights) -> Any:
     """The network as C++ has it, with its packed weights, kept until its owner says that the weights have changed."""
     assert net.packed is not None
-    low = net.dtype == torch.bfloat16
-    key = ("normed", low, *(p.data_ptr() for group in net.groups for p in group))
+    key = _key(net)
     found = net.packed.forms.get(key)
     if found is None:
         lead = [[p.detach() if net.members else p.detach().unsqueeze(0) for p in group] for group in net.groups]
+        low = net.dtype == torch.bfloat16
         found = net.packed.forms[key] = torch.classes.saddlepoint.Normed(lead, net.simplex, low)
     return found
 
@@ -60,7 +69,9 @@ class Request(NamedTuple):
     """(chosen, rows, hidden), multiplied with the first layer's sums"""
 
 
-def normed_mlp(net: NormedWeights, parts: Sequence[Tensor], chosen: Sequence[int] | None, drop: Tensor | None) -> Tensor:
+def normed_mlp(
+    net: NormedWeights, parts: Sequence[Tensor], chosen: Sequence[int] | None, drop: Tensor | None
+) -> Tensor:
     """See ``api.normed_mlp``."""
     layout = spread(parts)
     if layout is None:
@@ -75,7 +86,9 @@ def normed_mlp(net: NormedWeights, parts: Sequence[Tensor], chosen: Sequence[int
         single = net.single()
         base = torch.stack([_base(single[m], parts, whole) for m in members]).reshape(len(members), base_rows, -1)
     flat = [part.reshape(rows, -1).contiguous() if full else None for part, full in zip(parts, whole)]
-    request = Request(flat, rows, members, base, repeat, None if drop is None else drop.reshape(len(members), rows, -1).contiguous())
+    request = Request(
+        flat, rows, members, base, repeat, None if drop is None else drop.reshape(len(members), rows, -1).contiguous()
+    )
     parameters = [p for group in net.groups for p in group]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*parts, *parameters)):
         if base is not None:  # it is the base that leads back to these
@@ -102,7 +115,9 @@ def _arguments(net: NormedWeights, request: Request) -> tuple[Any, ...]:
     return native(net), parts, request.chosen, request.rows, base, request.repeat, request.drop
 
 
-def _forward(net: NormedWeights, request: Request, keep: bool) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def _forward(
+    net: NormedWeights, request: Request, keep: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     return ops().normed_forward(*_arguments(net, request), keep)
 
 
@@ -130,23 +145,29 @@ class _Pass(torch.autograd.Function):
         base = None
         if of_base:
             assert request.base is not None
-            base = front.view(len(request.chosen), -1, request.base.shape[1], request.repeat, front.shape[-1]).sum((1, 3))
+            base = front.view(len(request.chosen), -1, request.base.shape[1], request.repeat, front.shape[-1]).sum(
+                (1, 3)
+            )
         found = [g if net.members else g[0] for g in found] or [None] * len(parameters)
         return (
-            None, None, base, *(g if wanted else None for g, wanted in zip(found_parts, parts)),
+            None,
+            None,
+            base,
+            *(g if wanted else None for g, wanted in zip(found_parts, parts)),
             *(g if wanted else None for g, wanted in zip(found, parameters, strict=True)),
-        )  # fmt: skip
+        )
 
 
 def _again(net: NormedWeights, request: Request, tensors: Sequence[Tensor | None]) -> Tensor:
-    """The pass of ``request`` by the reference's layers, from its base, parts and parameters: (chosen, rows, outputs)."""
+    """The pass of ``request`` by the reference's layers, from its base, parts and parameters: (chosen, rows,
+    outputs)."""
     base, *rest = tensors
     parts, left = rest[: len(net.first)], rest[len(net.first) :]
     groups: list[list[Tensor]] = []
     for group in net.groups:
         groups.append([p for p in left[: len(group)] if p is not None])
         left = left[len(group) :]
-    single, low, values = net.with_groups(*groups).single(), net.dtype == torch.bfloat16, []
+    single, low, values = net.with_groups(groups).single(), net.dtype == torch.bfloat16, []
     for i, member in enumerate(request.chosen):
         layers = single[member]
         rows = torch.arange(request.rows)
@@ -157,7 +178,9 @@ def _again(net: NormedWeights, request: Request, tensors: Sequence[Tensor | None
     return torch.stack(values)
 
 
-def takes_chain(net: NormedWeights, part: int, common: Tensor, times: Tensor, start: Tensor, mask: Tensor | None) -> bool:
+def takes_chain(
+    net: NormedWeights, part: int, common: Tensor, times: Tensor, start: Tensor, mask: Tensor | None
+) -> bool:
     tensors = (common, times, start, mask)
     learning = torch.is_grad_enabled() and (_learning(net) or any(t is not None and t.requires_grad for t in tensors))
     plain = net.members == 0 and not net.simplex and net.biases[-1].shape[-1] == net.first[part].shape[-1]
@@ -169,7 +192,9 @@ def normed_chain(
 ) -> Tensor:
     """See ``api.normed_chain``."""
     mask = None if mask is None else mask.expand_as(start).contiguous()
-    return ops().normed_chain(native(net), part, common.contiguous(), times.contiguous(), start.contiguous(), mask, *table)
+    return ops().normed_chain(
+        native(net), part, common.contiguous(), times.contiguous(), start.contiguous(), mask, *table
+    )
 
 
 def takes_imagine(model: Imagination, z: Tensor, task: Tensor | None, actions: Tensor) -> bool:
@@ -177,7 +202,14 @@ def takes_imagine(model: Imagination, z: Tensor, task: Tensor | None, actions: T
     same = len({(net.dtype, net.packed is None) for net in nets}) == 1
     singles = all(net.members == 0 for net in nets if net is not model.cost)
     gamma = model.gamma.dtype == torch.float32
-    return not torch.is_grad_enabled() and same and singles and gamma and actions.ndim == 4 and all(_fits(net, (z, task, actions)) for net in nets)
+    return (
+        not torch.is_grad_enabled()
+        and same
+        and singles
+        and gamma
+        and actions.ndim == 4
+        and all(_fits(net, (z, task, actions)) for net in nets)
+    )
 
 
 def _nets(model: Imagination) -> list[NormedWeights]:
@@ -193,14 +225,25 @@ def imagine(model: Imagination, z: Tensor, task: Tensor | None, actions: Tensor)
     energy, cost, end = (None if net is None else native(net) for net in (model.energy, model.cost, model.end))
     task = None if task is None else task.contiguous()
     gain, paid, alive, after = ops().imagine(
-        z.contiguous(), task, actions.contiguous(), native(model.dynamics), native(model.reward), energy, cost, end, places, factors,
-        [model.cost_gamma**h for h in range(horizon)], scaling,
-    )  # fmt: skip
+        z.contiguous(),
+        task,
+        actions.contiguous(),
+        native(model.dynamics),
+        native(model.reward),
+        energy,
+        cost,
+        end,
+        places,
+        factors,
+        [model.cost_gamma**h for h in range(horizon)],
+        scaling,
+    )
     return Imagined(gain, None if cost is None else paid, None if end is None else alive, after)
 
 
 def spread(parts: Sequence[Tensor]) -> tuple[torch.Size, list[bool], int, int] | None:
-    """How parts (..., width) whose leading axes broadcast are laid out: the joint leading axes, which parts have all rows, and of the others together
+    """How parts (..., width) whose leading axes broadcast are laid out: the joint leading axes, which parts have all
+    rows, and of the others together
     the rows and how often each is repeated, as ``Request`` has it. None where they fit no such layout."""
     lead = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
     whole = [p.shape[:-1].numel() == lead.numel() for p in parts]
