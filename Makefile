@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-metaworld lint bench clean
+.PHONY: help venv demo test test-slow test-metaworld faults docs lint bench clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,7 +23,9 @@ venv: .venv/.ready  ## make .venv with CPU PyTorch, this package and all that it
 demo: .venv/.core  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
 	$(BIN)/python examples/demo.py
 
+# Where the processor has native operations, a broken build of them fails.
 test: venv lint  ## lint, types, import arrows and the fast tests (what CI runs)
+	SADDLEPOINT_REQUIRE_NATIVE=$$($(BIN)/python -c "from saddlepoint.nn import ops; print(int(ops.native_supported()))") \
 	$(BIN)/python -m pytest
 
 test-slow: venv  ## the long learning tests
@@ -38,6 +40,13 @@ test-slow: venv  ## the long learning tests
 
 test-metaworld: .venv-metaworld/.ready  ## Meta-World's tasks and the simple ones, in an environment of their own
 	.venv-metaworld/bin/python -m pytest tests/test_metaworld.py tests/test_envs_toy.py tests/test_envs_velocity.py tests/test_envs_snapshot.py
+
+docs: venv  ## the documentation site in site/, built strictly; open site/index.html
+	$(BIN)/pip install --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+faults: venv  ## inject every fault in numbers and write the table of docs/reliability.md (under 20 minutes)
+	$(BIN)/python -m tests.faults
 
 lint: venv  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -20,7 +20,10 @@ from typing import Any
 from saddlepoint.train.log import read_metrics
 
 RESULTS = Path(__file__).resolve().parent / "results"
-KEPT = ("step", "wall_s", "eval/return_mean", "eval/cost_mean", "eval/violation_rate", "eval/stochastic/return_mean", "eval/stochastic/cost_mean")
+POLICIES = ("eval", "eval/stochastic")
+KEPT = ("step", "wall_s", *(f"{policy}/{name}" for policy in POLICIES for name in ("return_mean", "cost_mean", "violation_rate")))
+CALIBRATION = tuple(f"{policy}/calibration/{what}_{name}" for policy in POLICIES for what in ("cost", "reward")
+                    for name in ("predicted", "measured", "correlation", "error_in_costly_states"))  # fmt: skip
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def collect(folder: Path) -> dict[str, Any]:
     finished = [trial for trial in sweep["trials"] if trial["state"] == "finished"]
     for trial in finished:
         lines = read_metrics(folder / Path(*Path(trial["folder"]).parts[-3:]))
-        trial["eval"] = [{name: line[name] for name in KEPT} for line in lines if line["kind"] == "eval"]
+        trial["eval"] = [{name: line[name] for name in (*KEPT, *CALIBRATION) if name in line} for line in lines if line["kind"] == "eval"]
         last = trial["eval"][-1]
         lambdas = [line["train/multiplier"] for line in lines if "train/multiplier" in line and line["step"] > last["step"] / 2]
         # How far lambda went to and fro: a steady fall, with the budget kept, is none.

@@ -23,9 +23,9 @@ from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.policies import load_policy
+from saddlepoint.replay import Ahead
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import checkpoint
-from saddlepoint.replay import Ahead
 from saddlepoint.types import Batch, EnvShape, NonFiniteError, UserError
 
 F64 = torch.float64
@@ -43,7 +43,7 @@ def learner(name: str, constraints: int = 1, seed: int = 0, dtype: torch.dtype =
     system = SYSTEMS[name]
     if name != "sac":  # most tests update from a batch, without a replay
         options = {"multiplier_actions": "policy"} | options
-    config = replace(system.presets()["default"], **{"critic_hidden": (8, 7), "policy_hidden": (6, 5), "batch_size": 16, **options})
+    config = replace(system.presets()["earlier"], **{"critic_hidden": (8, 7), "policy_hidden": (6, 5), "batch_size": 16, **options})
     shape = EnvShape(3, LOW, HIGH, constraints)
     return system.learner_class()(config, shape, (BUDGET,) * constraints, seed, torch.device("cpu"), dtype=dtype, compile=compile)  # type: ignore[call-arg]
 
@@ -136,7 +136,7 @@ def test_the_policys_loss_is_the_soft_value_and_the_price_of_its_risk():
     noise = agent.draw(10)
     action, log_density = by_autograd(agent.policy, batch.observation, noise.policy)
     wanted = (beta * log_density - agent.critic(batch.observation, action[None])[:, 0].amin(0)).mean()
-    found, sample = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
+    found, sample, _ = soft_loss(agent.policy, agent.critic, batch.observation, noise.policy, beta)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(sample.log_prob, log_density)
     values = agent.cost_critic(batch.observation, action[None])[:, 0].unflatten(0, (2, -1))
@@ -255,7 +255,9 @@ def test_budgets_must_fit_the_environment_and_the_discount():
     with pytest.raises(UserError, match="2 constraint"):
         CAL(CALConfig(), shape, (BUDGET,))
     with pytest.raises(UserError, match="--cost-gamma"):
-        SAC(SACConfig(cost_gamma=0.9), shape, (BUDGET, BUDGET))
+        speed = CostBudget(80.0, discounted=True)
+        SAC(SACConfig(cost_gamma=0.9), shape, (speed, speed))
+    assert [budget.gamma for budget in SAC(SACConfig(cost_gamma=0.9), shape, (BUDGET, BUDGET)).budgets] == [0.9, 0.9]  # plain sums
 
 
 # ---------------------------------------------------------------------------------------------------- options
@@ -284,7 +286,7 @@ def test_impossible_options_are_one_sentence(config, words):
 
 def test_options_without_effect_are_refused():
     with pytest.raises(UserError, match="--risk-std does nothing"):
-        SACLagConfig().refuse_idle({"risk_std"})
+        SACLagConfig(cost_members=1).refuse_idle({"risk_std"})
     with pytest.raises(UserError, match="--target-entropy does nothing"):
         CALConfig(entropy="fixed").refuse_idle({"target_entropy"})
     CALConfig().refuse_idle({"risk_std", "target_entropy"})

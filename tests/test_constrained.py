@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saddlepoint.constrained.budget import CostBudget, discounted_budget, geometric_sum, spent
+from saddlepoint.algd.energy import Constraint, augmented, relative
+from saddlepoint.constrained.budget import (
+    CostBudget,
+    at_discount,
+    discounted_budget,
+    geometric_sum,
+    require_fitting,
+    spent,
+)
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, augmented_penalty, effective_multiplier, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk, ensemble_risk_gradient
+from saddlepoint.constrained.units import ValueSize
 from saddlepoint.types import UserError
 
 F64 = torch.float64
@@ -227,3 +238,52 @@ def test_spent_in_unfinished_episodes_takes_the_mean_step_for_the_rest():
     cost = torch.tensor([0.05, 0.01]).expand(300, 16, 2)
     found = spent(budgets, cost, torch.arange(300).view(-1, 1).expand(300, 16))
     assert found.tolist() == pytest.approx([2 * budgets[0].critic, 2 * budgets[1].critic])
+
+
+# ---------------------------------------------------------------------------------------------------- prices in what is earned
+
+
+def test_the_exponential_rule_is_proportional_integral_control_of_log_lambda() -> None:
+    rule = MultiplierUpdate("exponential", rate=0.1, proportional=0.5)
+    state, total = rule.start(0.01, 1), 0.0
+    for violation in (1.0, 0.4, 1.0, -0.2):
+        state = rule.step(state, torch.tensor([violation]))
+        total += violation
+        assert float(rule.value(state)) == pytest.approx(0.01 * math.exp(0.1 * total + 0.5 * violation))
+    for _ in range(500):  # nothing winds up below the first lambda, so that the answer to what comes next is as quick as the first
+        state = rule.step(state, torch.tensor([-0.8]))
+    assert float(state["memory"]) == pytest.approx(0.01)
+    assert float(rule.value(rule.step(state, torch.tensor([1.0])))) == pytest.approx(0.01 * math.exp(0.6))
+
+
+def test_the_relative_energy_is_the_augmented_one_with_rho_times_lambda() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reward, cost = (torch.randn(heads, 3, 5, dtype=torch.float64, generator=generator) for heads in (2, 4))
+    multiplier, budget, unit = (torch.tensor(x, dtype=torch.float64) for x in ([0.02, 0.5], [0.3, 1.0], [0.3, 2.0]))
+    found = relative(reward, cost, Constraint(multiplier, budget, unit, rho=0.7, risk_std=0.0))
+    one = [augmented(torch.zeros_like(reward), cost[2 * c : 2 * c + 2], Constraint(multiplier[c : c + 1], budget[c : c + 1], unit[c : c + 1],
+                     rho=0.7 * float(multiplier[c]), risk_std=0.0)) for c in range(2)]  # fmt: skip
+    torch.testing.assert_close(found, one[0] + one[1] - reward.amin(0))
+
+
+def test_the_size_of_values_follows_and_comes_back() -> None:
+    size, off = ValueSize(True), ValueSize(False)
+    for _ in range(50):
+        size.follow(torch.full((64,), -20.0))
+        off.follow(torch.full((64,), -20.0))
+    assert size.value == pytest.approx(20)
+    assert off.value == 1
+    assert off.state() == {}
+    about_zero = ValueSize(True)
+    about_zero.follow(torch.linspace(-10, 10, 1001))
+    assert about_zero.value == pytest.approx(18)  # from the 5th to the 95th percentile
+    other = ValueSize(True)
+    other.load(size.state())
+    assert (other.value, other.count) == (size.value, 50)
+
+
+def test_a_plain_sum_takes_the_critics_discount_and_a_discounted_one_keeps_its_own() -> None:
+    plain, speed = CostBudget(25.0), CostBudget(80.0, discounted=True)
+    assert at_discount((plain, speed), 0.97) == (CostBudget(25.0, gamma=0.97), speed)
+    with pytest.raises(UserError, match=r"discounted by 0\.99"):
+        require_fitting((speed,), 1, 0.97)

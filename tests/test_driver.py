@@ -103,17 +103,24 @@ def test_a_callback_that_fails_is_one_sentence_and_loses_nothing(tmp_path: Path)
         go(tmp_path / "run", Failing())
     assert latest(tmp_path / "run")[0].name == "150"
     for odd in (Failing, "now"):
-        with pytest.raises(UserError, match="must be an instance of saddlepoint.Callback"):
+        with pytest.raises(UserError, match=r"must be an instance of saddlepoint\.Callback"):
             go(tmp_path / "other", odd)  # type: ignore[arg-type]
 
 
 def test_stop_when_safe_counts_evaluations_in_a_row_over_a_resume(tmp_path: Path) -> None:
     assert latest(go(tmp_path / "loose", StopWhenSafe(2), budget=LOOSE))[0].name == "261"
     assert latest(go(tmp_path / "tight", StopWhenSafe(1), budget=TIGHT))[0].name == "420"
-    run = go(tmp_path / "parts", StopWhenSafe(2), budget=LOOSE, total_steps=200)
-    ends = [line["step"] for line in read_metrics(run) if line["kind"] == "eval"]
-    assert ends == [132, 200]  # of which the second counts
-    assert latest(run)[0].name == "200"
+
+    class Signalled(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates == 100:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().update(replay, updates)
+
+    run = tmp_path / "parts"
+    with pytest.raises(Interrupted, match="stopped at step 18"):  # after the first evaluation
+        go(run, StopWhenSafe(2), budget=LOOSE, learner=Signalled)
+    assert latest(go(run, StopWhenSafe(2), budget=LOOSE, resume=True))[0].name == "261"
 
 
 def test_stop_after(tmp_path: Path) -> None:
@@ -250,3 +257,60 @@ def test_a_full_disk_is_said_once_and_with_the_way_back(tmp_path: Path, monkeypa
     monkeypatch.setattr("saddlepoint.train.log.MetricsFile.close", full)
     with pytest.raises(UserError, match=r"No space left.*the last good checkpoint is of step 0; go on with --resume"):
         go(tmp_path / "run")
+
+
+def test_a_disk_that_is_full_for_best_leaves_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saddlepoint.train import checkpoint
+
+    write = checkpoint._write
+
+    def full(folder: Path, content: Any) -> None:
+        if folder.name == ".writing-best":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, content)
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(UserError, match=r"step 132 could not be written .*No space left.*go on with --resume"):
+        go(tmp_path / "run", budget=LOOSE)
+    monkeypatch.undo()
+    assert latest(tmp_path / "run")[0].name == "102"
+    assert_same_runs(go(tmp_path / "whole", budget=LOOSE), go(tmp_path / "run", budget=LOOSE, resume=True))
+    assert best.read(tmp_path / "run")[1] == best.read(tmp_path / "whole")[1]
+
+
+class Patient(Tiny):
+    """Takes its time, so that a signal finds it at work."""
+
+    def update(self, replay: Any, updates: int) -> Any:
+        time.sleep(0.01)
+        return super().update(replay, updates)
+
+
+def test_a_terminal_that_closes_ends_with_a_checkpoint(tmp_path: Path) -> None:
+    """SIGHUP, and every word that is said from then on fails."""
+    import fcntl
+    import pty
+    import subprocess
+    import sys
+    import termios
+
+    program = (
+        "import sys, torch; torch.set_num_threads(1); from pathlib import Path; from dataclasses import replace\n"
+        "from tests.test_driver import CONFIG, BUDGET, Patient, TinyConfig, train\n"
+        "from saddlepoint.train.signals import Interrupted\n"
+        f"config = replace(CONFIG, out=Path({str(tmp_path / 'run')!r}), total_steps=10**6, quiet=False)\n"
+        "try: train(config, Patient, TinyConfig(), BUDGET)\n"
+        "except Interrupted: sys.exit(130)\n"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=slave, stdout=slave, stderr=slave, cwd=Path(__file__).parents[1], start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    said = b""
+    while not (tmp_path / "run" / "checkpoints" / "102").exists() and process.poll() is None:
+        said += os.read(master, 4096)
+    os.close(master)
+    assert process.wait(timeout=250) == 130, said
+    assert int(latest(tmp_path / "run")[0].name) > 102

@@ -25,8 +25,9 @@ from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, NotMade, UserError
+from tests.test_envs_snapshot import through_files
 from tests.test_train_loop import CONFIG
-from tests.toys import BUDGET, Tiny, TinyConfig
+from tests.toys import BUDGET, Drift, Tiny, TinyConfig
 
 SOUND = 260
 """steps until the fault; the check makes 220 of them"""
@@ -379,6 +380,23 @@ def test_learnt_statistics_of_a_wrapper_are_told_of_truthfully() -> None:
         with pytest.warns(UserWarning, match=f"wrapped in {wrapper.__name__}, which learns statistics") as caught:
             check_env(lambda: wrapper(Odd(sound=10**9)))  # noqa: B023
         assert len(caught) == 1
+
+
+@pytest.mark.parametrize("wrapper", [gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward])
+@pytest.mark.filterwarnings("ignore")
+def test_learnt_statistics_of_a_wrapper_are_restored_to_the_bit(wrapper: Any) -> None:
+    def make() -> gym.Env[Any, Any]:
+        return gym.wrappers.TimeLimit(wrapper(Drift()), 9)
+
+    first, second = EnvBatch(make, 2, seed=0), EnvBatch(make, 2, seed=5)
+    actions = np.random.default_rng(0).uniform(-1, 0.5, (40, 2, 1)).astype(np.float32)
+    first.reset()
+    for action in actions[:25]:
+        first.step(action)
+    assert second.restore(through_files(first.snapshot()))
+    for action in actions[25:]:
+        for a, b in zip(first.step(action), second.step(action)):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_ctrl_c_stays_ctrl_c_and_an_exit_is_a_fault() -> None:

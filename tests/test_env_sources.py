@@ -17,6 +17,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
 from saddlepoint.algd.config import ALGDConfig
+from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, train_flags
 from saddlepoint.envs import EnvBatch, check_env, env_spec, make_env
 from saddlepoint.envs.listing import list_in_words
@@ -151,6 +152,45 @@ def test_unknown_ids_say_first_how_to_register_and_last_what_is_near(
     (tmp_path / "raises_mine.py").write_text("raise KeyError('no such thing')\n")
     with pytest.raises(UserError, match=r"'raises_mine' .* cannot be imported \(KeyError: .*raises_mine.py, line 1"):
         env_spec("raises_mine:X-v0")
+
+
+OWN = """
+import gymnasium, numpy
+class Arm(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-10, 10, (2,), numpy.float64)
+    action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), numpy.float64)
+    def __init__(self, gain=1.0):
+        self.gain = gain
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.x = 0, self.np_random.normal(size=2)
+        return self.x, {}
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.t, self.x = self.t + 1, self.x * 0.9 + self.gain * action[0]
+        return self.x, 1.0, False, False, {"cost": 0.5}
+gymnasium.register("mine/Arm-v0", Arm, max_episode_steps=8)
+"""
+
+
+@pytest.mark.parametrize(("env", "more"), [("my_arm:mine/Arm-v0", []), ("my_arm:Arm", ["--cost-horizon", "8"])])
+def test_a_module_in_the_working_directory_trains_and_is_evaluated(
+    env: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_arm.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "my_arm", raising=False)
+    small = ["--policy-hidden", "8", "--critic-hidden", "8", "--batch-size", "4", "--compile", "off", "--threads", "1"]
+    steps = ["--total-steps", "60", "--warmup-steps", "50", "--action-repeat", "2", "--env-kwargs", "gain=0.5"]
+    assert (
+        main(["train", "sac-lag", "--env", env, *steps, *small, *more, "--cost-limit", "3", "--out", "r", "--quiet"])
+        == 0
+    )
+    assert main(["evaluate", "r", "--episodes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert f"2 episodes of {env} (gain=0.5, each action held for 2 simulator steps)" in out
+    assert "of 3" in out
 
 
 PARTS = Dict(

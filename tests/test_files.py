@@ -78,7 +78,9 @@ def test_a_lock_has_one_holder_and_is_never_a_link(tmp_path):
     assert victim.read_text() == "mine"
 
 
-def _make(folder: Path, number: int, barrier: multiprocessing.synchronize.Barrier, ended: multiprocessing.queues.Queue) -> None:
+def _make(
+    folder: Path, number: int, barrier: multiprocessing.synchronize.Barrier, ended: multiprocessing.queues.Queue
+) -> None:
     try:
         with files.new_folder(folder) as temporary:
             (temporary / "number").write_text(str(number))
@@ -131,9 +133,22 @@ def test_bad_json_is_one_sentence(tmp_path, content, reason):
 def test_a_file_that_is_not_one_is_refused_before_it_is_read(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
-    kinds = {"fifo": "not a file", ".": "is a folder", "none": "No such file", "loop": "levels of symbolic links", "/dev/zero": "not a file"}
+    kinds = {
+        "fifo": "not a file",
+        ".": "is a folder",
+        "none": "No such file",
+        "loop": "levels of symbolic links",
+        "/dev/zero": "not a file",
+    }
     for name, reason in kinds.items():
-        for read in (files.read_json, files.read_toml, files.read_arrays, files.read_array, files.read_tensors, files.read_json_lines):
+        for read in (
+            files.read_json,
+            files.read_toml,
+            files.read_arrays,
+            files.read_array,
+            files.read_tensors,
+            files.read_json_lines,
+        ):
             with pytest.raises(files.FileFault, match=reason) as caught:
                 read(tmp_path / name, "a test")
             assert caught.value.missing == (name == "none")
@@ -177,7 +192,9 @@ def test_arrays_come_back_and_compressed_or_pickled_ones_are_refused(tmp_path):
     arrays = {"a": np.arange(3), "b": np.array(1.5), "c": np.zeros((0, 2), np.uint8)}
     files.write_arrays(path, arrays)
     found = files.read_arrays(path, "a test")
-    assert {name: (array.tolist(), array.dtype) for name, array in found.items()} == {n: (a.tolist(), a.dtype) for n, a in arrays.items()}
+    assert {name: (array.tolist(), array.dtype) for name, array in found.items()} == {
+        n: (a.tolist(), a.dtype) for n, a in arrays.items()
+    }
     np.savez_compressed(path, a=np.zeros(10**7))
     with pytest.raises(files.FileFault, match="compressed"):
         files.read_arrays(path, "a test")

@@ -171,7 +171,7 @@ def test_the_command_writes_a_picture(run: Path, tmp_path: Path, capsys: pytest.
         (["{run}", "--dims", "0", "2"], "from 0 to 1"),
         (["{run}", "--out", "{tmp}/a.gif"], "must end in one of .png, .svg, .pdf"),
         (["{run}", "--out", "{tmp}/none/a.png"], "there is no folder"),
-        (["{run}", "--seed", "-1"], "must not be negative"),
+        (["{run}", "--seed", "-1"], "must lie from 0 to 2,147,483,647"),
         (["{other}"], "trained with cal, which has no energy over actions"),
     ],
 )

@@ -1,4 +1,5 @@
-"""What the machine gives: memory within nested control groups of both versions, cores under affinity, and faults in one sentence."""
+"""What the machine gives: memory within nested control groups of both versions, cores under affinity, and faults in
+one sentence."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 
 from saddlepoint.faults import explain, is_out_of_memory
 from saddlepoint.machine import cpus, free_memory
+from tests.faults.readers import trained
 
 GB = 10**9
 
@@ -76,7 +78,12 @@ def test_cores_are_those_of_the_affinity():
 
 
 def test_allocations_that_fail_are_one_sentence_with_the_checkpoint():
-    for allocate in (lambda: np.empty(2**60), lambda: torch.empty(2**50), lambda: torch.empty(2**62, 2), lambda: bytearray(2**60)):
+    for allocate in (
+        lambda: np.empty(2**60),
+        lambda: torch.empty(2**50),
+        lambda: torch.empty(2**62, 2),
+        lambda: bytearray(2**60),
+    ):
         with pytest.raises((MemoryError, RuntimeError, ValueError)) as caught:
             allocate()
         sentence = explain(caught.value, "the last good checkpoint is of step 40")
@@ -103,13 +110,20 @@ def test_files_and_limits_have_advice_of_their_own(error, words):
     assert explain(error).startswith(words)
 
 
-def test_policies_and_environments_import_without_fcntl_sigpipe_and_poll():
+def test_policies_act_and_environments_are_listed_without_fcntl_sigpipe_and_poll(tmp_path):
+    run = trained(tmp_path / "run")
     code = (
-        "import sys, signal, select, os; sys.modules['fcntl'] = None; del signal.SIGPIPE, select.poll, os.sched_getaffinity, signal.SIGHUP\n"
+        "import sys, signal, select, os\n"
+        "sys.modules['fcntl'] = None\n"
+        "del signal.SIGPIPE, select.poll, os.sched_getaffinity, signal.SIGHUP\n"
         "import saddlepoint, saddlepoint.envs, saddlepoint.cli\n"
-        "from saddlepoint import load_policy, train\n"
-        "sys.exit(saddlepoint.cli.main(['envs']))"
+        "policy = saddlepoint.load_policy(sys.argv[1])\n"
+        "print(policy.act([0.0] * policy.shape.observation))\n"
+        "code = saddlepoint.cli.main(['train', 'sac', '--env', 'saddlepoint/Toy-v0', '--out', sys.argv[1] + '2'])\n"
+        "sys.exit(10 * code + saddlepoint.cli.main(['envs']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
+    assert done.returncode == 20, done.stderr
     assert "saddlepoint/Toy-v0" in done.stdout
+    assert done.stdout.startswith("[")
+    assert "cannot lock files" in done.stderr

@@ -17,6 +17,7 @@ from saddlepoint.mbdpo.losses import Sequences, UpdateNoise, contrastive_loss, s
 from saddlepoint.mbdpo.search import PlanNoise
 from saddlepoint.mbdpo.transfer import adopt
 from saddlepoint.mbdpo.world_model import Tasks
+from saddlepoint.nn.ops import Imagined
 from saddlepoint.replay import Replay
 from saddlepoint.types import EnvShape, NonFiniteError, UserError
 
@@ -73,7 +74,7 @@ def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator
     for start in ("plan", "noise"):
         agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=0, policy_rollouts=0, reverse_start=start, steps=8))
         monkeypatch.setattr(agent.search, "values", lambda z, plans, *_: torch.zeros(plans.shape[:2]))
-        monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: torch.zeros_like(x))
+        monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: 0 * x)
         for mode, into in (("explore", spreads), ("deterministic", calm)):
             _, plan = agent.act_on(state, torch.zeros(200, agent.memory_size), mode, torch.Generator().manual_seed(1))
             into[start] = plan
@@ -83,9 +84,9 @@ def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator
     if planner == "score":  # the network is trained at points within the bounds alone
         seen = []
         agent.search.alpha_bar[-1] = 0.5  # a spread of 1
-        monkeypatch.setattr(agent.search, "score_from_output", lambda x, *_: seen.append(float(x.abs().max())) or torch.zeros_like(x))
+        monkeypatch.setattr("saddlepoint.mbdpo.search.ops.normed_chain", lambda *given: seen.append(float(given[4].abs().max())) or given[4])
         agent.act_on(state, torch.zeros(200, agent.memory_size), "explore", torch.Generator().manual_seed(1))
-        assert max(seen) <= 1
+        assert max(seen) <= 0.5**0.5 + 1e-6  # the process starts at sqrt(alpha_bar) times the clean plan
     with pytest.raises(UserError, match="--reverse-start does nothing here"):
         replace(TINY, planner="mppi").refuse_idle({"reverse_start"})
 
@@ -137,8 +138,13 @@ def test_a_large_multiplier_keeps_plans_out_of_a_costly_half(generator, planner,
     """Reward grows with the first action; above 0 it costs 1 a step. Without the constraint plans go up, with it they stay below 0."""
     agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=32, policy_rollouts=0, energy_weight=0.0, temperature=0.5), 1)
     model = agent.model
-    monkeypatch.setattr(model, "reward", lambda z, a, task: a[..., 0] + 0 * z[..., 0])
-    monkeypatch.setattr(model, "cost_logits", lambda z, a, task: (a[..., 0] > 0).float()[None])
+
+    def imagined(_, z, plans, task, episodic, costly):
+        first, steps = plans[..., 0], torch.arange(plans.shape[-2])
+        gain, cost = agent.config.gamma**steps * first, agent.config.cost_gamma**steps * (first > 0)
+        return Imagined(gain.sum(-1), cost.sum(-1)[None] if costly else None, None, z.expand(*plans.shape[:2], -1))
+
+    monkeypatch.setattr(agent.search, "roll", imagined)
     monkeypatch.setattr(model, "decode_cost", lambda cost: cost)
     monkeypatch.setattr(model, "cost_value_logits", lambda z, a, task: torch.zeros(2, *a.shape[:-1]))
     z = model.encode(torch.randn(1, 5, generator=generator))

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from saddlepoint.diffusion.schedule import linear_betas, vp_schedule
 from saddlepoint.mbdpo.planner import denoise, mppi, plan_score, plan_weights, propose, visited
-from saddlepoint.nn.normed import NormedMLP, linear, mish, simnorm
+from saddlepoint.nn.normed import NormedMLP
+from saddlepoint.nn.ops.reference_normed import mish, simnorm
+from saddlepoint.nn.products import linear
 from saddlepoint.nn.twohot import symexp, two_hot, two_hot_inverse, two_hot_loss
 
 SCHEDULE = vp_schedule(linear_betas(20, 1e-4, 1e-2))

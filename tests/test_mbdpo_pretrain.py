@@ -26,8 +26,7 @@ from saddlepoint.mbdpo.losses import Sequences, UpdateNoise
 from saddlepoint.mbdpo.search import PlanNoise
 from saddlepoint.mbdpo.tasks import Task, model_tasks, padded_shape
 from saddlepoint.mbdpo.transfer import Pretrained, adopt, specialise, task_config
-from saddlepoint.nn.fused_normed import works
-from saddlepoint.nn.native import promises
+from saddlepoint.nn import ops
 from saddlepoint.offline.config import PretrainConfig
 from saddlepoint.offline.dataset import Dataset, Writer
 from saddlepoint.offline.evaluate import over_tasks
@@ -187,7 +186,7 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(folder, whole, tmp_path):
     assert lines[0][-1].keys() >= {"train/reward_loss", "train/value_loss", "train/score_loss", "train/updates"}
 
 
-@pytest.mark.skipif(not works(torch.float32), reason="no C++ compiler, or no AVX-512")
+@pytest.mark.skipif(not ops.native_supported(), reason="there are no native operations for this processor")
 def test_compiled_pretraining_is_the_eager_one_and_goes_on_to_the_bit(folder, tmp_path):
     wide = replace(TINY, width=32, latent=32, encoder_width=32)
     eager = pretrain(config(folder, tmp_path / "eager"), wide)
@@ -204,7 +203,8 @@ def test_compiled_pretraining_is_the_eager_one_and_goes_on_to_the_bit(folder, tm
 
 
 def test_auto_compiles_long_pretraining():
-    for updates, widths, wanted in ((COMPILE_PAYS_AFTER, {}, promises(32)), (COMPILE_PAYS_AFTER - 1, {}, False), (COMPILE_PAYS_AFTER, {"width": 48}, False)):
+    pays = COMPILE_PAYS_AFTER
+    for updates, widths, wanted in ((pays, {}, ops.native_wins(32)), (pays - 1, {}, False), (pays, {"width": 48}, False)):
         found = _compiles(PretrainConfig(total_updates=updates), MBDPOConfig(**widths), torch.device("cpu"))
         assert found is wanted, (updates, widths)
 

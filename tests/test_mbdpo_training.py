@@ -16,7 +16,6 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.check import check_env
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import PRESETS
-from saddlepoint.nn.fused_normed import works
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import EnvShape, UserError
@@ -63,8 +62,8 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(name, tmp_path):
     if name == "compiled":
         # By the prior: so little trained, plans are worth the same to within ten roundings, which then choose the elites.
         eager, compiled = (load_policy(tmp_path / "whole", acting={"planner": "policy"}, compile=on) for on in (False, True))
-        assert eager.learner.model.dynamics.fused is None
-        assert (compiled.learner.model.dynamics.fused is not None) == works(torch.float32)
+        assert eager.learner.model.dynamics.packed is None
+        assert compiled.learner.model.dynamics.packed is not None
         observation = np.zeros(eager.shape.observation)
         np.testing.assert_allclose(eager.act(observation), compiled.act(observation), atol=1e-5)
 

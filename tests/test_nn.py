@@ -121,7 +121,7 @@ def test_frozen_modules_get_no_gradient_and_come_back(generator):
 
 def test_packed_weights_are_marked_stale_by_every_change_and_not_shared_with_a_copy(generator):
     critic = MLPCritic(2, 3, 1, (8,), "relu", generator)
-    critic.accelerate(None)
+    critic.accelerate()
     twin = copy.deepcopy(critic)
     assert twin.packed is not critic.packed
     optimiser, target = Optimiser({"critic": (critic, 1e-3)}), Flat(twin)

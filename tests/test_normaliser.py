@@ -15,8 +15,8 @@ from saddlepoint.baselines.config import SACConfig
 from saddlepoint.baselines.sac import SAC
 from saddlepoint.export import export
 from saddlepoint.nn.normaliser import NormalisedLearner, NormalisedPlanner, Normaliser, normalised
-from saddlepoint.replay import Replay
 from saddlepoint.policies import load_policy
+from saddlepoint.replay import Replay
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train

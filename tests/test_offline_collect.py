@@ -25,7 +25,9 @@ gym.register(TOY, "saddlepoint.envs.toy:ToyEnv", max_episode_steps=13)
 gym.register(PENDULUM, "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=20)
 
 
-TINY = replace(PRESETS["small"], width=16, latent=16, encoder_width=16, batch_size=4, critics=2, bins=11, steps=3, planner="policy")
+TINY = replace(
+    PRESETS["small"], width=16, latent=16, encoder_width=16, batch_size=4, critics=2, bins=11, steps=3, planner="policy"
+)
 
 
 def run_of(env: str, out: Path, **changes) -> Path:
@@ -48,7 +50,10 @@ def test_a_replay_cut_into_episodes(runs, tmp_path, capsys):
     assert main(["collect", *map(str, runs), "--out", str(tmp_path / "data")]) == 0
     assert "150 steps" in capsys.readouterr().out
     data = Dataset(tmp_path / "data")
-    assert [(task.env, task.observation, len(task.action_low), task.episode_length) for task in data.tasks] == [(TOY, 6, 2, 13), (PENDULUM, 3, 1, 20)]
+    assert [(task.env, task.observation, len(task.action_low), task.episode_length) for task in data.tasks] == [
+        (TOY, 6, 2, 13),
+        (PENDULUM, 3, 1, 20),
+    ]
     assert data.steps == 60 + 90
     episodes = [data.episode(number) for number in range(len(data))]
     for number, folder in enumerate(runs):
@@ -65,7 +70,9 @@ def test_a_replay_cut_into_episodes(runs, tmp_path, capsys):
         np.testing.assert_array_equal(before, replay["observation"].numpy()[slots])
         np.testing.assert_array_equal(after, replay["next_observation"].numpy()[slots])
         np.testing.assert_allclose(action * high, replay["action"].numpy()[slots], atol=1e-6)
-        np.testing.assert_array_equal(np.concatenate([episode["reward"] for episode in ours]), replay["reward"].numpy()[slots])
+        np.testing.assert_array_equal(
+            np.concatenate([episode["reward"] for episode in ours]), replay["reward"].numpy()[slots]
+        )
         assert max(len(episode["reward"]) for episode in ours) == task.episode_length
         ends = np.concatenate([np.eye(len(episode["reward"]))[-1] for episode in ours])
         assert not replay["terminated"].numpy()[slots][ends == 0].any()
@@ -102,13 +109,16 @@ def test_mistakes(runs, tmp_path, capsys):
         ([str(runs[0])], "give --out"),
         ([str(tmp_path), "--out", "x"], "is not a run folder"),
         ([str(runs[0]), "--out", "x", "--mode", "explore"], "--mode does nothing here"),
-        ([str(runs[0]), "--out", "x", "--episodes", "-1"], "must not be negative"),
+        ([str(runs[0]), "--out", "x", "--episodes", "-1"], "--episodes must be at least 0"),
+        ([str(runs[0]), "--out", "x", "--episodes", "1", "--seed", "9" * 30], "--seed must lie from 0"),
         ([str(runs[0]), "--out", str(runs[0])], "exists already"),
         ([str(runs[0]), f"{runs[0]}/.", "--out", "x"], "is given twice"),
         ([str(runs[0]), "--out", "/proc/data"], "/proc/data cannot be written"),
     ):
         assert main(["collect", *args]) == 2, args
         assert said in capsys.readouterr().err
-    (tmp_path / "config.json").write_text('{"format": 1, "system": "mbdpo", "train": {"data": "x", "seed": 0}, "learner": {}, "resolved": {}, "tasks": []}')
+    (tmp_path / "config.json").write_text(
+        '{"format": 1, "system": "mbdpo", "train": {"data": "x", "seed": 0}, "learner": {}, "resolved": {}, "tasks": []}'
+    )
     with pytest.raises(UserError, match="not a run on one environment"):
         collect([tmp_path], tmp_path / "data")

@@ -1,4 +1,5 @@
-"""TD-MPC2's chunks: imitations of the layout that tensordict pickles, read without tensordict; and files that are to be refused."""
+"""TD-MPC2's chunks: imitations of the layout that tensordict pickles, read without tensordict; and files that are to
+be refused."""
 
 from __future__ import annotations
 
@@ -27,10 +28,15 @@ DIMS = {0: (3, 2), 1: (5, 3)}
 
 
 class Saving:
-    """Classes under the names that tensordict has, while a chunk is written: the pickle refers to them by name, as a real one does."""
+    """Classes under the names that tensordict has, while a chunk is written: the pickle refers to them by name, as a
+    real one does."""
 
     def __init__(self, module: str, dict_class: bool) -> None:
-        self.modules = {"tensordict": ModuleType("tensordict"), module: ModuleType(module), "tensordict.utils": ModuleType("tensordict.utils")}
+        self.modules = {
+            "tensordict": ModuleType("tensordict"),
+            module: ModuleType(module),
+            "tensordict.utils": ModuleType("tensordict.utils"),
+        }
         self.tensor_dict = type("TensorDict", (), {"__module__": module, "__getstate__": lambda d: d.state})
         vars(self.modules[module])["TensorDict"] = self.tensor_dict
         self.entries = type("_StringOnlyDict", (dict,), {"__module__": "tensordict.utils"}) if dict_class else dict
@@ -60,7 +66,10 @@ def entries(tasks: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
         obs[i, :, DIMS[task][0] :], action[i, :, DIMS[task][1] :] = 0, 0
     reward = rng.normal(size=(len(tasks), ROWS))
     action[:, 0], reward[:, 0] = np.nan, np.nan
-    made = {name: torch.tensor(part, dtype=torch.float32) for name, part in (("obs", obs), ("action", action), ("reward", reward))}
+    made = {
+        name: torch.tensor(part, dtype=torch.float32)
+        for name, part in (("obs", obs), ("action", action), ("reward", reward))
+    }
     return made | {"task": torch.tensor(tasks)[:, None].expand(-1, ROWS).clone()}
 
 
@@ -99,10 +108,17 @@ def test_the_command_line_in_several_portions(tmp_path, monkeypatch, capsys):
 
 
 def test_every_task_of_the_sets_is_an_environment_of_ours_with_episodes_of_that_length():
-    """By their numbers in mt80, which the first chunks of the data show: 30 of DMControl, then Meta-World's in its own order."""
+    """By their numbers in mt80, which the first chunks of the data show: 30 of DMControl, then Meta-World's in its
+    own order."""
     names = SETS["mt80"]
     assert (len(set(names)), names[:30]) == (80, SETS["mt30"])
-    assert [names[i] for i in (0, 29, 30, 65, 79)] == ["walker-stand", "pendulum-spin", "mw-assembly", "mw-reach", "mw-hand-insert"]
+    assert [names[i] for i in (0, 29, 30, 65, 79)] == [
+        "walker-stand",
+        "pendulum-spin",
+        "mw-assembly",
+        "mw-reach",
+        "mw-hand-insert",
+    ]
     for name in names:
         env, steps, *_ = known_task(name)
         assert env == (f"mw/{name[3:]}" if name.startswith("mw-") else f"dmc/{name}")
@@ -115,7 +131,12 @@ def test_a_goal_at_height_0_is_an_entry_of_meta_worlds_observations(tmp_path):
     observation, action = (torch.tensor(rng.uniform(-1, 1, (2, rows, width)), dtype=torch.float32) for width in (50, 6))
     observation[..., 38:], action[..., 4:] = 0, 0
     number = SETS["mt80"].index("mw-plate-slide")
-    chunk = {"obs": observation, "action": action, "reward": torch.zeros(2, rows), "task": torch.full((2, rows), number)}
+    chunk = {
+        "obs": observation,
+        "action": action,
+        "reward": torch.zeros(2, rows),
+        "task": torch.full((2, rows), number),
+    }
     torch.save(chunk, tmp_path / "chunk.pt")
     task = convert([tmp_path / "chunk.pt"], tmp_path / "data", ("mt80",)).tasks[number]
     assert task == Task("mw-plate-slide", "mw/plate-slide", 39, (-1.0,) * 4, (1.0,) * 4, 100)

@@ -1,4 +1,5 @@
-"""The memory-mapped data set: what goes in comes out, windows stay within episodes and are drawn uniformly, and damage is named."""
+"""The memory-mapped data set: what goes in comes out, windows stay within episodes and are drawn uniformly, and
+damage is named."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ from saddlepoint.mbdpo.tasks import Task, find_task
 from saddlepoint.offline.dataset import ARRAYS, Dataset, Writer
 from saddlepoint.types import UserError
 
-TASKS = (Task("small", "tests/Small-v0", 2, (-1.0,), (1.0,), 6), Task("large", "tests/Large-v0", 4, (-2.0,) * 3, (2.0,) * 3, 9))
+TASKS = (
+    Task("small", "tests/Small-v0", 2, (-1.0,), (1.0,), 6),
+    Task("large", "tests/Large-v0", 4, (-2.0,) * 3, (2.0,) * 3, 9),
+)
 LENGTHS = ((0, 6), (1, 9), (1, 2), (0, 1), (0, 6))
 """task and steps of each episode"""
 
@@ -27,7 +31,12 @@ def episodes() -> list[tuple[int, list[np.ndarray]]]:
     made = []
     for task, steps in LENGTHS:
         observation, action = TASKS[task].observation, len(TASKS[task].action_low)
-        parts = [rng.normal(size=(steps + 1, observation)), rng.uniform(-1, 1, (steps, action)), rng.normal(size=steps), np.eye(steps)[-1]]
+        parts = [
+            rng.normal(size=(steps + 1, observation)),
+            rng.uniform(-1, 1, (steps, action)),
+            rng.normal(size=steps),
+            np.eye(steps)[-1],
+        ]
         made.append((task, [part.astype(np.float32) for part in parts]))
     return made
 
@@ -100,7 +109,10 @@ def test_episodes_shorter_than_the_horizon(folder, generator):
 
 def test_a_block_of_episodes_is_as_one_by_one(tmp_path):
     rng = np.random.default_rng(1)
-    task, parts = np.array([1, 0, 1]), [rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 2), (3, 4, 3), (3, 4), (3, 4))]
+    task, parts = (
+        np.array([1, 0, 1]),
+        [rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 2), (3, 4, 3), (3, 4), (3, 4))],
+    )
     for name, rows in (("block", [slice(0, 3)]), ("single", [slice(i, i + 1) for i in range(3)])):
         with Writer(tmp_path / name, 2, 3) as writer:
             for row in rows:
@@ -192,7 +204,8 @@ def test_of_two_writers_one_wins_and_the_other_says_so(tmp_path):
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     code = (
-        "import sys, resource, signal; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from tests.test_offline_dataset import *\n"
+        "import sys, resource, signal; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from"
+        " tests.test_offline_dataset import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "try:\n"
         " with Writer(Path(sys.argv[1]), 4, 3) as writer:\n"
@@ -200,7 +213,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         "  writer.tasks = TASKS\n"
         "except UserError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data"), str(Path(__file__).parents[1])], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "data"), str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+    )
     assert "data cannot be written (File too large)" in done.stdout, done.stderr
     assert not os.listdir(tmp_path)
 

@@ -113,7 +113,8 @@ def test_a_saved_replay_goes_on_as_the_original(rows: int, num_envs: int, count:
 @pytest.mark.parametrize("count", [1, 4, 7, 12, 25])
 @pytest.mark.parametrize(("window", "horizon"), [(1, 1), (6, 1), (1000, 1), (2, 5)])
 def test_recent_gives_the_last_steps_in_their_order(count: int, window: int, horizon: int) -> None:
-    """Costs and ages of the last rows, also across the ring's seam; the second environment's episodes last three steps."""
+    """Costs and ages of the last rows, also across the ring's seam; the second environment's episodes last three
+    steps."""
     replay, costs = Replay(16, 3, 1, 2, num_envs=2), np.random.default_rng(count).random((count, 2, 2)).astype("f")
     nothing = np.zeros((2, 3), "f")
     for step, cost in enumerate(costs):
@@ -199,7 +200,9 @@ else:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its peak")
 def test_loading_takes_the_memory_of_the_ring_once(tmp_path: Path) -> None:
     for mode in ("write", "read"):
-        done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "replay"), mode], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(tmp_path / "replay"), mode], capture_output=True, text=True, check=True
+        )
     assert 0.5 < float(done.stdout) < 1.2
 
 
@@ -241,3 +244,29 @@ def test_costs_ahead_are_those_that_were_paid(rows: int, num_envs: int, count: i
         np.testing.assert_array_equal(found.observation[i].numpy(), made[last][4][env])
         np.testing.assert_allclose(float(found.discount[i]), gamma ** (last - first + 1), rtol=1e-5)
         assert bool(found.terminated[i]) == bool(made[last][5][env])
+
+
+@given(rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 25), ahead=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_share_is_drawn_from_what_is_about_to_pay(rows: int, num_envs: int, count: int, ahead: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = [(*step[:3], step[3] * (rng.random((num_envs, 1)) < 0.2), *step[4:]) for step in steps(count, num_envs, seed)]
+    replay = filled(made, rows, num_envs)
+    batch, found = replay.sample_ahead(40, ahead, 1.0, torch.Generator().manual_seed(seed), costly=0.5)
+    pays = any((step[3] > 0).any() for step in made[max(0, count - rows) :])
+    if pays:
+        assert (found.cost[:20].sum(-1) > 0).all()
+    assert {int(t) for t in batch.observation[:, 0]} <= set(range(max(0, count - rows), count))
+
+
+def test_looking_ahead_never_reads_a_slot_that_was_not_written(generator):
+    """Rows beyond the newest hold whatever the memory held before: here NaN."""
+    replay = Replay(50, 2, 1, 1)
+    for ring in replay._fields:
+        if ring.is_floating_point():
+            ring.fill_(float("nan"))
+    one = np.ones((1, 1), np.float32)
+    for _ in range(6):
+        replay.add(np.zeros((1, 2), np.float32), one, one[0], one, np.zeros((1, 2), np.float32), np.zeros(1, bool), np.zeros(1, bool))
+    _, ahead = replay.sample_ahead(64, 5, 0.9, generator, costly=0.5)
+    assert torch.isfinite(ahead.cost).all()
+    assert float(ahead.cost.max()) == pytest.approx(sum(0.9**k for k in range(5)))

@@ -1,4 +1,5 @@
-"""The command's streams and names: closed, full or ASCII output, names that are not UTF-8, and faults of the machine in one sentence."""
+"""The command's streams and names: closed, full or ASCII output, names that are not UTF-8, and faults of the machine
+in one sentence."""
 
 from __future__ import annotations
 
@@ -41,11 +42,15 @@ def test_ascii_output_of_other_letters(tmp_path):
 def test_output_that_is_full_is_named(tmp_path):
     done = shell('"$@" >/dev/full', "envs")
     assert done.returncode == 2
-    assert done.stderr.startswith(b"saddlepoint: error: the file <standard output> cannot be read or written (No space left on device)")
+    assert done.stderr.startswith(
+        b"saddlepoint: error: the file <standard output> cannot be read or written (No space left on device)"
+    )
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("verb", [["train", "algd", *SMALL, "--out"], ["evaluate"], ["report"], ["collect"], ["landscape"], ["export"]])
+@pytest.mark.parametrize(
+    "verb", [["train", "algd", *SMALL, "--out"], ["evaluate"], ["report"], ["collect"], ["landscape"], ["export"]]
+)
 def test_a_name_that_is_not_utf_8_is_one_sentence(verb, tmp_path, capsys):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff")
     assert main([*verb, name]) == 2

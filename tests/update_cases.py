@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import PRESETS
-from saddlepoint.baselines.config import CALConfig, SACConfig, SACLagConfig, SACPIDConfig
+from saddlepoint.baselines.config import CAL_EARLIER, SAC_LAG_PRESETS, SAC_PID_PRESETS, SAC_PRESETS
 from saddlepoint.baselines.constrained import CAL, SACPID, SACLag
 from saddlepoint.baselines.sac import SAC
 from saddlepoint.constrained.budget import CostBudget
@@ -44,8 +44,9 @@ ALGD_CASES: dict[str, dict[str, Any]] = {
     "budgets": {"cost_unit": "budget", "multiplier_actions": "policy", "rho": 3.0},
 }
 BASELINES = {
-    "sac": (SAC, SACConfig()), "sac-lag": (SACLag, SACLagConfig()), "sac-pid": (SACPID, SACPIDConfig()), "cal": (CAL, CALConfig()),
-    "cal replay": (CAL, CALConfig(multiplier_actions="replay")), "sac fixed": (SAC, SACConfig(entropy="fixed")),
+    "sac": (SAC, SAC_PRESETS["earlier"]), "sac-lag": (SACLag, SAC_LAG_PRESETS["earlier"]), "sac-pid": (SACPID, SAC_PID_PRESETS["earlier"]),
+    "cal": (CAL, CAL_EARLIER), "cal replay": (CAL, replace(CAL_EARLIER, multiplier_actions="replay")),
+    "sac fixed": (SAC, replace(SAC_PRESETS["earlier"], entropy="fixed")),
 }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def cases() -> dict[str, tuple[Any, int]]:
         shape = EnvShape(3, (-2.0, 0.0), (1.0, 0.5), constraints)
         for name, changes in ALGD_CASES.items():
             changes = dict(changes)
-            config = replace(PRESETS[changes.pop("preset", "default")], **SIZES, score_weight=0.7, **changes)
+            config = replace(PRESETS[changes.pop("preset", "earlier")], **SIZES, score_weight=0.7, **changes)
             found[f"algd, {name}, {constraints}"] = ALGD(config, shape, budgets[:constraints], seed=1, dtype=torch.float64), constraints
         for name, (kind, config) in BASELINES.items():
             agent = kind(replace(config, **SIZES), shape, budgets[:constraints], seed=1, dtype=torch.float64)

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # while an error can still be told
     except KeyboardInterrupt as interrupt:
-        print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a terminal that was closed hears nothing
+            print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -77,6 +78,7 @@ def _run(args: list[str]) -> int:
         return _complain(f"there is no verb {args[0]!r}: use one of {', '.join(VERBS)}.")
     from saddlepoint.types import UserError
 
+    _SHOWN.clear()
     warnings.showwarning = _show_warning
     with suppress(OSError):  # a folder that was removed
         if os.getcwd() not in sys.path:
@@ -134,8 +136,14 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+_SHOWN: set[str] = set()
+
+
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: object) -> None:
-    """A warning as one sentence; those of libraries to their developers with their line, as Python has them."""
+    """A warning as one sentence, once; those of libraries to their developers with their line, as Python has them."""
+    if str(message) in _SHOWN:  # every evaluation makes its environments anew
+        return
+    _SHOWN.add(str(message))
     place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
     print(f"warning: {place}{message}", file=sys.stderr)
 

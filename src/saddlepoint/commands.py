@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.calibration import blindness
 from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
+from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, parse, parse_with_file
-from saddlepoint.options import restore
+from saddlepoint.options import require_seed, restore
 from saddlepoint.policies import load_policy, start_from
 from saddlepoint.systems import (
     SYSTEMS,
@@ -30,8 +32,12 @@ from saddlepoint.train.contract import LearnerFactory, checked, cost_gamma, refu
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import train
 from saddlepoint.train.threads import use_threads
+from saddlepoint.train.verdict import verdict_in_words
 from saddlepoint.train.video import record_video, render_headless
 from saddlepoint.types import EnvSetup, UserError
+
+FIRST = ("env", "total_steps", "seed", "out", "resume", "preset", "cost_limit", "num_envs", "eval_every", "track")
+"""flags that `train --help` shows first"""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,14 @@ def parse_training(name: str, args: list[str]) -> Parsed:
     kind = find_system(name).config_class()
     flags, prog = train_flags(kind), f"saddlepoint train {name}"
     default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
-    return parse_with_file(flags, default, args, prog)
+    presets = ", ".join(find_system(name).presets())
+
+    def help() -> str:
+        parts = {"Where settings come from": default.launch, "The run": default.run, "The cost budget": default.budget}
+        parts[f"The algorithm, {name}"] = default.system
+        return render(prog, "Train a system on an environment with a cost budget.", parts, FIRST, [f"Presets of {name}, for --preset: {presets}."])
+
+    return parse_with_file(flags, default, args, prog, help)
 
 
 def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:
@@ -169,6 +182,9 @@ def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, An
     learner_config = parsed.over(parsed.values.system, base)
     refuse_idle(learner_config, parsed.given)
     config, learner_config = checked(config), checked(learner_config)
+    sums = parsed.values.budget.cost_discounted if "cost_discounted" in parsed.given else any(b.discounted for b in env_spec(config.setup()).budgets)
+    if sums and "cost_gamma" not in parsed.given and hasattr(learner_config, "cost_gamma"):
+        learner_config = replace(learner_config, cost_gamma=CostBudget.gamma)  # that of the discounted sum which the budget bounds
     budgets = _budgets(parsed, config, learner_config, system)
     if not budgets:
         refuse_cost_options(learner_config, parsed.given)
@@ -263,8 +279,9 @@ def evaluate_command(args: list[str]) -> None:
     flags = parse(EvaluateFlags, EvaluateFlags(), args if helping else args[1:], "saddlepoint evaluate RUN").values
     if flags.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu.")
-    if flags.threads < 0 or flags.seed < 0:
-        raise UserError("--threads and --seed must not be negative.")
+    if flags.threads < 0:
+        raise UserError(f"--threads must be at least 0, not {flags.threads}.")
+    require_seed(flags.seed)
     if flags.eval_envs < 1:
         raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)
@@ -287,6 +304,10 @@ def evaluate_command(args: list[str]) -> None:
         cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
+    if policy.budgets:
+        print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(folder)['train'].get('binds', 'both'))}")
+    if blind := blindness(metrics, policy.budgets, "eval/stochastic"):
+        print(f"note: {blind}")
     try:
         write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
     except FileFault as error:  # a colleague's run, which one may only read

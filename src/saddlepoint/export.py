@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import saddlepoint
+from saddlepoint.files import atomic_write
 from saddlepoint.flags import parse
 from saddlepoint.nn.exportable import Exportable, ExportMode
 from saddlepoint.nn.normaliser import NormalisedLearner
@@ -99,7 +99,7 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
         model.metadata_props.add(key=key, value=value)
     content = model.SerializeToString()
     _require_equal(exportable, content, policy)
-    _write(path, content)
+    atomic_write(path, content)
     return policy
 
 
@@ -172,17 +172,3 @@ def _require_equal(exportable: Exportable, content: bytes, policy: TrainedPolicy
             "onnxruntime's actions leave the bounds, or take an observation that is not finite: try another --opset;"
             " nothing was written."
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place.") from error

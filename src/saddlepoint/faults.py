@@ -1,4 +1,5 @@
-"""Faults of the machine, in one sentence: memory, disks, files, streams. What is not among them is ours, and shows its traceback."""
+"""Faults of the machine, in one sentence: memory, disks, files, streams. What is not among them is ours, and shows
+its traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import os
 import re
 
 NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size calculation overflowed"
+    r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size"
+    r" calculation overflowed"
     r"|integer multiplication overflow|larger than the maximum possible size|Maximum allowed dimension exceeded",
     re.IGNORECASE,
 )
@@ -29,10 +31,13 @@ ADVICE = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's, NumPy's or PyTorch's, on the CPU or on a GPU, or one of a size that no memory has."""
+    """Whether an allocation failed: Python's, NumPy's or PyTorch's, on the CPU or on a GPU, or one of a size that no
+    memory has."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError | ValueError) and (type(error).__name__ == "OutOfMemoryError" or bool(NO_MEMORY.search(str(error))))
+    return isinstance(error, RuntimeError | ValueError) and (
+        type(error).__name__ == "OutOfMemoryError" or bool(NO_MEMORY.search(str(error)))
+    )
 
 
 def explain(error: BaseException, last_good: str = "") -> str | None:
@@ -49,6 +54,9 @@ def explain(error: BaseException, last_good: str = "") -> str | None:
         name = error.filename if error.filename is not None else ""
         where = f" {os.fsdecode(name)}" if isinstance(name, str | bytes) and name else ""
         what = f"the file{where} cannot be read or written" if where else "the system refused an operation"
-        advice = ADVICE.get(error.errno or 0, "look at the disk, the path and the permissions" if where else "look at the disk and the system's limits")
+        advice = ADVICE.get(
+            error.errno or 0,
+            "look at the disk, the path and the permissions" if where else "look at the disk and the system's limits",
+        )
         return f"{what} ({error.strerror or error}): {advice}{kept}."
     return None

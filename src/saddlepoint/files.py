@@ -1,8 +1,9 @@
-"""Files, written whole or not at all and read with every fault in one sentence. Nothing else reads or writes JSON, TOML, npz or safetensors.
+"""Files, written whole or not at all and read with every fault in one sentence. Nothing else reads or writes JSON,
+TOML, npz or safetensors.
 
-A writer fills ``.writing-<chance>-<name>`` beside the place, flushes it and renames it: a reader sees the old file or the new one, and a link is
-replaced, never written through. A reader checks kind, size and nesting before it works, never unpickles, and turns whatever its library raises into a
-``FileFault``, which names the file and the reason.
+A writer fills ``.writing-<chance>-<name>`` beside the place, flushes it and renames it: a reader sees the old file or
+the new one, and a link is replaced, never written through. A reader checks kind, size and nesting before it works,
+never unpickles, and turns whatever its library raises into a ``FileFault``, which names the file and the reason.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import secrets
 import shutil
 import stat
 import tomllib
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,12 +98,14 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(content: dict[str, Any]) -> bool:
-    """Whether ``content`` is as ``sealed`` made it: not where anything in it has changed, nor where it was never sealed."""
+    """Whether ``content`` is as ``sealed`` made it: not where anything in it has changed, nor where it was never
+    sealed."""
     return content.get(SEAL) == seal_of({key: value for key, value in content.items() if key != SEAL})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """``atomic_write`` of a safetensors file; the tensors must be contiguous and share no memory. Raises ``FileFault``."""
+    """``atomic_write`` of a safetensors file; the tensors must be contiguous and share no memory. Raises
+    ``FileFault``."""
     with replacing(path) as temporary:
         save_file(dict(tensors), temporary)
 
@@ -114,12 +118,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file to be filled in the ``with`` block, which takes the place of ``path`` when that ends well; else nothing is left of it.
+    """A new file to be filled in the ``with`` block, which takes the place of ``path`` when that ends well; else
+    nothing is left of it.
 
     It keeps the suffix of ``path``, and has the mode that the umask gives. Raises ``FileFault``.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = beside(path)
     with _writing(path, "look at the disk and the folder's permissions"):
         if path.exists() and not path.is_file():
             raise OSError(0, "it is a folder or a device")
@@ -138,12 +143,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to be filled in the ``with`` block, which becomes ``path`` when that ends well; else nothing is left of it.
+    """A folder to be filled in the ``with`` block, which becomes ``path`` when that ends well; else nothing is left of
+    it.
 
-    Of two processes that make the same folder, one succeeds. Raises ``FileFault``, also where ``path`` exists and is not an empty folder.
+    Of two processes that make the same folder, one succeeds. Raises ``FileFault``, also where ``path`` exists and is
+    not an empty folder.
     """
     path = Path(path)
-    temporary = _beside(path)
+    temporary = beside(path)
     with _writing(path, "choose another folder, or look at the disk and its permissions"):
         _require_free(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +194,10 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
     Raises ``Busy``, with the sentence ``busy``, when another process has it, and ``FileFault`` when it cannot be had.
     """
     if fcntl is None:
-        raise UserError("this system cannot lock files (Python's fcntl is missing): train on Linux or macOS; trained policies load here.")
+        raise UserError(
+            "this system cannot lock files (Python's fcntl is missing): train on Linux or macOS; trained policies load"
+            " here."
+        )
     with contextlib.ExitStack() as held:
         with _writing(path, "look at the disk and the folder's permissions, or choose another folder"):
             while True:
@@ -197,9 +207,13 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    raise Busy(busy or f"another process holds {path}: wait for it, or choose another folder.") from error
+                    raise Busy(
+                        busy or f"another process holds {path}: wait for it, or choose another folder."
+                    ) from error
                 with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False)):  # not removed meanwhile
+                    if os.path.samestat(
+                        os.fstat(descriptor), path.stat(follow_symlinks=False)
+                    ):  # not removed meanwhile
                         break
         yield
 
@@ -209,7 +223,7 @@ def seal_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """A name that nobody else has: numbers of processes may meet on a disk that several machines share."""
     return path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
 
@@ -237,7 +251,8 @@ def digest(path: Path) -> str:
 
 
 def read_bytes(path: Path, what: str, limit: int = TEXT_LIMIT, advice: str = ADVICE) -> bytes:
-    """The content of a file of at most ``limit`` bytes. Raises ``FileFault``; ``what`` names it there: "the configuration of a run"."""
+    """The content of a file of at most ``limit`` bytes. Raises ``FileFault``; ``what`` names it there: "the
+    configuration of a run"."""
     with _reading(path, what, advice), _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
@@ -280,7 +295,8 @@ class Line(NamedTuple):
 
 
 def read_json_lines(path: Path, what: str, advice: str = ADVICE) -> list[Line]:
-    """The lines of a file that holds a JSON object in each. Lines that do not are among them, with the reason. Raises ``FileFault``."""
+    """The lines of a file that holds a JSON object in each. Lines that do not are among them, with the reason.
+    Raises ``FileFault``."""
     lines: list[Line] = []
     with _reading(path, what, advice), _open(path) as file:
         while raw := file.readline(LINE_LIMIT):
@@ -292,14 +308,17 @@ def read_json_lines(path: Path, what: str, advice: str = ADVICE) -> list[Line]:
 
 
 def parse_json(text: str | bytes, kind: type = dict) -> Any:
-    """The JSON of ``text``, which must be a ``kind``. Every fault is a ``ValueError``: syntax, encoding, nesting, length of numbers, kind."""
+    """The JSON of ``text``, which must be a ``kind``. Every fault is a ``ValueError``: syntax, encoding, nesting,
+    length of numbers, kind."""
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError(reason_of(error)) from None
     if "\\u" in text:
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is a text that cannot be written anywhere
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # half a surrogate pair is a text that cannot be written anywhere
     if not isinstance(content, kind):
         raise ValueError(f"it is {_NAMES.get(type(content), 'a number')}, not {_NAMES.get(kind, kind.__name__)}")
     return _shallow(content)
@@ -310,10 +329,13 @@ def read_arrays(path: Path, what: str, advice: str = ADVICE) -> dict[str, np.nda
     with _reading(path, what, advice), _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         with zipfile.ZipFile(file) as members:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()) or sum(m.file_size for m in members.infolist()) > size:
+            if (
+                any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist())
+                or sum(m.file_size for m in members.infolist()) > size
+            ):
                 raise ValueError("it is compressed, and could be of any size")
         file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
+        with _strictly(), np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         if not all(isinstance(array, np.ndarray) for array in found.values()):
             raise ValueError("it holds more than arrays")
@@ -322,7 +344,7 @@ def read_arrays(path: Path, what: str, advice: str = ADVICE) -> dict[str, np.nda
 
 def read_array(path: Path, what: str, advice: str = ADVICE) -> np.ndarray:
     """The array of an npy file. Raises ``FileFault``."""
-    with _reading(path, what, advice), _open(path) as file:
+    with _reading(path, what, advice), _open(path) as file, _strictly():
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
@@ -332,9 +354,11 @@ def read_tensors(path: Path, what: str, advice: str = ADVICE) -> dict[str, Tenso
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file by name, each mapped into memory when it is asked for. Raises ``FileFault`` when it is not one.
+    """The tensors of a safetensors file by name, each mapped into memory when it is asked for. Raises ``FileFault``
+    when it is not one.
 
-    What is read of a mapping counts as memory until it is dropped: copy a large tensor in parts, and ask for it anew for each (``copy_rows``).
+    What is read of a mapping counts as memory until it is dropped: copy a large tensor in parts, and ask for it anew
+    for each (``copy_rows``).
     """
 
     def __init__(self, path: Path, what: str, advice: str = ADVICE) -> None:
@@ -374,9 +398,14 @@ _NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a text", boo
 
 def _shallow(content: Any) -> Any:
     """``content``, unless it is nested so deeply that whoever walks through it may fail. Raises ``ValueError``."""
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(MOST_DEPTH):
-        level = [item for part in level for item in (part.values() if isinstance(part, dict) else part) if isinstance(item, dict | list)]
+        level = [
+            item
+            for part in level
+            for item in (part.values() if isinstance(part, dict) else part)
+            if isinstance(item, dict | list)
+        ]
         if not level:
             return content
     raise ValueError(f"it is nested more than {MOST_DEPTH} levels deep")
@@ -393,18 +422,31 @@ def _open(path: Path) -> io.BufferedReader:
 
 
 @contextmanager
+def _strictly() -> Iterator[None]:
+    """A warning is an error: NumPy warns of headers that it takes for those of Python 2."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+@contextmanager
 def _reading(path: Path, what: str, advice: str = ADVICE) -> Iterator[None]:
-    """Whatever is raised but a ``UserError`` or an interruption becomes a ``FileFault``: a library's list of errors is never whole."""
+    """Whatever is raised but a ``UserError`` or an interruption becomes a ``FileFault``: a library's list of errors
+    is never whole."""
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what a library in Rust raises when it panics
+        if (
+            not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+        ):  # what a library in Rust raises when it panics
             raise
         reason = _one_line(error)
         named = f"{path} cannot be read as {what}" if what else f"{path} cannot be read"
-        raise FileFault(f"{named} ({reason}): {advice}.", Path(path), reason, isinstance(error, FileNotFoundError)) from error
+        raise FileFault(
+            f"{named} ({reason}): {advice}.", Path(path), reason, isinstance(error, FileNotFoundError)
+        ) from error
 
 
 @contextmanager
@@ -414,7 +456,9 @@ def _writing(path: Path, advice: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, UnicodeError) as error:
         reason = _one_line(error)
-        raise FileFault(f"{path} cannot be written ({reason}): {advice}.", path, reason, isinstance(error, FileNotFoundError)) from error
+        raise FileFault(
+            f"{path} cannot be written ({reason}): {advice}.", path, reason, isinstance(error, FileNotFoundError)
+        ) from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,17 +6,22 @@ import contextlib
 import difflib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import fields, replace
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from saddlepoint.files import parse_json, read_json, reason_of
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
+FOLDERS = ("--out", "--resume", "--start-from", "--data")
+"""flags whose value names a folder; an empty one would be the current folder"""
 
 
 class Parsed(NamedTuple):
@@ -27,15 +32,26 @@ class Parsed(NamedTuple):
     """fields that were given, by a flag or a file, not left at their default"""
 
     def over(self, part: T, base: T) -> T:
-        """``base`` with every field of ``part`` that was given."""
-        changes = {name: value for name, value in vars(part).items() if name in self.given}
+        """``base`` with every field of ``part`` that was given, in configs inside it too."""
+        changes: dict[str, Any] = {}
+        for name, value in vars(part).items():
+            if is_dataclass(value):
+                changes[name] = self.over(value, getattr(base, name))
+            elif name in self.given:
+                changes[name] = value
         return replace(base, **changes)  # type: ignore[type-var]
 
 
-def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Parsed:
-    """Flags, flat, of a dataclass of dataclasses. Raises ``UserError``; ``--help`` prints and exits."""
+def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: Callable[[], str] | None = None) -> Parsed:
+    """Flags, flat, of a dataclass of dataclasses. Raises ``UserError``; ``--help`` prints ``help``, or the fields in their order, and exits."""
+    if help is not None and {"-h", "--help"} & set(args):
+        print(help(), end="")
+        raise SystemExit(0)
     known = field_names(default)
     given = {_field(arg, known, prog) for arg in args if arg.startswith("--") and arg != "--help"}
+    for word, following in zip(args, [*args[1:], None]):
+        if word.partition("=")[0] in FOLDERS and (word.endswith("=") or following == ""):
+            raise UserError(f"{prog}: {word.rstrip('=')} is given an empty name (perhaps a shell variable that is not set): name a folder.")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -52,9 +68,9 @@ def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Pars
     return Parsed(values, frozenset(given))
 
 
-def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: str) -> Parsed:
+def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: Callable[[], str] | None = None) -> Parsed:
     """``parse``, with the settings of the JSON file that --config (``launch.config``) names below those of the flags. Raises ``UserError``."""
-    parsed = parse(kind, default, args, prog)
+    parsed = parse(kind, default, args, prog, help)
     path: Path | None = parsed.values.launch.config
     if path is None:
         return parsed
@@ -68,14 +84,8 @@ def parse_with_file(kind: type[Any], default: Any, args: Sequence[str], prog: st
 
 def _file_args(path: Path, default: Any) -> list[str]:
     """A file of flat settings as flags, so that they are read as flags are."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"the file {path} of --config cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"the file {path} of --config is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f'the file {path} of --config must hold one object such as {{"env": "saddlepoint/Toy-v0"}}.')
+    advice = 'it must hold one object such as {"env": "saddlepoint/Toy-v0"}'
+    content = read_json(path, "the settings of --config", advice=advice)
     known = {name: value for name, value in _fields(default).items() if name not in ("config", "resume")}
     args: list[str] = []
     for key, value in content.items():
@@ -113,21 +123,54 @@ def _mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
     )  # fmt: skip
 
 
+@_REGISTRY.primitive_rule
+def _text_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """What may also be a class or function in Python is a text on the command line."""
+    if not any(get_origin(part) is get_origin(Callable[[], Any]) for part in get_args(info.type)):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="STR", instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str) or callable(value), str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
+
+
+@_REGISTRY.primitive_rule
+def _integer_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """How a whole number is read: 20000, 20_000 or 2e4."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar="INT", instance_from_str=lambda words: read_integer(words[0]),
+        is_instance=lambda value: type(value) is int, str_from_instance=lambda value: [str(value)],
+    )  # fmt: skip
+
+
+def read_integer(word: str) -> int:
+    """A whole number, in scientific form too. Raises ``ValueError``."""
+    try:
+        return int(word)
+    except ValueError:
+        number = Decimal(word) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]{1,3})?", word) else None
+        if number is None or number != number.to_integral_value():
+            raise ValueError(f"{word} is not a whole number") from None
+        return int(number)
+
+
 def read_mapping(words: list[str]) -> dict[str, Any]:
     """``name=value`` words, each value JSON or else a text, or one JSON object. Raises ``ValueError``."""
     if len(words) == 1 and words[0].lstrip().startswith("{"):
         try:
-            return json.loads(words[0])
-        except (ValueError, RecursionError):
-            raise ValueError(f"{words[0]} is not JSON") from None
+            return parse_json(words[0])
+        except ValueError as error:
+            raise ValueError(f"{words[0][:200]} is not JSON ({reason_of(error)})") from None
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (equals and name):
             raise ValueError(f"{word} is not NAME=VALUE")
         try:
-            values[name] = json.loads(value)
-        except (ValueError, RecursionError):
+            values[name] = parse_json(value, object)
+        except ValueError:
             values[name] = value
     return values
 

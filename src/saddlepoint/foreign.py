@@ -1,4 +1,4 @@
-"""Code that is not ours and runs inside a training, such as an environment or a reward: its mistakes, in one sentence."""
+"""Code that is not ours and runs inside a training, such as an environment: its mistakes, in one sentence."""
 
 from __future__ import annotations
 

@@ -11,15 +11,16 @@ ROOT = Path("/")
 
 
 def cpus() -> int:
-    """CPUs that this process may use: fewer than the machine has under ``taskset``, in a cpuset, and in most batch systems."""
+    """CPUs that this process may use: fewer than the machine has under ``taskset``, in a cpuset, and in most batch
+    systems."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(root: Path = ROOT) -> int | None:
     """Bytes of memory that this process can still take; None where the system does not say.
 
-    The smallest of MemAvailable and of what each control group above the process has left, of version 1 or 2. Pages of files that a group can drop at
-    once count as free.
+    The smallest of MemAvailable and of what each control group above the process has left, of version 1 or 2. Pages of
+    files that a group can drop at once count as free.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -30,7 +31,8 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups that hold this process and can limit its memory, up to the outermost that is visible."""
+    """Folders of the control groups that hold this process and can limit its memory, up to the outermost that is
+    visible."""
     mounts = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -41,7 +43,8 @@ def _groups(root: Path) -> Iterator[Path]:
         controllers, _, path = rest.partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue
-        # Of a container that sees its own group as the root, the path may name folders that are not there: those above are looked at.
+        # Of a container that sees its own group as the root, the path may name folders that are not there: those above
+        # are looked at.
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in [mounts / "memory"] if controllers else [mounts, mounts / "unified"]:
             for length in range(len(parts), -1, -1):

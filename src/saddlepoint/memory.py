@@ -12,9 +12,9 @@ KEEP = 2**30
 def keep_freed_memory() -> None:
     """Have glibc keep freed blocks of up to 1 GiB for the next allocation; does nothing where there is no glibc.
 
-    By default every tensor above 32 MiB at most (128 KiB at first) is mapped anew and unmapped when freed, so that each update pays page faults for its
-    activations. Measured on two cores of an AMD EPYC (Zen 5), one thread: the batched product (6, 1280, 256) @ (6, 256, 256) in bfloat16 goes from 69 to
-    150-390 GFLOP/s, in float32 from 29 to 65-87.
+    By default every tensor above 32 MiB at most (128 KiB at first) is mapped anew and unmapped when freed, so that each
+    update pays page faults for its activations. Measured on two cores of an AMD EPYC (Zen 5), one thread: the batched
+    product (6, 1280, 256) @ (6, 256, 256) in bfloat16 goes from 69 to 150-390 GFLOP/s, in float32 from 29 to 65-87.
     """
     if not sys.platform.startswith("linux"):
         return

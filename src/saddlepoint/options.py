@@ -1,4 +1,5 @@
-"""Frozen configs: whether each value is of its field's type and among its choices, however it came in: command line, file, sweep, checkpoint or Python."""
+"""Frozen configs: whether each value is of its field's type and among its choices, however it came in: command line,
+file, sweep, checkpoint or Python."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ from saddlepoint.types import UserError
 T = TypeVar("T")
 
 
+MOST_SEED = 2**31
+"""seeds below this are taken by every library; those of later episodes are counted on from it"""
+
+
 class Misfit(ValueError):
     """A value is not of its type; the message says what would be."""
 
@@ -24,11 +29,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def require_seed(seed: int) -> None:
+    """Raises ``UserError`` for a ``--seed`` that environments and generators do not all take."""
+    if not 0 <= seed < MOST_SEED:
+        raise UserError(f"--seed must lie from 0 to {MOST_SEED - 1:,}, not {seed}.")
+
+
 def conform(config: T) -> T:
     """``config``, a frozen dataclass, with every value of its field's type; dataclasses in it likewise.
 
-    What can only mean one thing is taken as that: a text for a path, a list for a tuple, 2e4 for 20000, a NumPy number. Raises ``UserError`` for the first
-    other value, and for what is no frozen dataclass.
+    What can only mean one thing is taken as that: a text for a path, a list for a tuple, 2e4 for 20000, a NumPy number.
+    Raises ``UserError`` for the first other value, and for what is no frozen dataclass.
     """
     require_config(config)
     hints = get_type_hints(type(config))
@@ -39,7 +50,7 @@ def conform(config: T) -> T:
             fitted = fit(value, hints[field.name])
         except Misfit as misfit:
             raise UserError(f"{flag(field.name)} cannot be {value!r}: {misfit}.") from None
-        if fitted is not value and (fitted != value or type(fitted) is not type(value)):
+        if type(fitted) is not type(value) or repr(fitted) != repr(value):  # nan is not equal to itself, nor is (1,) to (True,)
             changes[field.name] = fitted
     return replace(config, **changes) if changes else config  # type: ignore[type-var]
 
@@ -53,8 +64,8 @@ def require_config(config: Any) -> None:
 
 
 def restore(kind: type[T], values: dict[str, Any], where: Path) -> T:
-    """A config of ``kind`` from JSON; fields that are newer than the file take their default. Raises ``UserError`` for fields that this version has not, and
-    for values of another type."""
+    """A config of ``kind`` from JSON; fields that are newer than the file take their default. Raises ``UserError`` for
+    fields that this version has not, and for values of another type."""
     if unknown := set(values) - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
         odd = ", ".join(sorted(unknown))
         raise UserError(f"{where} was written by another version of saddlepoint (fields {odd}): use that version.")
@@ -62,9 +73,15 @@ def restore(kind: type[T], values: dict[str, Any], where: Path) -> T:
     fitted = {}
     for name, value in values.items():
         try:
-            fitted[name] = restore(hints[name], value, where) if is_dataclass(hints[name]) and isinstance(value, dict) else fit(value, hints[name])
+            fitted[name] = (
+                restore(hints[name], value, where)
+                if is_dataclass(hints[name]) and isinstance(value, dict)
+                else fit(value, hints[name])
+            )
         except Misfit:
-            raise UserError(f"{where} is damaged ({flag(name)} cannot be {value!r}): restore it, or use the version of saddlepoint that wrote it.") from None
+            raise UserError(
+                f"{where} is damaged ({flag(name)} cannot be {value!r}): restore it, or use the version of saddlepoint that wrote it."
+            ) from None
     return kind(**fitted)
 
 
@@ -91,7 +108,9 @@ def fit(value: Any, hint: Any) -> Any:
     if origin is not None:
         if callable(value) if origin is get_origin(Callable[[], Any]) else isinstance(value, origin):
             return value
-        raise Misfit("it is of another type")
+        raise Misfit(
+            "a class or function that makes it" if origin is get_origin(Callable[[], Any]) else "it is of another type"
+        )
     return _fit_plain(value, hint)
 
 

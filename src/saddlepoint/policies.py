@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -48,29 +48,30 @@ class TrainedPolicy:
     """the action given last, by the number of environments"""
 
     def act(
-        self, observation: np.ndarray, mode: ActMode = "deterministic", generator: torch.Generator | None = None,
-        *, on_nan: Literal["raise", "hold"] = "raise",
+        self, observation: np.ndarray, mode: ActMode | None = None, generator: torch.Generator | None = None, *,
+        deterministic: bool | None = None, on_nan: Literal["raise", "hold"] = "raise",
     ) -> np.ndarray:  # fmt: skip
         """(observation,) -> (action,), or (envs, observation) -> (envs, action), in the environment's own units and
         number type, and inside its bounds. An action is meant for ``setup.action_repeat`` simulator steps.
 
-        A policy that plans goes on from its last plan, call ``reset`` when an episode begins, and draws from ``generator`` in every mode; others do in
-        ``stochastic`` and ``explore`` only. These two need one: ``UserError`` without, and for an observation of another size. In ``deterministic`` the
-        policy has a generator of its own, of the run's seed, which ``reset`` of all episodes sets back.
+        ``mode`` is "deterministic", the noise-free action and the default, "stochastic", a sample of the policy, or "explore", the policy of training;
+        ``deterministic`` True or False says the first or the second as well. Draws are from ``generator``, or from one of the policy's own, of the
+        run's seed, which ``reset`` of all episodes sets back. A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
 
-        For an observation that is not finite it raises ``UserError``; with ``on_nan="hold"`` it gives the last action of
-        that environment once more, and raises where there was none.
+        For an observation that is not finite it raises ``UserError``; with ``on_nan="hold"`` it gives the last action of that environment once
+        more, and raises where there was none.
+
+        Raises ``UserError`` for an observation of another size, for another mode, and for two that contradict each other.
         """
         if on_nan not in ("raise", "hold"):
             raise UserError(f"on_nan must be 'raise' or 'hold', not {on_nan!r}.")
+        mode = _mode(mode, deterministic)
         if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
             raise UserError(
                 f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
                 f" not {np.shape(observation)}: give it those of that environment."
             )
         if generator is None:
-            if mode != "deterministic":
-                raise UserError(f"a policy needs a torch.Generator to act in mode {mode!r}: give one as generator=.")
             if not self._generators:
                 self._generators.append(torch.Generator(device=self.device).manual_seed(self.seed))
             generator = self._generators[0]
@@ -102,6 +103,15 @@ class TrainedPolicy:
             f" {after}."
         )
 
+    def predict(
+        self, observation: np.ndarray, state: None = None, episode_start: np.ndarray | None = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """``act``, as Stable-Baselines3 calls it: (action, None). The plans of environments whose episode begins (``episode_start``, (envs,) bool) are
+        forgotten first."""
+        if episode_start is not None:
+            self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
+        return self.act(observation, deterministic=deterministic), None
+
     def reset(self, ended: np.ndarray | None = None) -> None:
         """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
         if ended is None:
@@ -109,6 +119,17 @@ class TrainedPolicy:
             self._given.clear()
         for actor in self._actors.values():
             actor.restart(ended)
+
+
+def _mode(mode: ActMode | None, deterministic: bool | None) -> ActMode:
+    """What is asked for: by name, or by whether there is to be noise. Raises ``UserError``."""
+    if mode is not None and mode not in get_args(ActMode):
+        raise UserError(f"a policy cannot act in mode {mode!r}: use one of {', '.join(get_args(ActMode))}.")
+    if deterministic is None:
+        return mode or "deterministic"
+    if mode is not None and (mode == "deterministic") is not bool(deterministic):
+        raise UserError(f"mode={mode!r} and deterministic={deterministic} contradict each other: give one of them.")
+    return mode or ("deterministic" if deterministic else "stochastic")
 
 
 def load_policy(
@@ -170,7 +191,12 @@ def load_learner(
     """
     content = run.read(folder)
     system = find_system(content["system"], content.get("module"), folder)
-    stored = restore(system.config_class(), content["learner"], folder / "config.json")
+    where = folder / "config.json"
+    stored = restore(system.config_class(), content["learner"], where)
+    try:
+        stored = checked(stored)
+    except UserError as error:
+        raise UserError(f"{where} is damaged ({str(error).rstrip('.')}): restore it, or use the version of saddlepoint that wrote it.") from error
     config = _acting(stored, acting, content["system"])
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     state, step, note = stored_learner(folder, checkpoint)

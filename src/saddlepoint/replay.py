@@ -55,7 +55,8 @@ class Position(NamedTuple):
 
 
 def saved_position(state: Mapping[str, Tensor]) -> Position:
-    """The position in a ``Replay.state_dict``. Raises ``UserError`` unless it is one whose other tensors have as many rows."""
+    """The position in a ``Replay.state_dict``. Raises ``UserError`` unless it is one whose other tensors have as
+    many rows."""
     if set(state) != {*Batch._fields, "age", "next_age", "position"}:
         raise UserError("this is not a saved replay, or one of another version: its tensors have other names.")
     numbers = state["position"]
@@ -63,7 +64,9 @@ def saved_position(state: Mapping[str, Tensor]) -> Position:
         raise UserError("the saved replay is damaged: it does not say where it stands.")
     position = Position(*numbers.tolist())
     rows, num_envs, head, filled = position
-    if not (rows > 0 and num_envs > 0 and 0 <= head < rows and 0 <= filled <= rows and (filled == rows or head == filled)):
+    if not (
+        rows > 0 and num_envs > 0 and 0 <= head < rows and 0 <= filled <= rows and (filled == rows or head == filled)
+    ):
         raise UserError(f"the saved replay is damaged: it cannot stand at row {head} of {rows} with {filled} filled.")
     sizes = {name: state[name].shape[0] if state[name].ndim else 0 for name in (*Batch._fields, "age")}
     if any(size != filled * num_envs for size in sizes.values()) or state["next_age"].shape != (num_envs,):
@@ -72,12 +75,13 @@ def saved_position(state: Mapping[str, Tensor]) -> Position:
 
 
 class Replay:
-    """The last ``capacity`` transitions of ``num_envs`` streams on ``device``, float32 but for observations of ``dtype``.
+    """The last ``capacity`` transitions of ``num_envs`` streams on ``device``, float32 but for observations of
+    ``dtype``.
 
     A row holds one step of every environment, so rows are written in one piece and a stream never moves between
-    environments; ``capacity`` is rounded down to whole rows. Both ends of a transition are stored: one observation
-    more a transition than sharing them would need, and no special case at the end of an episode. Memory is touched
-    only as the ring fills. Samples are of the ring's own types: pictures stay bytes until a learner reads them.
+    environments; ``capacity`` is rounded down to whole rows. Both ends of a transition are stored: one observation more
+    a transition than sharing them would need, and no special case at the end of an episode. Memory is touched only as
+    the ring fills. Samples are of the ring's own types: pictures stay bytes until a learner reads them.
 
     ``age`` counts the steps of the same unbroken episode before a transition. A sub-sequence of ``length`` steps may
     end at a transition exactly when its age is at least ``length - 1`` and its first step has not been overwritten.
@@ -111,7 +115,9 @@ class Replay:
             except (RuntimeError, MemoryError) as error:  # a limit that the system does not tell, such as ulimit -v
                 if (sentence := explain(error)) is None:
                     raise
-                raise UserError(f"a replay of {capacity} transitions needs {needed / 1e9:.2f} GB: {sentence}") from error
+                raise UserError(
+                    f"a replay of {capacity} transitions needs {needed / 1e9:.2f} GB: {sentence}"
+                ) from error
 
         before, after = (ring(observation, dtype=dtype) for _ in range(2))
         self._fields = Batch(before, ring(action), ring(), ring(constraints), after, ring())
@@ -164,13 +170,18 @@ class Replay:
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
         return Batch(*(ring.index_select(0, index) for ring in self._fields))
 
-    def sample_ahead(self, batch_size: int, steps: int, gamma: float, generator: torch.Generator) -> tuple[Batch, Ahead]:
+    def sample_ahead(
+        self, batch_size: int, steps: int, gamma: float, generator: torch.Generator, costly: float = 0.0
+    ) -> tuple[Batch, Ahead]:  # fmt: skip
         """As ``sample``, and the costs that really followed each transition for up to ``steps`` steps of its episode, discounted by ``gamma``.
 
-        They stop at the end of the episode and at the newest step of the ring.
+        They stop at the end of the episode and at the newest step of the ring. The share ``costly`` of the transitions is drawn from those that pay
+        something within ``steps`` steps, where the ring holds any.
         """
         self._require_filled()
         index = torch.randint(len(self), (batch_size,), generator=generator, device=generator.device).to(self.device)
+        if share := round(costly * batch_size):
+            index[:share] = self._before_costs(index[:share], steps, generator)
         batch = Batch(*(ring.index_select(0, index) for ring in self._fields))
         age, slots = self._age.index_select(0, index), self.rows * self.num_envs
         newer = (self._head - 1 - index // self.num_envs) % self.rows  # rows after each; beyond them the ring holds its oldest
@@ -179,16 +190,31 @@ class Replay:
         for step in range(1, steps):
             slot = (index + step * self.num_envs) % slots
             going = going & (newer >= step) & (self._age.index_select(0, slot) == age + step)
-            paid = paid + going.unsqueeze(-1) * gamma**step * self._fields.cost.index_select(0, slot)
+            following = gamma**step * self._fields.cost.index_select(0, slot)
+            paid = paid + torch.where(going.unsqueeze(-1), following, 0.0)  # a slot that was never written may hold anything
             last = torch.where(going, slot, last)
             taken = taken + going
         ends = self._fields.terminated.index_select(0, last)
         return batch, Ahead(paid, self._fields.next_observation.index_select(0, last), gamma**taken, ends)
 
-    def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
-        """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the behaviour of late cost.
+    def _before_costs(self, otherwise: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        """Up to ``steps - 1`` steps before a transition that pays, as many as there are of ``otherwise``, which is taken where none pays."""
+        paying = torch.nonzero((self._fields.cost[: len(self)] > 0).any(-1))[:, 0]
+        pick, back = torch.rand(2, len(otherwise), generator=generator, device=generator.device).to(self.device)
+        if not len(paying):
+            return otherwise
+        slot = paying[(pick * len(paying)).long()]
+        before = torch.minimum((back * steps).long(), self._age.index_select(0, slot).long())
+        older = self._filled - 1 - (self._head - 1 - slot // self.num_envs) % self.rows  # rows before it in the ring
+        slots = self.rows * self.num_envs
+        return (slot - torch.minimum(before, older) * self.num_envs) % slots
 
-        They are at least ``horizon`` of each environment, and all there are where that is less. Raises ``UserError`` when the replay is empty.
+    def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
+        """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the
+        behaviour policy cost lately.
+
+        They are at least ``horizon`` of each environment, and all there are where that is less. Raises ``UserError``
+        when the replay is empty.
         """
         self._require_filled()
         rows = min(max(steps // self.num_envs, horizon), self._filled)
@@ -199,8 +225,8 @@ class Replay:
         return cost.index_select(0, row), age.index_select(0, row)
 
     def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
-        """What an episode of late cost, (constraints,) float64 in the units of each h (``budget.spent``), from the last ``steps`` or a whole episode of each
-        environment. Raises ``UserError`` when the replay is empty.
+        """What an episode cost lately, (constraints,) float64 in the units of each h (``budget.spent``), from the last
+        ``steps`` or a whole episode of each environment. Raises ``UserError`` when the replay is empty.
         """
         return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)))
 
@@ -209,7 +235,8 @@ class Replay:
             raise UserError("the replay is empty: add transitions (--warmup-steps) before the first update.")
 
     def reward_size(self) -> float:
-        """Mean |reward| of a step over everything stored; 1 where all rewards are 0. Raises ``UserError`` when the replay is empty."""
+        """Mean |reward| of a step over everything stored; 1 where all rewards are 0. Raises ``UserError`` when the
+        replay is empty."""
         self._require_filled()
         return float(self._fields.reward[: len(self)].abs().mean(dtype=torch.float64)) or 1.0
 
@@ -256,7 +283,8 @@ class Replay:
         return state | {"age": self._age[:count], "next_age": self._next_age, "position": position}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Undo ``state_dict`` to the bit. Of tensors that are only mapped (``files.StoredTensors``) a part at a time is in memory beside the ring.
+        """Undo ``state_dict`` to the bit. Of tensors that are only mapped (``files.StoredTensors``) a part at a time is
+        in memory beside the ring.
 
         Raises ``UserError`` when names, shapes or the capacity do not fit.
         """
@@ -269,7 +297,9 @@ class Replay:
         rings = self._fields._asdict() | {"age": self._age}
         for name, ring in (*rings.items(), ("next_age", self._next_age)):
             if state[name].shape[1:] != ring.shape[1:] or state[name].dtype != ring.dtype:
-                raise UserError(f"the saved replay's {name} has another shape or type: it belongs to another environment.")
+                raise UserError(
+                    f"the saved replay's {name} has another shape or type: it belongs to another environment."
+                )
         for name, ring in rings.items():
             copy_rows(ring[: filled * num_envs], state, name)
         self._next_age = state["next_age"].to(self.device, copy=True)
@@ -288,7 +318,7 @@ class Sampling(Protocol):
 
 def sampled(config: Sampling, replay: Replay, generator: torch.Generator) -> tuple[Batch, Ahead | None]:
     """The batch of an update, and what followed it where the config's ``cost_steps`` look further than one step."""
-    steps = getattr(config, "cost_steps", 1)
-    if steps == 1:
+    steps, costly = getattr(config, "cost_steps", 1), getattr(config, "costly_share", 0.0)
+    if steps == 1 and not costly:
         return replay.sample(config.batch_size, generator), None
-    return replay.sample_ahead(config.batch_size, steps, config.cost_gamma, generator)
+    return replay.sample_ahead(config.batch_size, steps, config.cost_gamma, generator, costly)

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from saddlepoint.nn.exportable import Exportable, ExportMode
 
 Place: TypeAlias = str
-"""``module:name``; what is there is imported when it is needed. A module that begins with a dot is one of this package."""
+"""``module:name``; what is there is imported when it is needed. A module that begins with a dot is one of this package.
+"""
 
 
 @dataclass(frozen=True)
 class Verbs:
-    """What the verbs of the command line do with a system: each is a function, or where it is; None stands for what they do with a policy in
-    environments."""
+    """What the verbs of the command line do with a system: each is a function, or where it is; None stands for what
+    they do with a policy in environments."""
 
     train: Place | Callable[[list[str]], None] | None = None
     """`train SYSTEM ...`: takes the arguments after the name"""
@@ -53,15 +54,16 @@ class System:
     preset_table: Place | Mapping[str, Any] | None = None
     """named configs, ``default`` among them; None: the config's defaults are the only one"""
     export: Place | Callable[[Any, ExportMode], Exportable | nn.Module] | None = None
-    """from a learner and a mode to an ``Exportable``, or to a module from observations to actions; None where there is none"""
+    """from a learner and a mode to an ``Exportable``, or to a module from observations to actions; None where there is
+    none"""
     pretrained: Place | Callable[..., Any] | None = None
-    """from a stored learner, its run's config.json, a task's name and the run folder to what makes learners that start from its weights, and the config that
-    they begin with; None where there is none"""
+    """from a stored learner, its run's config.json, a task's name and the run folder to what makes learners that start
+    from its weights, and the config that they begin with; None where there is none"""
     options: Place | Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """from a run's config.json to further arguments of the learner's class; None for no further ones"""
     chooser: Place | Callable[..., Any] | None = None
-    """from a stored learner, its run's config.json, a task's name, the run folder and the device to the policy of that task, its environment and shape, or
-    to None where the run has one task only; None where that is always so"""
+    """from a stored learner, its run's config.json, a task's name, the run folder and the device to the policy of that
+    task, its environment and shape, or to None where the run has one task only; None where that is always so"""
     verbs: Verbs = Verbs()
 
     def learner_class(self) -> LearnerFactory[Any]:
@@ -116,16 +118,18 @@ def register_system(
     export: Callable[[Any, ExportMode], Exportable | nn.Module] | None = None, *, pretrained: Callable[..., Any] | None = None,
     verbs: Verbs | None = None,
 ) -> System:  # fmt: skip
-    """Make a system known under ``name``: it then trains, resumes, evaluates, exports, sweeps and is reported like those of this package.
+    """Make a system known under ``name``: it then trains, resumes, evaluates, exports, sweeps and is reported like
+    those of this package.
 
-    ``learner`` is a class with ``system`` (``name`` again), ``needs_cost``, a constructor as ``LearnerFactory`` and the methods of ``Learner``; ``config``
-    a frozen dataclass with a default for every field (``saddlepoint.train.contract`` lists what else it may offer); ``presets`` named configs, to which
-    ``default`` is added. ``export`` takes a learner and "deterministic" or "stochastic", and returns an ``nn.Module`` from observations
-    (batch, observation) to actions (batch, action), or an ``Exportable`` where it needs noise.
+    ``learner`` is a class with ``system`` (``name`` again), ``needs_cost``, a constructor as ``LearnerFactory`` and the
+    methods of ``Learner``; ``config`` a frozen dataclass with a default for every field (``saddlepoint.train.contract``
+    lists what else it may offer); ``presets`` named configs, to which ``default`` is added. ``export`` takes a learner
+    and "deterministic" or "stochastic", and returns an ``nn.Module`` from observations (batch, observation) to actions
+    (batch, action), or an ``Exportable`` where it needs noise.
 
-    The command line finds a system by its module: `saddlepoint train MODULE:NAME ...`, or `--import MODULE` with any verb, from the working directory or
-    an installed package. A package can name its systems in the entry-point group ``saddlepoint.systems`` instead; then NAME is enough. A run
-    remembers the module. Raises ``UserError``.
+    The command line finds a system by its module: `saddlepoint train MODULE:NAME ...`, or `--import MODULE` with any
+    verb, from the working directory or an installed package. A package can name its systems in the entry-point group
+    ``saddlepoint.systems`` instead; then NAME is enough. A run remembers the module. Raises ``UserError``.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"a system cannot be called {name!r}: use letters, digits, '-', '_' and '.'.")
@@ -139,7 +143,9 @@ def register_system(
     try:
         default = config()
     except TypeError as error:
-        raise UserError(f"the config of {name!r} cannot be made without arguments ({error}): give every field a default.") from error
+        raise UserError(
+            f"the config of {name!r} cannot be made without arguments ({error}): give every field a default."
+        ) from error
     require_config(default)
     known = {"default": default, **(presets or {})}
     for preset in known.values():
@@ -151,10 +157,11 @@ def register_system(
 
 
 def find_system(name: str, module: str | None = None, run_folder: Path | None = None) -> System:
-    """The system called ``name``, or ``MODULE:NAME``, imported or loaded from an installed package where it is not known yet.
+    """The system called ``name``, or ``MODULE:NAME``, imported or loaded from an installed package where it is not
+    known yet.
 
-    ``module`` is the one that config.json of ``run_folder`` names; a module that lies in that folder is refused, since folders may come from anywhere.
-    Raises ``UserError``.
+    ``module`` is the one that config.json of ``run_folder`` names; a module that lies in that folder is refused, since
+    folders may come from anywhere. Raises ``UserError``.
     """
     if ":" in name:
         module, _, name = name.partition(":")
@@ -167,8 +174,10 @@ def find_system(name: str, module: str | None = None, run_folder: Path | None = 
     if name in WITHOUT_ENVIRONMENT:
         raise UserError(f"{name} does not learn in an environment, so it has no policy.")
     where = f", and the module {module} registers none of that name" if module else ""
-    of = f"{run_folder} was trained with {name!r}, and " if run_folder else ""
-    raise UserError(f"{of}there is no system {name!r}{where}: use one of {', '.join(system_names())}, or MODULE:NAME for one of your own.")
+    of = f"{run_folder} was trained with {name}; " if run_folder else ""
+    raise UserError(
+        f"{of}there is no system {name!r}{where}: use one of {', '.join(system_names())}, or MODULE:NAME for one of your own."
+    )
 
 
 def find_verbs(name: str, module: str | None = None, run_folder: Path | None = None) -> Verbs:
@@ -177,14 +186,19 @@ def find_verbs(name: str, module: str | None = None, run_folder: Path | None = N
 
 
 def verbs_of_run(run_folder: Path) -> Verbs:
-    """What the verbs do with this run. Raises ``UserError`` for what is no run folder, and for a system that cannot be found."""
+    """What the verbs do with this run. Raises ``UserError`` for what is no run folder, and for a system that cannot be
+    found."""
     content = run.read(run_folder)
     return find_verbs(content["system"], content.get("module"), run_folder)
 
 
 def system_names() -> list[str]:
     """All that can be trained: those of this package, those that were registered, those of installed packages."""
-    return [*SYSTEMS, *WITHOUT_ENVIRONMENT, *(point.name for point in entry_points(group=GROUP) if point.name not in SYSTEMS)]
+    return [
+        *SYSTEMS,
+        *WITHOUT_ENVIRONMENT,
+        *(point.name for point in entry_points(group=GROUP) if point.name not in SYSTEMS),
+    ]
 
 
 def import_user_module(module: str, run_folder: Path | None = None) -> None:
@@ -196,14 +210,20 @@ def import_user_module(module: str, run_folder: Path | None = None) -> None:
     try:
         spec = find_spec(module)
         if spec is None:
-            raise UserError(f"there is no module {module} in this folder or among the installed packages: run the command where it lies.")
+            raise UserError(
+                f"there is no module {module} in this folder or among the installed packages: run the command where it lies."
+            )
         if run_folder is not None and spec.origin and Path(spec.origin).resolve().is_relative_to(run_folder.resolve()):
-            raise UserError(f"{run_folder} wants {spec.origin} imported, which lies in that folder itself: move it elsewhere if you trust it.")
+            raise UserError(
+                f"{run_folder} wants {spec.origin} imported, which lies in that folder itself: move it elsewhere if you trust it."
+            )
         import_module(module)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"the module {module} cannot be imported ({type(error).__name__}: {error}): correct it.") from error
+        raise UserError(
+            f"the module {module} cannot be imported ({type(error).__name__}: {error}): correct it."
+        ) from error
 
 
 def _load_entry_point(name: str) -> None:
@@ -217,4 +237,6 @@ def _load_entry_point(name: str) -> None:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"the system {name!r} of {point.value} cannot be loaded ({type(error).__name__}: {error}): correct that package.") from error
+            raise UserError(
+                f"the system {name!r} of {point.value} cannot be loaded ({type(error).__name__}: {error}): correct that package."
+            ) from error

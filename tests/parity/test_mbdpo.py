@@ -26,7 +26,7 @@ from saddlepoint.mbdpo.losses import (
 from saddlepoint.mbdpo.planner import plan_mean, plan_score, plan_weights, propose
 from saddlepoint.mbdpo.search import PlanNoise
 from saddlepoint.mbdpo.world_model import Tasks, time_table
-from saddlepoint.nn.normed import mish, simnorm
+from saddlepoint.nn.ops.reference_normed import mish, simnorm
 from saddlepoint.nn.twohot import symexp, symlog, two_hot, two_hot_inverse, two_hot_loss
 from saddlepoint.types import EnvShape
 from tests.parity.fixtures import Recording
@@ -168,7 +168,9 @@ def test_value_estimate(r, case):
     model.energy_std.fill_(s[f"{case}.std"])
     task = torch.tensor([s[f"{case}.task"]]) if f"{case}.task" in s else None
     plans, episodic = r[f"{case}.actions"].transpose(0, 1), case == "est_epi"
-    rolled = roll(model, r[f"{case}.z"], plans, task, episodic, costly=False)
+    tasks = None if task is None else task.expand(len(plans)).unsqueeze(1)
+    rolled = roll(model, r[f"{case}.z"].unsqueeze(1), plans.unsqueeze(1), tasks, episodic, costly=False)  # a plan a state
+    rolled = type(rolled)(*(part if part is None else part.squeeze(1) for part in rolled))
     torch.testing.assert_close(rolled.z, r[f"{case}.z_next"][-1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(rows(rolled.gain), r[f"{case}.G"][-1], rtol=1e-9, atol=1e-9)
     value = sequence_values(model, rolled, s["H"], r[f"{case}.noise_pi"], r[f"{case}.q_perm"][:2].tolist(), task, None)

@@ -15,6 +15,7 @@ from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellm
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.encoding import ENCODERS
@@ -38,7 +39,7 @@ class ALGD:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.energy: Energy = choose(config.energy, ENERGIES, "--energy")
@@ -73,6 +74,7 @@ class ALGD:
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
+        self.value_size = ValueSize(config.reward_unit == "value")
 
     def _critic(self, members: int, activation: Literal["relu", "silu"], init: torch.Generator) -> Critic:
         cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
@@ -86,10 +88,12 @@ class ALGD:
 
     def _compile(self, enabled: bool) -> None:
         """The one compile site: native kernels on a CPU, elsewhere torch.compile on the losses, which are pure functions."""
-        precision = resolve_precision(self.config.precision)
-        if enabled and self.device.type == "cpu":
-            for network in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
-                network.accelerate(precision)
+        native = enabled and self.device.type == "cpu"
+        asked = self.config.precision if native or self.config.precision != "auto" else "float32"
+        for network in (self.policy.network, self.critic, self.cost_critic, self.critic_target, self.cost_target):
+            network.dtype = resolve_precision(asked, self.device)
+            if native:
+                network.accelerate()
         wrap = torch.compile if enabled and self.device.type != "cpu" else (lambda f, **_: f)
         self.critic_losses = wrap(critic_losses, dynamic=False)
         self.policy_loss = wrap(policy_loss, dynamic=False)
@@ -102,7 +106,8 @@ class ALGD:
         """Critics, then the policy, then temperature and multiplier, then the targets, in the order of the release.
 
         ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
-        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step. Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
+        moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
+        Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """
         batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
         critics = self._fit_critics(batch, noise, ahead)
@@ -112,10 +117,10 @@ class ALGD:
         risk, violation = self._move_multiplier(batch, policy, episode_cost)
         self._follow()
         self.updates += 1
-        found = {"multiplier": multiplier, "effective_multiplier": policy.effective_multiplier, "risk": risk, "violation": violation}
+        found = {"multiplier": multiplier, "effective_multiplier": policy.effective_multiplier / self.value_size.value, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": critics.reward, "cost_critic_loss": critics.cost, "energy": policy.energy,
-            "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **per_constraint(found),
+            "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **self.value_size.metrics(), **per_constraint(found),
         }  # fmt: skip
 
     def _fit_critics(self, batch: Batch, noise: UpdateNoise, ahead: Ahead | None) -> CriticLosses:
@@ -134,10 +139,11 @@ class ALGD:
         return CriticLosses(losses.reward.detach(), losses.cost.detach())
 
     def _improve_policy(self, state: Tensor, noise: UpdateNoise) -> PolicyLoss:
-        beta, critics = torch.tensor(self.beta, dtype=self.dtype, device=self.device), (self.critic, self.cost_critic)
+        beta, critics = torch.tensor(self.beta * self.value_size.value, dtype=self.dtype, device=self.device), (self.critic, self.cost_critic)
         with frozen(*critics):
             loss = self.policy_loss(self.config, self.policy, critics, self.energy, self.constraint(), state, noise, beta)
             self.policy_optimiser.step(loss.total, self.updates, policy_loss=loss.total)
+        self.value_size.follow(loss.values)
         return loss
 
     def _tune_temperature(self, entropy: Tensor) -> None:
@@ -152,7 +158,7 @@ class ALGD:
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         replayed = self.config.multiplier_actions == "replay"
         risk = (self._risk(batch.observation, batch.action).mean(-1) if replayed else policy.risk).to("cpu", torch.float64)
-        violation = (risk if episode_cost is None else episode_cost) - self.budget
+        violation = (risk if episode_cost is None else episode_cost) - self.config.budget_share * self.budget
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
         return risk, violation
 
@@ -177,7 +183,8 @@ class ALGD:
     def constraint(self) -> Constraint:
         """What the energy holds costs to, at the present multiplier."""
         multiplier, budget, unit = (each.to(self.device, self.dtype) for each in (self.multiplier, self.budget, self.unit))
-        return Constraint(multiplier, budget, unit, self.config.rho, self.config.risk_std)
+        rho = self.config.rho if self.config.energy == "relative" else self.config.rho * self.value_size.value
+        return Constraint(multiplier * self.value_size.value, budget, unit, rho, self.config.risk_std)
 
     @torch.no_grad()
     def energies(self, state: Tensor, actions: Tensor, kind: str | None = None) -> Tensor:
@@ -220,7 +227,7 @@ class ALGD:
     def update(self, replay: Replay, updates: int) -> Metrics:
         """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
         metrics: Metrics = {}
-        if self.updates == 0 and self.config.reward_unit == "random":
+        if self.updates == 0 and self.config.reward_unit != "one":
             self.reward_unit = replay.reward_size()
         cost = replay.spent(self.budgets, self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
         for _ in range(updates):
@@ -255,12 +262,14 @@ class ALGD:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, multiplier, temperature, counter and generator, as flat named tensors."""
-        extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()} | {"log_beta": self.log_beta}
+        extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()} 
+        extra |= {"log_beta": self.log_beta} | self.value_size.state()
         return save_learner(self, extra)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta"))
+        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         self.multiplier_state = {name: extra[f"multiplier.{name}"] for name in self.multiplier_state}
         with torch.no_grad():
             self.log_beta.copy_(extra["log_beta"])

@@ -21,12 +21,12 @@ class ALGDConfig:
     """Augmented-Lagrangian-guided diffusion (arXiv 2602.02924). Numbers in brackets are the deviations of the release (docs/deviations.md)."""
 
     # --- the energy
-    energy: str = "augmented"
-    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``plain``, the ordinary one (the paper's unstable case); ``none``, reward
-    alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
-    rho: float = 1.0
+    energy: str = "relative"
+    """what guides the denoising: ``augmented``, the augmented Lagrangian; ``relative``, the same with rho counted in lambda; ``plain``, the ordinary
+    one (the paper's unstable case); ``none``, reward alone; or ``module:name``, a function of your own (``saddlepoint.algd.energy``)"""
+    rho: float = 0.3
     """penalty weight of the augmented Lagrangian"""
-    risk_std: float = 1.0
+    risk_std: float = 0.0
     """k in the risk R = mean + k * std of the cost critics"""
 
     # --- the diffusion
@@ -58,7 +58,7 @@ class ALGDConfig:
     entropy: Literal["fixed", "tuned", "none"] = "fixed"
     """the temperature's hold on the policy's noise: a path-entropy bonus with beta fixed, so that noise falls as the policy earns; with beta tuned to
     ``target_entropy``, so that it does not; or none (released)"""
-    beta: float = 0.1
+    beta: float = 5e-4
     """temperature of pi ~ exp(-L_A / beta), in units of reward (``reward_unit``); the start value when tuned"""
     target_entropy: float = -0.8
     """wanted path entropy per action dimension, in nats, for actions scaled to [-1, 1] (a Gaussian of std 0.11 has -0.8)"""
@@ -81,17 +81,17 @@ class ALGDConfig:
     """keep action-space proposals inside the action box [9]"""
 
     # --- the multiplier
-    multiplier_rule: MultiplierRule = "dual_ascent"
+    multiplier_rule: MultiplierRule = "exponential"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
-    cost_unit: Literal["budget", "one"] = "one"
+    cost_unit: Literal["budget", "one"] = "budget"
     """what lambda and rho count costs in: one, or budgets, so that lambda is the price of a whole one; then the same lambda, rho and rate mean the same
     for limits of any size, while costs that are large all the time beside a large budget (speed) want a larger lambda"""
-    multiplier: float = 0.6931
+    multiplier: float = 0.01
     """lambda at the start"""
-    multiplier_rate: float = 3e-4
-    """step size of lambda's update, and the integral gain of ``pid``"""
-    proportional: float = 0.05
-    """gain of ``pid`` on the smoothed violation"""
+    multiplier_rate: float = 2.5e-4
+    """step size of lambda's update, and the integral gain of ``pid`` and ``exponential``"""
+    proportional: float = 0.5
+    """gain of ``pid`` on the smoothed violation, and of ``exponential`` on the violation"""
     derivative: float = 0.05
     """gain of ``pid`` on the rise of the smoothed violation"""
     smoothing: float = 0.99
@@ -99,22 +99,24 @@ class ALGDConfig:
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode of late really cost"""
-    recent_steps: int = 2000
+    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode really cost lately"""
+    recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 
-    largest_violation: float | None = 2.0
+    budget_share: float = 0.8
+    """share of the budget that lambda aims at: below 1 it leaves room for what an evaluation costs more or less than the episodes before it"""
+    largest_violation: float | None = 1.0
     """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is): what is left unspent is at most one
     budget, so that lambda, driven up by the first clumsy episodes, would else stay up long after them"""
 
     # --- critics and learning
-    cost_members: int = 4
+    cost_members: int = 2
     """members of each constraint's cost ensemble"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
-    encoding: Encoding = "raw"
+    encoding: Encoding = "zoom"
     """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
-    critic_network: str = "mlp"
+    critic_network: str = "layer_norm"
     """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``)"""
     critic_values: Literal["scalar", "two_hot"] = "scalar"
     """how critics represent a value: a number fitted by squared error, or a categorical over symlog values fitted by cross-entropy"""
@@ -124,20 +126,24 @@ class ALGDConfig:
     """hidden layers of the score network"""
     time_embedding: int = 16
     """width of the learned embedding of the step"""
-    reward_unit: Literal["random", "one"] = "random"
-    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions (unless --warmup-actions policy), or
-    one (released). beta, lambda and rho weigh rewards, whose raw size differs a hundredfold between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
+    reward_unit: Literal["value", "random", "one"] = "value"
+    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions (unless --warmup-actions policy); with
+    ``value`` the critics see them so, and beta, lambda and rho weigh them against the running size of the critics' values, so that lambda is the price of one
+    unit of cost in shares of all that is earned; or one (released). Raw rewards differ a hundredfold
+    between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""
     gamma: float = 0.99
     """discount of rewards"""
-    cost_gamma: float = 0.99
+    cost_gamma: float = 0.97
     """discount of costs"""
     nonnegative_costs: bool = True
     """bootstrap the cost critics with no less than 0, which no sum of costs is below: a policy that seeks low estimates finds those that are too low"""
     cost_bootstrap: Literal["own", "pair", "largest"] = "largest"
     """what a cost critic bootstraps with at the next state: its own target, the larger of two of its constraint's members (in the mean over all pairs), or
     the largest of all. The last two mirror the rewards' smallest of two: an action chosen for a low estimate is one whose estimate is too low"""
-    cost_steps: int = 1
+    cost_steps: int = 5
     """steps of costs as they were paid, before the cost critics bootstrap: true costs travel at once, and a policy that seeks low estimates finds fewer"""
+    costly_share: float = 0.3
+    """share of a batch that is drawn from the transitions that pay within ``cost_steps`` steps: hazards are met in a few of a hundred steps"""
     cost_through_termination: bool = False
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
@@ -148,9 +154,9 @@ class ALGDConfig:
     """Adam's step for the cost critics"""
     temperature_rate: float = 1e-3
     """Adam's step for log beta when tuned"""
-    batch_size: int = 256
+    batch_size: int = 128
     """transitions an update"""
-    polyak: float = 0.005
+    polyak: float = 0.02
     """share of the online critics that enters the targets"""
     cost_polyak: float | None = None
     """the same for the cost critics (None: as --polyak). A cost estimate closes its gap in some 1/(share * (1 - cost_gamma)) updates: 20,000 with 0.005
@@ -174,7 +180,7 @@ class ALGDConfig:
         positive = (
             "rho", "steps", "sigma_min", "sigma_max", "beta", "proposals", "cost_members", "time_embedding", "batch_size",
             "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
-            "multiplier_interval", "recent_steps", "cost_steps", "largest_violation", "target_every", "evaluation_samples",
+            "multiplier_interval", "recent_steps", "cost_steps", "budget_share", "largest_violation", "target_every", "evaluation_samples",
         )  # fmt: skip
         for name in positive:
             if not (getattr(self, name) is None or getattr(self, name) > 0):
@@ -196,6 +202,8 @@ class ALGDConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
                 )
+        if not 0 <= self.costly_share <= 1:
+            raise UserError(f"--costly-share must lie in [0, 1], not {self.costly_share}.")
         for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative: it is {getattr(self, name)}.")
@@ -204,9 +212,9 @@ class ALGDConfig:
         require_critic(self.critic_network, self.critic_values)
         if self.smoothing >= 1:
             raise UserError(f"--smoothing must be below 1, not {self.smoothing}: at 1 the violation is never seen.")
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+        if self.multiplier_rule in ("log_adam", "exponential") and self.multiplier == 0:
             raise UserError(
-                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+                f"--multiplier-rule {self.multiplier_rule} moves log lambda and cannot start from --multiplier 0: give a positive one."
             )
         if self.schedule == "ve" and (
             self.sigma_min > self.sigma_max or (self.sigma_min == self.sigma_max and self.steps > 1)
@@ -257,7 +265,7 @@ PENALTY: Effect = (lambda c: c.energy != "none", "an --energy other than none")
 PID: Effect = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
 
 EFFECTIVE_WITH: dict[str, Effect] = {
-    "rho": (lambda c: c.energy == "augmented" or c.multiplier_rule == "augmented", "--energy augmented"),
+    "rho": (lambda c: c.energy in ("augmented", "relative") or c.multiplier_rule == "augmented", "--energy augmented or relative"),
     "guidance": (lambda c: c.prediction == "guided", "--prediction guided"),
     "step_noise": (lambda c: c.prediction != "guided", "a --prediction other than guided"),
     "vp_betas": (lambda c: c.schedule == "vp", "--schedule vp"),
@@ -275,11 +283,12 @@ EFFECTIVE_WITH: dict[str, Effect] = {
     "clip_proposals": (lambda c: c.score_space == "action", "--score-space action"),
     "cost_unit": PENALTY,
     "multiplier": PENALTY,
+    "budget_share": PENALTY,
     "multiplier_rule": PENALTY,
     "multiplier_actions": PENALTY,
     "largest_violation": PENALTY,
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
-    "proportional": PID,
+    "proportional": (lambda c: c.multiplier_rule in ("pid", "exponential"), "--multiplier-rule exponential or pid"),
     "derivative": PID,
     "smoothing": PID,
     "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
@@ -291,8 +300,15 @@ EFFECTIVE_WITH: dict[str, Effect] = {
 """options that act only beside others: when, and in words"""
 
 
-PARITY = ALGDConfig(
-    sigma_min=0.01, beta=1.0, critic_learning_rate=3e-4, cost_learning_rate=3e-4, target_every=2,
+EARLIER = ALGDConfig(
+    energy="augmented", rho=1.0, risk_std=1.0, beta=0.1, encoding="raw", critic_network="mlp", cost_members=4, reward_unit="random", cost_unit="one",
+    multiplier_rule="dual_ascent", multiplier=0.6931, multiplier_rate=3e-4, proportional=0.05, recent_steps=2000, budget_share=1.0, largest_violation=2.0,
+    cost_steps=1, costly_share=0.0, cost_gamma=0.99, batch_size=256, polyak=0.005,
+)  # fmt: skip
+"""The default of the results that docs/results.md and docs/deviations.md had before docs/budget-lab.md."""
+
+PARITY = replace(
+    EARLIER, sigma_min=0.01, beta=1.0, critic_learning_rate=3e-4, cost_learning_rate=3e-4, target_every=2,
     step_noise="euler", prediction="score", score_space="action", entropy="none", score_loss_scale="one", score_pairing="after",
     detach_point=False, clip_proposals=False, multiplier_rule="log_adam", multiplier_actions="replay",
     nonnegative_costs=False, cost_bootstrap="own", largest_violation=None, reward_unit="one",
@@ -302,4 +318,4 @@ PARITY = ALGDConfig(
 PARITY_VP = replace(PARITY, schedule="vp", vp_betas="released", prediction="guided")
 """The released DDPM agent."""
 
-PRESETS: dict[str, ALGDConfig] = {"default": ALGDConfig(), "parity": PARITY, "parity-vp": PARITY_VP}
+PRESETS: dict[str, ALGDConfig] = {"default": ALGDConfig(), "earlier": EARLIER, "parity": PARITY, "parity-vp": PARITY_VP}

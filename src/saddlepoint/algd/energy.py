@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from saddlepoint.constrained.lagrangian import augmented_penalty, plain_penalty
+from saddlepoint.constrained.lagrangian import augmented_penalty, penalty_of_slope, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk
 
 
@@ -49,6 +49,18 @@ def augmented(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     return penalty.sum(0) - reward.amin(0)
 
 
+def relative(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
+    """``augmented`` with a penalty weight of rho lambda:  -min_j Q_j + sum_c lambda ([1 + rho v_c]_+^2 - 1) / (2 rho).
+
+    Its slope in v is lambda [1 + rho v]_+, so that one rho serves a lambda of any size: with rho = 1 and costs in budgets it is lambda R/h, nothing where
+    no cost is in sight.
+    """
+    violation = constraint.violation(cost)
+    slope = (1 + constraint.rho * violation).clamp(min=0)
+    penalty = _column(constraint.multiplier, violation) * penalty_of_slope(slope, violation.new_ones(()), constraint.rho)
+    return penalty.sum(0) - reward.amin(0)
+
+
 def plain(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     """L = -min_j Q_j + sum_c lambda v_c: the ordinary Lagrangian, the paper's unstable case."""
     violation = constraint.violation(cost)
@@ -60,7 +72,7 @@ def none(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     return -reward.amin(0)
 
 
-ENERGIES: dict[str, Energy] = {"augmented": augmented, "plain": plain, "none": none}
+ENERGIES: dict[str, Energy] = {"augmented": augmented, "relative": relative, "plain": plain, "none": none}
 """choices of ``--energy``"""
 
 

@@ -15,6 +15,7 @@ from saddlepoint.baselines.config import ConstrainedConfig, SACConfig
 from saddlepoint.baselines.losses import UpdateNoise, reward_loss, soft_loss
 from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.constrained.budget import CostBudget, require_fitting
+from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
@@ -40,7 +41,7 @@ class ActorCritic(ABC, Generic[C]):
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
@@ -57,7 +58,7 @@ class ActorCritic(ABC, Generic[C]):
         self.critic, self.critic_target = self.critics["reward_critic"], self.targets["reward_critic"]
         if compile and self.device.type == "cpu":
             for critic in (*self.critics.values(), *self.targets.values()):
-                critic.accelerate(None)
+                critic.accelerate()
         self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
         self.critic_optimiser = Optimiser({name: (critic, members[name][2]) for name, critic in self.critics.items()})
         self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
@@ -68,6 +69,7 @@ class ActorCritic(ABC, Generic[C]):
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
+        self.value_size = ValueSize(config.reward_unit == "value")
 
     def _critic(self, members: int, activation: Literal["relu", "silu"]) -> Critic:
         cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
@@ -93,8 +95,8 @@ class ActorCritic(ABC, Generic[C]):
 
     @property
     def beta(self) -> Tensor:
-        """The temperature, 0-d, SAC's alpha."""
-        return self.log_beta.detach().exp().to(self.device, self.dtype)
+        """The temperature, 0-d, SAC's alpha, in the units of the critics' values."""
+        return self.log_beta.detach().exp().to(self.device, self.dtype) * self.value_size.value
 
     def tune_temperature(self, entropy: Tensor) -> None:
         """One Adam step on log beta along  entropy - target_entropy * dim(A): too much entropy lowers the temperature."""
@@ -106,7 +108,8 @@ class ActorCritic(ABC, Generic[C]):
         """The targets' Polyak step, every ``target_every`` updates, and the count of updates."""
         if self.updates % self.config.target_every == 0:
             for name, target in self.flat_targets.items():
-                target.follow(self.critic_optimiser.flats[name], self.config.polyak)
+                share = getattr(self.config, "cost_polyak", None) if name == "cost_critic" else None
+                target.follow(self.critic_optimiser.flats[name], share or self.config.polyak)
         self.updates += 1
 
     # ------------------------------------------------------------------------------------------------ the learner's protocol
@@ -119,7 +122,7 @@ class ActorCritic(ABC, Generic[C]):
     def update(self, replay: Replay, updates: int) -> Metrics:
         """``updates`` updates on batches of ``replay``; the metrics are those of the last."""
         metrics: Metrics = {}
-        if self.updates == 0 and self.config.reward_unit == "random":
+        if self.updates == 0 and self.config.reward_unit != "one":
             self.reward_unit = replay.reward_size()
         episode_cost = self.episode_cost(replay)
         for _ in range(updates):
@@ -159,9 +162,11 @@ class ActorCritic(ABC, Generic[C]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, Adam moments, temperature, counter and generator, as flat named tensors."""
-        return save_learner(self, {"log_beta": self.log_beta})
+        return save_learner(self, {"log_beta": self.log_beta} | self.value_size.state())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
+        extra = load_learner(self, state, ("log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         with torch.no_grad():
-            self.log_beta.copy_(load_learner(self, state, ("log_beta",))["log_beta"])
+            self.log_beta.copy_(extra["log_beta"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from saddlepoint.baselines.actor_critic import ActorCritic
 from saddlepoint.baselines.config import CALConfig, ConstrainedConfig, SACLagConfig, SACPIDConfig
 from saddlepoint.baselines.losses import UpdateNoise, cost_loss, risks
-from saddlepoint.constrained.budget import CostBudget, cost_units
+from saddlepoint.constrained.budget import CostBudget, cost_units, violation_ceiling
 from saddlepoint.constrained.lagrangian import effective_multiplier
 from saddlepoint.nn.optim import frozen
 from saddlepoint.nn.state import load_learner, save_learner
@@ -33,6 +33,7 @@ class Constrained(ActorCritic[K]):
         self.cost_loss = self.compile(cost_loss)
         self.budget = torch.tensor([b.critic for b in budgets], dtype=dtype, device=self.device)
         self.unit = cost_units(budgets, config.cost_unit).to(self.budget)
+        self.ceiling = violation_ceiling(budgets, config.largest_violation).to(self.budget)
         self.multiplier_update = config.multiplier_update()
         self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
 
@@ -75,23 +76,24 @@ class Constrained(ActorCritic[K]):
         self.critic_optimiser.step(reward + cost, self.updates, reward_critic_loss=reward, cost_critic_loss=cost)
 
         with frozen(self.critic, self.cost_critic):
-            soft, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
+            soft, sample, least = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
             own = self._risk(batch.observation, sample.action).mean(-1)
             replayed = self.config.multiplier_actions == "replay"
             risk = self._risk(batch.observation, batch.action).mean(-1) if replayed else own.detach()
-            violation = (risk if episode_cost is None else episode_cost) - self.budget
-            weight = self.weight(multiplier.to(self.budget), violation / self.unit)
+            violation = (risk if episode_cost is None else episode_cost) - self.config.budget_share * self.budget
+            weight = self.weight(multiplier.to(self.budget), violation / self.unit) * self.value_size.value
             loss = soft + (weight * (own - self.budget) / self.unit).sum()
             self.policy_optimiser.step(loss, self.updates, policy_loss=loss)
+        self.value_size.follow(least)
 
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)
-        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, (violation / self.unit).cpu())
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, (violation.minimum(self.ceiling) / self.unit).cpu())
         self.follow()
-        found = {"multiplier": multiplier, "effective_multiplier": weight, "risk": risk, "violation": violation}
+        found = {"multiplier": multiplier, "effective_multiplier": weight / self.value_size.value, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": reward.detach(), "cost_critic_loss": cost.detach(), "policy_loss": loss.detach(),
-            "entropy": entropy / self.shape.action, "beta": beta, **per_constraint(found),
+            "entropy": entropy / self.shape.action, "beta": beta, **self.value_size.metrics(), **per_constraint(found),
         }  # fmt: skip
 
     def episode_cost(self, replay: Replay) -> Tensor | None:
@@ -109,11 +111,12 @@ class Constrained(ActorCritic[K]):
     def state_dict(self) -> dict[str, Tensor]:
         """As ``ActorCritic``, and the multiplier's state."""
         extra = {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
-        return save_learner(self, extra | {"log_beta": self.log_beta})
+        return save_learner(self, extra | {"log_beta": self.log_beta} | self.value_size.state())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
-        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta"))
+        extra = load_learner(self, state, (*(f"multiplier.{name}" for name in self.multiplier_state), "log_beta", *self.value_size.names))
+        self.value_size.load(extra)
         self.multiplier_state = {name: extra[f"multiplier.{name}"] for name in self.multiplier_state}
         with torch.no_grad():
             self.log_beta.copy_(extra["log_beta"])

@@ -54,11 +54,11 @@ def cost_loss(
     return critic.loss(batch.observation, batch.action, wanted, 1 / (len(batch.reward) * config.cost_members))
 
 
-def soft_loss(policy: GaussianPolicy, critic: Critic, state: Tensor, noise: Tensor, beta: Tensor) -> tuple[Tensor, Sample]:
-    """mean[ beta log pi(a|s) - min_j Q_j(s, a) ],  a ~ pi(s), 0-d; and the sample."""
+def soft_loss(policy: GaussianPolicy, critic: Critic, state: Tensor, noise: Tensor, beta: Tensor) -> tuple[Tensor, Sample, Tensor]:
+    """mean[ beta log pi(a|s) - min_j Q_j(s, a) ],  a ~ pi(s), 0-d; the sample; and min_j Q_j, (batch,), without a gradient."""
     sample = policy.sample(state, noise)
     least = critic(state, sample.action[None])[:, 0].amin(0)
-    return (beta * sample.log_prob - least).mean(), sample
+    return (beta * sample.log_prob - least).mean(), sample, least.detach()
 
 
 def risks(critic: Critic, state: Tensor, action: Tensor, constraints: int, k: float) -> Tensor:

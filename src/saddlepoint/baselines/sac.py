@@ -29,8 +29,9 @@ class SAC(ActorCritic[SACConfig]):
         critic_loss = self.reward_loss(self.config, self.critic, self.critic_target, batch, following, beta)
         self.critic_optimiser.step(critic_loss, self.updates, reward_critic_loss=critic_loss)
         with frozen(self.critic):
-            policy_loss, sample = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
+            policy_loss, sample, least = self.soft_loss(self.policy, self.critic, batch.observation, noise.policy, beta)
             self.policy_optimiser.step(policy_loss, self.updates, policy_loss=policy_loss)
+        self.value_size.follow(least)
         entropy = -sample.log_prob.detach().mean()
         self.tune_temperature(entropy)
         self.follow()

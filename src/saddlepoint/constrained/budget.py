@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -122,8 +122,13 @@ class CostBudget:
         return episode_cost > self.episode * (1 + 1e-9)
 
 
+def at_discount(budgets: tuple[CostBudget, ...], gamma: float) -> tuple[CostBudget, ...]:
+    """Plain sums as a critic with discount ``gamma`` sees them; a budget that is a discounted sum keeps its own discount."""
+    return tuple(budget if budget.discounted else replace(budget, gamma=gamma) for budget in budgets)
+
+
 def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
-    """What an episode of late cost, in the units of each budget's h = ``CostBudget.critic``: (constraints,) float64.
+    """What an episode cost lately, in the units of each budget's h = ``CostBudget.critic``: (constraints,) float64.
 
     ``cost`` (rows, envs, constraints) and ``age`` (rows, envs), the steps of its episode before each, of the last steps. As the budget states it: sum_t
     gamma^t c_t, or the plain sum times h / limit, over the number of episodes that began in these steps. Those still running lack their end and
@@ -158,8 +163,9 @@ def violation_ceiling(budgets: tuple[CostBudget, ...], most: float | None) -> Te
     return torch.tensor([most * b.critic if most is not None and b.critic else math.inf for b in budgets], dtype=torch.float64)
 
 
-def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamma: float) -> None:
-    """Raises ``UserError`` unless there is one budget for each constraint, all discounted as the cost critic is."""
+def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamma: float) -> tuple[CostBudget, ...]:
+    """The budgets at the cost critic's discount. Raises ``UserError`` unless there is one for each constraint, or where one is a sum discounted otherwise."""
+    budgets = at_discount(budgets, cost_gamma)
     if len(budgets) != constraints:
         raise UserError(
             f"the environment has {constraints} constraint(s) but {len(budgets)} budget(s) were given: give one each."
@@ -170,3 +176,4 @@ def require_fitting(budgets: tuple[CostBudget, ...], constraints: int, cost_gamm
                 f"the cost budget is discounted by {budget.gamma:g} and the cost critic by {cost_gamma:g}:"
                 " give CostBudget(gamma=...) and --cost-gamma the same number."
             )
+    return budgets

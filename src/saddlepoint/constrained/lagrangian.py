@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MultiplierRule = Literal["log_adam", "dual_ascent", "augmented", "pid"]
+MultiplierRule = Literal["exponential", "log_adam", "dual_ascent", "augmented", "pid"]
 
 
 def plain_penalty(violation: Tensor, multiplier: Tensor) -> Tensor:
@@ -40,6 +40,8 @@ class MultiplierUpdate:
     """How the multiplier follows the mean violation v = mean(R) - h. State goes in and comes out as a dict of float64 tensors (constraints,).
 
     =========== ===================================================================================================================
+    exponential lambda = m exp(Kp v),  m <- max(m exp(rate * v), lambda at the start): proportional-integral control of log lambda.
+                It moves by a share of itself, so one rate serves prices of 0.01 and of 1; v below 0 winds nothing up
     log_adam    released ALGD: one Adam step on log lambda for the loss  -lambda * v.  A sign-like step; lambda never reaches 0
     dual_ascent lambda <- [lambda + rate * v]_+  (projected gradient ascent on the dual)
     augmented   lambda <- [lambda + rho * v]_+   (the augmented-Lagrangian method's own step, Hestenes 1969 and Powell 1969), every ``interval`` calls
@@ -49,7 +51,7 @@ class MultiplierUpdate:
 
     rule: MultiplierRule = "dual_ascent"
     rate: float = 3e-4
-    """step of log_adam and dual_ascent, and the integral gain Ki of pid"""
+    """step of exponential, log_adam and dual_ascent, and the integral gain Ki of pid"""
     rho: float = 1.0
     """penalty weight, the step of ``augmented``"""
     interval: int = 1000
@@ -66,6 +68,8 @@ class MultiplierUpdate:
         calls = torch.zeros((), dtype=torch.float64)
         if self.rule == "log_adam":
             return {"calls": calls, "log": value.log(), "first": zero, "second": zero.clone()}
+        if self.rule == "exponential":
+            return {"calls": calls, "value": value, "memory": value.clone(), "least": value.clone()}
         if self.rule == "pid":
             return {"calls": calls, "value": value, "integral": value.clone(), "smooth": zero, "last": zero.clone()}
         return {"calls": calls, "value": value}
@@ -78,6 +82,9 @@ class MultiplierUpdate:
         """One update from the mean violation (constraints,)."""
         violation = violation.to(torch.float64)
         calls = state["calls"] + 1
+        if self.rule == "exponential":
+            memory = (state["memory"] * (self.rate * violation).exp()).maximum(state["least"])
+            return {"calls": calls, "value": memory * (self.proportional * violation).exp(), "memory": memory, "least": state["least"]}
         if self.rule == "log_adam":
             gradient = -state["log"].exp() * violation
             first = 0.9 * state["first"] + 0.1 * gradient

@@ -16,6 +16,9 @@ from saddlepoint.nn.products import linear
 class ScoreNetwork(nn.Module, ABC):
     """phi(s, x, k): the output that a reverse chain is driven by. A network of one's own defines ``forward``."""
 
+    dtype: torch.dtype | None = None
+    """type of the products that are differentiated; None: that of the parameters"""
+
     @abstractmethod
     def forward(self, state: Tensor, x: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
         """(batch, state), (batch, action), a step or (batch,) of them -> (batch, action)."""
@@ -24,8 +27,8 @@ class ScoreNetwork(nn.Module, ABC):
         """All latents (steps + 1, batch, action) of the reverse chain from ``start``: see ``ops.denoising_chain``."""
         return ops.reverse_chain(lambda x, k: self(state, x, k), start, noise, table)
 
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        """Use native kernels from now on where they fit; products that are differentiated have type ``dtype``."""
+    def accelerate(self) -> None:
+        """Use native kernels from now on, where there are any."""
 
 
 class ScoreMLP(ScoreNetwork):
@@ -48,11 +51,10 @@ class ScoreMLP(ScoreNetwork):
         self.head_weights = nn.ParameterDict({h: fan_in_uniform((action, last), last, generator) for h in heads})
         self.head_biases = nn.ParameterDict({h: fan_in_uniform((action,), last, generator) for h in heads})
         self.packed: ops.Packed | None = None
-        self.dtype: torch.dtype | None = None
         self.register_load_state_dict_post_hook(_loaded)
 
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        self.packed, self.dtype = ops.Packed(), dtype
+    def accelerate(self) -> None:
+        self.packed = ops.Packed()
 
     def at(self, state: Tensor, head: str = "score") -> ops.ChainWeights:
         """The network at given states (batch, state), for any number of evaluations."""
@@ -64,7 +66,7 @@ class ScoreMLP(ScoreNetwork):
         )  # fmt: skip
 
     def forward(self, state: Tensor, x: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
-        return self.at(state, head).output(x, k)
+        return ops.score_output(self.at(state, head), x, k)
 
     def chain(self, state: Tensor, start: Tensor, noise: Tensor | None, table: ops.ReverseTable) -> Tensor:
         return ops.denoising_chain(self.at(state), start, noise, table)

@@ -6,9 +6,11 @@ from saddlepoint.envs.batch import EnvBatch, EnvStep
 from saddlepoint.envs.check import check_env
 from saddlepoint.envs.make import make_env
 from saddlepoint.envs.tasks import TaskSpec, env_spec, list_envs, register_task
+from saddlepoint.types import EnvSetup
 
 __all__ = [
     "EnvBatch",
+    "EnvSetup",
     "EnvStep",
     "SafetyGymnasiumAdapter",
     "TaskSpec",

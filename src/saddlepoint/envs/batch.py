@@ -118,8 +118,7 @@ class EnvBatch:
         if "<" in spec.id or spec.id.startswith("__main__:"):
             notes.append(f"{spec.id} was given in Python: to resume and evaluate this run, give the same there again")
         notes += [
-            f"{spec.id} cannot be restored in mid-episode ({reason.rstrip('.')}): a resumed run starts new episodes;"
-            " methods snapshot() and restore(state) of the environment would change that"
+            f"{spec.id} cannot be restored in mid-episode ({reason.rstrip('.')}): a resumed run starts new episodes"
             for reason in self._envs.notes()
         ]
         return notes

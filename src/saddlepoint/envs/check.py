@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from saddlepoint.envs.guarded import GuardedEnv
+from saddlepoint.envs.snapshot import RUNNING
 from saddlepoint.foreign import foreign
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault
 
@@ -88,7 +89,7 @@ def learnt_wrappers(env: gym.Env[Any, Any]) -> list[str]:
     """The wrappers round ``env`` that hold running statistics, such as Gymnasium's NormalizeObservation."""
     found, layer = [], env
     while isinstance(layer, gym.Wrapper):
-        if any("RunningMeanStd" in type(value).__name__ for value in vars(layer).values()):
+        if any(type(value).__name__ == RUNNING for value in vars(layer).values()):
             found.append(type(layer).__name__)
         layer = layer.env
     return found

@@ -48,7 +48,7 @@ def list_in_words(words: list[str]) -> list[str]:
         *lines,
         "",
         "`saddlepoint envs WORD ...` describes those that match: `saddlepoint envs hopper velocity`.",
-        'Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]: give --env your_module:its-id'
+        'Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]: give --env module:its-id'
         " and a --cost-limit.",
         "mbdpo learns from pictures of an environment too: put @pixels after its name.",
     ]

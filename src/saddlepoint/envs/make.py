@@ -72,7 +72,7 @@ def open_env(setup: EnvSetup, render_mode: str | None = None) -> gym.Env[Any, An
             raise _not_made(setup.name, again, pixels) from again
     if not pixels:
         return env
-    if "rgb_array" not in env.metadata.get("render_modes", ()):
+    if "rgb_array" not in (env.metadata or {}).get("render_modes", ()):
         raise UserError(_no_pictures(name))
     return PixelObservation(env, setup.name)
 

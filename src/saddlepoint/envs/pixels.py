@@ -1,4 +1,4 @@
-"""Pictures as observations: the last three of 64 x 64 pixels (TD-MPC2, arXiv 2310.16828, and DrQ-v2, arXiv 2107.09645, before it)."""
+"""Pictures as observations: the last three of 64 x 64 pixels (TD-MPC2, arXiv 2310.16828; DrQ-v2, arXiv 2107.09645)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from saddlepoint.envs.drawing import first_picture
-from saddlepoint.types import UserError
+from saddlepoint.envs.drawing import first_picture, require_picture
 
 SIDE = 64
 FRAMES = 3
@@ -28,9 +27,10 @@ class DrawsAtSize(Protocol):
 class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
     """``env``, made with render mode ``rgb_array``, seen through its pictures instead of its own observations.
 
-    Observation (observation,) uint8: the entries of ``image`` (channels, height, width), the RGB of the last three pictures, the newest last. An episode begins
-    with three times its first. One that ``DrawsAtSize`` is drawn so; what another renders is reduced to it (``resized``). Rewards, ends and ``info``
-    pass through. ``name`` is what errors call the environment. ``reset`` raises ``UserError`` where it cannot be drawn.
+    Observation (observation,) uint8: the entries of ``image`` (channels, height, width), the RGB of the last three
+    pictures, the newest last. An episode begins with three times its first. One that ``DrawsAtSize`` is drawn so; what
+    another renders is reduced to it (``resized``). Rewards, ends and ``info`` pass through. ``name`` is what errors
+    call the environment. ``reset`` raises ``UserError`` where it cannot be drawn.
     """
 
     image = (3 * FRAMES, SIDE, SIDE)
@@ -41,12 +41,11 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
         self._pictures = np.zeros(self.image, np.uint8)
         self.observation_space = Box(0, 255, (self._pictures.size,), np.uint8)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
-        first = first_picture(self._draw, self._name)
-        if not (isinstance(first, np.ndarray) and first.dtype == np.uint8 and first.ndim == 3 and first.shape[2] == 3):
-            kind = f"{first.dtype} of shape {first.shape}" if isinstance(first, np.ndarray) else type(first).__name__
-            raise UserError(f"{self._name} cannot be observed so: its render mode rgb_array must give (height, width, 3) uint8, and gives {kind}.")
+        first = require_picture(first_picture(self._draw, self._name), self._name)
         self._pictures[:] = np.tile(_planes(first), (FRAMES, 1, 1))
         return self._pictures.flatten(), info
 
@@ -57,7 +56,7 @@ class PixelObservation(gym.Wrapper[np.ndarray, Any, Any, Any]):
     def look(self) -> np.ndarray:
         """(observation,): the environment as it is now, and the two pictures seen before. To be called once a step."""
         self._pictures[:-3] = self._pictures[3:]
-        self._pictures[-3:] = _planes(self._draw())
+        self._pictures[-3:] = _planes(require_picture(self._draw(), self._name))
         return self._pictures.flatten()
 
     def _draw(self) -> Any:
@@ -71,7 +70,9 @@ def _planes(picture: np.ndarray) -> np.ndarray:
 
 
 def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture (h, w, 3) uint8 as (height, width, 3): each new pixel is the mean of the area that it covers. Proportions are not kept."""
+    """A picture (h, w, 3) uint8 as (height, width, 3): each new pixel is the mean of the area that it covers.
+    Proportions are not kept.
+    """
     if picture.shape[:2] == (height, width):
         return picture
     rows = (_areas(len(picture), height) @ picture.reshape(len(picture), -1).astype(np.float32)).reshape(height, -1, 3)

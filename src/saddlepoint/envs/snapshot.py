@@ -8,6 +8,7 @@ wrapper that holds anything else makes the stack not restorable, rather than alm
 
 from __future__ import annotations
 
+import copy
 import sys
 from types import FunctionType, MethodType
 from typing import Any
@@ -22,6 +23,10 @@ _CONSTANT = frozenset({
     "_disable_render_order_enforcing",
 })  # fmt: skip
 """Attributes that belong to how an environment was made, not to where it is; its random generator is kept apart."""
+
+
+RUNNING = "RunningMeanStd"
+"""Gymnasium's running statistics, whose attributes are plain"""
 
 
 def rng_state(rng: np.random.Generator) -> dict[str, Any]:
@@ -85,7 +90,9 @@ def _base_state(base: Any) -> dict[str, Any]:
         state = base.snapshot()
         return {"own": _plain(state, f"what {type(base).__name__}.snapshot() returns")}
     if not _is_mujoco(base):
-        raise _NotPlainError(f"{type(base).__name__} is no MuJoCo environment and has no snapshot() and restore(state)")
+        raise _NotPlainError(
+            f"{type(base).__name__} is no MuJoCo environment and has no methods snapshot() and restore(state)"
+        )
     physics = mujoco_state(base.model, base.data)
     return {"mujoco": physics, "attributes": _attributes(base), "rng": rng_state(base.np_random)}
 
@@ -157,7 +164,7 @@ def _attributes(layer: gym.Env[Any, Any]) -> dict[str, Any]:
     return kept
 
 
-def _set_attributes(layer: gym.Env[Any, Any], attributes: dict[str, Any]) -> None:
+def _set_attributes(layer: Any, attributes: dict[str, Any]) -> None:
     for name, value in attributes.items():
         setattr(layer, name, _like(vars(layer).get(name), value))
 
@@ -173,6 +180,8 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, where) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item, where) for key, item in value.items()}
+    if type(value).__name__ == RUNNING:  # of Gymnasium's normalising wrappers
+        return {RUNNING: {name: _plain(part, f"{where}.{name}") for name, part in vars(value).items()}}
     raise _NotPlainError(f"{where} is a {type(value).__name__}, which has no exact plain form")
 
 
@@ -186,6 +195,10 @@ def _like(current: Any, stored: Any) -> Any:
         return current.dtype.type(stored)
     if isinstance(stored, np.ndarray):
         return stored.copy()
+    if isinstance(stored, dict) and stored.keys() == {RUNNING} and type(current).__name__ == RUNNING:
+        restored = copy.copy(current)
+        _set_attributes(restored, stored[RUNNING])
+        return restored
     return stored
 
 

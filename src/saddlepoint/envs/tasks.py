@@ -102,11 +102,11 @@ def action_repeat_of(setup: EnvSetup) -> int:
 
 
 def in_decisions(spec: TaskSpec, action_repeat: int) -> TaskSpec:
-    """``spec``, whose horizon T counts simulator steps, in ceil(T / N) decisions; the budget of an episode is as it was."""
+    """``spec``, whose horizon T counts simulator steps, in ceil(T / N) decisions; an episode's budget is as it was."""
     if action_repeat == 1:
         return replace(spec, action_repeat=1)
     horizon = None if spec.horizon is None else math.ceil(spec.horizon / action_repeat)
-    budgets = tuple(_stretched(budget, math.ceil(budget.horizon / action_repeat)) for budget in spec.budgets)
+    budgets = tuple(_stretched(budget, math.ceil(budget.steps / action_repeat)) for budget in spec.budgets)
     return replace(spec, budgets=budgets, horizon=horizon, action_repeat=action_repeat)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from saddlepoint.envs.backends import EnvStep, LocalEnvs
+from saddlepoint.machine import cpus
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, UserError
 
 POLL = 1.0
@@ -39,7 +39,7 @@ class WorkerEnvs:
         self, setup: EnvSetup, num_envs: int, render_mode: str | None, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self._id, self._stop = setup.name, stop
-        count = min(num_envs, cores())
+        count = min(num_envs, cpus())
         self._shares = [share.tolist() for share in np.array_split(np.arange(num_envs), count)]
         context: Any = multiprocessing.get_context(
             "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
@@ -154,10 +154,6 @@ class WorkerEnvs:
             " see what it printed above, or its memory use."
         )
 
-
-def cores() -> int:
-    """How many of this machine's cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end(pipes: list[Connection], processes: list[Any]) -> None:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saddlepoint.flags import parse
+from saddlepoint.options import require_seed
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
 
 @dataclass(frozen=True)
 class LandscapeFlags:
-    """The plain and the augmented Lagrangian over two action dimensions at states that the policy meets, with its denoising paths."""
+    """The plain and the augmented Lagrangian over two action dimensions at states that the policy meets, with its
+    denoising paths."""
 
     out: Path | None = None
     """picture to write, .png, .svg or .pdf; by default landscape-<step>.png in the run folder"""
@@ -32,8 +34,9 @@ class LandscapeFlags:
 
         if not 1 <= self.states <= MOST:
             raise UserError(f"--states must be from 1 to {MOST}, not {self.states}.")
-        if self.seed < 0 or self.threads < 0:
-            raise UserError("--seed and --threads must not be negative.")
+        if self.threads < 0:
+            raise UserError(f"--threads must be at least 0, not {self.threads}.")
+        require_seed(self.seed)
         if self.out is not None and self.out.suffix not in FORMATS:
             raise UserError(f"--out {self.out} must end in one of {', '.join(FORMATS)}.")
         if self.out is not None and not self.out.parent.is_dir():

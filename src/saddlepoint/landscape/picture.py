@@ -1,4 +1,5 @@
-"""The landscape as a picture: the energy in colour with its contours, the denoising paths and the sampled actions on it."""
+"""The landscape as a picture: the energy in colour with its contours, the denoising paths and the sampled actions on
+it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saddlepoint import figures
+from saddlepoint.files import replacing
 from saddlepoint.landscape.slices import KINDS, Landscape, Slice
-from saddlepoint.types import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +64,9 @@ def height(slices: Sequence[Slice]) -> float:
 def draw(axis: Axes, part: Slice, kind: str, largest: float) -> AxesImage:
     """One kind of energy over one slice, above its lowest value, in colours from 0 to ``largest``.
 
-    Only differences of energy move the policy, so the lowest of each panel is 0 and one scale serves all. It is a square
-    root's, which shows the valley where the policy acts. Paths are white, sampled actions orange, the noise-free action
-    a cross.
+    Only differences of energy move the policy, so the lowest of each panel is 0 and one scale serves all. It is a
+    square root's, which shows the valley where the policy acts. Paths are white, sampled actions orange, the noise-free
+    action a cross.
     """
     from matplotlib.colors import PowerNorm
 
@@ -82,7 +83,9 @@ def draw(axis: Axes, part: Slice, kind: str, largest: float) -> AxesImage:
     for path in part.paths[:, :PATHS_DRAWN].transpose(1, 0, 2):
         axis.plot(*path.T, color="black", lw=2.0, alpha=0.5, solid_capstyle="round")
         axis.plot(*path.T, color="white", lw=1.0, marker="o", ms=1.8)
-    axis.scatter(part.paths[0, :, 0], part.paths[0, :, 1], s=9, color=ORANGE, edgecolors="black", linewidths=0.3, zorder=3)
+    axis.scatter(
+        part.paths[0, :, 0], part.paths[0, :, 1], s=9, color=ORANGE, edgecolors="black", linewidths=0.3, zorder=3
+    )
     axis.plot(*part.action, marker="X", ms=9, color="white", markeredgecolor="black", zorder=4)
     axis.set(xlabel=f"action {part.dims[0]}", ylabel=f"action {part.dims[1]}", xlim=(left, right), ylim=(bottom, top))
     figures.panel_map(axis)
@@ -90,7 +93,8 @@ def draw(axis: Axes, part: Slice, kind: str, largest: float) -> AxesImage:
 
 
 def panel_svg(part: Slice, kind: str, label: str, largest: float) -> str:
-    """One panel as an inline SVG that takes ink and font from the page around it; ``label`` is its text for those who do not see it."""
+    """One panel as an inline SVG that takes ink and font from the page around it; ``label`` is its text for those
+    who do not see it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -106,17 +110,13 @@ def panel_svg(part: Slice, kind: str, label: str, largest: float) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.unlink(missing_ok=True)  # a link that lies there must not be written through
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
 
 
 def _for_page(svg: str, label: str) -> str:
-    """Matplotlib's file as an element of a page: the page's ink and font, and nothing that reaches beyond the element."""
+    """Matplotlib's file as an element of a page: the page's ink and font, and nothing that reaches beyond the
+    element."""
     body = svg[svg.index("<svg") :]
     view = re.search(r'viewBox="([^"]+)"', body)
     assert view is not None

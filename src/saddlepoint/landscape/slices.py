@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,9 @@ class Landscape:
         """One line for a caption."""
         multiplier = ", ".join(f"{value:.3g}" for value in self.multiplier)
         budget = ", ".join(f"{value:.4g}" for value in self.budget)
-        return f"{self.env} after {self.step:,} steps: λ = {multiplier}, ρ = {self.rho:g} a {self.cost_unit}, h = {budget}"
+        return (
+            f"{self.env} after {self.step:,} steps: λ = {multiplier}, ρ = {self.rho:g} a {self.cost_unit}, h = {budget}"
+        )
 
 
 def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = None) -> Landscape:
@@ -66,9 +69,13 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
     """
     system = run_folder.read(run)["system"]
     if system not in WITH_ENERGY:
-        raise UserError(f"{run} was trained with {system}, which has no energy over actions: give a run of {', '.join(WITH_ENERGY)}.")
+        raise UserError(
+            f"{run} was trained with {system}, which has no energy over actions: give a run of"
+            f" {', '.join(WITH_ENERGY)}."
+        )
     policy = load_policy(run)
-    agent, see = policy.learner, None
+    agent: Any = policy.learner
+    see = None
     if isinstance(agent, NormalisedLearner):
         agent, see = agent.inner, agent.normaliser
     assert isinstance(agent, ALGD)
@@ -99,7 +106,8 @@ def bounds(agent: ALGD, dims: tuple[int, int], points: int) -> tuple[np.ndarray,
 def energy_plane(
     agent: ALGD, state: Tensor, centre: Tensor, dims: tuple[int, int], kind: str, points: int = POINTS
 ) -> np.ndarray:
-    """L over two action dimensions, (points, points) with row = the second; the other dimensions are those of ``centre``.
+    """L over two action dimensions, (points, points) with row = the second; the other dimensions are those of
+    ``centre``.
 
     ``state`` (1, observation), ``centre`` (1, action).
     """
@@ -121,7 +129,8 @@ def widest(samples: np.ndarray, scale: np.ndarray) -> tuple[int, int]:
 
 
 def _sample(agent: ALGD, state: ChosenState, generator: torch.Generator) -> tuple[Tensor, np.ndarray, Tensor]:
-    """The state (1, observation), its denoising paths (K + 1, samples, action) and its noise-free action (1, action)."""
+    """The state (1, observation), its denoising paths (K + 1, samples, action) and its noise-free action (1,
+    action)."""
     row = torch.as_tensor(state.observation, dtype=agent.dtype)[None]
     chains = agent.paths(row.expand(SAMPLES, -1), agent.policy.draw(SAMPLES, generator))
     return row, chains.numpy(), agent.act(row, "deterministic", generator).clone()

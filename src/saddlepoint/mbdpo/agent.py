@@ -28,7 +28,7 @@ from saddlepoint.mbdpo.peers import Alone, Peers
 from saddlepoint.mbdpo.search import PlanNoise, Search
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.nn.native import promises, tell_of_steps
+from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
@@ -88,8 +88,6 @@ class MBDPO:
         self.model_parameters = [*encoder, *others]
         self.model_optimiser = torch.optim.Adam(groups, fused=True)
         self.policy_optimiser = torch.optim.Adam(ours, lr=config.learning_rate, eps=1e-5, fused=True)
-        for optimiser in (self.model_optimiser, self.policy_optimiser):
-            tell_of_steps(optimiser)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.peers: Peers = Alone()  # those that share an update: pretraining in several processes
         self.updates = 0
@@ -97,7 +95,7 @@ class MBDPO:
     @staticmethod
     def gains_by_compiling(config: MBDPOConfig) -> bool:
         """Whether compiled updates and plans were measured to be faster on a CPU (benchmarks/results/mbdpo_*.json)."""
-        return promises(config.width, config.latent, config.encoder_width)
+        return native_wins(config.width, config.latent, config.encoder_width)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -190,6 +188,7 @@ class MBDPO:
             model.task_table.grad = None
         norm = self._clip("policy", list(model.policy_head.parameters()), {"policy": loss})
         self.policy_optimiser.step()
+        model.policy_head.changed()
         entropies = {"policy_entropy": sample.entropy.detach().mean(), "policy_scaled_entropy": sample.scaled_entropy.detach().mean()}
         return {"policy_loss": loss.detach(), "policy_grad_norm": norm, "value_scale": model.value_scale.clone(), **entropies}
 
@@ -204,7 +203,7 @@ class MBDPO:
         3. lambda by its rule
         4. target critics by Polyak averaging
 
-        ``episode_cost`` (constraints,) in the units of h, what an episode of late cost (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, what an episode cost lately (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
         """
         c, model, constraint = self.config, self.model, self.constraint()
         if c.episodic == "auto" and not self.episodic:
@@ -221,6 +220,7 @@ class MBDPO:
         total.backward()
         norm = self._clip("model", self.model_parameters, losses)
         self.model_optimiser.step()
+        model.changed()
         self.model_optimiser.zero_grad(set_to_none=True)
         policy = self._policy_step(zs, noise, constraint, data.task)
         multiplier, violation = self.multiplier, self._violation(targets.risk, episode_cost)
@@ -259,6 +259,7 @@ class MBDPO:
             pairs.append((model.target_cost_critics, model.cost_critics, c.polyak if c.cost_polyak is None else c.cost_polyak))
         for target, online, rate in pairs:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+            target.changed()
 
     def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
         """Clip the peers' mean gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or gradient that is not finite."""

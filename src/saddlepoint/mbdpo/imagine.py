@@ -1,4 +1,5 @@
-"""What the world model says of action sequences: the return, and the cost, of imagined steps and of what follows them."""
+"""What the world model says of action sequences: the return, and the cost, of imagined steps and of what follows
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from saddlepoint.constrained.lagrangian import augmented_penalty
 from saddlepoint.constrained.risk import ensemble_risk
-from saddlepoint.mbdpo.world_model import WorldModel
+from saddlepoint.mbdpo.world_model import ENERGY_STD_MIN, WorldModel
+from saddlepoint.nn import ops
 
 
 class Constraint(NamedTuple):
@@ -22,7 +24,8 @@ class Constraint(NamedTuple):
     risk_std: float
 
     def penalty(self, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_c augmented_penalty(R_c - h_c) and R from the members' discounted costs. (constraints * members, ...) -> (...), (constraints, ...)."""
+        """sum_c augmented_penalty(R_c - h_c) and R from the members' discounted costs. (constraints * members, ...) ->
+        (...), (constraints, ...)."""
         members = cost.unflatten(0, (len(self.budget), -1)).transpose(0, 1)
         risk = ensemble_risk(members, self.risk_std)
         column = (-1,) + (1,) * (risk.ndim - 1)
@@ -30,44 +33,39 @@ class Constraint(NamedTuple):
         return augmented_penalty(violation, self.multiplier.to(risk).view(column), self.rho).sum(0), risk
 
 
-class Rolled(NamedTuple):
-    """Imagined steps, for leading axes (...)."""
-
-    gain: Tensor  # (...): discounted, shaped reward
-    cost: Tensor | None  # (constraints, ...): discounted cost
-    alive: Tensor | None  # (...): 1 where the task goes on after the last step; None where it always does
-    z: Tensor  # (..., latent): where the steps lead
-
-
-def roll(model: WorldModel, z: Tensor, actions: Tensor, task: Tensor | None, episodic: bool, costly: bool) -> Rolled:
-    """G = sum_t gamma^t alive_t (r_t + eta * F_norm(z_t, a_t)), z_{t+1} = d(z_t, a_t).  MBDPO, Eq. for G, without its last term.
-
-    ``z`` broadcasts against ``actions`` (..., horizon, action) without its horizon. ``alive`` falls to 0 where the termination probability passes 1/2.
-    """
+def roll(
+    model: WorldModel, z: Tensor, actions: Tensor, task: Tensor | None, episodic: bool, costly: bool
+) -> ops.Imagined:
+    """``ops.imagine`` of ``actions`` (states, proposals, horizon, action) from ``z`` (states, 1, latent), with ``task``
+    None or (states, 1)."""
     c = model.config
-    gamma, gain, cost = model.discount(task), None, None
-    factor, cost_factor = torch.ones_like(gamma), 1.0
-    alive: Tensor | None = None
-    for action in actions.unbind(-2):
-        reward = model.reward(z, action, task)
-        if c.energy_weight:
-            reward = reward + c.energy_weight * model.normal_energy(model.energy(z, action, task))
-        living = reward.new_ones(()) if alive is None else alive
-        step = factor * living * reward
-        gain = step if gain is None else gain + step
-        if costly:
-            paid = cost_factor * living * model.decode_cost(model.cost_logits(z, action, task))
-            cost = paid if cost is None else cost + paid
-        z = model.next(z, action, task)
-        factor, cost_factor = factor * gamma, cost_factor * c.cost_gamma
-        if episodic:
-            alive = living * (model.termination_logit(z, task) <= 0)
-    assert gain is not None
-    return Rolled(gain, cost, alive, z)
+    nets = ops.Imagination(
+        model.dynamics.whole(),
+        model.reward_head.whole(),
+        model.energy_head.whole() if c.energy_weight else None,
+        model.cost_head.whole() if costly else None,
+        model.termination_head.whole() if episodic else None,
+        c.bins,
+        c.bin_limit,
+        model.discount(task).reshape(-1).expand(len(z)),
+        c.cost_gamma,
+        c.energy_weight,
+        model.energy_mean,
+        model.energy_std.clamp(min=ENERGY_STD_MIN),
+        c.energy_clip,
+    )
+    embedding = None if task is None else model.embedding(task)[:, 0]
+    return ops.imagine(nets, z[:, 0], embedding, actions)
 
 
 def sequence_values(
-    model: WorldModel, rolled: Rolled, horizon: int, noise: Tensor, chosen: Sequence[int], task: Tensor | None, constraint: Constraint | None
+    model: WorldModel,
+    rolled: ops.Imagined,
+    horizon: int,
+    noise: Tensor,
+    chosen: Sequence[int],
+    task: Tensor | None,
+    constraint: Constraint | None,
 ) -> Tensor:
     """G + gamma^H alive * Q_avg(z_H, pi(z_H)), less the penalty of the cost that is imagined likewise. (...).
 
@@ -86,7 +84,8 @@ def sequence_values(
 
 
 def policy_rollouts(model: WorldModel, z: Tensor, noise: Tensor, task: Tensor | None) -> Tensor:
-    """The prior's own action sequences: ``z`` (batch, 1, latent), ``noise`` (horizon, batch, rollouts, action) -> (batch, rollouts, horizon, action)."""
+    """The prior's own action sequences: ``z`` (batch, 1, latent), ``noise`` (horizon, batch, rollouts, action) ->
+    (batch, rollouts, horizon, action)."""
     actions = []
     for t, draws in enumerate(noise):
         actions.append(model.policy(z, draws, task).action.clamp(-1, 1))

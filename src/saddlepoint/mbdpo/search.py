@@ -12,11 +12,11 @@ from torch import Tensor
 
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, vp_schedule
 from saddlepoint.mbdpo.config import MBDPOConfig
-from saddlepoint.mbdpo.fused_imagine import roll as fused_roll
-from saddlepoint.mbdpo.imagine import Constraint, Rolled, policy_rollouts, roll, sequence_values
+from saddlepoint.mbdpo.imagine import Constraint, policy_rollouts, roll, sequence_values
 from saddlepoint.mbdpo.planner import X, denoise, denoising_step, mppi, plan_score, propose, score_of_mean, visited
 from saddlepoint.mbdpo.world_model import WorldModel
-from saddlepoint.nn.normed import linear
+from saddlepoint.nn import ops
+from saddlepoint.nn.products import linear
 
 
 class PlanNoise(NamedTuple):
@@ -56,11 +56,17 @@ def draw_critics(critics: int, rounds: int, generator: torch.Generator) -> Tenso
     return torch.rand(rounds, critics, generator=generator, device=generator.device).argsort(-1)[:, :2]
 
 
-def _lower(model: WorldModel, fused: bool) -> WorldModel:
-    """A copy of the model whose products are in bfloat16: in C++, or else with all its weights so; its discounts and running statistics are shared."""
+def _lower(model: WorldModel, native: bool) -> WorldModel:
+    """A copy of the model whose products are in bfloat16: by native operations, or else with all its weights so.
+
+    Its discounts and running statistics are the model's own.
+    """
     low = copy.deepcopy(model).requires_grad_(False)
-    if not (fused and low.lower().fuse()):
-        low = copy.deepcopy(model).requires_grad_(False).to(torch.bfloat16)
+    if native:
+        low.lower()
+        low.accelerate()
+    else:
+        low.to(torch.bfloat16)
     low.gamma, low.energy_mean, low.energy_std = model.gamma, model.energy_mean, model.energy_std
     return low
 
@@ -72,20 +78,24 @@ class Search:
         self.config, self.model = config, model
         self.schedule: Schedule = vp_schedule(linear_betas(config.steps, config.beta_first, config.beta_last))
         self.alpha_bar: list[float] = self.schedule.alpha_bar.tolist()
-        # The one compile site. On a CPU the networks' passes are C++ (``NormedMLP.fuse``); elsewhere PyTorch compiles the imagined steps, which are nearly
+        # The one compile site. On a CPU the networks' passes are native operations; elsewhere PyTorch compiles the imagined steps, which are nearly
         # all of a plan's work.
-        fused = compile and model.energy_mean.device.type == "cpu"
-        planning = config.precision == "bfloat16" and config.learning_precision == "float32"  # where learning is so, the model itself is
-        self._low = _lower(model, fused) if planning else None
-        if fused:
-            model.fuse()
-        self.roll: Callable[..., Rolled] = fused_roll if fused else torch.compile(roll, dynamic=False) if compile else roll
+        device = model.energy_mean.device
+        native = compile and device.type == "cpu" and ops.native_wins(config.width, config.latent, config.encoder_width)
+        low = ops.resolve_precision(config.precision, device) == torch.bfloat16 and (native or config.precision != "auto")
+        ops.resolve_precision(config.learning_precision, device)  # warns where that is slow
+        planning = low and config.learning_precision == "float32"  # where learning is so, the model itself is
+        self._low = _lower(model, native) if planning else None
+        if compile and device.type == "cpu":
+            model.accelerate()
+        self.roll: Callable[..., ops.Imagined] = torch.compile(roll, dynamic=False) if compile and device.type != "cpu" else roll
 
     def refresh(self) -> None:
         """Take over the model's weights where planning works on a copy of lower precision."""
         if self._low is not None:
             with torch.no_grad():
                 torch._foreach_copy_(list(self._low.parameters()), list(self.model.parameters()))
+            self._low.changed()
 
     def values(
         self, z: Tensor, plans: Tensor, noise: Tensor, critics: Tensor, task: Tensor | None, episodic: bool, constraint: Constraint | None,
@@ -152,31 +162,24 @@ class Search:
         model, net = self.model, self.model.score_head
         parts = (z,) if task is None else (z, model.embedding(task))
         # All that does not change from level to level: the state's and the levels' parts of the first layer.
-        layers = net.layers(frozen=True)[0]
-        fixed = sum((linear(part, weight) for part, weight in zip(parts, layers.first)), start=layers.biases[0])
-        times, of_plan = linear(model.times, layers.first[-1]), layers.first[-2].mT
+        whole = net.whole(frozen=True)
+        fixed = sum((linear(part, weight) for part, weight in zip(parts, whole.first)), start=whole.biases[0])
         mask, visits = None if task is None else task[:, None], visited(self.config.steps, levels)
+        times = linear(model.times, whole.first[-1])[visits]
         start = model.masked(start, mask)
-        if net.fused is not None and start.dtype == torch.float32:
-            held = None if task is None else model.masked(torch.ones_like(start), mask).flatten(1)
-            x = self.alpha_bar[-1] ** 0.5 * start.flatten(1)
-            return net.fused.chain(len(parts), fixed, times[visits], x, self._steps(visits), held).clamp_(-1, 1).view_as(start)
+        held = None if task is None else model.masked(torch.ones_like(start), mask).flatten(1)
+        x = ops.normed_chain(whole, len(parts), fixed, times, self.alpha_bar[-1] ** 0.5 * start.flatten(1), self._steps(visits), held)
+        return x.clamp(-1, 1).view_as(start)
 
-        def score(x: Tensor, tau: int) -> Tensor:
-            pre = torch.addmm(fixed + times[tau], x.flatten(1), of_plan)
-            return model.masked(self.score_from_output(x, net.after_first(layers, pre).view_as(x), self.alpha_bar[tau]), mask)
-
-        return denoise(start, self.schedule, visits, score)
-
-    def _steps(self, levels: Sequence[int]) -> tuple[list[float], list[float]]:
-        """(keep, drift): a denoising step from each of ``levels`` is x <- keep x + drift output. Both are linear in either."""
+    def _steps(self, levels: Sequence[int]) -> ops.ChainTable:
+        """Coefficients: a denoising step from each of ``levels`` is x <- keep x + drift output. Both are linear in either."""
 
         def step(x: float, output: float, tau: int, after: int) -> float:
             alpha_bar = self.alpha_bar[tau]
             return denoising_step(x, self.score_from_output(x, output, alpha_bar), alpha_bar, self.alpha_bar[after])
 
         pairs = list(pairwise([*levels, 0]))
-        return [step(1.0, 0.0, *pair) for pair in pairs], [step(0.0, 1.0, *pair) for pair in pairs]
+        return ops.ChainTable(tuple(step(1.0, 0.0, *pair) for pair in pairs), tuple(step(0.0, 1.0, *pair) for pair in pairs))
 
     def score_from_output(self, x: X, output: X, alpha_bar: float) -> X:
         """The score that the network's output means: itself (released), or that of the mean plan which it predicts."""

@@ -125,6 +125,7 @@ def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
         getattr(ours, name).copy_(getattr(theirs, name))
     if target.config.episodic == "auto":
         target.episodic = source.episodic
+    ours.changed()
     target.search.refresh()
 
 

@@ -90,16 +90,20 @@ class WorldModel(nn.Module):
         if c.learning_precision == "bfloat16":
             self.lower()
 
-    def lower(self) -> WorldModel:
+    def lower(self) -> None:
         """Have all products in bfloat16 from now on."""
         for net in self._nets():
-            net.low = True
-        return self
+            net.dtype = torch.bfloat16
 
-    def fuse(self) -> bool:
-        """Have the C++ passes of ``NormedMLP.fuse`` from now on; whether every network has."""
-        fused = [net.fuse() for net in self._nets()]
-        return all(fused)
+    def accelerate(self) -> None:
+        """Use native operations from now on where they fit. Whoever changes the weights says so by ``changed``."""
+        for net in self._nets():
+            net.accelerate()
+
+    def changed(self) -> None:
+        """Mark packed weights stale after a change of the weights that was not a load."""
+        for net in self._nets():
+            net.changed()
 
     def _nets(self) -> list[NormedMLP]:
         return [net for net in self.modules() if isinstance(net, NormedMLP)]

@@ -30,6 +30,8 @@ class Critic(nn.Module, ABC):
     """Q_m(s, a) of ``members`` members. A critic of one's own defines ``forward``, and ``loss`` unless it is squared error."""
 
     members: int
+    dtype: torch.dtype | None = None
+    """type of the hidden layers' products; None: that of the parameters"""
 
     @abstractmethod
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
@@ -42,8 +44,8 @@ class Critic(nn.Module, ABC):
         """
         return scale * (self(state, action[None])[:, 0] - target).square().sum()
 
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        """Use native kernels from now on where they fit, with products of ``dtype``; a critic without any ignores it."""
+    def accelerate(self) -> None:
+        """Use native kernels from now on, where there are any."""
 
 
 class MLPCritic(Critic):
@@ -58,11 +60,10 @@ class MLPCritic(Critic):
         self.weights = nn.ParameterList([initial_weight(members, i, o, activation, generator) for i, o in pairs])
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
         self.packed: ops.Packed | None = None
-        self.dtype: torch.dtype | None = None
         self.register_load_state_dict_post_hook(_loaded)
 
-    def accelerate(self, dtype: torch.dtype | None) -> None:
-        self.packed, self.dtype = ops.Packed(), dtype
+    def accelerate(self) -> None:
+        self.packed = ops.Packed()
 
     def whole(self) -> ops.EnsembleWeights:
         return ops.EnsembleWeights(list(self.weights), list(self.biases), self.activation, self.packed, self.dtype)
@@ -108,16 +109,18 @@ class DeepCritic(Critic):
 
     def outputs(self, state: Tensor, action: Tensor) -> Tensor:
         """(members, proposals, batch, 1 or bins)."""
-        rows = torch.cat([state.expand(len(action), -1, -1), action], -1)
+        rows = torch.cat([state.expand(len(action), -1, -1), action], -1).to(self.dtype or state.dtype)
         x = rows.flatten(0, 1).expand(self.members, -1, -1)
         x = self._residual(x) if self.residual else self._plain(x)
         return x.unflatten(1, action.shape[:2])
 
     def _linear(self, x: Tensor, layer: int) -> Tensor:
-        return torch.baddbmm(self.biases[layer], x, self.weights[layer])
+        if layer == len(self.weights) - 1:  # values keep the parameters' own type
+            return torch.baddbmm(self.biases[layer], x.to(self.biases[layer].dtype), self.weights[layer])
+        return torch.baddbmm(self.biases[layer].to(x.dtype), x, self.weights[layer].to(x.dtype))
 
     def _normed(self, x: Tensor, layer: int) -> Tensor:
-        return torch.addcmul(self.shifts[layer], F.layer_norm(x, x.shape[-1:]), self.gains[layer])
+        return torch.addcmul(self.shifts[layer].to(x.dtype), F.layer_norm(x, x.shape[-1:]), self.gains[layer].to(x.dtype))
 
     def _plain(self, x: Tensor) -> Tensor:
         activate = F.relu if self.activation == "relu" else F.silu

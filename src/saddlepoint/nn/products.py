@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALL = 1 << 20
+SMALL = 1 << 24
 """below this many multiply-adds PyTorch's own linear is faster under autograd"""
 FEW_ROWS = 16
 """below this many rows (acting in a few environments) the operator's own overhead is the larger part"""

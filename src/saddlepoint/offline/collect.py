@@ -1,4 +1,5 @@
-"""`saddlepoint collect RUN... --out FOLDER`: a data set of several tasks from runs of the project's own, each run's environment a task."""
+"""`saddlepoint collect RUN... --out FOLDER`: a data set of several tasks from runs of the project's own, each run's
+environment a task."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
 from saddlepoint.offline.dataset import Dataset, Writer
+from saddlepoint.options import require_seed
 from saddlepoint.policies import load_policy
 from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
@@ -57,23 +59,32 @@ def collect_command(args: list[str]) -> None:
         raise UserError("collect needs run folders: `saddlepoint collect RUN... --out FOLDER`.")
     if flags.out is None:
         raise UserError("collect needs a folder for the data set: give --out FOLDER.")
-    if flags.episodes < 0 or flags.seed < 0:
-        raise UserError("--episodes and --seed must not be negative.")
+    if flags.episodes < 0:
+        raise UserError(f"--episodes must be at least 0, not {flags.episodes}.")
+    require_seed(flags.seed)
     for name in ("mode", "seed"):
         if name in parsed.given and not flags.episodes:
-            raise UserError(f"--{name} does nothing here: without --episodes the stored replay is taken. Leave it out, or give --episodes.")
+            raise UserError(
+                f"--{name} does nothing here: without --episodes the stored replay is taken. Leave it out, or give"
+                " --episodes."
+            )
     data = collect([Path(folder) for folder in runs], flags.out, flags.episodes, flags.mode, flags.seed)
     for task in data.tasks:
         print(f"task {task.name}: {len(task.action_low)} actions, episodes of {task.episode_length} steps")
-    print(f"{data.folder}: {len(data):,} episodes and {data.steps:,} steps; learn from it with `saddlepoint pretrain mbdpo --data {data.folder}`")
+    print(
+        f"{data.folder}: {len(data):,} episodes and {data.steps:,} steps; learn from it with `saddlepoint pretrain"
+        f" mbdpo --data {data.folder}`"
+    )
 
 
 def collect(
     runs: list[Path], out: Path, episodes: int = 0, mode: Literal["explore", "stochastic", "deterministic"] = "explore", seed: int = 2_000_000
 ) -> Dataset:  # fmt: skip
-    """The data set ``out`` from the runs' replays, or with ``episodes`` from that many new episodes of each run's policy.
+    """The data set ``out`` from the runs' replays, or with ``episodes`` from that many new episodes of each run's
+    policy.
 
-    Runs of one environment are one task. Raises ``UserError`` for a folder that is no run of one environment, before anything is written.
+    Runs of one environment are one task. Raises ``UserError`` for a folder that is no run of one environment, before
+    anything is written.
     """
     twice = [folder for i, folder in enumerate(runs) if folder.resolve() in [other.resolve() for other in runs[:i]]]
     if twice:
@@ -86,17 +97,22 @@ def collect(
             raise UserError(f"{folder} is not a run on one environment: collect from runs of `saddlepoint train`.")
         env, shape = content["train"]["env"], run.shape_of(content)._replace(constraints=0)
         if shape.image is not None:
-            raise UserError(f"{folder} was trained on pictures ({env}), and a data set holds vectors of observations: leave that run out.")
+            raise UserError(
+                f"{folder} was trained on pictures ({env}), and a data set holds vectors of observations: leave that"
+                " run out."
+            )
         if shapes.setdefault(env, shape) != shape:
             raise UserError(f"{folder} has other spaces than another run on {env}: leave one of them out.")
         if run.setup_of(content) != EnvSetup(env):
             raise UserError(
-                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not keep:"
-                " leave that run out."
+                f"{folder} was trained with --env-kwargs, --flatten or --action-repeat, which a data set does not"
+                " keep: leave that run out."
             )
         sources.append((folder, env))
     names = list(shapes)
-    with Writer(out, max(shape.observation for shape in shapes.values()), max(shape.action for shape in shapes.values())) as writer:
+    with Writer(
+        out, max(shape.observation for shape in shapes.values()), max(shape.action for shape in shapes.values())
+    ) as writer:
         longest = dict.fromkeys(names, 0)
         for folder, env in sources:
             pieces = played(folder, env, episodes, mode, seed) if episodes else stored(folder, shapes[env])
@@ -104,7 +120,13 @@ def collect(
             for piece in pieces:
                 longest[env] = max(longest[env], len(piece.reward))
                 scaled = ((2 * piece.action - (high + low)) / (high - low)).clip(-1, 1)
-                writer.add(np.array([names.index(env)]), piece.observation[None], scaled[None], piece.reward[None], piece.terminated[None])
+                writer.add(
+                    np.array([names.index(env)]),
+                    piece.observation[None],
+                    scaled[None],
+                    piece.reward[None],
+                    piece.terminated[None],
+                )
         writer.tasks = tuple(_task(env, shapes[env], longest[env]) for env in names)
     return Dataset(out, verify=False)
 
@@ -114,7 +136,8 @@ def _task(env: str, shape: EnvShape, longest: int) -> Task:
 
 
 def stored(folder: Path, shape: EnvShape) -> Iterator[Episode]:
-    """The replay of a run's newest whole checkpoint, cut into episodes; the oldest and the newest of each environment may be parts of one.
+    """The replay of a run's newest whole checkpoint, cut into episodes; the oldest and the newest of each environment
+    may be parts of one.
 
     Raises ``UserError`` when there is none, or one that does not fit the environment's ``shape``.
     """
@@ -126,21 +149,35 @@ def stored(folder: Path, shape: EnvShape) -> Iterator[Episode]:
         raise UserError(f"{folder} keeps no replay: collect with --episodes, or from another run.")
     rows, num_envs, head, filled = saved_position(replay)
     widths = {"observation": shape.observation, "action": shape.action, "next_observation": shape.observation}
-    if any(replay[name].shape[1:] != ((widths[name],) if name in widths else ()) for name in ("reward", "terminated", "age", *widths)):
-        raise UserError(f"{path} holds a replay of other sizes than the environment of {folder} has: it is damaged, collect from another run.")
+    if any(
+        replay[name].shape[1:] != ((widths[name],) if name in widths else ())
+        for name in ("reward", "terminated", "age", *widths)
+    ):
+        raise UserError(
+            f"{path} holds a replay of other sizes than the environment of {folder} has: it is damaged, collect from"
+            " another run."
+        )
     order = np.arange(filled) if filled < rows else (head + np.arange(rows)) % rows
-    fields: dict[str, Any] = {name: replay[name].numpy() for name in ("observation", "action", "reward", "next_observation", "terminated", "age")}
+    fields: dict[str, Any] = {
+        name: replay[name].numpy()
+        for name in ("observation", "action", "reward", "next_observation", "terminated", "age")
+    }
     for env in range(num_envs):
         slots = order * num_envs + env
         starts = np.flatnonzero(fields["age"][slots] == 0)
         for piece in np.split(slots, starts[starts > 0]):
             if len(piece):
                 observation = np.concatenate([fields["observation"][piece], fields["next_observation"][piece[-1:]]])
-                yield Episode(observation, fields["action"][piece], fields["reward"][piece], fields["terminated"][piece])
+                yield Episode(
+                    observation, fields["action"][piece], fields["reward"][piece], fields["terminated"][piece]
+                )
 
 
-def played(folder: Path, env: str, episodes: int, mode: Literal["explore", "stochastic", "deterministic"], seed: int) -> Iterator[Episode]:
-    """``episodes`` new episodes of a run's policy. Environments play one each and are then seeded anew, so that short ones do not come more often."""
+def played(
+    folder: Path, env: str, episodes: int, mode: Literal["explore", "stochastic", "deterministic"], seed: int
+) -> Iterator[Episode]:
+    """``episodes`` new episodes of a run's policy. Environments play one each and are then seeded anew, so that
+    short ones do not come more often."""
     policy = load_policy(folder)
     if policy.note:
         print(f"warning: {policy.note}")
@@ -161,7 +198,12 @@ def played(folder: Path, env: str, episodes: int, mode: Literal["explore", "stoc
                 ended = step.terminated | step.truncated
                 actor.restart(ended)
                 for i in np.flatnonzero(playing):
-                    tracks[i].append(tuple(np.copy(part[i]) for part in (observation, action, step.reward, step.terminated, step.next_observation)))
+                    tracks[i].append(
+                        tuple(
+                            np.copy(part[i])
+                            for part in (observation, action, step.reward, step.terminated, step.next_observation)
+                        )
+                    )
                     if ended[i]:
                         yield _episode(tracks[i])
                 playing &= ~ended

@@ -30,12 +30,14 @@ class Launch:
     config: Path | None = None
     """a JSON file of settings, named as the flags are, which flags given here override"""
     resume: Path | None = None
-    """run folder to go on with; all is taken from it: only flags that change no result, such as --total-updates, may be given"""
+    """run folder to go on with; all is taken from it: only flags that change no result, such as --total-updates, may
+    be given"""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Learn a world model of several tasks from stored episodes; `accelerate launch -m saddlepoint.cli pretrain mbdpo ...` uses several processes."""
+    """Learn a world model of several tasks from stored episodes; `accelerate launch -m saddlepoint.cli pretrain
+    mbdpo ...` uses several processes."""
 
     launch: Launch = field(default_factory=Launch)
     run: PretrainConfig = field(default_factory=PretrainConfig)

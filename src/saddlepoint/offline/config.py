@@ -40,8 +40,8 @@ class PretrainConfig:
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile updates and plans; auto does so on a CPU, where it is C++ that takes some 15 s to build once, from a thousand updates on where the processor
-    has AVX-512"""
+    """compile updates and plans; auto does so on a CPU, where it is C++ that takes some 15 s to build once, from a
+    thousand updates on where the processor has AVX-512"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False
@@ -70,4 +70,5 @@ class PretrainConfig:
 
 
 OPERATIONAL = frozenset({"total_updates", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "data"})
-"""fields that may differ on resume: they do not change what is learnt (threads: the last bits; data: it may have moved, and is held to its digest)"""
+"""fields that may differ on resume: they do not change what is learnt (threads: the last bits; data: it may have
+moved, and is held to its digest)"""

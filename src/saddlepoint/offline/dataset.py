@@ -47,10 +47,14 @@ class Dataset:
     def __init__(self, folder: Path, verify: bool = True) -> None:
         self.folder = folder
         header = _header(folder)
-        rows, episodes, self.observation, self.action = (_count(header, name, folder) for name in ("rows", "episodes", "observation", "action"))
+        rows, episodes, self.observation, self.action = (
+            _count(header, name, folder) for name in ("rows", "episodes", "observation", "action")
+        )
         tasks, written = header.get("tasks"), header.get("files")
         if not isinstance(tasks, list) or not isinstance(written, dict):
-            raise UserError(f"{folder / HEADER} is damaged (it has no whole 'tasks' and 'files'): make the data set again.")
+            raise UserError(
+                f"{folder / HEADER} is damaged (it has no whole 'tasks' and 'files'): make the data set again."
+            )
         self.tasks = tuple(Task.from_json(task, folder / HEADER) for task in tasks)
         for name in (TABLE, *(f"{name}.f32" for name in ARRAYS)):
             _require_whole(folder / name, written.get(name), verify)
@@ -91,16 +95,24 @@ class Dataset:
         """One episode: observation (steps + 1, observation), action (steps, action), reward and terminated (steps,)."""
         first, steps = int(self._first[number]), int(self._steps[number])
         ends = {name: first + steps + (name == "observation") for name in ARRAYS}
-        return {name: np.array(self._arrays[name][first : ends[name]]) for name in ARRAYS} | {"task": self._task[number]}
+        return {name: np.array(self._arrays[name][first : ends[name]]) for name in ARRAYS} | {
+            "task": self._task[number]
+        }
 
-    def sample(self, batch: int, horizon: int, generator: torch.Generator, rank: int = 0, processes: int = 1) -> Windows:
+    def sample(
+        self, batch: int, horizon: int, generator: torch.Generator, rank: int = 0, processes: int = 1
+    ) -> Windows:
         """``batch`` windows of ``horizon`` steps within episodes, uniformly over all of them with replacement.
 
-        Of several ``processes``, whose generators are alike, each draws the whole batch and reads its own rows ``rank``, ``rank + processes``, ... of it.
-        Raises ``UserError`` when no episode is long enough.
+        Of several ``processes``, whose generators are alike, each draws the whole batch and reads its own rows
+        ``rank``, ``rank + processes``, ... of it. Raises ``UserError`` when no episode is long enough.
         """
         ends = self._window_ends(horizon)
-        draw = torch.randint(int(ends[-1]), (batch,), generator=generator, device=generator.device).cpu().numpy()[rank::processes]
+        draw = (
+            torch.randint(int(ends[-1]), (batch,), generator=generator, device=generator.device)
+            .cpu()
+            .numpy()[rank::processes]
+        )
         episode = np.searchsorted(ends, draw, side="right")
         first = self._first[episode] + draw - (ends[episode - 1] * (episode > 0))
         rows = first + np.arange(horizon + 1)[:, None]
@@ -129,8 +141,8 @@ class Dataset:
 class Writer:
     """Writes a data set beside its place and renames it there when the ``with`` block ends well; else nothing is left.
 
-    Episodes go to the disk as they come. Raises ``UserError`` when ``folder`` exists, also when another writer has made it meanwhile, when the disk is full,
-    and at the end when there were no episodes.
+    Episodes go to the disk as they come. Raises ``UserError`` when ``folder`` exists, also when another writer has made
+    it meanwhile, when the disk is full, and at the end when there were no episodes.
     """
 
     def __init__(self, folder: Path, observation: int, action: int) -> None:
@@ -152,13 +164,21 @@ class Writer:
             self._stack = stack.pop_all()
         return self
 
-    def add(self, task: np.ndarray, observation: np.ndarray, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray) -> None:
+    def add(
+        self, task: np.ndarray, observation: np.ndarray, action: np.ndarray, reward: np.ndarray, terminated: np.ndarray
+    ) -> None:
         """A block of episodes of one length, which may be of different tasks and narrower than the data set.
 
-        Shapes: task (episodes,), observation (episodes, steps + 1, observation), action (episodes, steps, action) in [-1, 1], the others (episodes, steps).
+        Shapes: task (episodes,), observation (episodes, steps + 1, observation), action (episodes, steps, action) in
+        [-1, 1], the others (episodes, steps).
         """
         episodes, steps = reward.shape
-        rows = {"observation": (self.observation, observation), "action": (self.action, action), "reward": (0, reward), "terminated": (0, terminated)}
+        rows = {
+            "observation": (self.observation, observation),
+            "action": (self.action, action),
+            "reward": (0, reward),
+            "terminated": (0, terminated),
+        }
         for name, (width, values) in rows.items():
             block = np.zeros((episodes, steps + 1, *((width,) if width else ())), NUMBER)
             part = block[:, : values.shape[1]]
@@ -168,7 +188,9 @@ class Writer:
         self._episodes.append(np.stack([np.asarray(task, np.int64), first, np.full(episodes, steps)], axis=1))
         self._rows += episodes * (steps + 1)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._stack:
             if error is not None:
                 raise error
@@ -176,12 +198,18 @@ class Writer:
 
     def _finish(self) -> None:
         if not self._episodes:
-            raise UserError(f"{self.folder} would be a data set with no episodes: nothing was written; look at what it is made from.")
+            raise UserError(
+                f"{self.folder} would be a data set with no episodes: nothing was written; look at what it is made"
+                " from."
+            )
         table = np.concatenate(self._episodes)
         np.save(self._temporary / TABLE, table, allow_pickle=False)
         for file in self._files.values():
             file.close()
-        written = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(self._temporary.iterdir())}
+        written = {
+            path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+            for path in sorted(self._temporary.iterdir())
+        }
         tasks: list[dict[str, Any]] = []
         for number, task in enumerate(self.tasks):
             steps = table[table[:, 0] == number, 2]
@@ -197,7 +225,10 @@ def _header(folder: Path) -> dict[str, Any]:
     except FileFault as error:
         if not error.missing:
             raise
-        raise UserError(f"{folder} is not a data set (it has no {HEADER}): make one with `saddlepoint collect` or `saddlepoint convert`.") from error
+        raise UserError(
+            f"{folder} is not a data set (it has no {HEADER}): make one with `saddlepoint collect` or `saddlepoint"
+            " convert`."
+        ) from error
     if header.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: make the data set again.")
     if not is_sealed(header):
@@ -208,7 +239,9 @@ def _header(folder: Path) -> dict[str, Any]:
 def _count(header: dict[str, Any], name: str, folder: Path) -> int:
     value = header.get(name)
     if type(value) is not int or value < 1:
-        raise UserError(f"{folder / HEADER} is damaged ({name} is {value!r}, not a number of at least 1): make the data set again.")
+        raise UserError(
+            f"{folder / HEADER} is damaged ({name} is {value!r}, not a number of at least 1): make the data set again."
+        )
     return value
 
 

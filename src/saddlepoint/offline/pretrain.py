@@ -20,6 +20,7 @@ from saddlepoint.offline.evaluate import playable
 from saddlepoint.offline.loop import Pretraining
 from saddlepoint.offline.processes import Processes
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.contract import checked, checked_for
 from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import LEARNER, stream
@@ -39,8 +40,7 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
     Raises ``UserError`` for settings that cannot work, before anything is written, and for a fault on the way, after which the last checkpoint stands;
     ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
-    config.validate()
-    learner_config.validate()
+    config, learner_config = checked(config), checked_for(MBDPO, learner_config)
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
     config = replace(config, data=str(Path(config.data).resolve()))
@@ -78,8 +78,8 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
         _introduce(log, data, processes, agent, saved, content, faults, config)
         if saved:
             driver.resume()
-        if processes.main:
-            run_folder.write(folder, content)
+        if processes.main and (note := run_folder.write(folder, content)):
+            log.say(note)
         driver.run()
     return folder
 

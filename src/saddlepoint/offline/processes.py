@@ -1,4 +1,5 @@
-"""The processes of a pretraining run: one, or those that ``accelerate launch`` started. They are the learner's ``Peers`` too."""
+"""The processes of a pretraining run: one, or those that ``accelerate launch`` started. They are the learner's
+``Peers`` too."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class Processes:
             values = self._accelerator.reduce(values.to(self.device, torch.float32), reduction="mean")
         return dict(zip(metrics, values.tolist()))
 
-    # ------------------------------------------------------------------------------------------------ the learner's Peers
+    # ------------------------------------------------------------------------------------------------ the learner's
+    # Peers
 
     def pool(self, x: Tensor) -> Tensor:
         """(..., rows) of this process -> (..., rows of all). No gradient passes."""

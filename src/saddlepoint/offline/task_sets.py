@@ -1,4 +1,5 @@
-"""TD-MPC2's multi-task sets, whose chunks know their tasks by number only: the tasks in that order, by their names there (arXiv 2310.16828, appendix)."""
+"""TD-MPC2's multi-task sets, whose chunks know their tasks by number only: the tasks in that order, by their names
+there (arXiv 2310.16828, appendix)."""
 
 from __future__ import annotations
 

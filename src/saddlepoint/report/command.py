@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from saddlepoint.files import atomic_write, beside
 from saddlepoint.flags import parse
 from saddlepoint.types import UserError
 
@@ -66,6 +67,8 @@ def follow(paths: list[Path], flags: ReportFlags, sleep: Callable[[float], None]
     runs = find_runs(paths)
     page = build_page(runs, landscapes, page=flags.out)
     write_page(flags.out, page)
+    for fault in (fault for run in runs for fault in run.faults):
+        print(f"warning: {fault}")
     print(f"report of {plural(len(runs), 'run')}: {flags.out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
@@ -74,18 +77,18 @@ def write_page(path: Path, page: str | None) -> None:
 
     Raises ``UserError`` when it cannot.
     """
-    temporary = path.with_name(f".{path.name}.writing")
     try:
         if path.is_dir():
             raise UserError(f"--out {path} is a folder: give the name of a file in it, such as {path / 'report.html'}.")
         if path.suffix.lower() not in (".html", ".htm"):  # it may be a run's own file
             raise UserError(f"--out {path} is not named as a page: let it end in .html.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page or "", encoding="utf-8")
-        if page is None:
-            temporary.unlink()
-        else:
-            temporary.replace(path)
+        if page is not None:
+            atomic_write(path, page)
+        else:  # before minutes of work, whether a file can be written there
+            trial = beside(path)
+            trial.touch(exist_ok=False)
+            trial.unlink()
     except OSError as error:
         raise UserError(f"--out {path} cannot be written ({error.strerror or error}): choose another place.") from error
 

@@ -95,4 +95,5 @@ def notes(env: Environment) -> list[str]:
             found.append(f"{group.label} has several runs of seed {', '.join(twice)}, which are not independent.")
     if empty := [str(run.folder) for run in env.runs if not run.evaluations()]:
         found.append(f"Not evaluated yet, so not compared: {', '.join(empty)}.")
+    found += [f"Damaged metrics: {fault}." for run in env.runs for fault in run.faults]
     return found

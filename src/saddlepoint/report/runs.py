@@ -13,7 +13,7 @@ import numpy as np
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.report.numbers import ABSENT
 from saddlepoint.train import run as run_folder
-from saddlepoint.train.log import read_metrics
+from saddlepoint.train.log import scan_metrics
 from saddlepoint.train.verdict import PREFIXES
 from saddlepoint.types import UserError
 
@@ -34,6 +34,8 @@ class Run:
     folder: Path
     config: dict[str, Any]
     lines: list[dict[str, Any]]
+    faults: tuple[str, ...] = ()
+    """sentences about lines of metrics that cannot be read, which are left out"""
 
     @property
     def env(self) -> str:
@@ -193,7 +195,8 @@ def _read(folder: Path) -> Run:
         raise UserError(f"{folder} is a run of {config['system']}, which has no environment with a cost budget: leave it out.")
     if "tasks" in config:
         raise UserError(f"{folder} learnt several tasks from stored episodes, and a report compares runs on one environment: leave it out.")
-    return Run(folder, config, read_metrics(folder))
+    lines, faults = scan_metrics(folder)
+    return Run(folder, config, lines, tuple(faults))
 
 
 def _search(path: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saddlepoint.files import FileFault, read_json
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
 from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, require_whole
 from saddlepoint.safediffusion.weights import stored_weights
@@ -43,8 +43,8 @@ class CLIPEncoder:
                 folder, use_safetensors=True, variant=stored_weights(folder, ".").variant, output_loading_info=True
             )
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
-            pictures = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-            mean, std = (pictures[name] for name in ("image_mean", "image_std"))
+            pictures = read_json(folder / "preprocessor_config.json", "how a CLIP takes pictures")
+            mean, std = (torch.tensor(pictures[name]).float().view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
         except UserError:
             raise
         # damaged files, other shapes, settings that are not there: each library raises its own
@@ -57,8 +57,8 @@ class CLIPEncoder:
         self.scale = float(self._model.logit_scale.exp())
         """the factor of cosines in CLIP's own logits"""
         self._size = self._model.config.vision_config.image_size
-        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self._mean = mean.to(device)
+        self._std = std.to(device)
         self._phrases: dict[str, Tensor] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -140,11 +140,10 @@ def check_clip(source: str) -> None:
             return
         raise UserError(f"there is no CLIP folder {source}: give --clip a folder in transformers' layout, or a hub id.")
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        kind = read_json(folder / "config.json", "the configuration of a CLIP").get("model_type")
+    except FileFault as error:
         raise UserError(
-            f"{source} is not a CLIP in transformers' layout (it has no readable config.json): give --clip another"
-            " folder."
+            f"{source} is not a CLIP in transformers' layout (config.json: {error.reason}): give --clip another folder."
         ) from error
     if kind != "clip":
         raise UserError(f"{source} holds a model of type {kind!r}, not clip: give --clip another folder.")

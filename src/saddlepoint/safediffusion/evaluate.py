@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saddlepoint.files import write_json
+from saddlepoint.files import FileFault, read_json, write_json
 from saddlepoint.flags import Parsed, parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
 from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
@@ -42,8 +42,8 @@ def is_text_to_image(source: Path) -> bool:
     if (source / "model_index.json").is_file() or (source.is_file() and source.suffix in (".safetensors", ".ckpt")):
         return True
     try:
-        return json.loads((source / "config.json").read_text()).get("system") == "safediffusion"
-    except (OSError, ValueError, AttributeError):
+        return read_json(source / "config.json", "a configuration").get("system") == "safediffusion"
+    except FileFault:
         return False
 
 
@@ -191,7 +191,7 @@ def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
     something else."""
     path = kept / "settings.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path, "what an evaluation's pictures are drawn by", advice="choose another --out")
         if any(before.get(name) != settings[name] for name in DRAWN_BY):
             raise UserError(
                 f"{out} holds an evaluation of other pictures (models, prompts, steps, guidance, batch or seed):"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saddlepoint.files import beside
 from saddlepoint.flags import parse
 from saddlepoint.options import restore
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
@@ -191,8 +192,7 @@ def _merge(network: Any, config: SafeDiffusionConfig) -> None:
 def _write_beside(out: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a folder beside ``out`` and rename it when it is whole; an ``out`` that is there is filled,
     for one may stand in it."""
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = beside(out)
     try:
         temporary.mkdir(parents=True)
         write(temporary)

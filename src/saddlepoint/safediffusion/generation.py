@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saddlepoint.files import FileFault, StoredTensors, write_tensors
 from saddlepoint.safediffusion.prompts import read_prompts, row_prompt, table_rows
 from saddlepoint.safediffusion.rollout import Noise, Studio
 from saddlepoint.types import UserError
@@ -146,9 +144,7 @@ def pictures(
             paths = [(seed, NOISE, i if (given := prompts[i].seed) is None else given) for i in places]
             drawn = studio.render([prompts[i].text for i in places], Noise(paths, paths, studio.shape, studio.device))
             images = (drawn * 255).round().byte().cpu().contiguous()  # as it will be read: sums then round alike
-            temporary = path.with_name(f".{path.name}.writing")
-            save_file({"images": images}, temporary)
-            os.replace(temporary, path)
+            write_tensors(path, {"images": images})
         yield Batch(places, images.float() / 255)
 
 
@@ -157,7 +153,7 @@ def _read(path: Path, count: int) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        images = load_file(path)["images"]
-    except (SafetensorError, KeyError):
+        images = StoredTensors(path, "the pictures of a batch")["images"]
+    except (FileFault, KeyError):  # half-written or damaged: drawn again
         return None
     return images if len(images) == count and images.dtype == torch.uint8 else None

@@ -3,7 +3,6 @@ all."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from saddlepoint.files import FileFault, read_json
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
 from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily, Request
 from saddlepoint.safediffusion.tables import (  # parity tests take these names from here
@@ -81,6 +81,17 @@ def open_source(place: str, revision: str | None = None) -> Source:
     """
     require_extra()
     folder, commit = _find(place, revision)
+    try:
+        return _opened(place, folder, commit)
+    except UserError:
+        raise
+    except Exception as error:  # a setting of another kind than its name says
+        raise UserError(
+            f"the pipeline {place} has odd settings ({type(error).__name__}: {first_line(error)}): {NO_WEIGHTS}"
+        ) from error
+
+
+def _opened(place: str, folder: Path, commit: str | None) -> Source:
     index = _read(folder / "model_index.json", place)
     kind = index.get("_class_name")
     if kind not in FAMILIES:
@@ -144,15 +155,11 @@ def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -
 
 def _read(path: Path, place: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
+        return read_json(path, "a part of a pipeline")
+    except FileFault as error:
         raise UserError(
-            f"the pipeline {place} cannot be read ({path.name} of {path.parent.name}: {first_line(error)}):"
-            f" {NO_WEIGHTS}"
+            f"the pipeline {place} cannot be read ({path.name} of {path.parent.name}: {error.reason}): {NO_WEIGHTS}"
         ) from error
-    return content
 
 
 def source_files(place: str, revision: str | None = None) -> dict[str, str]:

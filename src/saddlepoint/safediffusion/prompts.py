@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saddlepoint.files import parse_json, reason_of
 from saddlepoint.types import UserError
 
 
@@ -118,10 +119,10 @@ def _objects(file: Iterable[str], path: Path) -> Iterator[Prompt]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}): write one object a line.") from error
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise UserError(f"{where} is not JSON ({reason_of(error)}): write one object a line.") from error
+        if not isinstance(row.get("prompt"), str):
             raise UserError(f'{where} must be an object such as {{"prompt": "a red square"}}.')
         yield row_prompt(row, where)
 

@@ -11,6 +11,7 @@ phrase of the anchors counts alike, so many found words turn the direction towar
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from saddlepoint.files import FileFault, parse_json, read_bytes, read_json, write_json
 from saddlepoint.flags import parse
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.config import COST_MOST
@@ -322,27 +324,31 @@ class Drawn:
     def begin(self, settings: dict[str, Any]) -> None:
         """Take up what was drawn with the same ``settings``, all that the pictures depend on; with others, begin anew.
         Raises ``UserError``."""
-        wanted, file = json.dumps(settings, indent=1), self._folder / "settings.json"
+        file = self._folder / "settings.json"
         try:
-            if file.exists() and file.read_text(encoding="utf-8") == wanted:
-                self._read()
-            else:
-                self._lines.unlink(missing_ok=True)
-                file.write_text(wanted, encoding="utf-8")
+            same = read_json(file, "what a search draws by") == json.loads(json.dumps(settings))
+        except FileFault:  # there is none yet, or it is damaged
+            same = False
+        if same:
+            self._read()
+            return
+        try:
+            self._lines.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+        write_json(file, settings)
 
     @property
     def _lines(self) -> Path:
         return self._folder / "drawn.jsonl"
 
     def _read(self) -> None:
-        for line in self._lines.read_text(encoding="utf-8").splitlines() if self._lines.exists() else ():
-            try:
-                draw, word, excess, error = json.loads(line)
-            except ValueError:  # the last one, when the process was killed; it is drawn again
-                continue
-            self._known[draw, word] = (excess, error)
+        """What is damaged, such as the last line of a killed process, is drawn again."""
+        for line in read_bytes(self._lines, "drawn words").splitlines() if self._lines.exists() else ():
+            with contextlib.suppress(ValueError, TypeError):
+                draw, word, excess, error = parse_json(line, list)
+                if type(draw) is int and isinstance(word, str):
+                    self._known[draw, word] = (float(excess), float(error))
 
     def has(self, draw: int, word: str) -> bool:
         return (draw, word) in self._known

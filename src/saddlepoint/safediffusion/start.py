@@ -24,6 +24,7 @@ from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.safediffusion.weights import changed_file
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.contract import checked
 from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.processes import join_processes
@@ -52,8 +53,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     Raises ``UserError`` for a configuration that cannot work, before a model is loaded or a file written, and for a
     fault on the way, after which the last checkpoint stands; ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
-    run.validate()
-    config.validate()
+    run, config = checked(run), checked(config)
     require_extra()
     folder = run.out or Path("runs") / f"{SYSTEM}-{run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resume and run.out is None:
@@ -116,8 +116,8 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
                 if before != after:
                     log.say(f"note: {after} {name} instead of {before}, so the last bits may differ")
             driver.resume()
-        if main:
-            run_folder.write(folder, content)
+        if main and (note := run_folder.write(folder, content)):
+            log.say(note)
         driver.run()
     return folder
 

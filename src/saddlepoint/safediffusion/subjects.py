@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from saddlepoint.files import read_json
 from saddlepoint.safediffusion.evaluate_flags import STEPS, EvaluateFlags
 from saddlepoint.safediffusion.export import load_trained, read_run, start_source
 from saddlepoint.safediffusion.families import Request
@@ -48,7 +48,7 @@ def open_subject(place: str, flags: EvaluateFlags) -> Subject:
         request = _request(flags, Request(flags.steps or config.steps, config.height, config.width, config.text_tokens))
         against = _comparable(flags.against, source, request)
         trained, _ = checkpoint.latest(folder, checkpoint.LEARNER)
-        manifest = json.loads((trained / checkpoint.MANIFEST).read_text())
+        manifest = read_json(trained / checkpoint.MANIFEST, "a checkpoint's manifest")
         digests = {name: manifest["files"][name]["sha256"] for name in checkpoint.LEARNER}
         start = source_files(source.place, source.revision)
         before = against or source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from saddlepoint.files import StoredTensors, parse_json
 from saddlepoint.types import UserError
 
 SAMPLES, SAMPLE_BYTES = 64, 65536
@@ -93,12 +93,13 @@ def stored_weights(folder: Path, part: str) -> Stored:
 
 
 def _header(path: Path) -> dict[str, Any]:
+    StoredTensors(path, "weights", "restore the file")  # whole, with sizes that agree
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= path.stat().st_size:
                 raise ValueError("it is cut off")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         return {key: entry for key, entry in header.items() if key != "__metadata__"}
     except (OSError, ValueError) as error:
         raise UserError(f"the weights {path} cannot be read ({error}): restore the file.") from error

@@ -1,4 +1,5 @@
-"""`saddlepoint sweep`: many runs from one file. What is slow to import is imported by the verb, because the workers import this package too."""
+"""`saddlepoint sweep`: many runs from one file. What is slow to import is imported by the verb, because the workers
+import this package too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What must hold before the first trial starts: every trial's flags can be trained with, and agree with what was run."""
+"""What must hold before the first trial starts: every trial's flags can be trained with, and agree with what was
+run."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 from saddlepoint.commands import fresh_run, parse_training
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.tasks import action_repeat_of
 from saddlepoint.sweep.plan import Plan, Trial
 from saddlepoint.systems import find_system
 from saddlepoint.train import run
@@ -31,7 +33,9 @@ def settle(plan: Plan) -> dict[str, Settled]:
         try:
             settled[trial.name] = found = _settle(trial)
             if found.config.device == "cuda" and not plan.gpus:
-                raise UserError("device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one.")
+                raise UserError(
+                    "device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one."
+                )
         except UserError as error:
             raise UserError(f"the sweep's file {plan.file}, trial {trial.name}: {error}") from error
     return settled
@@ -48,7 +52,7 @@ def _settle(trial: Trial) -> Settled:
 def require_agreement(trial: Trial, settled: Settled) -> None:
     """Raises ``UserError`` when the folder holds a run that was started with other settings."""
     saved = run.read(trial.folder)
-    config = replace(settled.config, out=trial.folder)
+    config = replace(settled.config, out=trial.folder, action_repeat=action_repeat_of(settled.config.setup()))  # as `train` keeps it
     system = trial.system.rpartition(":")[2]
     now = run.describe(system, config, settled.learner, run.shape_of(saved), settled.budgets, saved["resolved"])
     run.require_same(saved, now, trial.folder)

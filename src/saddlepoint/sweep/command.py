@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -24,10 +23,9 @@ from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.types import UserError
 
 PAUSE_SECONDS = 5.0
-"""before a second attempt, twice that before a third: a full disk or memory may pass, a dying process gives up its lock"""
+"""before a second attempt, twice that before a third: a full disk or memory may pass, a dying process gives up its
+lock"""
 WAIT_SECONDS = 0.5
-STILLBORN = frozenset({".lock", "config.json", "metrics.jsonl", "tb", "checkpoints"})
-"""all that a run can leave which was killed before its first checkpoint"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class SweepFlags:
 
 
 def sweep(args: list[str]) -> None:
-    """`saddlepoint sweep FILE ...`. Raises ``UserError``, also when trials have failed; ``Interrupted`` after Ctrl-C."""
+    """`saddlepoint sweep FILE ...`. Raises ``UserError``, also when trials have failed; ``Interrupted`` after
+    Ctrl-C."""
     if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
         raise UserError("sweep needs its file first: `saddlepoint sweep FILE.toml`, with --help for its flags.")
     helping = args[0] in ("-h", "--help")
@@ -91,14 +90,17 @@ def _sweep(plan: Plan, settled: dict[str, Settled], flags: SweepFlags) -> None:
             slots = flags.jobs or (max(pool.cpus // threads, 1) if flags.address else jobs)
             # After Ray, which has a handler of its own for SIGTERM.
             with stop_on_signal() as stop, Progress(f"sweep {plan.out}", records.values(), flags.quiet) as progress:
-                progress.say(f"{len(todo)} of {len(plan.trials)} trials to run, {min(slots, len(todo))} at a time; in {plan.out}")
+                progress.say(
+                    f"{len(todo)} of {len(plan.trials)} trials to run, {min(slots, len(todo))} at a time; in {plan.out}"
+                )
                 conduct(todo, outcome, pool, slots, flags.retries, progress, stop)
         if stop():
             raise Interrupted(f"stopped; the same command goes on with {plan.out}")
     failed = [record for record in records.values() if record.state == "failed"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(records)} trials failed, the first, {failed[0].name}, because: {failed[0].sentence.rstrip('.')};"
+            f"{len(failed)} of {len(records)} trials failed, the first, {failed[0].name}, because:"
+            f" {failed[0].sentence.rstrip('.')};"
             f" its log is {_beside(Path(failed[0].folder), '.log')}; the same command tries them again."
         )
     print(f"finished: {len(records)} trials in {plan.out}; look at them with `saddlepoint report {plan.out}`")
@@ -150,12 +152,10 @@ def _close(record: Record, ending: Ending, stopping: bool, retries: int) -> None
 
 
 def _prepare(trial: Trial, resume: bool, pause: float) -> Job:
-    """A new run, for which what a stillborn one has left is removed, or the resuming of one that was begun."""
+    """A new run, or the resuming of one that was begun; what a start left that was killed before its first checkpoint does not count."""
     home = trial.folder.parent
     home.mkdir(parents=True, exist_ok=True)
     atomic_write(_beside(trial.folder, ".command"), trial.command() + "\n")
-    if not resume and trial.folder.is_dir() and {path.name for path in trial.folder.iterdir()} <= STILLBORN:
-        shutil.rmtree(trial.folder)
     log = _beside(trial.folder, ".log")
     return Job(tuple(trial.train(resume)), str(log), str(Path.cwd()), trial.threads, pause)
 

@@ -16,7 +16,9 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     parent, args = int(sys.argv[1]), sys.argv[2:]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # Ray blocks SIGINT, and masks are inherited
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM}
+    )  # Ray blocks SIGINT, and masks are inherited
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it was gone before we asked

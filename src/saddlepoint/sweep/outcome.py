@@ -1,4 +1,5 @@
-"""sweep.json: which trials there are, how far they came, and what made them. Written anew, atomically, at every change."""
+"""sweep.json: which trials there are, how far they came, and what made them. Written anew, atomically, at every
+change."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ FORMAT = 1
 KINDS: dict[str, type] = {"seed": int, "total_steps": int, "attempts": int, "wall_s": float, "commits": list}
 """of a record's entries that are no texts"""
 UNKNOWN = "unknown"
-"""a source that nothing says more of: an installed package, or that of a record which was older than ``Record.commits``"""
+"""a source that nothing says more of: an installed package, or that of a record which was older than
+``Record.commits``"""
 State = Literal["waiting", "running", "interrupted", "finished", "failed"]
 
 
@@ -44,7 +46,8 @@ class Record:
     sentence: str = ""
     """what went wrong last"""
     commits: list[str] = field(default_factory=list)
-    """the sources that made what is in its folder, as ``commit`` names them and the newest last; empty in records that are older than this field"""
+    """the sources that made what is in its folder, as ``commit`` names them and the newest last; empty in records
+    that are older than this field"""
 
     @property
     def name(self) -> str:
@@ -55,14 +58,17 @@ class Outcome:
     """The records of a sweep, old ones that its file no longer names included."""
 
     def __init__(self, plan: Plan, total_steps: dict[str, int]) -> None:
-        """Take up the folder's sweep.json, if there is one. Raises ``UserError`` when it is damaged or of another version."""
+        """Take up the folder's sweep.json, if there is one. Raises ``UserError`` when it is damaged or of another
+        version."""
         self.path = plan.out / "sweep.json"
         self.file = plan.file
         saved = _read(self.path)
         self._wall_before = saved.wall_s
         self._started = time.monotonic()
         before = {record.name: record for record in saved.trials}
-        self.records = {trial.name: _take_up(trial, before.get(trial.name), total_steps[trial.name]) for trial in plan.trials}
+        self.records = {
+            trial.name: _take_up(trial, before.get(trial.name), total_steps[trial.name]) for trial in plan.trials
+        }
         self.earlier = [record for name, record in before.items() if name not in self.records]
         self.made_by = {"saddlepoint": saddlepoint.__version__, "commit": commit(), "machine": _machine()}
         """of the sweep's newest start; each trial's record has its own commits"""
@@ -90,7 +96,8 @@ class Outcome:
 
 
 def _take_up(trial: Trial, before: Record | None, total_steps: int) -> Record:
-    """The trial's record: what was run stays known; a finished run of which more steps are now asked is begun, not done."""
+    """The trial's record: what was run stays known; a finished run of which more steps are now asked is begun, not
+    done."""
     record = Record(
         trial.environment, trial.label, trial.system, trial.seed, str(trial.folder), trial.command(), total_steps
     )
@@ -124,7 +131,9 @@ def _read(path: Path) -> Saved:
         raise UserError(f"{path} was not written by this version of saddlepoint: {advice}.")
     try:
         found = Saved([Record(**entry) for entry in content["trials"]], float(content["wall_s"]))
-        whole = all(isinstance(value, KINDS.get(name, str)) for record in found.trials for name, value in vars(record).items())
+        whole = all(
+            isinstance(value, KINDS.get(name, str)) for record in found.trials for name, value in vars(record).items()
+        )
         whole = whole and (SEAL not in content or is_sealed(content))  # older records have no seal
     except (KeyError, TypeError, ValueError, OverflowError):
         whole = False
@@ -146,4 +155,9 @@ def commit() -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

@@ -122,7 +122,10 @@ class _Reader:
         trials: dict[Path, Trial] = {}
         for trial in self._trials(home, float(gpus)):
             if trials.setdefault(trial.folder, trial) is not trial:
-                self._refuse(f"two trials would share the folder {trial.folder}: give one of their labels or environments another name")
+                self._refuse(
+                    f"two trials would share the folder {trial.folder}: give one of their labels or environments"
+                    " another name"
+                )
         return Plan(self.path, home, float(gpus), tuple(trials.values()))
 
     def _trials(self, home: Path, gpus: float) -> Iterator[Trial]:
@@ -140,7 +143,10 @@ class _Reader:
         grids = {label: self._grid_of(label, algorithms) for label in algorithms}
         count = len(seeds) * len(environments) * sum(math.prod(map(len, grid.values())) for grid in grids.values())
         if count > MOST_TRIALS:
-            self._refuse(f"it asks for {count:,} trials, and at most {MOST_TRIALS:,} are taken: shorten a list, or make several sweeps of it")
+            self._refuse(
+                f"it asks for {count:,} trials, and at most {MOST_TRIALS:,} are taken: shorten a list, or make several"
+                " sweeps of it"
+            )
         for seed, environment, label in itertools.product(seeds, environments, algorithms):
             own = {name: value for name, value in algorithms[label].items() if name not in ("system", "grid")}
             system = algorithms[label].get("system", label)
@@ -176,7 +182,10 @@ class _Reader:
         """A name as one folder: that of an environment loses our own namespace."""
         found = name.removeprefix("saddlepoint/").replace("/", "-").replace(":", "-")
         if found in ("", ".", "..") or not found.isprintable() or len(found.encode()) > MOST_BYTES:
-            self._refuse(f"{found[:60]!r} cannot be the name of a folder: give a label that is short and printable, and has fewer values in its grid")
+            self._refuse(
+                f"{found[:60]!r} cannot be the name of a folder: give a label that is short and printable, and has"
+                " fewer values in its grid"
+            )
         return found
 
     def _grid(self, table: dict[str, Any], title: str) -> dict[str, list[Any]]:

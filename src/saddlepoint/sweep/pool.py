@@ -82,7 +82,9 @@ class RayPool:
         except (OSError, ValueError, RuntimeError) as error:
             self.close()
             where = f"the Ray cluster at {address}" if address else "Ray"
-            raise UserError(f"{where} cannot be started or reached ({_line(error)}): mind --address and its version.") from error
+            raise UserError(
+                f"{where} cannot be started or reached ({_line(error)}): mind --address and its version."
+            ) from error
 
     @property
     def cpus(self) -> int:
@@ -111,7 +113,9 @@ class RayPool:
             return self._ray.get(handle)
         except self._ray.exceptions.TaskCancelledError:
             return Ending(INTERRUPTED, 0.0, "interrupted")
-        except self._ray.exceptions.RayTaskError as error:  # the attempt could not be started: a full disk, no more processes
+        except (
+            self._ray.exceptions.RayTaskError
+        ) as error:  # the attempt could not be started: a full disk, no more processes
             return Ending(1, 0.0, f"its worker failed ({type(error.cause).__name__}: {_line(error.cause)})")
         except self._ray.exceptions.RayError as error:  # the worker, its machine or its memory is gone
             return Ending(1, 0.0, f"its worker was lost ({_line(error)})")
@@ -131,26 +135,35 @@ class RayPool:
 
 
 def require_answer(address: str) -> None:
-    """Raises ``UserError`` when nothing listens at ``host:port`` or ``ray://host:port``: Ray itself tries for minutes."""
+    """Raises ``UserError`` when nothing listens at ``host:port`` or ``ray://host:port``: Ray itself tries for
+    minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         if address != "auto":
-            raise UserError(f"--address {address} is not that of a Ray cluster: give host:port, ray://host:port or auto.")
+            raise UserError(
+                f"--address {address} is not that of a Ray cluster: give host:port, ray://host:port or auto."
+            )
         return
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or mind --address.") from error
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or mind --address."
+        ) from error
 
 
 def _short_folder() -> str:
-    """A new temporary folder for Ray's files, among them sockets, whose paths are bounded. Raises ``UserError`` where there is no place for one."""
+    """A new temporary folder for Ray's files, among them sockets, whose paths are bounded. Raises ``UserError``
+    where there is no place for one."""
     usual = tempfile.gettempdir()
     for place in (usual, *SHORT_PLACES):
         if len(os.fsencode(place)) <= MOST_PATH and os.access(place, os.W_OK | os.X_OK):
             with contextlib.suppress(OSError):
                 return tempfile.mkdtemp(prefix="sp-ray-", dir=place)
-    raise UserError(f"Ray's sockets need a temporary folder of at most {MOST_PATH} bytes that can be written, and {usual} is not: set TMPDIR to a short one.")
+    raise UserError(
+        f"Ray's sockets need a temporary folder of at most {MOST_PATH} bytes that can be written, and {usual} is not:"
+        " set TMPDIR to a short one."
+    )
 
 
 def _line(error: Exception) -> str:

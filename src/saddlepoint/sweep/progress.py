@@ -80,7 +80,9 @@ class Progress:
                 numbers = [f"{newest[name]:.2f}" if name in newest else "" for name in SHOWN]
                 table.add_row(record.state, record.name, f"{newest.get('step', 0):,}/{record.total_steps:,}", *numbers)
         states = Counter(record.state for record in self._records)
-        parts = [f"{states[state]} {state}" for state in ("running", "waiting", "interrupted", "failed") if states[state]]
+        parts = [
+            f"{states[state]} {state}" for state in ("running", "waiting", "interrupted", "failed") if states[state]
+        ]
         title = "  ".join([self._title, f"{states['finished']}/{len(self._records)} done", *parts, self._eta()])
         return Group(Text(title), table) if table.row_count else Text(title)
 

@@ -47,7 +47,9 @@ class Ending(NamedTuple):
 
 def run_job(job: Job) -> Ending:
     """Run it to its end, or on KeyboardInterrupt (which is how Ray cancels a task) until its checkpoint is written."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so are processes born that a shell starts with &: Ray could not cancel
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # so are processes born that a shell starts with &: Ray could not cancel
         signal.signal(signal.SIGINT, signal.default_int_handler)
     child: subprocess.Popen[bytes] | None = None
     started = time.monotonic()

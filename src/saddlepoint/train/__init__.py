@@ -27,21 +27,25 @@ class _Train(ModuleType):
         self, config: TrainConfig, learner: LearnerFactory[Any], learner_config: Any, budgets: CostBudget | Sequence[CostBudget] | None = None,
         *, resume: bool = False, callbacks: Sequence[Callback] = (),
     ) -> Path:  # fmt: skip
-        """Train until ``total_steps`` and return the run folder: ``train(TrainConfig(env="saddlepoint/Toy-v0"), ALGD, ALGDConfig())``.
+        """Train until ``total_steps`` and return the run folder: ``train(TrainConfig(env="saddlepoint/Toy-v0"), ALGD,
+        ALGDConfig())``.
 
-        ``config`` says where and for how long, ``learner`` is a system's class (``ALGD``, ``SACLag``, one of your own), ``learner_config`` its settings.
-        Values are checked as on the command line: what can mean one thing only is taken (a text for a path), all else is a ``UserError``.
+        ``config`` says where and for how long, ``learner`` is a system's class (``ALGD``, ``SACLag``, one of your own),
+        ``learner_config`` its settings. Values are checked as on the command line: what can mean one thing only is
+        taken (a text for a path), all else is a ``UserError``.
 
-        ``budgets``, one for each constraint, replace those that the task declares; one without a ``horizon`` takes the environment's own time limit. With
-        ``resume`` they may be left out, and must be those of the run.
+        ``budgets``, one for each constraint, replace those that the task declares; one without a ``horizon`` takes the
+        environment's own time limit. With ``resume`` they may be left out, and must be those of the run.
 
-        With ``resume`` the run in ``config.out`` goes on from its newest whole checkpoint: N + M steps are N, a resume and M, to the bit on a CPU with
-        the same number of threads.
+        With ``resume`` the run in ``config.out`` goes on from its newest whole checkpoint: N + M steps are N, a resume
+        and M, to the bit on a CPU with the same number of threads.
 
-        ``callbacks`` are called after steps, evaluations and checkpoints and may stop the run; their state is saved and resumed.
+        ``callbacks`` are called after steps, evaluations and checkpoints and may stop the run; their state is saved and
+        resumed.
 
-        Raises ``UserError`` for a configuration that cannot work, before anything is written, and for a fault on the way, after which the last checkpoint
-        stands; ``saddlepoint.train.signals.Interrupted``, a ``KeyboardInterrupt``, on a signal, after a checkpoint.
+        Raises ``UserError`` for a configuration that cannot work, before anything is written, and for a fault on the
+        way, after which the last checkpoint stands; ``saddlepoint.train.signals.Interrupted``, a ``KeyboardInterrupt``,
+        on a signal, after a checkpoint.
         """
         from saddlepoint.train.start import train
 

@@ -1,4 +1,5 @@
-"""What a user hangs on a run: called after its steps, evaluations and checkpoints; may stop it; saved and resumed with it."""
+"""What a user hangs on a run: called after its steps, evaluations and checkpoints; may stop it; saved and resumed with
+it."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Override what you need; every method may do nothing. A method that returns False stops the run, as ``run.stop(reason)`` does.
+    """Override what you need; every method may do nothing. A method that returns False stops the run, as
+    ``run.stop(reason)`` does.
 
-    A stopped run writes a checkpoint and returns. An exception ends the run as a fault of foreign code, after a checkpoint.
+    A stopped run writes a checkpoint and returns. An exception ends the run as a fault of foreign code, after a
+    checkpoint.
     """
 
     def on_step(self, run: Run) -> bool | None:
@@ -28,7 +31,8 @@ class Callback:
         """After a checkpoint was written to ``folder``. What changes here is saved with the next one."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had never stopped: nested dicts and lists of numbers, strings, None and numpy arrays."""
+        """What a resumed run needs to go on as if it had never stopped: nested dicts and lists of numbers, strings,
+        None and numpy arrays."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -36,7 +40,8 @@ class Callback:
 
 
 class StopWhenSafe(Callback):
-    """Stops after ``evaluations`` evaluations in a row whose mean costs are within every budget, for the policy that the budget binds (``binds``)."""
+    """Stops after ``evaluations`` evaluations in a row whose mean costs are within every budget, for the policy that
+    the budget binds (``binds``)."""
 
     def __init__(self, evaluations: int = 5) -> None:
         if evaluations < 1:
@@ -48,7 +53,9 @@ class StopWhenSafe(Callback):
     def on_evaluation(self, run: Run, metrics: dict[str, float]) -> None:
         within = run.within_budget(metrics)
         if within is None:
-            raise UserError("StopWhenSafe needs a cost budget, and this run has none: give one, or leave the callback out.")
+            raise UserError(
+                "StopWhenSafe needs a cost budget, and this run has none: give one, or leave the callback out."
+            )
         self.safe = self.safe + 1 if within else 0
         if self.safe >= self.evaluations:
             run.stop(f"{self.safe} evaluations in a row were within the budget")
@@ -61,10 +68,17 @@ class StopWhenSafe(Callback):
 
 
 class StopAfter(Callback):
-    """Stops after ``hours`` of wall clock, of this start of the run alone, after ``steps`` steps, or once a metric of an evaluation reaches a value:
-    ``StopAfter(metric="eval/return_mean", at_least=300)``."""
+    """Stops after ``hours`` of wall clock, of this start of the run alone, after ``steps`` steps, or once a metric of
+    an evaluation reaches a value: ``StopAfter(metric="eval/return_mean", at_least=300)``."""
 
-    def __init__(self, *, hours: float | None = None, steps: int | None = None, metric: str | None = None, at_least: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        hours: float | None = None,
+        steps: int | None = None,
+        metric: str | None = None,
+        at_least: float | None = None,
+    ) -> None:
         if (metric is None) != (at_least is None):
             raise UserError("StopAfter takes metric= and at_least= together.")
         if hours is None and steps is None and metric is None:
@@ -84,6 +98,8 @@ class StopAfter(Callback):
         if self.metric is None or self.at_least is None:
             return
         if self.metric not in metrics:
-            raise UserError(f"StopAfter: an evaluation has no metric {self.metric!r}: use one of {', '.join(sorted(metrics))}.")
+            raise UserError(
+                f"StopAfter: an evaluation has no metric {self.metric!r}: use one of {', '.join(sorted(metrics))}."
+            )
         if metrics[self.metric] >= self.at_least:
             run.stop(f"{self.metric} is {metrics[self.metric]:.4g}")

@@ -1,12 +1,14 @@
 """Checkpoints that are whole or not there: written beside, flushed, renamed, checked before loading; never unpickled.
 
-``<run>/checkpoints/<step>/`` holds ``learner.safetensors``, ``replay.safetensors``, ``state.json`` with ``arrays.npz`` (counters, random states,
-environments in mid-episode) and, written last, ``manifest.json`` with the size and SHA-256 of each, what the checkpoint knows of the files beside it
-(``seals``: the metrics, the settings), and the SHA-256 of all this.
+``<run>/checkpoints/<step>/`` holds ``learner.safetensors``, ``replay.safetensors``, ``state.json`` with ``arrays.npz``
+(counters, random states, environments in mid-episode) and, written last, ``manifest.json`` with the size and SHA-256 of
+each, what the checkpoint knows of the files beside it (``seals``: the metrics, the settings), and the SHA-256 of all
+this.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -69,15 +71,16 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises ``UserError`` when it cannot be written (disk full, no permission); then the older checkpoints are untouched.
     """
     folder = place(run, checkpoint.step)
-    write_folder(folder, checkpoint, sweep="*")
+    write_folder(run, folder, checkpoint, sweep="*")
     older = [path for step, path in _candidates(run) if step < checkpoint.step]  # newer ones are damaged
     for path in older[keep - 1 :]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     return folder
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint, sweep: str | None = None) -> None:
-    """Write a checkpoint to ``folder``, in place of what is there; a reader sees the old one or the new one. The caller is the run's only writer.
+def write_folder(run: Path, folder: Path, checkpoint: Checkpoint, sweep: str | None = None) -> None:
+    """Write a checkpoint to ``folder`` of ``run``, in place of what is there; a reader sees the old one or the new one.
+    The caller is the run's only writer. What killed writers left that ``sweep`` matches is cleared first.
 
     Raises ``UserError``; then nothing has changed.
     """
@@ -91,17 +94,21 @@ def write_folder(folder: Path, checkpoint: Checkpoint, sweep: str | None = None)
         _replace(temporary, folder)
     except (OSError, SafetensorError, FileFault) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        older = any(path.name.isdecimal() for path in home.iterdir()) if home.is_dir() else False
         way = "the older ones are untouched; make room and go on with --resume"
-        if not older:
+        if not _candidates(run):
             way = "there is no older one; make room, and the same command begins anew"
-        raise UserError(f"the checkpoint of step {checkpoint.step} could not be written to {home} ({reason_of(error)}): {way}.") from error
+        raise UserError(
+            f"the checkpoint of step {checkpoint.step} could not be written to {folder.parent} ({reason_of(error)}): {way}."
+        ) from error
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     arrays: dict[str, np.ndarray] = {}
     # A learner's tensors may be views of one another, which safetensors refuses; a replay's are too large to copy.
-    learner = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in checkpoint.learner.items()}
+    learner = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint.learner.items()
+    }
     (folder / "state.json").write_text(json.dumps(_pack(checkpoint.state, arrays)))
     mode = (folder / "state.json").stat().st_mode
     for name, tensors in (("learner.safetensors", learner), ("replay.safetensors", dict(checkpoint.replay))):
@@ -114,6 +121,14 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest | {SELF: _own_digest(manifest)}, indent=2))
     for path in (*folder.iterdir(), folder):
         flush(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that no reader sees a part of it."""
+    going = folder.with_name(f".writing-gone-{folder.name}")
+    with contextlib.suppress(OSError):
+        folder.rename(going)
+        shutil.rmtree(going)
 
 
 def aside(folder: Path) -> Path:
@@ -152,7 +167,8 @@ def _sweep(home: Path, name: str = "*") -> None:
 
 
 def latest(run: Path, wanted: tuple[str, ...] = FILES) -> tuple[Path, str | None]:
-    """The newest checkpoint whose ``wanted`` files are whole, and one sentence about newer ones that are damaged (None when there are none).
+    """The newest checkpoint whose ``wanted`` files are whole, and one sentence about newer ones that are damaged (None
+    when there are none).
 
     Only those files are read. Raises ``UserError`` when the run has no such checkpoint.
     """
@@ -160,9 +176,11 @@ def latest(run: Path, wanted: tuple[str, ...] = FILES) -> tuple[Path, str | None
 
 
 def newest(run: Path, read: Callable[[Path], T], wanted: tuple[str, ...] = FILES) -> tuple[T, int, str | None]:
-    """``read`` of the newest checkpoint whose ``wanted`` files are whole, its step, and one sentence about newer ones that are damaged.
+    """``read`` of the newest checkpoint whose ``wanted`` files are whole, its step, and one sentence about newer ones
+    that are damaged.
 
-    A checkpoint that another process removes meanwhile is none: the newest is looked for anew. Raises ``UserError`` when the run has none.
+    A checkpoint that another process removes meanwhile is none: the newest is looked for anew. Raises ``UserError``
+    when the run has none.
     """
     skipped: list[str] = []
     for look in range(LOOKS):
@@ -176,15 +194,23 @@ def newest(run: Path, read: Callable[[Path], T], wanted: tuple[str, ...] = FILES
             except UserError as error:
                 if moved := _identity(folder) != before:
                     break
-                skipped.append(f"that of step {step} {error.reason if isinstance(error, Damage) else f'cannot be read ({error})'}")
+                skipped.append(
+                    f"that of step {step} {error.reason if isinstance(error, Damage) else f'cannot be read ({error})'}"
+                )
                 continue
             said = f"going on from the checkpoint of step {step}, because {' and '.join(skipped)}." if skipped else None
             return content, step, said
-        if not moved and (candidates or look):  # a list that is read while it changes may lack the old one and the new one
+        if not moved and (
+            candidates or look
+        ):  # a list that is read while it changes may lack the old one and the new one
             break
     if not skipped:
-        raise UserError(f"{run} holds no checkpoint yet, so it was stopped before its first: the command that started it begins it anew.")
-    raise UserError(f"{run} holds no checkpoint that can be loaded: {' and '.join(skipped)}: start the run anew with another --out.")
+        raise UserError(
+            f"{run} holds no checkpoint yet, so it was stopped before its first: the command that started it begins it anew."
+        )
+    raise UserError(
+        f"{run} holds no checkpoint that can be loaded: {' and '.join(skipped)}: start the run anew with another --out."
+    )
 
 
 class Damage(UserError):
@@ -196,18 +222,26 @@ class Damage(UserError):
 
 
 def whole(folder: Path, wanted: tuple[str, ...], step: int | None = None) -> tuple[Path, dict[str, Any]]:
-    """Where a checkpoint lies (it may be moved aside at this moment) and its manifest. Raises ``Damage`` where one of its ``wanted`` files is not whole."""
+    """Where a checkpoint lies (it may be moved aside at this moment) and its manifest. Raises ``Damage`` where one of
+    its ``wanted`` files is not whole."""
     at = folder if folder.is_dir() else aside(folder)
     try:
         manifest = read_json(at / MANIFEST, "a checkpoint's manifest")
     except FileFault as error:
-        raise Damage(folder, f"it has no {MANIFEST}" if error.missing else f"its {MANIFEST} is damaged: {error.reason}") from error
+        raise Damage(
+            folder, f"it has no {MANIFEST}" if error.missing else f"its {MANIFEST} is damaged: {error.reason}"
+        ) from error
     if manifest.get("format") != FORMAT:
         raise Damage(folder, "it was written by another program or version")
     if SELF in manifest and manifest.pop(SELF) != _own_digest(manifest):
         raise Damage(folder, f"its {MANIFEST} has changed since it was written")
     files = manifest.get("files")
-    if not isinstance(manifest.get("step"), int) or step not in (None, manifest["step"]) or not isinstance(files, dict) or set(files) != set(FILES):
+    if (
+        not isinstance(manifest.get("step"), int)
+        or step not in (None, manifest["step"])
+        or not isinstance(files, dict)
+        or set(files) != set(FILES)
+    ):
         raise Damage(folder, f"its {MANIFEST} does not describe it")
     for name in wanted:
         path, entry = at / name, files[name]
@@ -232,7 +266,13 @@ def load(folder: Path) -> Checkpoint:
         packed = read_json(at / "state.json", "the state of a checkpoint")
         state = _unpack(packed, read_arrays(at / "arrays.npz", "the arrays of a checkpoint"))
         learner = read_tensors(at / "learner.safetensors", "a learner")
-        return Checkpoint(int(manifest["step"]), learner, StoredTensors(at / "replay.safetensors", "a replay"), state, seals_of(manifest))
+        return Checkpoint(
+            int(manifest["step"]),
+            learner,
+            StoredTensors(at / "replay.safetensors", "a replay"),
+            state,
+            seals_of(manifest),
+        )
 
 
 def load_learner(folder: Path) -> dict[str, Tensor]:
@@ -254,15 +294,19 @@ def seals_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """What odd content raises while it is taken apart becomes one sentence: the digests are right, so another program wrote it."""
+    """What odd content raises while it is taken apart becomes one sentence: the digests are right, so another program
+    wrote it."""
     try:
         yield
     except CONTENT_FAULTS as error:
-        raise UserError(f"{folder} does not hold what a checkpoint of this version does ({type(error).__name__}: {error}): use an older one.") from error
+        raise UserError(
+            f"{folder} does not hold what a checkpoint of this version does ({type(error).__name__}: {error}): use an older one."
+        ) from error
 
 
 def _candidates(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that looks like a checkpoint, newest first; one that is only moved aside is given where it belongs."""
+    """(step, folder) of everything that looks like a checkpoint, newest first; one that is only moved aside is given
+    where it belongs."""
     home = run / "checkpoints"
     try:
         names = {path.name.removeprefix(".old-") for path in home.iterdir() if path.is_dir()}
@@ -271,12 +315,14 @@ def _candidates(run: Path) -> list[tuple[int, Path]]:
     return sorted(((int(name), home / name) for name in names if name.isascii() and name.isdecimal()), reverse=True)
 
 
-def _identity(folder: Path) -> int | None:
-    """What tells a folder from another that took its place; None where there is none."""
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another that took its place (a new one may get a removed one's number); None where there
+    is none."""
     try:
-        return folder.stat().st_ino
+        found = folder.stat()
     except OSError:
         return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:

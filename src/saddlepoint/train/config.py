@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from saddlepoint.options import flag
+from saddlepoint.options import flag, require_seed
+from saddlepoint.train.boards import Track, require_wandb
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.train.verdict import Binds
 from saddlepoint.types import EnvSetup, UserError, as_json
 
-if TYPE_CHECKING:
-    EnvSource: TypeAlias = str | Callable[..., Any]
-else:  # what the command line reads
-    EnvSource = str
-
+EnvSource: TypeAlias = str | Callable[..., Any]
 WARMUP = 5_000
 """most steps of the warm-up where nothing says otherwise"""
 
@@ -82,6 +79,8 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes some 15 s to build once, from a thousand updates on where the
     processor has AVX-512; on CUDA in long runs"""
+    track: Track = "none"
+    """a board beside TensorBoard: wandb is Weights & Biases (pip install saddlepoint[wandb]; WANDB_MODE=offline keeps it on the disk)"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False
@@ -90,13 +89,14 @@ class TrainConfig:
     def validate(self) -> None:
         """Raises ``UserError`` for a value or a combination that cannot work."""
         at_least = {
-            "seed": 0, "total_steps": 1, "num_envs": 1, "replay_size": 1, "eval_every": 1,
+            "total_steps": 1, "num_envs": 1, "replay_size": 1, "eval_every": 1,
             "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0, "eval_envs": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        require_seed(self.seed)
         if not 0 < self.updates_per_step < float("inf"):
             raise UserError(f"--updates-per-step must be a finite number above 0, not {self.updates_per_step}.")
         if self.warmup < 0:
@@ -113,6 +113,8 @@ class TrainConfig:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
 
+        if self.track == "wandb":
+            require_wandb()
         self.setup()
 
     def setup(self) -> EnvSetup:

@@ -1,8 +1,9 @@
 """What a system is asked for, and what is taken where it offers less.
 
-A system is a learner and its config. The **learner** is a class with ``system`` (its name), ``needs_cost`` and the methods of
-``saddlepoint.types.Learner``; it is called as ``LearnerFactory`` shows. The **config** is a frozen dataclass with a default for every field, from which the
-flags of the command line are made: a field's docstring, the text below it, is its help. It needs nothing else; ``LearnerConfig`` lists what it may have.
+A system is a learner and its config. The **learner** is a class with ``system`` (its name), ``needs_cost`` and the
+methods of ``saddlepoint.types.Learner``; it is called as ``LearnerFactory`` shows. The **config** is a frozen dataclass
+with a default for every field, from which the flags of the command line are made: a field's docstring, the text below
+it, is its help. It needs nothing else; ``LearnerConfig`` lists what it may have.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class LearnerConfig(Protocol):
     """fields that only change how a trained policy acts, which ``load_policy(acting=...)`` may set; default: none"""
 
     def validate(self) -> None:
-        """Raise ``UserError`` for values that cannot work. Types and choices were checked before. Default: all is well."""
+        """Raise ``UserError`` for values that cannot work. Types and choices were checked before. Default: all is well.
+        """
 
     def refuse_idle(self, given: Collection[str]) -> None:
-        """Raise ``UserError`` when one of the fields ``given`` by flag or file has no effect beside the others. Default: all have one."""
+        """Raise ``UserError`` when one of the fields ``given`` by flag or file has no effect beside the others.
+        Default: all have one."""
 
     def refuse_acting(self, trained: Any, given: Collection[str]) -> None:
         """Raise ``UserError`` when a learner of the config ``trained`` cannot act as this one says. Default: it can."""
@@ -70,7 +73,8 @@ class SeesPixels(Protocol):
 
 @runtime_checkable
 class GainsByCompiling(Protocol):
-    """A ``LearnerFactory`` whose learners' updates were measured to be faster compiled, on a CPU, with some of its configs."""
+    """A ``LearnerFactory`` whose learners' updates were measured to be faster compiled, on a CPU, with some of its
+    configs."""
 
     def gains_by_compiling(self, config: Any) -> bool: ...
 
@@ -108,7 +112,9 @@ def checked_for(learner: Any, config: T) -> T:
     wanted = _config_class(learner)
     if wanted is not None and not isinstance(config, wanted):
         given = config.__name__ if isinstance(config, type) else type(config).__name__
-        raise UserError(f"{learner.system} takes a config of class {wanted.__name__}, not {given}: give {wanted.__name__}().")
+        raise UserError(
+            f"{learner.system} takes a config of class {wanted.__name__}, not {given}: give {wanted.__name__}()."
+        )
     return checked(config)
 
 

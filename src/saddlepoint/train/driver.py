@@ -1,7 +1,9 @@
-"""The driver of every run: steps, evaluations, checkpoints, signals, callbacks, faults; and going on exactly where a run stopped.
+"""The driver of every run: steps, evaluations, checkpoints, signals, callbacks, faults; and going on exactly where a
+run stopped.
 
-What is learnt, and how, is a ``Training``: reinforcement learning (``train.loop``), pretraining (``offline.loop``), post-training of pictures
-(``safediffusion.trainer``). The driver calls it in one fixed order, and saves what it must to repeat that order after a stop at any point.
+What is learnt, and how, is a ``Training``: reinforcement learning (``train.loop``), pretraining (``offline.loop``),
+post-training of pictures (``safediffusion.trainer``). The driver calls it in one fixed order, and saves what it must to
+repeat that order after a stop at any point.
 """
 
 from __future__ import annotations
@@ -55,19 +57,22 @@ class Training(Protocol):
         ...
 
     def learn(self) -> bool:
-        """Make what is owed at this step. False when asked to stop before the last of it: a resumed run makes the rest first."""
+        """Make what is owed at this step. False when asked to stop before the last of it: a resumed run makes the rest
+        first."""
         ...
 
     def advance(self) -> None:
-        """One step on. May return where it was when asked to stop; then nothing has changed. Raises ``Salvageable`` for a fault that leaves the state whole."""
+        """One step on. May return where it was when asked to stop; then nothing has changed. Raises ``Salvageable`` for
+        a fault that leaves the state whole."""
         ...
 
     def training_metrics(self, regular: bool) -> dict[str, float]:
-        """The line of training metrics, without ``train/`` left out; after a ``regular`` one, counting starts anew."""
+        """The line of training metrics, named ``train/...``; after a ``regular`` one, counting starts anew."""
         ...
 
     def evaluate(self) -> dict[str, float] | None:
-        """The metrics of an evaluation, which disturbs nothing; {} where there is nothing to say, None when asked to stop: it is made up for."""
+        """The metrics of an evaluation, which disturbs nothing; {} where there is nothing to say, None when asked to
+        stop: it is made up for."""
         ...
 
     def evaluation_words(self, metrics: dict[str, float]) -> str:
@@ -75,7 +80,8 @@ class Training(Protocol):
         ...
 
     def merit(self, metrics: dict[str, float]) -> float | None:
-        """How good an evaluation is, for ``best/``; None for one that is not to be kept there, such as one over the budget."""
+        """How good an evaluation is, for ``best/``; None for one that is not to be kept there, such as one over the
+        budget."""
         ...
 
     def state(self) -> Parts:
@@ -111,13 +117,16 @@ class Alone:
 
 
 class Salvageable(Exception):
-    """Raised from a ``UserError`` of a step whose training is whole all the same: a checkpoint is written before the error goes on."""
+    """Raised from a ``UserError`` of a step whose training is whole all the same: a checkpoint is written before the
+    error goes on."""
 
 
 class Run:
     """A run as a callback sees it."""
 
-    def __init__(self, training: Training, schedule: Schedule, folder: Path, budgets: tuple[CostBudget, ...], binds: Binds) -> None:
+    def __init__(
+        self, training: Training, schedule: Schedule, folder: Path, budgets: tuple[CostBudget, ...], binds: Binds
+    ) -> None:
         self._training = training
         self.schedule, self.folder, self.budgets, self.binds = schedule, folder, budgets, binds
         self.stop_reason: str | None = None
@@ -184,12 +193,18 @@ class RunDriver:
                 due = last or stopping or ending or schedule.due(training.step, schedule.checkpoint_every)
                 if due and self.kept != self._reached():
                     self._save()
-                    self._call(lambda callback: callback.on_checkpoint(self.run_view, checkpoint.place(self.folder, training.step)))
+                    self._call(
+                        lambda callback: callback.on_checkpoint(
+                            self.run_view, checkpoint.place(self.folder, training.step)
+                        )
+                    )
                     ending = self.peers.any(self.run_view.stop_reason is not None)
                 if stopping and not (last and not self._evaluation_due(last)):
                     raise Interrupted(f"stopped at {training.unit} {training.step}; go on with --resume {self.folder}")
                 if ending:
-                    self.log.say(f"stopped at {training.unit} {training.step}: {self.run_view.stop_reason or 'in another process'}")
+                    self.log.say(
+                        f"stopped at {training.unit} {training.step}: {self.run_view.stop_reason or 'in another process'}"
+                    )
                 if ending or (last and not self._evaluation_due(last)):
                     return
                 training.advance()
@@ -200,11 +215,15 @@ class RunDriver:
         path, warning = checkpoint.latest(self.folder)
         saved = checkpoint.load(path)
         if saved.step > self.schedule.total:
-            raise UserError(f"{self.folder} has already made {saved.step} {training.unit}s: raise {training.total_flag} to go on.")
+            raise UserError(
+                f"{self.folder} has already made {saved.step} {training.unit}s: raise {training.total_flag} to go on."
+            )
         if warning:
             self.log.say(f"warning: {warning}")
         if saved.seals.get("config", self.config_digest) != self.config_digest:
-            raise UserError(f"{self.folder / 'config.json'} is not the one that the checkpoint of {training.unit} {saved.step} was made with: restore it.")
+            raise UserError(
+                f"{self.folder / 'config.json'} is not the one that the checkpoint of {training.unit} {saved.step} was made with: restore it."
+            )
         with checkpoint.reading(path):
             state = saved.state
             training.load(saved)
@@ -212,14 +231,22 @@ class RunDriver:
             self._load_callbacks(state["callbacks"])
             wall_s = float(state["wall_s"])
         self.saved, self.kept = saved.step, self._reached()
-        for sentence in self.log.resume(training.step, wall_s, self._is_kept, self.schedule.regular, saved.seals.get("metrics")):
+        for sentence in self.log.resume(
+            training.step, wall_s, self._is_kept, self.schedule.regular, saved.seals.get("metrics")
+        ):
             self.log.say(f"warning: {sentence}")
-        ended = f"; that is all it was asked for ({training.total_flag})" if training.step >= self.schedule.total else ""
+        ended = (
+            f"; that is all it was asked for ({training.total_flag})" if training.step >= self.schedule.total else ""
+        )
         self.log.say(f"going on from {training.unit} {training.step}{ended}")
 
     def last_good(self) -> str:
         """Where a run can be taken up, in words."""
-        return f"the last good checkpoint is of {self.training.unit} {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"
+        return (
+            f"the last good checkpoint is of {self.training.unit} {self.saved}"
+            if self.saved >= 0
+            else "there is no checkpoint yet"
+        )
 
     def way_back(self) -> str:
         """The same, and what to do."""
@@ -271,7 +298,9 @@ class RunDriver:
             return
         self.best = {"step": self.training.step, "merit": found}
         if self.peers.main:
-            best.keep(self.folder, self.training.step, self._finite(self.training.agent.state_dict()), metrics, self._seals())
+            best.keep(
+                self.folder, self.training.step, self._finite(self.training.agent.state_dict()), metrics, self._seals()
+            )
 
     def _call(self, call: Callable[[Callback], bool | None]) -> None:
         for callback in self.callbacks:
@@ -286,7 +315,8 @@ class RunDriver:
     # ------------------------------------------------------------------------------------------------ keeping
 
     def _reached(self) -> tuple[int, int, int, int]:
-        """What a checkpoint of now would hold that one of the same step may lack: a run can be stopped before its last updates and its evaluation."""
+        """What a checkpoint of now would hold that one of the same step may lack: a run can be stopped before its last
+        updates and its evaluation."""
         return self.training.step, self.training.updates, self.evaluated, self.settled
 
     def _save(self) -> None:
@@ -309,7 +339,8 @@ class RunDriver:
         return {"metrics": self.log.seal(), "config": self.config_digest}
 
     def _salvage(self) -> None:
-        """After a fault that leaves the training whole: keep it. Several processes cannot: the others know nothing of the fault."""
+        """After a fault that leaves the training whole: keep it. Several processes cannot: the others know nothing of
+        the fault."""
         if self.peers.count == 1 and self.kept != self._reached():
             self._save()
 
@@ -338,7 +369,8 @@ class RunDriver:
 
 
 class Faults:
-    """Gives every fault of a step its place and the last good checkpoint, and keeps the training first where it is whole."""
+    """Gives every fault of a step its place and the last good checkpoint, and keeps the training first where it is
+    whole."""
 
     def __init__(self, driver: RunDriver) -> None:
         self.driver = driver
@@ -356,7 +388,9 @@ class Faults:
             driver._salvage()
             error = cause
         if isinstance(error, ForeignFault) and driver.stop():  # it was given up, or the signal reached it as well
-            raise Interrupted(f"stopped; {driver.last_good()}; go on with --resume {driver.folder} ({error})") from error
+            raise Interrupted(
+                f"stopped; {driver.last_good()}; go on with --resume {driver.folder} ({error})"
+            ) from error
         if isinstance(error, NonFiniteError | ForeignFault):
             place = f"{driver.training.unit} {driver.training.step}"
             raise type(error)(f"{str(error).rstrip('.')} ({place}; {driver.last_good()}).") from error

@@ -16,6 +16,7 @@ from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.envs.tasks import env_spec
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
+from saddlepoint.train.foresight import Foresees, Foresight
 from saddlepoint.types import ActMode, EnvSetup, NonFiniteError, NotMade, Policy, UserError
 
 MAX_ENVS = 10
@@ -43,7 +44,7 @@ def evaluate(
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
     setup = EnvSetup.of(env)
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
-    batch = _made(setup, min(episodes, envs), seed, bool(budgets))
+    batch = open_for_episodes(setup, min(episodes, envs), seed, bool(budgets))
     try:
         return evaluate_in(batch, policy, budgets, episodes, seed, device, stop)
     finally:
@@ -62,6 +63,8 @@ def evaluate_in(
         if played is None:
             return None
         metrics |= summarise(played.episodes, budgets, prefix)
+        if played.foresight is not None:
+            metrics |= played.foresight.metrics(prefix)
         if not np.isnan(played.success).any():
             metrics[f"{prefix}/success_rate"] = float(played.success.mean())
     return metrics | {"eval/episodes": float(episodes)}
@@ -69,7 +72,8 @@ def evaluate_in(
 
 def longest_episode(budgets: tuple[CostBudget, ...]) -> int:
     """Steps after which an episode without a time limit is cut: the longest horizon of the budgets."""
-    return max((budget.horizon for budget in budgets if budget.horizon), default=UNLIMITED)
+    horizons = [budget.horizon for budget in budgets if isinstance(budget, CostBudget)]  # others are refused later
+    return max((horizon for horizon in horizons if horizon is not None), default=UNLIMITED)
 
 
 def require_second(setup: EnvSetup) -> None:
@@ -85,8 +89,8 @@ def require_second(setup: EnvSetup) -> None:
         ) from error
 
 
-def _made(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
-    """``count`` environments, or one where the environment cannot be made so often."""
+def open_for_episodes(setup: EnvSetup, count: int, seed: int, needs_cost: bool) -> EnvBatch:
+    """``count`` environments, or with a warning one where the environment cannot be made so often."""
     try:
         return EnvBatch(setup, count, seed=seed, needs_cost=needs_cost)
     except NotMade as error:
@@ -109,6 +113,7 @@ class Played(NamedTuple):
 
     episodes: Episodes
     success: np.ndarray  # (episodes,) at the last step; NaN where the task says nothing of it
+    foresight: Foresight | None = None  # of a learner that says what it expects
 
 
 def run_episodes(
@@ -123,6 +128,7 @@ def run_episodes(
     slots = envs.num_envs
     finished, success = Episodes.none(len(budgets)), [np.zeros(0, np.float32)]
     actor = Actor(policy, slots, generator.device)
+    foresight = Foresight(policy, budgets, generator.device) if isinstance(policy, Foresees) else None
     for first in range(0, episodes, slots):
         observation = envs.reset(seed + first)
         actor.restart()
@@ -133,14 +139,19 @@ def run_episodes(
                 return None
             action = actor.act(observation, mode, generator)
             require_finite_action(action)
+            expected = None if foresight is None else foresight.expect(observation, action)
             step = envs.step(action)
+            if foresight is not None and expected is not None:
+                foresight.add(expected, step, playing)
             actor.restart(step.terminated | step.truncated)
             ended = (step.terminated | step.truncated) & playing
             finished = finished.join(sums.add(step.reward, step.cost, ended))
             success.append(step.success[ended])
             playing &= ~ended
             observation = step.observation
-    return Played(finished, np.concatenate(success))
+        if foresight is not None:
+            foresight.end_wave()
+    return Played(finished, np.concatenate(success), foresight)
 
 
 def require_finite_action(action: np.ndarray) -> None:

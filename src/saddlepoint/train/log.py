@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, which every checkpoint knows the digest of; TensorBoard or another board; and the screen."""
+"""What a run says: metrics.jsonl, of which every checkpoint keeps a digest; boards; and the screen."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
 
 from saddlepoint.files import read_json_lines, replacing
+from saddlepoint.train.boards import Board, Track, open_boards
 from saddlepoint.train.schedule import Line
 from saddlepoint.train.screen import Screen
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
 
 METRICS = "metrics.jsonl"
 WHAT = "the metrics of a run"
@@ -29,8 +27,8 @@ def read_metrics(run: Path) -> list[Line]:
 
 
 def scan_metrics(run: Path) -> tuple[list[Line], list[str]]:
-    """The lines of a run's metrics.jsonl that can be read, and a sentence about those that cannot; a last one that a killed process left half-written is
-    no fault. Raises ``UserError`` where there is no such file."""
+    """The lines of a run's metrics.jsonl that can be read, and a sentence about those that cannot; a last one that a
+    killed process left half-written is no fault. Raises ``UserError`` where there is no such file."""
     found = read_json_lines(run / METRICS, WHAT)
     lines, faults = [], []
     for line in found:
@@ -49,15 +47,19 @@ def _oddity(line: Line | None) -> str:
         return "it is no JSON object"
     if type(line.get("step")) is not int or line["step"] < 0 or line.get("kind") not in ("train", "eval"):
         return "it has no whole step and kind"
-    odd = [name for name, value in line.items() if name != "kind" and (isinstance(value, bool) or not isinstance(value, int | float))]
+    odd = [
+        name
+        for name, value in line.items()
+        if name != "kind" and (isinstance(value, bool) or not isinstance(value, int | float))
+    ]
     if odd or "wall_s" not in line:
         return f"its {odd[0] if odd else 'wall_s'!r} is no number"
     return ""
 
 
 class MetricsFile:
-    """metrics.jsonl of the one process that writes it, with a digest of the ``regular`` lines: those that every run with its settings has, wherever it
-    ends. A link is never written through."""
+    """metrics.jsonl of the one process that writes it, with a digest of the ``regular`` lines: those that every run
+    with its settings has, wherever it ends. A link is never written through."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,9 +73,11 @@ class MetricsFile:
         if regular:
             self._add(raw)
 
-    def resume(self, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None) -> list[str]:
-        """Cut off the lines that ``keep`` refuses (those a killed run wrote too many). Returns sentences about what else is not as the checkpoint knew it
-        (``seal``): lines that cannot be read stay where they are."""
+    def resume(
+        self, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None
+    ) -> list[str]:
+        """Cut off the lines that ``keep`` refuses (those a killed run wrote too many). Returns sentences about what
+        else is not as the checkpoint knew it (``seal``): lines that cannot be read stay where they are."""
         self._file.close()
         found = read_json_lines(self.path, WHAT)
         kept, sentences = [], []
@@ -90,8 +94,16 @@ class MetricsFile:
                 sentences.append(f"line {line.number} of {self.path} cannot be read ({reason}); it stays as it is")
         if seal is not None and seal != self.seal():
             lost = int(seal.get("lines", 0)) - self._count
-            what = f"lacks {lost} of its lines" if lost > 0 else f"has {-lost} lines too many" if lost < 0 else "has lines that were changed"
-            sentences.append(f"{self.path} is not as the checkpoint knew it: it {what}; what is there stays, and new lines are added")
+            what = (
+                f"lacks {lost} of its lines"
+                if lost > 0
+                else f"has {-lost} lines too many"
+                if lost < 0
+                else "has lines that were changed"
+            )
+            sentences.append(
+                f"{self.path} is not as the checkpoint knew it: it {what}; what is there stays, and new lines are added"
+            )
         with replacing(self.path) as temporary:
             temporary.write_bytes(b"".join(kept))
         self._file = self._open()
@@ -112,17 +124,29 @@ class MetricsFile:
         self._count += 1
 
     def _open(self) -> Any:
-        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab")
+        return os.fdopen(
+            os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab"
+        )
 
 
 class RunLog:
-    """Writes the metrics of one run and shows how it goes. Processes other than the first have a silent one (``folder`` None)."""
+    """Writes the metrics of one run and shows how it goes. Processes other than the first have a silent one (``folder``
+    None)."""
 
-    def __init__(self, folder: Path | None, screen: Screen) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        screen: Screen,
+        *,
+        track: Track = "none",
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._folder, self._screen = folder, screen
+        self._track: Track = track
+        self._settings = settings
         self._started, self._wall_before = time.monotonic(), 0.0
         self._file = MetricsFile(folder / METRICS) if folder else None
-        self._board: SummaryWriter | None = None
+        self._boards: list[Board] | None = None
         self._purge: int | None = None
         screen.start()
 
@@ -132,7 +156,12 @@ class RunLog:
         return self._wall_before + time.monotonic() - self._started
 
     def resume(
-        self, step: int, wall_s: float, keep: Callable[[Line], bool], regular: Callable[[Line], bool], seal: dict[str, Any] | None
+        self,
+        step: int,
+        wall_s: float,
+        keep: Callable[[Line], bool],
+        regular: Callable[[Line], bool],
+        seal: dict[str, Any] | None,
     ) -> list[str]:
         """``MetricsFile.resume``, and let the clock go on from ``wall_s``."""
         self._wall_before, self._purge = wall_s, step + 1
@@ -145,12 +174,10 @@ class RunLog:
         if self._folder is None or self._file is None:
             return
         self._file.write({"step": step, "wall_s": round(self.wall_s, 3), "kind": kind} | metrics, regular)
-        if self._board is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # slow to import, so only by runs that write
-
-            self._board = SummaryWriter(str(self._folder / "tb"), purge_step=self._purge)
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        if self._boards is None:
+            self._boards = open_boards(self._folder, self._track, self._settings, self._purge)
+        for board in self._boards:
+            board.write(step, metrics)
 
     def progress(self, done: float, updates: int | None = None, doing: str = "") -> None:
         """Show the progress, now and then. ``done`` is in the run's unit and may have a fraction."""
@@ -168,17 +195,19 @@ class RunLog:
         """Metrics to the disk, before a checkpoint that counts on them."""
         if self._file is not None:
             self._file.flush()
-        if self._board is not None:
-            self._board.flush()
+        for board in self._boards or ():
+            board.flush()
 
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._screen.stop()
         # After a fault, a full disk would say the same once more, in words that know less.
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             if self._file is not None:
                 self._file.close()
-            if self._board is not None:
-                self._board.close()
+            for board in self._boards or ():
+                board.close()

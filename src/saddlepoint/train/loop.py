@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.calibration import blindness
 from saddlepoint.envs.batch import EnvBatch, EnvStep
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
@@ -169,7 +170,9 @@ class Loop:
         return metrics
 
     def evaluation_words(self, metrics: dict[str, float]) -> str:
-        return evaluation_in_words(metrics, self.budgets, self.config.binds)
+        words = evaluation_in_words(metrics, self.budgets, self.config.binds)
+        blind = blindness(metrics, self.budgets, "eval/stochastic")
+        return f"{words}; {blind}" if blind else words
 
     def merit(self, metrics: dict[str, float]) -> float | None:
         """The return; None over the budget."""

@@ -27,11 +27,17 @@ from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 FORMAT = 1
-OPERATIONAL = frozenset({"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs"})
+OPERATIONAL = frozenset(
+    {"total_steps", "out", "quiet", "keep_checkpoints", "checkpoint_every", "threads", "eval_envs", "track"}
+)
 """fields of ``TrainConfig`` that may differ on resume: they do not change what is learnt (threads: the last bits)"""
 LOCK = ".lock"
 STILLBORN = frozenset({LOCK, "config.json", "metrics.jsonl", "tb", "checkpoints"})
 """all that a run can leave which was killed before its first checkpoint"""
+KNOWN = frozenset(
+    {"format", "system", "module", "verb", "train", "learner", "shape", "budgets", "tasks", "resolved", "made_with"}
+)
+"""all that a config.json may hold beside its seal"""
 PARTS: dict[str, type] = {"system": str, "train": dict, "learner": dict, "resolved": dict}
 """what every config.json holds, whatever the system"""
 
@@ -40,23 +46,31 @@ def describe(
     system: str, config: TrainConfig, learner_config: Any, shape: EnvShape, budgets: tuple[CostBudget, ...],
     resolved: dict[str, Any], module: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to. ``module`` is the one to import for a
-    system that is not of this package."""
-    return describe_settings(system, config, learner_config) | _plain({
-        "shape": shape._asdict(),
-        "budgets": [dataclasses.asdict(budget) for budget in budgets],
-        "resolved": resolved,
-    }) | ({} if module is None else {"module": module})
+    """The content of config.json: all that is needed to build the run's learner again, and what ``auto`` came to.
+    ``module`` is the one to import for a system that is not of this package."""
+    return (
+        describe_settings(system, config, learner_config)
+        | _plain(
+            {
+                "shape": shape._asdict(),
+                "budgets": [dataclasses.asdict(budget) for budget in budgets],
+                "resolved": resolved,
+            }
+        )
+        | ({} if module is None else {"module": module})
+    )
 
 
 def describe_settings(system: str, config: TrainConfig, learner_config: Any) -> dict[str, Any]:
     """The part of config.json that is known before the environment is made."""
-    return _plain({
-        "format": FORMAT,
-        "system": system,
-        "train": dataclasses.asdict(config),
-        "learner": dataclasses.asdict(learner_config),
-    })
+    return _plain(
+        {
+            "format": FORMAT,
+            "system": system,
+            "train": dataclasses.asdict(config),
+            "learner": dataclasses.asdict(learner_config),
+        }
+    )
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -66,13 +80,19 @@ def read(run: Path) -> dict[str, Any]:
         content = read_json(path, "the configuration of a run")
     except FileFault as error:
         if error.missing:
-            raise UserError(f"{run} is not a run folder (it has no config.json): give the one that --out named.") from error
-        raise UserError(f"{path} is damaged or cannot be read ({error.reason}): restore it, or start a new run.") from error
+            raise UserError(
+                f"{run} is not a run folder (it has no config.json): give the one that --out named."
+            ) from error
+        raise UserError(
+            f"{path} is damaged or cannot be read ({error.reason}): restore it, or start a new run."
+        ) from error
     if content.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this version of saddlepoint: use the one that made the run.")
     if SEAL in content and not is_sealed(content):
         raise UserError(f"{path} has changed since saddlepoint wrote it: restore it, or start a new run.")
     content.pop(SEAL, None)
+    if odd := content.keys() - KNOWN:
+        raise UserError(f"{path} is damaged (nobody knows its {min(odd)!r}): restore it, or use the version that wrote it.")
     for name, kind in PARTS.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
@@ -88,18 +108,25 @@ def budgets_of(content: dict[str, Any]) -> tuple[CostBudget, ...]:
     try:
         return tuple(CostBudget(**budget) for budget in content["budgets"])
     except (KeyError, TypeError) as error:
-        raise UserError("the run's config.json is damaged (it has no whole 'budgets'): restore it, or start a new run.") from error
+        raise UserError(
+            "the run's config.json is damaged (it has no whole 'budgets'): restore it, or start a new run."
+        ) from error
 
 
 def shape_of(content: dict[str, Any]) -> EnvShape:
-    """The shape of a run's environment; runs that are older than pictures say nothing of them. Raises ``UserError`` when it is damaged."""
+    """The shape of a run's environment; runs that are older than pictures say nothing of them. Raises ``UserError``
+    when it is damaged."""
     try:
         shape, image = content["shape"], content["shape"].get("image")
         bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
         dtype = shape.get("action_dtype", EnvShape._field_defaults["action_dtype"])
-        return EnvShape(shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype)
+        return EnvShape(
+            shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype
+        )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError("the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run.") from error
+        raise UserError(
+            "the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run."
+        ) from error
 
 
 def setup_of(content: dict[str, Any]) -> EnvSetup:
@@ -112,7 +139,8 @@ def setup_of(content: dict[str, Any]) -> EnvSetup:
 
 
 def require_same_settings(saved: dict[str, Any], now: dict[str, Any], run: Path, operational: frozenset[str]) -> None:
-    """Raises ``UserError`` naming the first setting, but for those of ``operational``, in which a resumed run differs from the saved one."""
+    """Raises ``UserError`` naming the first setting, but for those of ``operational``, in which a resumed run differs
+    from the saved one."""
     if saved["system"] != now["system"]:
         raise UserError(f"{run} was trained with {saved['system']}, not {now['system']}: resume it with that.")
     for part in ("train", "learner"):
@@ -156,11 +184,13 @@ def settings_digest(content: dict[str, Any], operational: frozenset[str]) -> str
 
 @contextmanager
 def opened(run: Path, saved: dict[str, Any] | None, main: bool = True) -> Iterator[None]:
-    """Hold a run folder as its only writer: a new one (``saved`` None), or that of a run to go on with, whose config.json was ``saved``.
+    """Hold a run folder as its only writer: a new one (``saved`` None), or that of a run to go on with, whose
+    config.json was ``saved``.
 
-    The folder is looked at once it is held. What a start left that was killed before its first checkpoint is removed. Processes that are not the
-    ``main`` one of a run hold nothing. Raises ``UserError`` when another process has the folder or had it meanwhile, when it holds something else, and
-    for links in it, through which nothing is to be written.
+    The folder is looked at once it is held. What a start left that was killed before its first checkpoint is removed.
+    Processes that are not the ``main`` one of a run hold nothing. Raises ``UserError`` when another process has the
+    folder or had it meanwhile, when it holds something else, and for links in it, through which nothing is to be
+    written.
     """
     if not main:
         yield
@@ -177,19 +207,19 @@ def opened(run: Path, saved: dict[str, Any] | None, main: bool = True) -> Iterat
 
 
 def require_new(run: Path) -> None:
-    """Raises ``UserError`` when the folder already holds a run or other files. One that holds what a start left which was killed before its first
-    checkpoint is new."""
+    """Raises ``UserError`` when the folder already holds a run or other files. One that holds what a start left which
+    was killed before its first checkpoint is new."""
     if not run.exists():
         return
     names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
     foreign = {name for name in names if name not in STILLBORN and not name.startswith(".writing-")}
-    if _has_checkpoint(run) or (names & {"config.json", "checkpoints"} and foreign):
+    metrics = run / "metrics.jsonl"
+    if _has_checkpoint(run):
         raise UserError(f"{run} already holds a run: go on with --resume {run}, or choose another --out.")
+    if ("config.json" in names and foreign) or (metrics.is_file() and metrics.stat().st_size):
+        raise UserError(f"{run} holds a run whose checkpoints are gone: choose another --out, or remove it.")
     if foreign:
         raise UserError(f"{run} exists and is not an empty folder: choose another --out.")
-    metrics = run / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size:
-        raise UserError(f"{run} holds the metrics of a run whose checkpoints are gone: choose another --out, or remove it.")
 
 
 def _has_checkpoint(run: Path) -> bool:
@@ -213,7 +243,9 @@ def _refuse_links(run: Path) -> None:
     home = run / "checkpoints"
     for path in (*run.iterdir(), *(home.iterdir() if home.is_dir() and not home.is_symlink() else ())):
         if path.is_symlink():
-            raise UserError(f"{path} is a link, through which nothing is written: put the file or folder itself there, or remove it.")
+            raise UserError(
+                f"{path} is a link, through which nothing is written: put the file or folder itself there, or remove it."
+            )
 
 
 @contextmanager
@@ -227,13 +259,18 @@ def only_writer(run: Path) -> Iterator[None]:
         yield
 
 
-def write(run: Path, content: dict[str, Any]) -> None:
-    """Write config.json, with a digest of it. A resumed run's keeps what it was ``made_with`` before, and adds what it is made with now where that
-    differs."""
+def write(run: Path, content: dict[str, Any]) -> str | None:
+    """Write config.json, with a digest of it. A resumed run's keeps what it was ``made_with`` before, and adds what it
+    is made with now where that differs; then one sentence says so."""
     before = read(run).get("made_with", []) if (run / "config.json").exists() else []
     now = versions()
     whole = content | {"made_with": before if now in before else [*before, now]}
     write_json(run / "config.json", sealed(whole))
+    if not before or before[-1] == now or not isinstance(before[-1], dict):
+        return None
+    changed = [f"{name} {now.get(name, 'none')} instead of {before[-1].get(name, 'none')}" for name in sorted({*now, *before[-1]})
+               if now.get(name) != before[-1].get(name)]  # fmt: skip
+    return f"note: {', '.join(changed)}: this run was made with other versions, so its last bits may differ"
 
 
 def _plain(value: Any) -> Any:

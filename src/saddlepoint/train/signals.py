@@ -42,20 +42,25 @@ class StopRequest:
         if not self.made:
             self.made, self._when = True, now
             if number == signal.SIGINT:
-                _tell(f"\nstopping after this step and its checkpoint; Ctrl-C again to stop at once ({self.last_good()})\n")
+                _tell(
+                    f"\nstopping after this step and its checkpoint; Ctrl-C again to stop at once ({self.last_good()})\n"
+                )
         elif number in INSISTING and now - self._when >= GRACE_SECONDS:
             raise Interrupted(f"stopped at once; {self.last_good()}")
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn signals into a request while the block runs (in the main thread: Python allows no other to). Ignored ones stay ignored (``nohup``)."""
+    """Turn signals into a request while the block runs (in the main thread: Python allows no other to). Ignored ones
+    stay ignored (``nohup``)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     found = {number: signal.getsignal(number) for number in SIGNALS}
-    caught = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN or number == signal.SIGINT}
+    caught = {
+        number: handler for number, handler in found.items() if handler != signal.SIG_IGN or number == signal.SIGINT
+    }
     for number in caught:
         signal.signal(number, request._make)
     try:

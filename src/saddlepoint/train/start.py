@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, at_discount
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
@@ -23,7 +23,7 @@ from saddlepoint.replay import Replay
 from saddlepoint.train import run
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
-from saddlepoint.train.contract import GainsByCompiling, LearnerFactory, SeesPixels, checked, checked_for
+from saddlepoint.train.contract import GainsByCompiling, LearnerFactory, SeesPixels, checked, checked_for, cost_gamma
 from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.evaluate import longest_episode, require_second
 from saddlepoint.train.log import RunLog
@@ -77,7 +77,8 @@ def train(
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
         declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
-        budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
+        budgets = at_discount(declared if budgets is None else budgets, cost_gamma(learner_config))
+        budgets = with_horizons(budgets, env_spec(setup).horizon, setup.name)
         setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
             setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
@@ -103,7 +104,8 @@ def train(
                 agent = normalised(agent, shape.observation, device)
             first = None if saved else envs.reset()
             screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
-            with run.opened(folder, saved), RunLog(folder, screen) as log:
+            settings = {"system": learner.system, **content["train"], **content["learner"]}
+            with run.opened(folder, saved), RunLog(folder, screen, track=config.track, settings=settings) as log:
                 training = Loop(config, envs, agent, replay, budgets, device, log, stop)
                 driver = RunDriver(
                     training, config.schedule(), folder, log, stop, budgets=budgets, binds=config.binds, callbacks=callbacks,
@@ -122,7 +124,8 @@ def train(
                     driver.resume()
                 else:
                     training.begin(first)
-                run.write(folder, content)
+                if changed := run.write(folder, content):
+                    log.say(changed)
                 driver.run()
         finally:
             envs.close()

@@ -1,4 +1,5 @@
-"""Whether an evaluation is within the budget, and in words what it cost: each constraint by itself, of the policies that the budget binds."""
+"""Whether an evaluation is within the budget, and in words what it cost: each constraint by itself, of the policies
+that the budget binds."""
 
 from __future__ import annotations
 
@@ -8,12 +9,17 @@ from saddlepoint.constrained.budget import CostBudget
 
 Binds: TypeAlias = Literal["sampled", "noise-free", "both"]
 """the policy that a budget binds: a sample of it, its noise-free action, or each of the two"""
-PREFIXES: dict[Binds, tuple[str, ...]] = {"sampled": ("eval/stochastic",), "noise-free": ("eval",), "both": ("eval", "eval/stochastic")}
+PREFIXES: dict[Binds, tuple[str, ...]] = {
+    "sampled": ("eval/stochastic",),
+    "noise-free": ("eval",),
+    "both": ("eval", "eval/stochastic"),
+}
 TITLES = {"eval": "noise-free", "eval/stochastic": "sampled"}
 
 
 def mean_costs(metrics: dict[str, float], budgets: tuple[CostBudget, ...], prefix: str) -> list[tuple[float, float]]:
-    """(mean cost, limit) of each constraint, as its budget was stated: of the discounted sum, or of an episode's plain sum."""
+    """(mean cost, limit) of each constraint, as its budget was stated: of the discounted sum, or of an episode's plain
+    sum."""
     pairs = []
     for i, budget in enumerate(budgets):
         name = "discounted_cost" if budget.discounted else "cost"
@@ -23,14 +29,18 @@ def mean_costs(metrics: dict[str, float], budgets: tuple[CostBudget, ...], prefi
 
 
 def within_budget(metrics: dict[str, float], budgets: tuple[CostBudget, ...], binds: Binds) -> bool | None:
-    """Whether the mean cost of every constraint is within its budget, for the policies that it ``binds``. None without budgets."""
+    """Whether the mean cost of every constraint is within its budget, for the policies that it ``binds``. None without
+    budgets."""
     if not budgets:
         return None
-    return all(cost <= limit * (1 + 1e-9) for prefix in PREFIXES[binds] for cost, limit in mean_costs(metrics, budgets, prefix))
+    return all(
+        cost <= limit * (1 + 1e-9) for prefix in PREFIXES[binds] for cost, limit in mean_costs(metrics, budgets, prefix)
+    )
 
 
 def ranked_return(metrics: dict[str, float], binds: Binds) -> float:
-    """The mean return by which ``best/`` is chosen: of the policy that the budget binds; of the noise-free one where it binds both."""
+    """The mean return by which ``best/`` is chosen: of the policy that the budget binds; of the noise-free one where it
+    binds both."""
     return metrics[f"{PREFIXES[binds][0]}/return_mean"]
 
 
@@ -49,12 +59,17 @@ def evaluation_in_words(metrics: dict[str, float], budgets: tuple[CostBudget, ..
             continue
         cost = costs_in_words(metrics, budgets, prefix)
         parts.append(f"{title} return {metrics[f'{prefix}/return_mean']:.1f}{f', {cost}' if cost else ''}")
-    verdict = within_budget(metrics, budgets, binds)
-    if verdict is not None:
-        what = "both policies" if binds == "both" else f"the {TITLES[PREFIXES[binds][0]]} policy"
-        over = max(metrics[f"{prefix}/violation_rate"] for prefix in PREFIXES[binds])
-        parts.append(f"{'within' if verdict else 'OVER'} budget ({what}; {100 * over:.0f}% of episodes over)")
+    if budgets:
+        parts.append(verdict_in_words(metrics, budgets, binds))
     return "; ".join(parts)
+
+
+def verdict_in_words(metrics: dict[str, float], budgets: tuple[CostBudget, ...], binds: Binds) -> str:
+    """Whether the policies that the budget binds are within it, by their mean costs, and how many of their episodes are
+    not."""
+    what = "both policies" if binds == "both" else f"the {TITLES[PREFIXES[binds][0]]} policy"
+    over = max(metrics[f"{prefix}/violation_rate"] for prefix in PREFIXES[binds])
+    return f"{'within' if within_budget(metrics, budgets, binds) else 'OVER'} budget ({what}; {100 * over:.0f}% of episodes over)"
 
 
 def _number(value: float) -> str:

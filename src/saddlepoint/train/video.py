@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.files import replacing
 from saddlepoint.train.acting import Actor
 from saddlepoint.types import ActMode, EnvSetup, Policy
 
@@ -33,7 +34,7 @@ def record_video(
     render_headless()
     import imageio.v2 as imageio
 
-    from saddlepoint.envs.drawing import first_picture
+    from saddlepoint.envs.drawing import first_picture, require_picture
     from saddlepoint.envs.guarded import GuardedEnv
     from saddlepoint.train.evaluate import longest_episode, require_finite_action
 
@@ -41,26 +42,24 @@ def record_video(
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
     generator = torch.Generator(device=device).manual_seed(seed)
     actor = Actor(policy, 1, device)
-    temporary = path.with_name(f".writing-{path.name}")
     game = GuardedEnv.open(setup, "rgb_array")
     game.needs_cost = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         observation = game.reset(seed)
-        first = first_picture(game.env.render, setup.name)
-        fps = int(game.env.metadata.get("render_fps") or 30)
-        film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
-        with film:
-            film.append_data(first)
-            game.on_step = lambda: film.append_data(game.draw())
-            ended = False
-            while not ended:
-                action = actor.act(observation[None], mode, generator)
-                require_finite_action(action)
-                answer = game.step(action[0])
-                observation, ended = answer.observation, answer.ended
-        temporary.replace(path)
+        first = require_picture(first_picture(game.env.render, setup.name), setup.name)
+        fps = int((game.env.metadata or {}).get("render_fps") or 30)
+        with replacing(path) as temporary:
+            film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
+            with film:
+                film.append_data(first)
+                game.on_step = lambda: film.append_data(require_picture(game.draw(), setup.name, first.shape))
+                ended = False
+                while not ended:
+                    action = actor.act(observation[None], mode, generator)
+                    require_finite_action(action)
+                    answer = game.step(action[0])
+                    observation, ended = answer.observation, answer.ended
     finally:
-        temporary.unlink(missing_ok=True)
         game.close()
     return game.age

@@ -6,7 +6,6 @@ its positions, velocities, clock and drivers; that is what makes a snapshot smal
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 import mujoco
@@ -15,6 +14,7 @@ from mujoco.rollout import Rollout
 
 from saddlepoint.envs.navigation.model import Blueprint, blueprint
 from saddlepoint.envs.navigation.tasks import SUBSTEPS, Task
+from saddlepoint.machine import cpus
 
 _LIFT = np.array([0.0, 0.0, 0.1])  # m: drivers float above the homes that their objects start at
 AT_REST = 1e-8  # m/s and rad/s; objects that have settled move at 1e-14
@@ -128,7 +128,7 @@ class ThreadedPhysics:
         self.blueprint = blueprint(task.robot, task.kinds, task.timestep or task.robot.timestep)
         self.motion = Motion(task, self.blueprint)
         model = self.blueprint.model
-        workers = min(envs, threads if threads is not None else cores())
+        workers = min(envs, threads if threads is not None else cpus())
         self._pool = Rollout(nthread=workers if workers > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(max(1, workers))]
         # Substeps 1 to 10 and an eleventh, whose beginning is the forward pass of the state they reach.
@@ -180,8 +180,3 @@ class ThreadedPhysics:
 
     def close(self) -> None:
         self._pool.close()
-
-
-def cores() -> int:
-    """How many of this machine's cores we may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,33 +1,50 @@
-"""Operations with several backends. Each has a PyTorch reference; nothing above this package knows which backend runs."""
+"""Operations with several backends. Each has a PyTorch reference; nothing above this package knows which backend
+runs."""
 
 from saddlepoint.nn.ops.api import (
+    ChainTable,
     ChainWeights,
     EnsembleWeights,
+    Imagination,
+    Imagined,
+    NormedWeights,
     Packed,
     Precision,
     ReverseTable,
     denoising_chain,
     ensemble_mlp,
     ensemble_mse,
+    imagine,
     native_available,
     native_supported,
     native_wins,
+    normed_chain,
+    normed_mlp,
     resolve_precision,
     reverse_chain,
+    score_output,
 )
 
 __all__ = [
+    "ChainTable",
     "ChainWeights",
     "EnsembleWeights",
+    "Imagination",
+    "Imagined",
+    "NormedWeights",
     "Packed",
     "Precision",
     "ReverseTable",
     "denoising_chain",
     "ensemble_mlp",
     "ensemble_mse",
+    "imagine",
     "native_available",
     "native_supported",
     "native_wins",
+    "normed_chain",
+    "normed_mlp",
     "resolve_precision",
     "reverse_chain",
+    "score_output",
 ]

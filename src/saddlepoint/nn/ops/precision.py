@@ -16,9 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_precision(name: str, device: str | torch.device = "cpu") -> torch.dtype | None:
-    """The type of products that ``name`` asks for, auto, float32 or bfloat16; None: that of the inputs. Raises ``UserError`` for other names.
+    """The type of products that ``name`` asks for, auto, float32 or bfloat16; None: that of the inputs. Raises
+    ``UserError`` for other names.
 
-    ``auto`` is bfloat16 where that was measured to be faster: on CPUs that multiply it in hardware (AMX, AVX512-BF16) and have native operations.
+    ``auto`` is bfloat16 where that was measured to be faster: on CPUs that multiply it in hardware (AMX, AVX512-BF16)
+    and have native operations.
     bfloat16 on a CPU without such products is slower than float32, which a warning says once. Builds nothing.
     """
     if name not in get_args(Precision):
@@ -33,6 +35,6 @@ def resolve_precision(name: str, device: str | torch.device = "cpu") -> torch.dt
 @functools.cache
 def _warn_of_emulation() -> None:
     logger.warning(
-        "this processor has no fast bfloat16 products: with --precision bfloat16 updates and plans take about 4 times as long as with float32. "
-        "--precision auto takes the faster of the two."
+        "this processor has no fast bfloat16 products: with --precision bfloat16 updates and plans take about 4 times"
+        " as long as with float32. --precision auto takes the faster of the two."
     )

@@ -30,7 +30,7 @@ def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
         hidden = rows.expand(len(weights[0]), -1, -1)
         for weight, bias in zip(weights[:-1], biases[:-1]):
             hidden = activation(torch.baddbmm(bias, hidden, weight))
-        values = torch.baddbmm(biases[-1], hidden, weights[-1]).view(-1, proposals, batch)
+        values = torch.baddbmm(biases[-1], hidden, weights[-1]).view(len(weights[0]), proposals, batch)
     return values.float() if dtype == torch.bfloat16 else values
 
 
@@ -38,7 +38,7 @@ def memberwise(rows: int, weights: Sequence[Tensor]) -> bool:
     """Whether single products are faster than batched ones: on a CPU from some 4 million multiply-adds on."""
     if torch.compiler.is_compiling() or weights[0].device.type != "cpu":  # where no path may depend on sizes
         return False
-    return rows * weights[0].shape[-1] * max(w.shape[-1] for w in weights[1:]) >= 1 << 22
+    return rows * weights[0].shape[-1] * max((w.shape[-1] for w in weights[1:]), default=1) >= 1 << 22
 
 
 def _one(weights: Sequence[Tensor], biases: Sequence[Tensor], state: Tensor, action: Tensor, activation: Activate) -> Tensor:

@@ -20,17 +20,41 @@ import torch
 from saddlepoint.types import UserError
 
 HERE = Path(__file__).parent
-SOURCES = ("mlp.cpp", "normed.cpp")
-HEADERS = ("tiles.h", "mlp.h", "normed.h", "normed_passes.h")
+SOURCES = ("mlp.cpp", "normed.cpp", "imagine.cpp")
+HEADERS = (
+    "tiles.h",
+    "mlp.h",
+    "ensemble.h",
+    "chain.h",
+    "weight_gradients.h",
+    "normed.h",
+    "normed_passes.h",
+)
 FLAGS = {
     "AVX2": ("-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
     "AVX512": (
-        "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c",
+        "-DCPU_CAPABILITY=AVX512",
+        "-DCPU_CAPABILITY_AVX512",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mfma",
+        "-mf16c",
     ),
-}  # fmt: skip
+}
 """of the compiler, by PyTorch's name for what its own kernels use on this processor"""
 BF16_FLAG = "-mavx512bf16"
-COMMON = ("-O3", "-DNDEBUG", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-maybe-uninitialized")
+COMMON = (
+    "-O3",
+    "-DNDEBUG",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+)
 WAIT = 600.0
 """seconds to wait for another process that is building"""
 REQUIRED = "SADDLEPOINT_REQUIRE_NATIVE"
@@ -48,12 +72,16 @@ def supported() -> bool:
 def loaded() -> bool:
     """Whether ``torch.ops.saddlepoint`` is there to be called; builds it on the first call, about a minute.
 
-    Where it cannot be built, this says once what to do and returns False; with SADDLEPOINT_REQUIRE_NATIVE=1 it raises ``UserError``.
+    Where it cannot be built, this says once what to do and returns False; with SADDLEPOINT_REQUIRE_NATIVE=1 it raises
+    ``UserError``.
     """
     required = os.environ.get(REQUIRED, "") not in ("", "0")
     if not supported():
         if required:
-            raise UserError(f"there are no native operations for this processor (they need Linux, x86-64 and AVX2): unset {REQUIRED}.")
+            raise UserError(
+                "there are no native operations for this processor"
+                f" (they need Linux, x86-64 and AVX2): unset {REQUIRED}."
+            )
         return False
     try:
         _load()
@@ -64,8 +92,12 @@ def loaded() -> bool:
             "or set XDG_CACHE_HOME to a folder that can be"
         )
         if required:
-            raise UserError(f"the native operations cannot be built or loaded ({first}): {advice}, or unset {REQUIRED}.") from error
-        logger.warning("the native operations cannot be built or loaded (%s). PyTorch's slower ones are used: %s.", first, advice)
+            raise UserError(
+                f"the native operations cannot be built or loaded ({first}): {advice}, or unset {REQUIRED}."
+            ) from error
+        logger.warning(
+            "the native operations cannot be built or loaded (%s). PyTorch's slower ones are used: %s.", first, advice
+        )
         return False
     return True
 
@@ -90,12 +122,22 @@ def _build(library: Path) -> None:
     """Build and load. The library takes its place whole: a killed build leaves nothing that another would load."""
     from torch.utils import cpp_extension  # imports setuptools: only where something is built
 
-    print("saddlepoint: building the native operations for this processor (once, about a minute)", file=sys.stderr, flush=True)
+    logging.getLogger(cpp_extension.__name__).setLevel(logging.ERROR)  # what goes wrong is said once, by ``loaded``
+    print(
+        "saddlepoint: building the native operations for this processor (once, about a minute)",
+        file=sys.stderr,
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as scratch, _scripts_on_path():
         cpp_extension.load(
-            library.stem, [str(HERE / name) for name in SOURCES], extra_cflags=[*COMMON, *_flags()], extra_ldflags=["-fopenmp"],
-            build_directory=scratch, is_python_module=False, with_cuda=False,
-        )  # fmt: skip
+            library.stem,
+            [str(HERE / name) for name in SOURCES],
+            extra_cflags=[*COMMON, *_flags()],
+            extra_ldflags=["-fopenmp"],
+            build_directory=scratch,
+            is_python_module=False,
+            with_cuda=False,
+        )
         os.replace(Path(scratch) / library.name, library)
 
 
@@ -119,7 +161,7 @@ def _cache() -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the file's lock. The system gives up the lock of a process that dies, so that nothing waits for a killed one."""
+    """Hold the file's lock. The system gives up a dead process's lock, so that nothing waits for a killed one."""
     import fcntl  # there is none on Windows, which has no native backend
 
     with path.open("w") as file:

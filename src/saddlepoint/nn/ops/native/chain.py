@@ -18,12 +18,27 @@ def takes(net: ChainWeights, start: Tensor, noise: Tensor | None, table: Reverse
     widths = [net.columns.shape[0], *(weight.shape[0] for weight in net.weights)]
     latent = net.columns.shape[1]
     if not (
-        all(width % WIDTHS == 0 for width in widths) and net.head_weight.shape[0] == latent == start.shape[-1] and start.ndim == 2 and len(table.keep)
-        and net.common.ndim == 2 and len(net.common) == len(start) and len(net.times) == len(table.keep)
+        all(width % WIDTHS == 0 for width in widths)
+        and net.head_weight.shape[0] == latent == start.shape[-1]
+        and start.ndim == 2
+        and len(table.keep)
+        and net.common.ndim == 2
+        and len(net.common) == len(start)
+        and len(net.times) == len(table.keep)
         and not (start.requires_grad or (noise is not None and noise.requires_grad))
-    ):  # fmt: skip
+    ):
         return False
-    tensors = (net.common, net.times, net.columns, *net.weights, *net.biases, net.head_weight, net.head_bias, start, noise)
+    tensors = (
+        net.common,
+        net.times,
+        net.columns,
+        *net.weights,
+        *net.biases,
+        net.head_weight,
+        net.head_bias,
+        start,
+        noise,
+    )
     return taken(net.packed, net.dtype, tensors) and dense((*net.weights, *net.biases, net.head_weight, net.head_bias))
 
 
@@ -43,21 +58,44 @@ class _Call:
         self.net, self.table, self.low = net, table, net.dtype == torch.bfloat16
         self.common, self.times = net.common.detach().contiguous(), net.times.detach().contiguous()
         self.columns = net.columns.detach().mT.contiguous()
-        self.rest = ([w.detach() for w in net.weights], [b.detach() for b in net.biases], net.head_weight.detach(), net.head_bias.detach())
+        self.rest = (
+            [w.detach() for w in net.weights],
+            [b.detach() for b in net.biases],
+            net.head_weight.detach(),
+            net.head_bias.detach(),
+        )
 
     def packed(self, backward: bool) -> list[Tensor]:
         """Those of the hidden layers, which all heads of a network share."""
         assert self.net.packed is not None
-        return form(self.net.packed, "chain", self.low, backward, self.rest[0], lambda: ops().chain_pack(self.columns, *self.rest, self.low, backward))
+        return form(
+            self.net.packed,
+            "chain",
+            self.low,
+            backward,
+            self.rest[0],
+            lambda: ops().chain_pack(self.columns, *self.rest, self.low, backward),
+        )
 
 
 def _forward(call: _Call, start: Tensor, noise: Tensor | None, record: bool) -> tuple[Tensor, list[Tensor]]:
     noise = None if noise is None else noise.detach().contiguous()
     weights, biases, head_weight, head_bias = call.rest
     return ops().chain_forward(
-        call.common, call.times, call.columns, weights, biases, head_weight, head_bias, call.packed(False), start.detach().contiguous(), noise, *call.table,
-        call.low, record,
-    )  # fmt: skip
+        call.common,
+        call.times,
+        call.columns,
+        weights,
+        biases,
+        head_weight,
+        head_bias,
+        call.packed(False),
+        start.detach().contiguous(),
+        noise,
+        *call.table,
+        call.low,
+        record,
+    )
 
 
 class _Chain(torch.autograd.Function):
@@ -77,13 +115,35 @@ class _Chain(torch.autograd.Function):
             common, times, columns, head_weight, head_bias, *rest = inputs
             half = len(rest) // 2
             net = call.net._replace(
-                common=common, times=times, columns=columns, weights=rest[:half], biases=rest[half:], head_weight=head_weight, head_bias=head_bias
+                common=common,
+                times=times,
+                columns=columns,
+                weights=rest[:half],
+                biases=rest[half:],
+                head_weight=head_weight,
+                head_bias=head_bias,
             )
-            return None, None, None, *differentiable(reference.denoising_chain(net, start, noise, call.table), inputs, needed, upstream)
+            return (
+                None,
+                None,
+                None,
+                *differentiable(reference.denoising_chain(net, start, noise, call.table), inputs, needed, upstream),
+            )
         keep, drift, _ = call.table
         weights, biases, head_weight, head_bias = call.rest
         common, times, columns, d_weights, d_biases, d_head, d_head_bias = ops().chain_backward(
-            call.columns, weights, biases, head_weight, head_bias, call.packed(True), latents, ctx.kept, upstream.contiguous(), keep, drift, call.low
+            call.columns,
+            weights,
+            biases,
+            head_weight,
+            head_bias,
+            call.packed(True),
+            latents,
+            ctx.kept,
+            upstream.contiguous(),
+            keep,
+            drift,
+            call.low,
         )
         found = (common, times, columns, d_head, d_head_bias, *d_weights, *d_biases)
         return None, None, None, *(gradient if wanted else None for gradient, wanted in zip(found, needed))

@@ -18,11 +18,19 @@ def takes(net: EnsembleWeights, state: Tensor, action: Tensor, *others: Tensor) 
     """Whether the native operations serve this network at these inputs."""
     weights = net.weights
     if not (
-        len(weights) > 1 and weights[-1].shape[-1] == 1 and all(w.ndim == 3 and w.shape[-1] % WIDTHS == 0 for w in weights[:-1])
-        and state.ndim == 2 and not state.requires_grad and not any(other.requires_grad for other in others)
-    ):  # fmt: skip
+        len(weights) > 1
+        and weights[-1].shape[-1] == 1
+        and all(w.ndim == 3 and w.shape[-1] % WIDTHS == 0 for w in weights[:-1])
+        and state.ndim == 2
+        and not state.requires_grad
+        and not any(other.requires_grad for other in others)
+    ):
         return False
-    return taken(net.packed, net.dtype, (*weights, *net.biases, state, action, *others)) and dense(weights) and dense(net.biases)
+    return (
+        taken(net.packed, net.dtype, (*weights, *net.biases, state, action, *others))
+        and dense(weights)
+        and dense(net.biases)
+    )
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
@@ -53,7 +61,12 @@ class _Call:
     def packed(self, wide: int, backward: bool) -> list[Tensor]:
         assert self.net.packed is not None
         return form(
-            self.net.packed, f"ensemble {wide}", self.low, backward, self.weights, lambda: ops().ensemble_pack(self.weights, wide, self.low, backward)
+            self.net.packed,
+            f"ensemble {wide}",
+            self.low,
+            backward,
+            self.weights,
+            lambda: ops().ensemble_pack(self.weights, wide, self.low, backward),
         )
 
     def with_parameters(self, parameters: tuple[Tensor, ...]) -> EnsembleWeights:
@@ -62,10 +75,14 @@ class _Call:
         return self.net._replace(weights=list(parameters[:count]), biases=list(parameters[count:]))
 
 
-def _forward(call: _Call, state: Tensor, action: Tensor, outputs: bool, slopes: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _forward(
+    call: _Call, state: Tensor, action: Tensor, outputs: bool, slopes: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     state, action = state.detach().contiguous(), action.detach().contiguous()
     packed = call.packed(state.shape[1], False)
-    return ops().ensemble_forward(call.weights, call.biases, packed, state, action, call.silu, call.low, outputs, slopes)
+    return ops().ensemble_forward(
+        call.weights, call.biases, packed, state, action, call.silu, call.low, outputs, slopes
+    )
 
 
 class _Values(torch.autograd.Function):
@@ -90,10 +107,21 @@ class _Values(torch.autograd.Function):
         turned = call.packed(wide, True)
         below, found = None, list[Tensor | None]([None] * len(parameters))
         if of_action:
-            below = ops().ensemble_action_gradient(call.weights, turned, ctx.slopes, upstream, wide, call.silu, call.low)
+            below = ops().ensemble_action_gradient(
+                call.weights, turned, ctx.slopes, upstream, wide, call.silu, call.low
+            )
         if any(of_parameters):
             weights, biases = ops().ensemble_weight_gradients(
-                call.weights, call.biases, turned, state.contiguous(), action.detach().contiguous(), ctx.outputs, ctx.slopes, upstream, call.silu, call.low
+                call.weights,
+                call.biases,
+                turned,
+                state.contiguous(),
+                action.detach().contiguous(),
+                ctx.outputs,
+                ctx.slopes,
+                upstream,
+                call.silu,
+                call.low,
             )
             found = [g if wanted else None for g, wanted in zip((*weights, *biases), of_parameters)]
         return None, None, below, *found
@@ -103,7 +131,9 @@ class _Fit(torch.autograd.Function):
     """Forward and back in one pass over the rows; the gradients wait for the factor that the loss is given."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, state: Tensor, action: Tensor, target: Tensor, scale: float, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, call: _Call, state: Tensor, action: Tensor, target: Tensor, scale: float, *parameters: Tensor
+    ) -> Tensor:
         loss, gradients = _fit(call, state, action, target, scale)
         ctx.call, ctx.scale, ctx.gradients = call, scale, gradients
         ctx.save_for_backward(state, action, target, *parameters)

@@ -1,6 +1,9 @@
-// The registered operations of mlp.h: shapes and types are checked here, and room is made for what comes out.
+// The registered operations on ensembles and chains: shapes and types are checked here, and room is made for what comes
+// out.
 
-#include "mlp.h"
+#include "chain.h"
+#include "ensemble.h"
+#include "weight_gradients.h"
 
 namespace saddlepoint {
 namespace {
@@ -9,14 +12,16 @@ using Tensors = std::vector<Tensor>;
 
 // An ensemble on concat(state, action) with one value a member: weights (members, in, out), biases (members, 1, out).
 Net ensemble(at::TensorList weights, at::TensorList biases, i64 wide, bool silu) {
-    TORCH_CHECK_VALUE(weights.size() >= 2 && (biases.empty() || biases.size() == weights.size()), "an ensemble needs a hidden layer, and a bias a layer");
+    TORCH_CHECK_VALUE(weights.size() >= 2 && (biases.empty() || biases.size() == weights.size()),
+                      "an ensemble needs a hidden layer, and a bias a layer");
     const i64 members = weights[0].size(0), inputs = weights[0].size(1), hidden = static_cast<i64>(weights.size()) - 1;
     TORCH_CHECK_VALUE(inputs > wide && members > 0, "the state has ", wide, " columns of ", inputs);
     Net net{members, wide, inputs - wide, hidden, 1, silu, false, {}, floats(weights), floats(biases)};
     i64 in = inputs;
     for (i64 layer = 0; layer <= hidden; ++layer) {
         const i64 out = weights[layer].size(2);
-        TORCH_CHECK_VALUE(layer < hidden ? out > 0 && out % 32 == 0 : out == 1, "hidden widths are multiples of 32, the head has one column");
+        TORCH_CHECK_VALUE(layer < hidden ? out > 0 && out % 32 == 0 : out == 1,
+                          "hidden widths are multiples of 32, the head has one column");
         require(weights[layer], {members, in, out});
         if (!biases.empty()) require(biases[layer], {members, 1, out});
         if (layer < hidden) net.widths.push_back(out);
@@ -25,11 +30,22 @@ Net ensemble(at::TensorList weights, at::TensorList biases, i64 wide, bool silu)
     return net;
 }
 
-// What follows on the first layer's sums in a score network, with `columns` (narrow, hidden) in its place: weights (out, in), biases (out,).
-Net score_network(const Tensor& columns, at::TensorList weights, at::TensorList biases, const Tensor& head_weight, const Tensor& head_bias) {
+// What follows on the first layer's sums in a score network, with `columns` (narrow, hidden) in its place: weights
+// (out, in), biases (out,).
+Net score_network(const Tensor& columns, at::TensorList weights, at::TensorList biases, const Tensor& head_weight,
+                  const Tensor& head_bias) {
     TORCH_CHECK_VALUE(weights.size() == biases.size(), "a bias a layer");
     const i64 narrow = columns.size(0), hidden = static_cast<i64>(weights.size()) + 1;
-    Net net{1, 0, narrow, hidden, head_weight.size(0), false, true, {columns.size(1)}, {floats(require(columns, columns.sizes()))}, {nullptr}};
+    Net net{1,
+            0,
+            narrow,
+            hidden,
+            head_weight.size(0),
+            false,
+            true,
+            {columns.size(1)},
+            {floats(require(columns, columns.sizes()))},
+            {nullptr}};
     for (size_t layer = 0; layer < weights.size(); ++layer) {
         const i64 out = weights[layer].size(0);
         net.weights.push_back(floats(require(weights[layer], {out, net.widths.back()})));
@@ -49,7 +65,8 @@ Tensors pack_net(const Net& net, bool backward) {
     for (i64 layer = 0; layer < net.hidden; ++layer) {
         const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
         const bool none = (!layer && (backward || !net.wide)) || unpacked<T>(net, layer, backward);
-        packed.push_back(room({none ? 0 : net.members * (backward ? packed_size<T>(out, in) : packed_size<T>(in, out))}, !FLOAT32<T>));
+        packed.push_back(room({none ? 0 : net.members * (backward ? packed_size<T>(out, in) : packed_size<T>(in, out))},
+                              !FLOAT32<T>));
     }
     pack_all<T>(net, numbers<T>(packed).data(), backward);
     return packed;
@@ -61,7 +78,9 @@ void require_packed(const Net& net, at::TensorList packed, bool backward) {
     for (i64 layer = 0; layer < net.hidden; ++layer) {
         const i64 in = layer ? net.widths[layer - 1] : net.wide, out = net.widths[layer];
         const bool none = (!layer && (backward || !net.wide)) || unpacked<T>(net, layer, backward);
-        require(packed[layer], {none ? 0 : net.members * (backward ? packed_size<T>(out, in) : packed_size<T>(in, out))}, at::CppTypeToScalarType<T>());
+        require(packed[layer],
+                {none ? 0 : net.members * (backward ? packed_size<T>(out, in) : packed_size<T>(in, out))},
+                at::CppTypeToScalarType<T>());
     }
 }
 
@@ -73,7 +92,8 @@ Tensors hidden_room(const Net& net, i64 rows, bool low) {
 
 void require_hidden(const Net& net, at::TensorList tensors, i64 rows, bool low) {
     TORCH_CHECK_VALUE(static_cast<i64>(tensors.size()) == net.hidden, "a tensor a hidden layer");
-    for (i64 layer = 0; layer < net.hidden; ++layer) require(tensors[layer], {net.members, rows, net.widths[layer]}, low ? at::kBFloat16 : at::kFloat);
+    for (i64 layer = 0; layer < net.hidden; ++layer)
+        require(tensors[layer], {net.members, rows, net.widths[layer]}, low ? at::kBFloat16 : at::kFloat);
 }
 
 Tensors like(at::TensorList tensors) {
@@ -97,24 +117,27 @@ Tensors ensemble_pack(at::TensorList weights, i64 wide, bool low, bool backward)
     return low ? pack_net<BFloat16>(net, backward) : pack_net<float>(net, backward);
 }
 
-std::tuple<Tensor, Tensors, Tensors> ensemble_forward(at::TensorList weights, at::TensorList biases, at::TensorList packed, const Tensor& state,
-                                                      const Tensor& action, bool silu, bool low, bool outputs, bool slopes) {
+std::tuple<Tensor, Tensors, Tensors> ensemble_forward(at::TensorList weights, at::TensorList biases,
+                                                      at::TensorList packed, const Tensor& state, const Tensor& action,
+                                                      bool silu, bool low, bool outputs, bool slopes) {
     const Net net = ensemble(weights, biases, state.size(1), silu);
     const i64 proposals = action.size(0), batch = action.size(1);
     require(state, {batch, net.wide}), require(action, {proposals, batch, net.narrow});
     const Tensor values = room({net.members, proposals, batch});
-    const Tensors kept = outputs ? hidden_room(net, proposals * batch, low) : Tensors(), sources = slopes ? hidden_room(net, proposals * batch, low) : Tensors();
+    const Tensors kept = outputs ? hidden_room(net, proposals * batch, low) : Tensors(),
+                  sources = slopes ? hidden_room(net, proposals * batch, low) : Tensors();
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, packed, false);
         const auto out = numbers<T>(kept), slope = numbers<T>(sources);
-        forward<T>(net, numbers<T>(packed).data(), floats(state), nullptr, floats(action), proposals, batch, outputs ? out.data() : nullptr,
-                   slopes ? slope.data() : nullptr, values.data_ptr<float>());
+        forward<T>(net, numbers<T>(packed).data(), floats(state), nullptr, floats(action), proposals, batch,
+                   outputs ? out.data() : nullptr, slopes ? slope.data() : nullptr, values.data_ptr<float>());
     });
     return {values, kept, sources};
 }
 
-Tensor ensemble_action_gradient(at::TensorList weights, at::TensorList turned, at::TensorList sources, const Tensor& upstream, i64 wide, bool silu, bool low) {
+Tensor ensemble_action_gradient(at::TensorList weights, at::TensorList turned, at::TensorList sources,
+                                const Tensor& upstream, i64 wide, bool silu, bool low) {
     const Net net = ensemble(weights, {}, wide, silu);
     const i64 proposals = upstream.size(1), batch = upstream.size(2), rows = proposals * batch;
     require(upstream, {net.members, proposals, batch}), require_hidden(net, sources, rows, low);
@@ -122,17 +145,21 @@ Tensor ensemble_action_gradient(at::TensorList weights, at::TensorList turned, a
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, turned, true);
-        backward<T>(net, numbers<T>(turned).data(), rows, numbers<T>(sources).data(), floats(upstream), nullptr, rows, below.data_ptr<float>());
+        backward<T>(net, numbers<T>(turned).data(), rows, numbers<T>(sources).data(), floats(upstream), nullptr, rows,
+                    below.data_ptr<float>());
     });
     return below;
 }
 
-std::tuple<Tensors, Tensors> ensemble_weight_gradients(at::TensorList weights, at::TensorList biases, at::TensorList turned, const Tensor& state,
-                                                       const Tensor& action, at::TensorList outputs, at::TensorList sources, const Tensor& upstream, bool silu,
-                                                       bool low) {
+std::tuple<Tensors, Tensors> ensemble_weight_gradients(at::TensorList weights, at::TensorList biases,
+                                                       at::TensorList turned, const Tensor& state, const Tensor& action,
+                                                       at::TensorList outputs, at::TensorList sources,
+                                                       const Tensor& upstream, bool silu, bool low) {
     const Net net = ensemble(weights, biases, state.size(1), silu);
-    const i64 proposals = action.size(0), batch = action.size(1), rows = proposals * batch, stride = stride_of(rows, low);
-    require(state, {batch, net.wide}), require(action, {proposals, batch, net.narrow}), require(upstream, {net.members, proposals, batch});
+    const i64 proposals = action.size(0), batch = action.size(1), rows = proposals * batch,
+              stride = stride_of(rows, low);
+    require(state, {batch, net.wide}), require(action, {proposals, batch, net.narrow}),
+        require(upstream, {net.members, proposals, batch});
     require_hidden(net, outputs, rows, low), require_hidden(net, sources, rows, low);
     const Tensors grads = hidden_room(net, stride, low), d_weights = like(weights), d_biases = like(biases);
     for (const Tensor& grad : grads) grad.narrow(1, rows, stride - rows).zero_();
@@ -141,51 +168,59 @@ std::tuple<Tensors, Tensors> ensemble_weight_gradients(at::TensorList weights, a
         using T = decltype(t);
         require_packed<T>(net, turned, true);
         const auto grad = numbers<T>(grads);
-        backward<T>(net, numbers<T>(turned).data(), rows, numbers<T>(sources).data(), floats(upstream), grad.data(), stride, nullptr);
-        weight_gradients<T>(net, rows, inputs.data_ptr<T>(), numbers<T>(outputs).data(), grad.data(), stride, floats(upstream),
-                            numbers<float>(d_weights).data(), numbers<float>(d_biases).data());
+        backward<T>(net, numbers<T>(turned).data(), rows, numbers<T>(sources).data(), floats(upstream), grad.data(),
+                    stride, nullptr);
+        weight_gradients<T>(net, rows, inputs.data_ptr<T>(), numbers<T>(outputs).data(), grad.data(), stride,
+                            floats(upstream), numbers<float>(d_weights).data(), numbers<float>(d_biases).data());
     });
     return {d_weights, d_biases};
 }
 
-std::tuple<Tensor, Tensors, Tensors> ensemble_fit(at::TensorList weights, at::TensorList biases, at::TensorList packed, at::TensorList turned,
-                                                  const Tensor& state, const Tensor& action, const Tensor& target, double scale, bool silu, bool low) {
+std::tuple<Tensor, Tensors, Tensors> ensemble_fit(at::TensorList weights, at::TensorList biases, at::TensorList packed,
+                                                  at::TensorList turned, const Tensor& state, const Tensor& action,
+                                                  const Tensor& target, double scale, bool silu, bool low) {
     const Net net = ensemble(weights, biases, state.size(1), silu);
     const i64 rows = state.size(0), stride = stride_of(rows, low);
     const bool shared = target.dim() == 1;
     require(state, {rows, net.wide}), require(action, {rows, net.narrow});
     shared ? require(target, {rows}) : require(target, {net.members, rows});
-    const Tensors outputs = hidden_room(net, rows, low), grads = hidden_room(net, stride, low), d_weights = like(weights), d_biases = like(biases);
-    const Tensor upstream = room({net.members, rows}), loss = room({}), inputs = inputs_of(state, action.unsqueeze(0), low);
+    const Tensors outputs = hidden_room(net, rows, low), grads = hidden_room(net, stride, low),
+                  d_weights = like(weights), d_biases = like(biases);
+    const Tensor upstream = room({net.members, rows}), loss = room({}),
+                 inputs = inputs_of(state, action.unsqueeze(0), low);
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, packed, false), require_packed<T>(net, turned, true);
         const auto out = numbers<T>(outputs), grad = numbers<T>(grads);
-        fit<T>(net, numbers<T>(packed).data(), numbers<T>(turned).data(), floats(state), floats(action), rows, floats(target), shared,
-               static_cast<float>(scale), out.data(), grad.data(), stride, upstream.data_ptr<float>(), loss.data_ptr<float>());
-        weight_gradients<T>(net, rows, inputs.data_ptr<T>(), out.data(), grad.data(), stride, floats(upstream), numbers<float>(d_weights).data(),
-                            numbers<float>(d_biases).data());
+        fit<T>(net, numbers<T>(packed).data(), numbers<T>(turned).data(), floats(state), floats(action), rows,
+               floats(target), shared, static_cast<float>(scale), out.data(), grad.data(), stride,
+               upstream.data_ptr<float>(), loss.data_ptr<float>());
+        weight_gradients<T>(net, rows, inputs.data_ptr<T>(), out.data(), grad.data(), stride, floats(upstream),
+                            numbers<float>(d_weights).data(), numbers<float>(d_biases).data());
     });
     return {loss, d_weights, d_biases};
 }
 
 // ---------------------------------------------------------------------------------------------- chains
 
-Tensors chain_pack(const Tensor& columns, at::TensorList weights, at::TensorList biases, const Tensor& head_weight, const Tensor& head_bias, bool low,
-                   bool backward) {
+Tensors chain_pack(const Tensor& columns, at::TensorList weights, at::TensorList biases, const Tensor& head_weight,
+                   const Tensor& head_bias, bool low, bool backward) {
     const Net net = score_network(columns, weights, biases, head_weight, head_bias);
     return low ? pack_net<BFloat16>(net, backward) : pack_net<float>(net, backward);
 }
 
-std::tuple<Tensor, Tensors> chain_forward_op(const Tensor& common, const Tensor& times, const Tensor& columns, at::TensorList weights, at::TensorList biases,
-                                             const Tensor& head_weight, const Tensor& head_bias, at::TensorList packed, const Tensor& start,
-                                             const std::optional<Tensor>& noise, at::ArrayRef<double> keep, at::ArrayRef<double> drift,
-                                             at::ArrayRef<double> std, bool low, bool record) {
+std::tuple<Tensor, Tensors> chain_forward_op(const Tensor& common, const Tensor& times, const Tensor& columns,
+                                             at::TensorList weights, at::TensorList biases, const Tensor& head_weight,
+                                             const Tensor& head_bias, at::TensorList packed, const Tensor& start,
+                                             const std::optional<Tensor>& noise, at::ArrayRef<double> keep,
+                                             at::ArrayRef<double> drift, at::ArrayRef<double> std, bool low,
+                                             bool record) {
     const Net net = score_network(columns, weights, biases, head_weight, head_bias);
     const i64 steps = times.size(0), rows = start.size(0), size = net.narrow;
     require(common, {rows, net.widths[0]}), require(times, {steps, net.widths[0]}), require(start, {rows, size});
     if (noise) require(*noise, {steps, rows, size});
-    for (auto table : {keep, drift, std}) TORCH_CHECK_VALUE(static_cast<i64>(table.size()) == steps, "three coefficients a step");
+    for (auto table : {keep, drift, std})
+        TORCH_CHECK_VALUE(static_cast<i64>(table.size()) == steps, "three coefficients a step");
     const Tensor latents = room({steps + 1, rows, size});
     latents[steps].copy_(start);
     const Tensors kept = record ? hidden_room(net, steps * rows, low) : Tensors();
@@ -193,23 +228,30 @@ std::tuple<Tensor, Tensors> chain_forward_op(const Tensor& common, const Tensor&
         using T = decltype(t);
         require_packed<T>(net, packed, false);
         const auto outputs = numbers<T>(kept);
-        chain_forward<T>(net, numbers<T>(packed).data(), floats(common), floats(times), floats(noise), keep.data(), drift.data(), std.data(), steps, rows,
-                         latents.data_ptr<float>(), record ? outputs.data() : nullptr);
+        chain_forward<T>(net, numbers<T>(packed).data(), floats(common), floats(times), floats(noise), keep.data(),
+                         drift.data(), std.data(), steps, rows, latents.data_ptr<float>(),
+                         record ? outputs.data() : nullptr);
     });
     return {latents, kept};
 }
 
-// The gradients of common, times, columns (hidden, narrow), weights, biases, head_weight, head_bias from `upstream` at the latents.
+// The gradients of common, times, columns (hidden, narrow), weights, biases, head_weight, head_bias from `upstream` at
+// the latents.
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensor, Tensor> chain_backward_op(
-    const Tensor& columns, at::TensorList weights, at::TensorList biases, const Tensor& head_weight, const Tensor& head_bias, at::TensorList turned,
-    const Tensor& latents, at::TensorList kept, const Tensor& upstream, at::ArrayRef<double> keep, at::ArrayRef<double> drift, bool low) {
+    const Tensor& columns, at::TensorList weights, at::TensorList biases, const Tensor& head_weight,
+    const Tensor& head_bias, at::TensorList turned, const Tensor& latents, at::TensorList kept, const Tensor& upstream,
+    at::ArrayRef<double> keep, at::ArrayRef<double> drift, bool low) {
     const Net net = score_network(columns, weights, biases, head_weight, head_bias);
-    const i64 steps = latents.size(0) - 1, rows = latents.size(1), size = net.narrow, first = net.widths[0], all = steps * rows, stride = stride_of(all, low);
-    require(latents, {steps + 1, rows, size}), require(upstream, {steps + 1, rows, size}), require_hidden(net, kept, all, low);
-    for (auto table : {keep, drift}) TORCH_CHECK_VALUE(static_cast<i64>(table.size()) == steps, "two coefficients a step");
+    const i64 steps = latents.size(0) - 1, rows = latents.size(1), size = net.narrow, first = net.widths[0],
+              all = steps * rows, stride = stride_of(all, low);
+    require(latents, {steps + 1, rows, size}), require(upstream, {steps + 1, rows, size}),
+        require_hidden(net, kept, all, low);
+    for (auto table : {keep, drift})
+        TORCH_CHECK_VALUE(static_cast<i64>(table.size()) == steps, "two coefficients a step");
     const Tensors grads = hidden_room(net, stride, low);
     for (const Tensor& grad : grads) grad.narrow(1, all, stride - all).zero_();
-    const Tensor of_output = room({steps, rows, size}), d_common = room({rows, first}), d_times = room({steps, first}), d_columns = room({first, size});
+    const Tensor of_output = room({steps, rows, size}), d_common = room({rows, first}), d_times = room({steps, first}),
+                 d_columns = room({first, size});
     const Tensor d_head = at::empty_like(head_weight), d_head_bias = at::empty_like(head_bias);
     const Tensors d_weights = like(weights), d_biases = like(biases);
     Tensors all_weights{room({0})}, all_biases{room({0})};  // the first layer has `first_layer_gradients`
@@ -219,12 +261,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensor, Tensor> chain_backw
         using T = decltype(t);
         require_packed<T>(net, turned, true);
         const auto outputs = numbers<T>(kept), grad = numbers<T>(grads);
-        chain_backward<T>(net, numbers<T>(turned).data(), floats(upstream), keep.data(), drift.data(), steps, rows, outputs.data(),
-                          of_output.data_ptr<float>(), grad.data());
-        weight_gradients<T>(net, all, nullptr, outputs.data(), grad.data(), stride, floats(of_output), numbers<float>(all_weights).data(),
-                            numbers<float>(all_biases).data());
-        first_layer_gradients<T>(steps, rows, first, size, grad[0], floats(latents) + rows * size, d_common.data_ptr<float>(), d_times.data_ptr<float>(),
-                                 d_columns.data_ptr<float>());
+        chain_backward<T>(net, numbers<T>(turned).data(), floats(upstream), keep.data(), drift.data(), steps, rows,
+                          outputs.data(), of_output.data_ptr<float>(), grad.data());
+        weight_gradients<T>(net, all, nullptr, outputs.data(), grad.data(), stride, floats(of_output),
+                            numbers<float>(all_weights).data(), numbers<float>(all_biases).data());
+        first_layer_gradients<T>(steps, rows, first, size, grad[0], floats(latents) + rows * size,
+                                 d_common.data_ptr<float>(), d_times.data_ptr<float>(), d_columns.data_ptr<float>());
     });
     return {d_common, d_times, d_columns, d_weights, d_biases, d_head, d_head_bias};
 }
@@ -233,18 +275,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensor, Tensor> chain_backw
 
 TORCH_LIBRARY(saddlepoint, m) {
     m.def("ensemble_pack(Tensor[] weights, int wide, bool low, bool backward) -> Tensor[]");
-    m.def("ensemble_forward(Tensor[] weights, Tensor[] biases, Tensor[] packed, Tensor state, Tensor action, bool silu, bool low, bool outputs, bool slopes)"
-          " -> (Tensor, Tensor[], Tensor[])");
-    m.def("ensemble_action_gradient(Tensor[] weights, Tensor[] turned, Tensor[] sources, Tensor upstream, int wide, bool silu, bool low) -> Tensor");
-    m.def("ensemble_weight_gradients(Tensor[] weights, Tensor[] biases, Tensor[] turned, Tensor state, Tensor action, Tensor[] outputs, Tensor[] sources,"
-          " Tensor upstream, bool silu, bool low) -> (Tensor[], Tensor[])");
-    m.def("ensemble_fit(Tensor[] weights, Tensor[] biases, Tensor[] packed, Tensor[] turned, Tensor state, Tensor action, Tensor target, float scale,"
-          " bool silu, bool low) -> (Tensor, Tensor[], Tensor[])");
-    m.def("chain_pack(Tensor columns, Tensor[] weights, Tensor[] biases, Tensor head_weight, Tensor head_bias, bool low, bool backward) -> Tensor[]");
-    m.def("chain_forward(Tensor common, Tensor times, Tensor columns, Tensor[] weights, Tensor[] biases, Tensor head_weight, Tensor head_bias,"
-          " Tensor[] packed, Tensor start, Tensor? noise, float[] keep, float[] drift, float[] std, bool low, bool record) -> (Tensor, Tensor[])");
-    m.def("chain_backward(Tensor columns, Tensor[] weights, Tensor[] biases, Tensor head_weight, Tensor head_bias, Tensor[] turned, Tensor latents,"
-          " Tensor[] kept, Tensor upstream, float[] keep, float[] drift, bool low) -> (Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor, Tensor)");
+    m.def(
+        "ensemble_forward(Tensor[] weights, Tensor[] biases, Tensor[] packed, Tensor state, Tensor action, bool silu, "
+        "bool low, bool outputs, bool slopes)"
+        " -> (Tensor, Tensor[], Tensor[])");
+    m.def(
+        "ensemble_action_gradient(Tensor[] weights, Tensor[] turned, Tensor[] sources, Tensor upstream, int wide, bool "
+        "silu, bool low) -> Tensor");
+    m.def(
+        "ensemble_weight_gradients(Tensor[] weights, Tensor[] biases, Tensor[] turned, Tensor state, Tensor action, "
+        "Tensor[] outputs, Tensor[] sources,"
+        " Tensor upstream, bool silu, bool low) -> (Tensor[], Tensor[])");
+    m.def(
+        "ensemble_fit(Tensor[] weights, Tensor[] biases, Tensor[] packed, Tensor[] turned, Tensor state, Tensor "
+        "action, Tensor target, float scale,"
+        " bool silu, bool low) -> (Tensor, Tensor[], Tensor[])");
+    m.def(
+        "chain_pack(Tensor columns, Tensor[] weights, Tensor[] biases, Tensor head_weight, Tensor head_bias, bool low, "
+        "bool backward) -> Tensor[]");
+    m.def(
+        "chain_forward(Tensor common, Tensor times, Tensor columns, Tensor[] weights, Tensor[] biases, Tensor "
+        "head_weight, Tensor head_bias,"
+        " Tensor[] packed, Tensor start, Tensor? noise, float[] keep, float[] drift, float[] std, bool low, bool "
+        "record) -> (Tensor, Tensor[])");
+    m.def(
+        "chain_backward(Tensor columns, Tensor[] weights, Tensor[] biases, Tensor head_weight, Tensor head_bias, "
+        "Tensor[] turned, Tensor latents,"
+        " Tensor[] kept, Tensor upstream, float[] keep, float[] drift, bool low) -> (Tensor, Tensor, Tensor, Tensor[], "
+        "Tensor[], Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(saddlepoint, CPU, m) {

@@ -1,8 +1,9 @@
-// An MLP of Linear, LayerNorm and Mish on a CPU, and its layers from the first one's product on: each layer's product is normed and activated 64 rows at a time
-// while it is in the cache.
+// An MLP of Linear, LayerNorm and Mish on a CPU, and its layers from the first one's product on: each layer's product
+// is normed and activated 64 rows at a time while it is in the cache.
 //
-// A net is: first layer  sum of (part of the input) @ W_0,part^T + b_0  [ * drop],  LayerNorm, Mish;  hidden layers like it;  a last layer that is plain, or
-// with `simplex` LayerNorm and a softmax within groups. Widths that are normed are multiples of 32. The constructor checks everything that comes in here.
+// A net is: first layer  sum of (part of the input) @ W_0,part^T + b_0  [ * drop],  LayerNorm, Mish;  hidden layers
+// like it;  a last layer that is plain, or with `simplex` LayerNorm and a softmax within groups. Widths that are normed
+// are multiples of 32. The constructor checks everything that comes in here.
 
 #pragma once
 
@@ -50,8 +51,10 @@ struct Weight {
 
 inline Weight weight_of(const Normed& net, i64 index, i64 member) {
     const i64 layer = index - net.parts;
-    if (layer < 0) return {net.first[index] + member * net.widths[0] * net.inputs[index], net.widths[0], net.inputs[index]};
-    return {net.weights[layer] + member * net.widths[layer + 1] * net.widths[layer], net.widths[layer + 1], net.widths[layer]};
+    if (layer < 0)
+        return {net.first[index] + member * net.widths[0] * net.inputs[index], net.widths[0], net.inputs[index]};
+    return {net.weights[layer] + member * net.widths[layer + 1] * net.widths[layer], net.widths[layer + 1],
+            net.widths[layer]};
 }
 
 template <class T>
@@ -63,14 +66,17 @@ Factor<T> factor(const Normed& net, T* const* packed, i64 index, i64 member) {
 // Rows of numbers as the left factor of a product: as they are, or converted into `room`, left_size<T>(width).
 template <class T>
 Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
-    if constexpr (FLOAT32<T>) return {a, width, b};
-    else return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
+    if constexpr (FLOAT32<T>)
+        return {a, width, b};
+    else
+        return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
 }
 
 // exp(x), and t = tanh(log(1 + exp(x))) = n / (n + 2) with n = exp(x) (exp(x) + 2).
 struct Mish {
     Vec exponential, inverse, t;  // inverse: 1 / (n + 2)
-    explicit Mish(Vec x) : exponential(exp_up_to(x, 43)) {  // n is then all but the largest number; t is 1 in float32 from 10 on
+    explicit Mish(Vec x)
+        : exponential(exp_up_to(x, 43)) {  // n is then all but the largest number; t is 1 in float32 from 10 on
         const Vec n = exponential * (exponential + Vec(2));
         inverse = reciprocal(n + Vec(2)), t = n * inverse;
     }
@@ -93,9 +99,11 @@ inline void softmax_groups(float* y, i64 width, i64 group) {
     }
 }
 
-// One normed row: pre + more [* drop], in place, its mean and deviation, then hat = (pre - mean) * inverse and out = activation(hat * gain + shift).
+// One normed row: pre + more [* drop], in place, its mean and deviation, then hat = (pre - mean) * inverse and out =
+// activation(hat * gain + shift).
 template <class T>
-void norm_row(float* pre, const float* more, const float* drop, i64 width, const float* gain, const float* shift, i64 simplex, T* out, float* hat, float* inverse) {
+void norm_row(float* pre, const float* more, const float* drop, i64 width, const float* gain, const float* shift,
+              i64 simplex, T* out, float* hat, float* inverse) {
     Vec sum(0), squares(0);
     for (i64 j = 0; j < width; j += Vec::size()) {
         Vec x = Vec::loadu(pre + j) + Vec::loadu(more + j);
@@ -130,24 +138,28 @@ inline void add(float* to, const float* more, i64 count) {
     for (; j < count; ++j) to[j] += more[j];
 }
 
-// What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows, width), inverses (rows).
+// What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows,
+// width), inverses (rows).
 struct Trail {
     std::vector<void*> outputs;  // in the type of the products
     std::vector<float*> hats, inverses;
 };
 
-// The layers from the first one's products `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last width). more(row) is what is added to
-// the first products, `drop` (n, widths[0]) what multiplies them then, or null; `at` the first row in the trail.
+// The layers from the first one's products `pre` (n, widths[0]) on, a float buffer that is used up, to values (n, last
+// width). more(row) is what is added to the first products, `drop` (n, widths[0]) what multiplies them then, or null;
+// `at` the first row in the trail.
 template <class T, class M>
-void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, float* pre, M more, const float* drop, T* ping, T* pong, const Trail* trail, i64 at,
-                    float* values) {
+void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, float* pre, M more, const float* drop,
+                    T* ping, T* pong, const Trail* trail, i64 at, float* values) {
     const i64 normed = normed_layers(net), last = net.layers - 1;
     T* h = nullptr;
     for (i64 layer = 0; layer < net.layers; ++layer) {
         const i64 width = net.widths[layer];
         const float* bias = net.biases[layer] + member * width;
         const auto added = [&](i64 r) { return layer ? bias : more(r); };
-        if (layer) product_to<T>({{h, net.widths[layer - 1], factor(net, packed, net.parts + layer - 1, member)}}, n, layer < normed ? pre : values, width);
+        if (layer)
+            product_to<T>({{h, net.widths[layer - 1], factor(net, packed, net.parts + layer - 1, member)}}, n,
+                          layer < normed ? pre : values, width);
         if (layer >= normed) {
             if (!layer) std::copy(pre, pre + n * width, values);
             for (i64 r = 0; r < n; ++r) add(values + r * width, added(r), width);
@@ -156,8 +168,9 @@ void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, floa
         const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
         const auto norm = [&](auto* out, i64 simplex) {
             for (i64 r = 0; r < n; ++r)
-                norm_row(pre + r * width, added(r), layer || !drop ? nullptr : drop + r * width, width, gain, shift, simplex, out + r * width,
-                         trail ? trail->hats[layer] + (at + r) * width : nullptr, trail ? trail->inverses[layer] + at + r : nullptr);
+                norm_row(pre + r * width, added(r), layer || !drop ? nullptr : drop + r * width, width, gain, shift,
+                         simplex, out + r * width, trail ? trail->hats[layer] + (at + r) * width : nullptr,
+                         trail ? trail->inverses[layer] + at + r : nullptr);
         };
         if (layer == last) {
             norm(values, net.simplex);

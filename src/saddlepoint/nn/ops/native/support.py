@@ -21,7 +21,8 @@ def ops() -> Any:
 
 
 def native_supported() -> bool:
-    """Whether there is a native backend for this processor and system: Linux on x86-64 with AVX2 or AVX-512. Builds nothing."""
+    """Whether there is a native backend for this processor and system: Linux on x86-64 with AVX2 or AVX-512. Builds
+    nothing."""
     return build.supported()
 
 
@@ -31,26 +32,37 @@ def native_available() -> bool:
 
 
 def native_wins(*widths: int) -> bool:
-    """Whether networks with ``widths`` hidden units have native operations here and were measured to gain by them. Builds nothing."""
-    return build.supported() and "AVX512" in torch.backends.cpu.get_cpu_capability() and all(width % WIDTHS == 0 for width in widths)
+    """Whether networks with ``widths`` hidden units have native operations here and were measured to gain by them.
+    Builds nothing."""
+    return (
+        build.supported()
+        and "AVX512" in torch.backends.cpu.get_cpu_capability()
+        and all(width % WIDTHS == 0 for width in widths)
+    )
 
 
 @functools.cache
 def bfloat16_products() -> bool:
     """Whether this processor multiplies bfloat16 in hardware: AMX or AVX512-BF16."""
     found = torch.cpu.get_capabilities()
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(
+        found.get("amx_bf16") or found.get("avx512_bf16")
+    )
 
 
 def taken(packed: Packed | None, dtype: torch.dtype | None, tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a native operation may be called on ``tensors``: float32, on the CPU, not empty, outside ``torch.compile`` and its fake tensors."""
+    """Whether a native operation may be called on ``tensors``: float32, on the CPU, not empty, outside
+    ``torch.compile`` and its fake tensors."""
     if packed is None or torch.compiler.is_compiling():
         return False
     if not (dtype in (None, torch.float32) or (dtype == torch.bfloat16 and bfloat16_products())):
         return False
     for tensor in tensors:
         if tensor is not None and not (
-            type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel()
+            type(tensor) in (Tensor, torch.nn.Parameter)
+            and tensor.dtype == torch.float32
+            and tensor.device.type == "cpu"
+            and tensor.numel()
         ):
             return False
     return native_available()
@@ -63,7 +75,8 @@ def dense(tensors: Iterable[Tensor]) -> bool:
 def form(packed: Packed, kind: str, low: bool, backward: bool, weights: list[Tensor], pack: Any) -> list[Tensor]:
     """The packed ``weights`` for one direction of products, made by ``pack`` where ``packed`` has none.
 
-    The weights are kept beside their form, so that no other tensor can take their addresses, by which the form is found.
+    The weights are kept beside their form, so that no other tensor can take their addresses, by which the form is
+    found.
     """
     key = (kind, low, backward, *(weight.data_ptr() for weight in weights))
     found = packed.forms.get(key)

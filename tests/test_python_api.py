@@ -1,0 +1,180 @@
+"""The Python API is as strict as the command line, and as kind: one meaning is taken, every other value is one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+import saddlepoint
+from saddlepoint import ALGD, SAC, ALGDConfig, SACConfig, TrainConfig, load_policy
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.flags import read_integer
+from saddlepoint.options import conform, restore
+from saddlepoint.systems import SYSTEMS
+from saddlepoint.train import run
+from saddlepoint.types import UserError
+from tests.toys import ENV, Tiny, TinyConfig
+
+
+@dataclass(frozen=True)
+class Inner:
+    kind: Literal["a", "b"] = "a"
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int = 1
+    rate: float = 1.0
+    flag: bool = False
+    layers: tuple[int, ...] = (8,)
+    limit: float | None = None
+    out: Path | None = None
+    mode: Literal["x", "y"] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"count": 2e4}, {"count": 20_000}), ({"count": np.int64(3)}, {"count": 3}), ({"rate": 2}, {"rate": 2.0}),
+        ({"rate": np.float32(0.5)}, {"rate": 0.5}), ({"layers": [4, 4]}, {"layers": (4, 4)}), ({"layers": np.array([4, 5])}, {"layers": (4, 5)}),
+        ({"out": "runs/x"}, {"out": Path("runs/x")}), ({"limit": 3}, {"limit": 3.0}), ({"limit": None}, {"limit": None}),
+        ({"mode": "y"}, {"mode": "y"}), ({"flag": np.bool_(True)}, {"flag": True}), ({"inner": Inner(rate=1)}, {"inner": Inner(rate=1.0)}),
+    ],
+)  # fmt: skip
+def test_what_means_one_thing_is_taken(given: dict[str, Any], taken: dict[str, Any]) -> None:
+    found = conform(Outer(**given))
+    assert found == Outer(**taken)
+    for name, value in taken.items():
+        assert type(getattr(found, name)) is type(value), name
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"count": 2.5}, "--count cannot be 2.5: give a whole number"), ({"count": True}, "--count cannot be True"), ({"count": "3"}, "--count cannot be '3'"),
+        ({"rate": "fast"}, "--rate cannot be 'fast': give a number"), ({"rate": None}, "--rate cannot be None"), ({"flag": 1}, "--flag cannot be 1"),
+        ({"layers": 8}, "--layers cannot be 8: give a tuple"), ({"layers": "88"}, "--layers"), ({"layers": (8, 0.5)}, "--layers"),
+        ({"mode": "z"}, "--mode cannot be 'z': use one of x, y or None"), ({"out": 3}, "--out cannot be 3: give a path"),
+        ({"inner": Inner(kind="c")}, "--kind cannot be 'c': use one of a, b"), ({"inner": 3}, "--inner cannot be 3"), ({"extra": [1]}, "--extra"),
+    ],
+)  # fmt: skip
+def test_all_else_is_one_sentence(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        conform(Outer(**given))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_comes_back_from_json_as_it_was() -> None:
+    import json
+
+    whole = Outer(layers=(3, 4), out=Path("x"), limit=2.0, inner=Inner("b", 0.25), extra={"a": [1]})
+    assert restore(Outer, json.loads(json.dumps(run._plain(vars(whole) | {"inner": vars(whole.inner)}))), Path("config.json")) == whole
+    with pytest.raises(UserError, match=r"damaged .--kind cannot be 'c'"):
+        restore(Outer, {"inner": {"kind": "c"}}, Path("config.json"))
+
+
+@pytest.mark.parametrize("system", sorted(set(SYSTEMS) - {"tiny"}))
+def test_every_choice_of_every_system_is_checked_in_python(system: str, tmp_path: Path) -> None:
+    """A typo never trains something else, such as without the constraint."""
+    known = SYSTEMS[system]
+    config = known.config_class()()
+    choices = [name for name, value in vars(config).items() if isinstance(value, str)]
+    assert choices
+    for name in choices:
+        with pytest.raises(UserError, match=name.replace("_", "-")):
+            saddlepoint.train(TrainConfig(env=ENV, out=tmp_path / "run"), known.learner_class(), replace(config, **{name: f"{vars(config)[name]}x"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
+    where = TrainConfig(env="saddlepoint/Toy-v0", out=tmp_path / "run")
+    for call, words in (
+        (lambda: saddlepoint.train(where, ALGD, SACConfig()), "algd takes a config of class ALGDConfig, not SACConfig"),
+        (lambda: saddlepoint.train(where, ALGD, ALGDConfig), "algd takes a config of class ALGDConfig"),
+        (lambda: saddlepoint.train(ALGDConfig(), ALGD, ALGDConfig()), "takes a TrainConfig first, not ALGDConfig"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(replace(where, device="gpu"), SAC, SACConfig()), "--device cannot be 'gpu': use one of auto, cpu, cuda"),
+        (lambda: saddlepoint.train(replace(where, binds="noisefree"), SAC, SACConfig()), "--binds cannot be 'noisefree'"),
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), [60]), "budgets are CostBudgets, not int"),  # type: ignore[list-item]
+        (lambda: saddlepoint.train(replace(where, total_steps="1e4"), SAC, SACConfig()), "--total-steps cannot be '1e4'"),
+        (lambda: CostBudget(60, per="epsiode"), "--per cannot be 'epsiode': use one of episode, step"),  # type: ignore[arg-type]
+        (lambda: CostBudget("60"), "--limit cannot be '60'"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_without_a_horizon_takes_the_environment_s(tmp_path: Path) -> None:
+    config = TrainConfig(env=ENV, total_steps=30, warmup_steps=20, num_envs=3, out=str(tmp_path / "run"), quiet=True)  # type: ignore[arg-type]
+    folder = saddlepoint.train(config, Tiny, TinyConfig(), CostBudget(2))
+    (budget,) = run.budgets_of(run.read(folder))
+    assert budget == CostBudget(2.0, horizon=12)
+    assert budget.critic == pytest.approx(2 * sum(0.99**t for t in range(12)) / 12)
+    assert run.read(folder)["train"]["warmup_steps"] == 20
+    other = replace(config, out=tmp_path / "own", warmup_steps=None)
+    (own,) = run.budgets_of(run.read(saddlepoint.train(other, Tiny, TinyConfig(), (CostBudget(2, horizon=5),))))
+    assert own.horizon == 5
+    assert run.read(tmp_path / "own")["train"]["warmup_steps"] == 3  # a tenth of the run
+
+
+def test_train_says_what_it_takes() -> None:
+    names = list(inspect.signature(saddlepoint.train).parameters)
+    assert names == ["config", "learner", "learner_config", "budgets", "resume", "callbacks"]
+    words = pydoc.plain(pydoc.render_doc(saddlepoint.train))
+    assert "saddlepoint.train(config:" in words
+    assert "``callbacks`` are called after steps" in words
+    for name in saddlepoint.__all__:
+        assert getattr(saddlepoint, name) is not None
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    config = TrainConfig(env="saddlepoint/Toy-v0", total_steps=60, warmup_steps=40, quiet=True, threads=1, out=tmp_path_factory.mktemp("policy") / "run")
+    return load_policy(saddlepoint.train(config, SAC, SACConfig(critic_hidden=(8,), policy_hidden=(8,), batch_size=8)))
+
+
+def test_a_policy_acts_by_the_names_of_others(policy: Any) -> None:
+    seen = np.zeros((3, policy.shape.observation), np.float32)
+    free = policy.act(seen)
+    np.testing.assert_array_equal(policy.act(seen, deterministic=True), free)
+    np.testing.assert_array_equal(policy.predict(seen, deterministic=True)[0], free)
+    assert policy.predict(seen)[1] is None
+    assert policy.predict(seen[0])[0].shape == (policy.shape.action,)
+    assert (policy.act(seen, deterministic=False) != free).any()
+    policy.reset()
+    first = policy.act(seen, "stochastic")
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(seen, deterministic=False), first)
+    drawn = policy.act(seen, "stochastic", torch.Generator().manual_seed(policy.seed))
+    np.testing.assert_array_equal(drawn, first)
+    np.testing.assert_array_equal(policy.predict(seen, episode_start=np.ones(3, bool))[0], free)
+
+
+def test_a_policy_refuses_what_contradicts_itself(policy: Any) -> None:
+    seen = np.zeros(policy.shape.observation, np.float32)
+    with pytest.raises(UserError, match="cannot act in mode 'greedy'"):
+        policy.act(seen, "greedy")
+    with pytest.raises(UserError, match="contradict each other"):
+        policy.act(seen, "stochastic", deterministic=True)
+    assert policy.act(seen, "explore", deterministic=False).shape == (policy.shape.action,)
+
+
+@pytest.mark.parametrize(("word", "number"), [("20000", 20000), ("2e4", 20000), ("2.5E+3", 2500), ("20000.0", 20000), ("1_000", 1000), ("-3", -3)])
+def test_whole_numbers_are_read_in_every_form(word: str, number: int) -> None:
+    assert read_integer(word) == number
+
+
+@pytest.mark.parametrize("word", ["2.5", "1e-3", "x", "", "e4", "1e", "0x10", "nan", "1e9999", "--3", "1.2.3"])
+def test_what_is_no_whole_number(word: str) -> None:
+    with pytest.raises(ValueError, match=r"not a whole number|invalid literal"):
+        read_integer(word)

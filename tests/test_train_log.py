@@ -1,0 +1,161 @@
+"""What a run says: boards, the screen, and the lines of metrics."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.train.boards import plain
+from saddlepoint.train.log import MetricsFile, scan_metrics
+from saddlepoint.train.screen import Screen, clock
+from saddlepoint.types import UserError
+from tests.test_train_loop import CONFIG, go, metrics
+
+TWO = (CostBudget(1.0, horizon=10), CostBudget(45.0, horizon=10))
+
+
+class FakeWandB(ModuleType):
+    """Takes down what a run says to it."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.started: list[dict[str, Any]] = []
+        self.lines: list[tuple[int, dict[str, float]]] = []
+        self.finished = 0
+
+    def init(self, **arguments: Any) -> FakeWandB:
+        self.started.append(arguments)
+        return self
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.lines.append((step, metrics))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_weights_and_biases_gets_every_line_and_goes_on_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    run = go(tmp_path / "run", track="wandb", total_steps=201)
+    go(run, resume=True, track="wandb")
+    lines = metrics(run)
+    written = {(step, name): value for step, found in board.lines for name, value in found.items()}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "kind"):
+                assert written[line["step"], name] == value
+    first, second = board.started
+    assert (first["id"], first["resume"], second["resume"]) == (second["id"], None, "allow")
+    assert first["config"]["system"] == "tiny"
+    assert first["config"]["rate"] == 0.05
+    assert board.finished == 2
+
+
+def test_weights_and_biases_is_an_extra_and_may_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install saddlepoint\[wandb\]"):
+        go(tmp_path / "run", track="wandb")
+    assert not (tmp_path / "run").exists()
+    board = FakeWandB()
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("api_key not\nconfigured")
+
+    monkeypatch.setattr(board, "init", refuse, raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    with pytest.raises(UserError, match=r"refuses \(api_key not configured\): log in with `wandb login`, or set WANDB_MODE=offline"):
+        go(tmp_path / "other", track="wandb")
+    with pytest.raises(UserError, match="--track cannot be 'mlflow': use one of none, wandb"):
+        go(tmp_path / "third", track="mlflow")
+
+
+def test_tensorboard_has_scalars_and_settings(tmp_path: Path) -> None:
+    run = go(tmp_path / "run", total_steps=141)
+    board = EventAccumulator(str(run / "tb"))
+    board.Reload()
+    returns = {event.step: event.value for event in board.Scalars("eval/return_mean")}
+    wanted = {line["step"]: line["eval/return_mean"] for line in metrics(run) if line["kind"] == "eval"}
+    assert returns.keys() == wanted.keys()
+    assert all(abs(returns[step] - wanted[step]) < 1e-4 for step in wanted)
+    assert any(name.startswith("_hparams_/") for name in board.summary_metadata)
+
+
+def test_settings_are_flat_for_tensorboard() -> None:
+    assert plain({"a": 1, "b": {"c": True, "d": {"e": "x"}}, "f": [1, 2], "g": None}) == {"a": 1, "b.c": True, "b.d.e": "x", "f": "[1, 2]"}
+
+
+def shown(screen: Screen, now: float, done: float, updates: int) -> str:
+    screen._marks.append((screen._started, 0, 0))
+    return "\n".join(screen.lines(now, done, updates, ""))
+
+
+def test_the_screen_shows_each_constraint_and_both_policies() -> None:
+    screen = Screen(1000, budgets=TWO, quiet=True)
+    assert shown(screen, screen._started + 10, 100, 50).startswith("step 100 of 1,000 (10%)  0:00:10 elapsed  5 updates/s  0:01:30 left")
+    screen.newest({"train/return_mean": 3.0, "train/cost_0_mean": 27.2, "train/cost_1_mean": 40.9, "train/multiplier_0": 0.5})
+    screen.newest({"eval/return_mean": 4.0, "eval/cost_0_mean": 0.1, "eval/cost_1_mean": 0.2})
+    screen.newest({"eval/stochastic/return_mean": 5.0, "eval/stochastic/cost_0_mean": 7.0, "eval/stochastic/cost_1_mean": 168.4})
+    text = shown(screen, screen._started + 10, 100, 50)
+    assert "training return 3.0, cost 27.20 of 1 and cost 40.90 of 45  multiplier_0 0.5" in text
+    assert "noise-free return 4.0, cost 0.10 of 1 and cost 0.20 of 45; sampled return 5.0, cost 7.00 of 1 and cost 168 of 45" in text
+    assert clock(3723) == "1:02:03"
+
+
+def test_a_terminal_gets_a_live_panel_and_a_pipe_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saddlepoint.train import screen as module
+
+    for terminal in (True, False):
+        out = io.StringIO()
+        monkeypatch.setattr(module, "PatientConsole", lambda out=out, terminal=terminal, **named: _console(out, terminal))
+        screen = Screen(10)
+        screen.start()
+        monkeypatch.setattr(module, "FIRST_PLAIN_SECONDS", 0.0)
+        screen._next_plain = 0.0
+        screen.progress(1, 0, "")
+        screen.stop()
+        assert "step 1 of 10" in out.getvalue()
+        assert ("\x1b[" in out.getvalue()) is terminal
+
+
+def _console(out: io.StringIO, terminal: bool) -> Any:
+    from rich.console import Console
+
+    return Console(file=out, force_terminal=terminal, width=100)
+
+
+def test_lines_are_written_whole_and_sealed(tmp_path: Path) -> None:
+    first = MetricsFile(tmp_path / "metrics.jsonl")
+    lines = [{"step": step, "wall_s": 0.5, "kind": "train", "train/x": step / 3} for step in range(5)]
+    for line in lines:
+        first.write(line, regular=line["step"] % 2 == 0)
+    first.close()
+    again = MetricsFile(tmp_path / "metrics.jsonl")
+    assert again.resume(lambda line: line["step"] < 4, lambda line: line["step"] % 2 == 0, None) == []
+    assert [line["step"] for line in scan_metrics(tmp_path)[0]] == [0, 1, 2, 3]
+    seal = again.seal()
+    assert seal["lines"] == 2
+    again.close()
+    third = MetricsFile(tmp_path / "metrics.jsonl")
+    assert third.resume(lambda line: True, lambda line: line["step"] % 2 == 0, seal) == []
+    third.write(lines[4], regular=True)
+    third.close()
+    assert third.seal() == first.seal()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+
+
+def test_run_folders_have_no_colons() -> None:
+    from saddlepoint.train.start import default_folder
+
+    name = default_folder(replace(CONFIG, env="my_module:Arm-v0")).name
+    assert ":" not in name
+    assert name.startswith("my_module-Arm-5-")
