@@ -137,10 +137,7 @@ def _restarts_alike(env: GuardedEnv, seed: int) -> bool:
 
 
 def _same(a: Seen, b: Seen) -> bool:
-    if a.cost is None or b.cost is None:
-        costs = a.cost is b.cost
-    else:
-        costs = np.array_equal(a.cost, b.cost)
+    costs = a.cost is b.cost if a.cost is None or b.cost is None else np.array_equal(a.cost, b.cost)
     return np.array_equal(a.observation, b.observation) and a.reward == b.reward and costs
 
 
