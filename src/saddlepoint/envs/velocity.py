@@ -95,6 +95,8 @@ def velocity_env(
     spec = gym.spec(f"{robot}-v5")
     assert spec.entry_point is not None
     creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    if not {"camera_id", "camera_name"} & kwargs.keys():
+        kwargs["camera_name"] = "track"  # Gymnasium 1.4 takes a free camera otherwise, which the robot runs away from
     env: Any = creator(**{**spec.kwargs, **kwargs})
     return VelocityCost(env, planar=planar, threshold=threshold, observation_entries=observation_entries)
 
