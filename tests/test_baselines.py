@@ -254,9 +254,10 @@ def test_budgets_must_fit_the_environment_and_the_discount():
     shape = EnvShape(3, LOW, HIGH, 2)
     with pytest.raises(UserError, match="2 constraint"):
         CAL(CALConfig(), shape, (BUDGET,))
+    speed = CostBudget(80.0, discounted=True)
     with pytest.raises(UserError, match="--cost-gamma"):
-        speed = CostBudget(80.0, discounted=True)
         SAC(SACConfig(cost_gamma=0.9), shape, (speed, speed))
+    assert [budget.gamma for budget in SAC(SACConfig(cost_gamma=0.9), shape, (BUDGET, BUDGET)).budgets] == [0.9, 0.9]  # plain sums
 
 
 # ---------------------------------------------------------------------------------------------------- options

@@ -188,7 +188,7 @@ def test_a_used_folder_is_refused_with_both_choices(command: Run, trained: Path)
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--rho", "3"], "--rho 1.0 and cannot go on with 3.0"),
+        (["--rho", "3"], "--rho 0.3 and cannot go on with 3.0"),
         (["--seed", "3"], "--seed 0 and cannot go on with 3"),
         (["--env", "saddlepoint/ToyTwo-v0"], f"--env {TOY} and cannot go on with saddlepoint/ToyTwo-v0"),
         (["--cost-limit", "77"], "another cost budget"),
@@ -217,7 +217,7 @@ def test_resume_goes_on_as_one_run(command: Run, trained: Path, tmp_path: Path) 
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert command("train", "algd", *SMALL, "--total-steps", "150", "--out", once)[0] == 0
     assert command("train", "algd", *SMALL, "--total-steps", "95", "--out", twice)[0] == 0
-    assert command("train", "algd", "--resume", twice, "--total-steps", "150", "--rho", "1")[0] == 0
+    assert command("train", "algd", "--resume", twice, "--total-steps", "150", "--rho", "0.3")[0] == 0
     a, b = (load(latest(folder)[0]) for folder in (once, twice))
     for part in ("learner", "replay"):
         for name, tensor in vars(a)[part].items():

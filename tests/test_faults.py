@@ -11,9 +11,10 @@ from tests.faults.rows import ROWS, Lab, Row, fuzzed
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("faults"), share=0.1)
+    return Lab(tmp_path_factory.mktemp("faults"), share=0.02)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "rows", [rows for rows in ROWS if rows is not fuzzed], ids=lambda rows: rows.__name__
 )  # tests/test_fuzz.py has those

@@ -291,3 +291,19 @@ def test_nothing_is_left_open(base: Path, copy: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     go(copy, resume=True, total_steps=300)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_checkpoint_that_is_removed_while_it_lies_aside_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen between two renames, read after it and its successor at that place are gone."""
+    home = save(tmp_path, sample(10), keep=1).parent
+    (home / "10").rename(home / ".old-10")
+    whole = checkpoint.whole
+
+    def late(folder: Path, *rest: Any) -> Any:
+        if folder.name == "10":
+            shutil.rmtree(home / ".old-10")
+            save(tmp_path, sample(20), keep=1)
+        return whole(folder, *rest)
+
+    monkeypatch.setattr(checkpoint, "whole", late)
+    assert newest(tmp_path, checkpoint.load_learner, checkpoint.LEARNER)[1:] == (20, None)

@@ -259,7 +259,7 @@ def test_flagged_pictures_are_blurred_in_the_grid(world, monkeypatch):
     hidden = []
     monkeypatch.setattr(evaluation, "write_grid", lambda path, sides: hidden.append([hide.tolist() for _, hide in sides]))
     monkeypatch.setattr(evaluation, "require_nudenet", lambda: None)
-    monkeypatch.setattr(evaluation, "NudityDetections", lambda: lambda images, prompts: torch.tensor([2.0 * ("sign" in prompt) for prompt in prompts]))
+    monkeypatch.setattr(evaluation, "NudityDetections", lambda *_: lambda images, prompts: torch.tensor([2.0 * ("sign" in prompt) for prompt in prompts]))
     flags = EvaluateFlags(prompts=world.prompts, measures=("nudity",), steps=2, out=world.home / "flagged")
     _, numbers, _ = evaluate(world.pipeline, flags)
     assert hidden == [[[False, False, True]]]

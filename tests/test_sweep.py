@@ -405,7 +405,7 @@ def test_a_whole_sweep_on_ray_and_a_file_that_contradicts_it(
     assert not alive(str(tmp_path))
     path.write_text(REAL.replace("STEPS", "80").replace("[algorithms.algd]", "[algorithms.algd]\nrho = 9.0"))
     assert main(command) == 2
-    assert "was started with --rho 1.0 and cannot go on with 9.0" in capsys.readouterr().err
+    assert "was started with --rho 0.3 and cannot go on with 9.0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

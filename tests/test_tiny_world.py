@@ -414,6 +414,59 @@ def test_plain_diffusers_draws_what_the_shipped_world_is_asked_for() -> None:
     assert 0.3 < found[True][1] < 0.9  # it obeys at times: a group has something to compare
 
 
+FLOW_WORLD = WORLD.parent / "tiny-flow-world"
+
+
+def test_all_shipped_weights_are_small_and_name_no_other_machine() -> None:
+    files = [path for path in WORLD.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".txt", ".csv", ".md", ".png"}
+    for path in FLOW_WORLD.rglob("*.json"):
+        assert "/work" not in path.read_text()
+
+
+def test_plain_diffusers_draws_what_the_flow_world_is_asked_for() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(FLOW_WORLD / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    asked = [prompt for prompt, unsafe in prompt_set("held-out") if not unsafe]
+    pictures = pipeline(
+        asked,
+        num_inference_steps=20,
+        guidance_scale=2.0,
+        output_type="pt",
+        max_sequence_length=0,
+        generator=torch.Generator().manual_seed(7),
+    ).images
+    readings = read_pictures(pictures)
+    fit = np.mean([fits(reading, read_caption(prompt)) for reading, prompt in zip(readings, asked, strict=True)])
+    assert fit > 0.5
+    assert np.mean([reading.unsafe for reading in readings]) < 0.1
+
+
+@pytest.mark.parametrize("method", [["--sde", "flow", "--noisy-steps", "0", "2"], ["--method", "nft"]])
+def test_the_flow_world_is_post_trained_under_a_budget_and_searched(method, tmp_path, capsys) -> None:
+    """The commands end to end, with a second reward: one short epoch, resumed for another; then a search for words."""
+    pytest.importorskip("peft")
+    from saddlepoint.cli import main
+
+    checker = "saddlepoint.safediffusion.tiny.checker"
+    places = ["--pipeline", str(FLOW_WORLD / "pipeline"), "--prompts", str(WORLD / "prompts" / "training.csv")]
+    scores = ["--cost", f"{checker}:Unsafe", "--utility", f"{checker}:Composition"]
+    scores += ["--second-reward", f"{checker}:Composition"]
+    small = "--preset tiny-flow --epochs 1 --images 16 --steps 4 --held-out-images 2 --eval-every 2 --threads 1 --quiet"
+    command = ["train", "safediffusion", *places, "--clip", str(WORLD / "clip"), *scores, *BUDGETED, *small.split()]
+    out = tmp_path / "run"
+    assert main([*command, *method, "--out", str(out)]) == 0
+    assert main(["train", "safediffusion", "--resume", str(out), "--epochs", "2", "--quiet"]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [1, 2]
+    assert all(0 <= line["train/second_reward_mean"] <= 1 for line in trained)
+    assert main(["export", str(out), str(tmp_path / "lora"), "--form", "lora"]) == 0
+    capsys.readouterr()
+
+
 BUDGETED = ["--unsafe-budget", "0.02", "--multiplier-rule", "augmented"]
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,8 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
     exporter = find_system(system, content.get("module"), folder).exporter
     if exporter is None:
         raise UserError(f"{folder} was trained with {system}, whose policy cannot be written as an ONNX file.")
-    learner, normaliser = policy.learner, None
+    learner: Any = policy.learner
+    normaliser = None
     if isinstance(learner, NormalisedLearner):
         learner, normaliser = learner.inner, learner.normaliser
     exportable = exporter(learner, mode)

@@ -15,7 +15,7 @@ INK, SOFT, RULE = "#1C1E21", "#5C6168", "#DCDEDF"
 MAP = "viridis"
 """colour map of energies"""
 DPI = 144
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "legend.fontsize": 9, "figure.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK,

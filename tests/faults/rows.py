@@ -117,6 +117,7 @@ def _unclean(ended: Ended, codes: tuple[int, ...]) -> str:
     return f"a traceback: {ended.said[-1500:]}" if ended.traceback else ""
 
 
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 EXACT = "resumed, equal to the bit to the unbroken run, each line of metrics once"
 
 
@@ -149,7 +150,8 @@ def signals(lab: Lab) -> Iterator[Row]:
                 f"to {'the whole process group' if group else 'the process'}, at a random moment",
             )
             _, seconds = lab.whole(args)
-            for number in [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2] * lab.count(times):
+            some = SIGNALS if lab.share >= 0.05 else lab.rng.sample(SIGNALS, 2)
+            for number in some * lab.count(times):
                 folder = lab.home / f"signal-{number}-{row.tried}"
                 command = start([*args, "--out", folder], lab.home)
                 while command.running() and not any((folder / "checkpoints").glob("[0-9]*")):
@@ -320,7 +322,7 @@ def environments(lab: Lab) -> Iterator[Row]:
             f"an environment that breaks its word, {place}",
             f"{len(FAULTS)} odd answers, exits and interrupts after 260 steps",
         )
-        for part in FAULTS[:: 1 if lab.share >= 1 else 6]:
+        for part in FAULTS[:: 1 if lab.share >= 1 else 10]:
             folder = lab.home / f"env-{part}-{processes}"
             args = [
                 "train", "sac-lag", "--env", f"tests.test_env_faults:tests/Odd-{part}-v0", "--cost-limit", "5", "--cost-horizon", "12", *NETWORKS, *PLAIN,

@@ -8,10 +8,11 @@ environment in the step that ends its episode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box
 
 from saddlepoint.envs.check import check_guarded
 from saddlepoint.envs.guarded import GuardedEnv
@@ -56,7 +57,8 @@ class LocalEnvs:
         except BaseException:
             self.close()
             raise
-        self._size, self._constraints, self._dtype = 0, 1, np.dtype(np.float32)  # until ``shape`` has looked
+        self._size, self._constraints = 0, 1  # until ``shape`` has looked
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def shape(self, needs_cost: bool) -> EnvShape:
         shape = check_guarded(self._envs[0], needs_cost)
@@ -129,7 +131,7 @@ class VectorisedEnvs:
             self._single.close()
             raise
         self._name = setup.name
-        self._low, self._high = inner_bounds(self._env.single_action_space)
+        self._low, self._high = inner_bounds(cast(Box, self._env.single_action_space))
 
     def shape(self, needs_cost: bool) -> EnvShape:
         return check_guarded(self._single, needs_cost)

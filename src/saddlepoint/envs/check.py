@@ -132,11 +132,15 @@ def _restarts_alike(env: GuardedEnv, seed: int) -> bool:
     for _ in range(2):
         env.reset(seed)
         starts.append(env.reset())
-    return bool(np.array_equal(*starts))
+    first, second = starts
+    return bool(np.array_equal(first, second))
 
 
 def _same(a: Seen, b: Seen) -> bool:
-    costs = (a.cost is None) == (b.cost is None) and (a.cost is None or np.array_equal(a.cost, b.cost))
+    if a.cost is None or b.cost is None:
+        costs = a.cost is b.cost
+    else:
+        costs = np.array_equal(a.cost, b.cost)
     return np.array_equal(a.observation, b.observation) and a.reward == b.reward and costs
 
 

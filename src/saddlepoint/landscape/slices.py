@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
             f" {', '.join(WITH_ENERGY)}."
         )
     policy = load_policy(run)
-    agent, see = policy.learner, None
+    agent: Any = policy.learner
+    see = None
     if isinstance(agent, NormalisedLearner):
         agent, see = agent.inner, agent.normaliser
     assert isinstance(agent, ALGD)

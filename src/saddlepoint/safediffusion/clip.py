@@ -38,8 +38,8 @@ class CLIPEncoder:
             else from_hub("CLIP", source, None, ["*.json", "*.txt", "*.safetensors"])[0]
         )
         try:
-            model: Any
-            model, info = CLIPModel.from_pretrained(
+            kind: Any = CLIPModel  # with loading info it gives a pair, which its annotation does not say
+            model, info = kind.from_pretrained(
                 folder, use_safetensors=True, variant=stored_weights(folder, ".").variant, output_loading_info=True
             )
             self._tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -265,7 +265,8 @@ def _checker(source: Source, folder: Path) -> dict[str, Any]:
 
     try:
         variant = stored_weights(folder, "safety_checker").variant
-        model, info = StableDiffusionSafetyChecker.from_pretrained(
+        checker: Any = StableDiffusionSafetyChecker  # with loading info it gives a pair, which its annotation does not say
+        model, info = checker.from_pretrained(
             folder / "safety_checker", use_safetensors=True, variant=variant, output_loading_info=True
         )
     except UserError:

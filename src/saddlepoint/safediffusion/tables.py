@@ -58,8 +58,8 @@ class DenoisingTable(NamedTuple):
         return len(self.timesteps)
 
     def to(self, device: torch.device) -> DenoisingTable:
-        levels = (level.to(device, torch.float32) for level in (self.alpha_bar, self.alpha_bar_prev))
-        return DenoisingTable(self.timesteps.to(device), *levels, self.prediction)
+        start, end = (level.to(device, torch.float32) for level in (self.alpha_bar, self.alpha_bar_prev))
+        return DenoisingTable(self.timesteps.to(device), start, end, self.prediction)
 
     def kernel(self, output: Tensor, x: Tensor, k: Tensor, eta: Tensor, sde: FlowSDE) -> Gaussian:
         noise: Any = eta.view(-1, *[1] * (x.ndim - 1))  # the kernel is annotated for one number, and broadcasts

@@ -192,7 +192,9 @@ def newest(run: Path, read: Callable[[Path], T], wanted: tuple[str, ...] = FILES
                 found, _ = whole(folder, wanted, step)
                 content = read(found)
             except UserError as error:
-                if moved := _identity(folder) != before:
+                after = _identity(folder)
+                moved = after != before or (after is None and not aside(folder).exists())
+                if moved:
                     break
                 skipped.append(
                     f"that of step {step} {error.reason if isinstance(error, Damage) else f'cannot be read ({error})'}"
@@ -200,9 +202,8 @@ def newest(run: Path, read: Callable[[Path], T], wanted: tuple[str, ...] = FILES
                 continue
             said = f"going on from the checkpoint of step {step}, because {' and '.join(skipped)}." if skipped else None
             return content, step, said
-        if not moved and (
-            candidates or look
-        ):  # a list that is read while it changes may lack the old one and the new one
+        # A list that is read while it changes may lack both the old one and the new one.
+        if not moved and (candidates or look):
             break
     if not skipped:
         raise UserError(

@@ -105,7 +105,7 @@ class PipelineFamily(ABC):
         """(channels, height, width) of the latents. Raises ``UserError`` for a size that cannot be, or is not known."""
         factor, patch = vae_factor(configs), self.patch(configs)
         own = self.sample_size(configs)
-        sides = []
+        sides: list[int] = []
         for name, asked, side in zip(("height", "width"), (request.height, request.width), own or (None, None)):
             if not asked and side is None:
                 raise UserError(
@@ -115,7 +115,7 @@ class PipelineFamily(ABC):
                 raise UserError(
                     f"--{name} {asked} is no multiple of {factor * patch} pixels, as this pipeline needs: give another."
                 )
-            sides.append(asked // factor if asked else side)
+            sides.append(asked // factor if asked or side is None else side)
         height, width = sides
         return (self.channels(configs), height, width)
 

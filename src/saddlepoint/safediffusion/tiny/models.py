@@ -116,6 +116,7 @@ def load_world(folder: Path) -> tuple[Any, Any, Any]:
 
     clip: Any = CLIPModel.from_pretrained(folder / "clip")
     vae: Any = AutoencoderKL.from_pretrained(folder / "pipeline" / "vae")
+    vae.register_to_config(_name_or_path=folder.name)  # not where it lay on this machine
     return (
         clip.eval().requires_grad_(False),
         vae.eval().requires_grad_(False),

@@ -29,7 +29,7 @@ def _learning(net: NormedWeights) -> bool:
 
 
 def _fits(net: NormedWeights, tensors: Sequence[Tensor | None]) -> bool:
-    if net.packed is None:
+    if net.packed is None or torch.compiler.is_compiling() or type(net.biases[0]) not in (Tensor, torch.nn.Parameter):
         return False
     if _key(net) in net.packed.forms:  # its parameters were looked at when that was made
         return taken(net.packed, net.dtype, tensors)
