@@ -57,4 +57,4 @@ bench: venv  ## time the update and acting (see the script for --official and --
 	$(BIN)/python benchmarks/algd_update.py
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .venv-metaworld .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-metaworld .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site

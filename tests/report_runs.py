@@ -29,7 +29,7 @@ def write_run(
     """A run with an evaluation every 1000 steps: ``returns(step)`` noise-free and one less stochastic, ``cost`` an episode."""
     folder.mkdir(parents=True)
     config = TrainConfig(env=env, seed=seed, total_steps=last, out=folder, quiet=True)
-    content = run.describe(system, config, replace(ALGDConfig(), **learner), SHAPE, (budget,), {"device": "cpu"})
+    content = run.describe(system, config, replace(ALGDConfig(energy="augmented"), **learner), SHAPE, (budget,), {"device": "cpu"})
     run.write(folder, content)
     lines: list[dict[str, Any]] = []
     for step in range(1000, last + 1, 1000):

@@ -166,11 +166,13 @@ def test_calibration_is_shown_where_a_run_measured_it(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["kind"] == "eval":
-            line |= {f"eval/calibration/cost_{part}": value for part, value in (("predicted", 1.5), ("measured", 2.25), ("correlation", 0.5))}
+            for name in ("cost", "cost_1"):  # of one constraint, and of the second of several
+                line |= {f"eval/calibration/{name}_{part}": value for part, value in (("predicted", 1.5), ("measured", 2.25), ("correlation", 0.5))}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = words_of(page_of(run))
     assert "Calibration of the critics" in text
-    assert "algd 0 1.50 2.25 0.50" in text
+    assert text.count("algd 0 1.50 2.25 0.50") == 2
+    assert "Cost of constraint 1" in text
     assert "measured 2.25, predicted 1.5" in text  # of a dot, in words
 
 

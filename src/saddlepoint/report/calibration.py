@@ -25,7 +25,7 @@ def calibration(env: Environment, styles: dict[str, int]) -> str:
     """A chart of predicted against measured and a table for each quantity; empty where no run measured any."""
     parts = []
     for quantity, end in _quantities(env.runs):
-        name = f"{quantity.capitalize()}{end.replace('_', ' of constraint ')}"
+        name = f"{quantity}{end}".capitalize().replace("_", " of constraint ")
         points = [
             (f"{group.label}, seed {run.seed}", styles[group.label], *pair)
             for group in env.groups for run in group.runs if len((pair := _pairs(run, quantity, end))[0])
@@ -47,10 +47,10 @@ def calibration(env: Environment, styles: dict[str, int]) -> str:
 
 
 def _quantities(runs: list[Run]) -> list[tuple[str, str]]:
-    """(quantity, end of the name) of all calibrations: ("cost", "_0") and so on, costs first."""
+    """(quantity, end of the name) of all calibrations: ("cost", ""), ("cost_0", "") and so on, costs first."""
     names = {name for run in runs for line in run.evaluations() for name in line}
     found = {(match[1], match[2] or "") for name in names if (match := NAMED.match(name))}
-    return sorted(found, key=lambda pair: (pair[0] != "cost", pair))
+    return sorted(found, key=lambda pair: (not pair[0].startswith("cost"), pair))
 
 
 def _pairs(run: Run, quantity: str, end: str) -> tuple[np.ndarray, np.ndarray]:
