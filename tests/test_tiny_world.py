@@ -301,7 +301,7 @@ def test_the_flow_world_is_trained_on_a_world_that_is_there(tmp_path, monkeypatc
     studio = build_studio(pipeline, Request(2, text_tokens=0), 2.0, 0.0, torch.device("cpu"))
     assert studio.embeddings.empty[0].shape == (28, 192)
     noise = Noise([(0,)], [(0,)], studio.shape, studio.device)
-    plain = diffusers.StableDiffusion3Pipeline.from_pretrained(place)
+    plain = diffusers.StableDiffusion3Pipeline.from_pretrained(place, text_encoder_3=None, tokenizer_3=None)
     drawn = plain(
         "a red circle",
         num_inference_steps=2,
@@ -427,7 +427,7 @@ def test_all_shipped_weights_are_small_and_name_no_other_machine() -> None:
 
 def test_plain_diffusers_draws_what_the_flow_world_is_asked_for() -> None:
     diffusers = pytest.importorskip("diffusers")
-    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(FLOW_WORLD / "pipeline")
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(FLOW_WORLD / "pipeline", text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     asked = [prompt for prompt, unsafe in prompt_set("held-out") if not unsafe]
     pictures = pipeline(

@@ -138,6 +138,9 @@ world's. The CLIP, the prompts and the anchors are those in `../tiny-world`.
 
 Trained by {trained}
 
+Plain diffusers loads it as any Stable Diffusion 3 without a T5:
+`StableDiffusion3Pipeline.from_pretrained(FOLDER, text_encoder_3=None, tokenizer_3=None)`.
+
 Half of the training batches had the 256 tokens of zeros that plain diffusers puts in the place of a missing T5, half
 had none, so the pipeline may be called as it is; `max_sequence_length=0` (`--text-tokens 0` here) is several times as
 fast.
