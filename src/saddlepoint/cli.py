@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from typing import TextIO
 
 from saddlepoint import __version__
 from saddlepoint.faults import explain
@@ -139,7 +140,9 @@ def _mend_streams() -> None:
 _SHOWN: set[str] = set()
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *others: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:  # fmt: skip
     """A warning as one sentence, once; those of libraries to their developers with their line, as Python has them."""
     if str(message) in _SHOWN:  # every evaluation makes its environments anew
         return

@@ -15,11 +15,16 @@ from saddlepoint.report.scale import Scale, budget_scale, tick_labels, widen
 BADGES = {"ok": "✓", "over": "✕", "mixed": "◐", "none": ""}
 
 
+def _returns(compared: Compared, prefix: str) -> dict[str, np.ndarray]:
+    """The returns of each method's seeds, for the policy that ``prefix`` names."""
+    return compared.column(lambda run, line: line.get(f"{prefix}/return_mean", np.nan))
+
+
 def verdict_strip(compared: Compared, styles: dict[str, int]) -> str:
     """One row a method, those that keep the budget first and then by return; empty where nothing was evaluated."""
     if not compared.rows:
         return ""
-    returns = {prefix: compared.column(lambda run, line, p=prefix: line.get(f"{p}/return_mean", np.nan)) for prefix in POLICIES}
+    returns = {prefix: _returns(compared, prefix) for prefix in POLICIES}
     ordered = sorted(compared.rows, key=lambda label: (-_share(compared, label), -returns["eval"][label].mean()))
     every = np.concatenate([values for own in returns.values() for values in own.values()])
     places = decimals(every.tolist())
