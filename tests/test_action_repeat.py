@@ -171,4 +171,4 @@ def test_a_policy_knows_how_long_its_actions_hold(tmp_path: Path) -> None:
     run = train(config, SAC, SACConfig(policy_hidden=(8,), critic_hidden=(8,), batch_size=4))
     policy = load_policy(run)
     assert policy.setup == EnvSetup(TOY, action_repeat=4)
-    assert policy.budgets == (CostBudget(1.0, horizon=15),)
+    assert policy.budgets == (CostBudget(1.0, horizon=15, gamma=0.97),)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.config import PARITY_VP, ALGDConfig
+from saddlepoint.algd.config import EARLIER, PARITY_VP, ALGDConfig
 from saddlepoint.algd.policy import ChainNoise
 from saddlepoint.baselines.config import SACConfig
 from saddlepoint.cli import main
@@ -31,7 +31,7 @@ from saddlepoint.types import EnvShape, UserError
 
 SHAPE = EnvShape(observation=7, action_low=(-1.0, 0.5, -3.0), action_high=(2.0, 0.75, -1.0), constraints=2)
 BUDGETS = (CostBudget(2.0, horizon=50), CostBudget(1.0, horizon=50))
-SMALL = ALGDConfig(policy_hidden=(24, 24), critic_hidden=(16, 16))
+SMALL = replace(EARLIER, policy_hidden=(24, 24), critic_hidden=(16, 16))
 VP = replace(SMALL, schedule="vp", prediction="clean", steps=4)
 DDPM = replace(PARITY_VP, policy_hidden=(24, 24), critic_hidden=(16, 16))
 SIZES = (1, 2, 33)
@@ -99,7 +99,7 @@ def test_the_best_of_n_is_chosen_inside() -> None:
 def test_a_gaussian_policy(system: str) -> None:
     pytest.importorskip("onnxruntime")
     agent = make(system, replace(SYSTEMS[system].config_class()(), policy_hidden=(24, 24), critic_hidden=(16, 16)))
-    require_equal(session(agent, system, "stochastic"), lambda o, n: agent.policy.sample(o, n).action, (7,), (3,))
+    require_equal(session(agent, system, "stochastic"), lambda o, n: agent.policy.sample(agent.encoder(o), n).action, (7,), (3,))
     unused = torch.Generator()
     require_equal(session(agent, system, "deterministic"), lambda o: agent.act(o, "deterministic", unused), (7,))
 
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("saddlepoint.export.os.fsync", full)
+    monkeypatch.setattr("saddlepoint.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         export(folder, path)
     assert path.read_text() == "an older file"

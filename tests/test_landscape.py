@@ -14,7 +14,7 @@ import torch
 
 from saddlepoint.algd import landscape as view
 from saddlepoint.algd.agent import ALGD
-from saddlepoint.algd.config import ALGDConfig
+from saddlepoint.algd.config import EARLIER
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.files import SEAL, sealed
 from saddlepoint.landscape import landscape_command
@@ -26,7 +26,7 @@ from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train
 from saddlepoint.types import EnvShape, UserError
 
-SMALL = ALGDConfig(critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8, rho=0.7, multiplier=0.9, cost_unit="budget")
+SMALL = replace(EARLIER, critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8, rho=0.7, multiplier=0.9, cost_unit="budget")
 SHAPE = EnvShape(4, (-1.0, -2.0, 0.0), (1.0, 0.5, 3.0), 2)
 BUDGETS = (CostBudget(5.0), CostBudget(9.0))
 

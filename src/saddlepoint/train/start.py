@@ -77,8 +77,8 @@ def train(
     with stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
         declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
-        budgets = at_discount(declared if budgets is None else budgets, cost_gamma(learner_config))
-        budgets = with_horizons(budgets, env_spec(setup).horizon, setup.name)
+        budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
+        budgets = at_discount(budgets, cost_gamma(learner_config))
         setup = replace(setup, longest=longest_episode(budgets))
         envs = EnvBatch(
             setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
