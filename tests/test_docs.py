@@ -88,6 +88,9 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(ROOT / "examples")
     before, path = dict(SYSTEMS), list(sys.path)
     yield
+    for module in list(sys.modules.values()):  # those that were first imported here
+        if vars(module).get("parse") is parse:
+            module.parse = real  # type: ignore[attr-defined]
     sys.path[:] = path
     SYSTEMS.clear()
     SYSTEMS.update(before)

@@ -35,7 +35,7 @@ FLAGS = (
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of one real run with a landscape and a clip, and of six that are written by hand."""
     home = tmp_path_factory.mktemp("browser")
-    small = ALGDConfig(critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8)
+    small = ALGDConfig(energy="augmented", critic_hidden=(16, 16), policy_hidden=(16,), batch_size=8)
     config = TrainConfig(
         env="saddlepoint/Toy-v0", total_steps=80, warmup_steps=60, log_every=60, replay_size=100, quiet=True, out=home / "runs" / "toy",
     )  # fmt: skip
@@ -86,9 +86,10 @@ def test_figures_are_drawn_without_error_and_fit(browser: Any, page: Path, width
     assert run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
     assert run("return document.documentElement.scrollWidth") == width
     shown = "[...document.querySelectorAll('figure')].filter(f => getComputedStyle(f).display !== 'none')"
-    # 5 charts of the environment with curves (the toy was evaluated once), 5 tables with bars, 2 states x 2 energies, a clip
+    # 5 charts of the environment with curves (the toy was evaluated once), 5 tables with bars, 2 of the toy's calibration, 2 states x 2 energies,
+    # a clip
     sizes = run(f"return {shown}.map(f => {{ const b = f.getBoundingClientRect(); return [b.width, b.height, b.right] }})")
-    assert len(sizes) == 5 + 5 + 4 + 1
+    assert len(sizes) == 5 + 5 + 2 + 4 + 1
     assert all(wide > 100 and high > 50 and right <= width for wide, high, right in sizes)
     lines = run(
         "return [...document.querySelectorAll('.by-steps.from-eval .curve')].filter(g => getComputedStyle(g).display !== 'none')"

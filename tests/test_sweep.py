@@ -26,6 +26,7 @@ from saddlepoint.sweep.outcome import Outcome
 from saddlepoint.sweep.plan import Plan, read
 from saddlepoint.sweep.progress import Progress
 from saddlepoint.sweep.worker import INTERRUPTED, Ending, Job, run_job
+from saddlepoint.train import run as run_folder
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.types import UserError
 
@@ -305,7 +306,7 @@ def test_each_trial_keeps_the_commits_that_made_it(tmp_path: Path, monkeypatch: 
     assert commits("three", done) == ("three", {0: [], 1: ["unknown", "three"], 2: []})
 
 
-def test_what_a_run_left_that_was_killed_while_it_started_is_cleared(tmp_path: Path) -> None:
+def test_what_a_run_left_that_was_killed_while_it_started_is_begun_anew(tmp_path: Path) -> None:
     found = plan(tmp_path, ONE)
     stillborn, foreign, begun = (trial.folder for trial in found.trials)
     for folder in (stillborn, foreign, begun):
@@ -316,7 +317,7 @@ def test_what_a_run_left_that_was_killed_while_it_started_is_cleared(tmp_path: P
     pool = Scripted(lambda folder, attempt: (DONE, False))
     run_scripted(found, pool)
     assert [job.args[-2] for job in pool.jobs] == ["--out", "--out", "--resume"]
-    assert not stillborn.exists()
+    run_folder.require_new(stillborn)  # the command that starts the trial begins it anew
     assert (foreign / "thesis.tex").exists()
     assert (begun / "metrics.jsonl").exists()
 
