@@ -157,12 +157,12 @@ def our(
 
 def compare(arguments: argparse.Namespace) -> None:
     paths = {"eager": False, "compiled": True} if arguments.compiled else {"eager": False}
-    presets, penalties = arguments.preset or ("parity", "default"), ("active", "idle")
+    presets, penalties = arguments.preset or ("parity", "earlier", "default"), ("active", "idle")
     kinds = itertools.product(presets, ("float32", "bfloat16"), paths, penalties)
     variants = {
         f"{preset} {precision} {path}, penalty {penalty}": our(preset, precision, paths[path], penalty)
         for preset, precision, path, penalty in kinds
-        if preset == "default" or penalty == "active"  # the released multiplier never reaches 0
+        if preset != "parity" or penalty == "active"  # the released multiplier never reaches 0
     }
     if arguments.official:
         variants = {"released": {"kind": "official", "path": arguments.official, "size": SIZES}} | variants
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also time the compiled update (a minute each)")
     parser.add_argument(
-        "--preset", action="append", choices=["parity", "default"], help="only this preset (may be repeated)"
+        "--preset", action="append", choices=["parity", "earlier", "default"], help="only this preset (may be repeated)"
     )
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--redraw", action="store_true", help="only draw the figure of the last --scaling again")
