@@ -108,7 +108,7 @@ class ActorCritic(ABC, Generic[C]):
         """The targets' Polyak step, every ``target_every`` updates, and the count of updates."""
         if self.updates % self.config.target_every == 0:
             for name, target in self.flat_targets.items():
-                share = getattr(self.config, "cost_polyak", None) if name == "cost_critic" else None
+                share = self.config.cost_polyak if name == "cost_critic" and isinstance(self.config, ConstrainedConfig) else None
                 target.follow(self.critic_optimiser.flats[name], share or self.config.polyak)
         self.updates += 1
 
