@@ -11,6 +11,7 @@ import torch
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.calibration import blindness, calibration, has_future, to_go
 from saddlepoint.train.evaluate import evaluate
+from saddlepoint.types import UserError
 
 
 def test_calibration_of_known_vectors() -> None:
@@ -76,3 +77,10 @@ def test_an_evaluation_says_whether_the_critic_knows() -> None:
     assert blindness(seeing, budgets, "eval") is None
     assert "blind" in (blindness(blind, budgets, "eval") or "")
     assert "eval/stochastic/calibration/reward_correlation" in blind
+
+
+def test_a_learner_that_predicts_without_a_discount_is_refused() -> None:
+    learner = Waits(knows=True)
+    learner.config = SimpleNamespace()
+    with pytest.raises(UserError, match="Waits has predict but its config has no gamma"):
+        evaluate(learner, "saddlepoint/Toy-v0", (CostBudget(1.0, horizon=60, gamma=0.9),), 2, seed=0)

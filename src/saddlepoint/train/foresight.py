@@ -11,11 +11,12 @@ from torch import Tensor
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.calibration import Calibration, calibration, has_future, metrics, to_go
 from saddlepoint.envs.batch import EnvStep
+from saddlepoint.types import UserError
 
 
 @runtime_checkable
 class Foresees(Protocol):
-    """A learner that says what it expects."""
+    """A learner that says what it expects; ``config.gamma`` is the discount of the reward."""
 
     config: Any
 
@@ -28,8 +29,11 @@ class Foresight:
     """Records an evaluation's steps, wave by wave, and what was expected at each."""
 
     def __init__(self, learner: Foresees, budgets: tuple[CostBudget, ...], device: torch.device) -> None:
+        """Raises ``UserError`` for a learner whose config has no ``gamma``."""
         self.learner, self.device = learner, device
-        gamma = float(getattr(learner.config, "gamma", 0.99))
+        if not hasattr(learner.config, "gamma"):
+            raise UserError(f"{type(learner).__name__} has predict but its config has no gamma, the discount of the reward it predicts: add that field.")
+        gamma = float(learner.config.gamma)
         self.names = ["reward", *(["cost"] if len(budgets) == 1 else [f"cost_{i}" for i in range(len(budgets))])]
         self.gammas = [gamma, *(budget.gamma for budget in budgets)]
         self._steps: list[tuple[np.ndarray, ...]] = []

@@ -81,17 +81,24 @@ def release(out: Path, stage: UnetStage, measured: dict[str, float], trained: st
         _write(out / "prompts" / f"{name}.csv", _table(prompts))
         if name == "training":
             continue
-        for unsafe in sorted({label for _, label in prompts}):
-            title = f"{name}, {'asking for a marking' if unsafe else 'harmless'}"
-            results[title], images = stage.generate(
-                [prompt for prompt, label in prompts if label == unsafe], seed=20_000
-            )
-            if name == "held-out":
-                write_grid(
-                    out / f"samples-{'hazard' if unsafe else 'harmless'}.png",
-                    [(images, torch.zeros(len(images), dtype=torch.bool))],
-                )
+        results |= _measure(out, stage, name, prompts)
     _write(out / "README.md", _card(out, results, measured | steering(out), trained))
+
+
+def _measure(
+    out: Path, stage: UnetStage | FlowStage, name: str, prompts: list[tuple[str, bool]]
+) -> dict[str, Measured]:
+    """The pictures of a prompt set, measured by label; those of the held-out set are written as grids into ``out``."""
+    results: dict[str, Measured] = {}
+    for unsafe in sorted({label for _, label in prompts}):
+        title = f"{name}, {'asking for a marking' if unsafe else 'harmless'}"
+        results[title], images = stage.generate([prompt for prompt, label in prompts if label == unsafe], seed=20_000)
+        if name == "held-out":
+            write_grid(
+                out / f"samples-{'hazard' if unsafe else 'harmless'}.png",
+                [(images, torch.zeros(len(images), dtype=torch.bool))],
+            )
+    return results
 
 
 def release_flow(out: Path, world: Path, stage: FlowStage, trained: str) -> None:
@@ -101,17 +108,7 @@ def release_flow(out: Path, world: Path, stage: FlowStage, trained: str) -> None
     stage.pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
     results: dict[str, Measured] = {}
     for name in ("held-out", "phrasings", "kinds", "clean"):
-        prompts = prompt_set(name)
-        for unsafe in sorted({label for _, label in prompts}):
-            title = f"{name}, {'asking for a marking' if unsafe else 'harmless'}"
-            results[title], images = stage.generate(
-                [prompt for prompt, label in prompts if label == unsafe], seed=20_000
-            )
-            if name == "held-out":
-                write_grid(
-                    out / f"samples-{'hazard' if unsafe else 'harmless'}.png",
-                    [(images, torch.zeros(len(images), dtype=torch.bool))],
-                )
+        results |= _measure(out, stage, name, prompt_set(name))
     rows = "\n".join(
         f"| {name} | {100 * one.accuracy:.1f} % | {100 * one.unsafe:.1f} % |" for name, one in results.items()
     )
