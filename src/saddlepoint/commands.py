@@ -260,6 +260,8 @@ class EvaluateFlags:
     """where the policy acts"""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
+    budget: tuple[float, ...] = ()
+    """cost limits to turn a policy of --budget-range to, each evaluated by itself (default: the run's own --cost-limit)"""
     checkpoint: str | None = None
     """which checkpoint: a step, or best (the best evaluation within the budget); by default the newest whole one"""
     video: bool = False
@@ -288,8 +290,16 @@ def evaluate_command(args: list[str]) -> None:
     if flags.video:
         render_headless()
     folder = Path(args[0])
-    policy = load_policy(folder, flags.device, flags.task, _acting(folder, flags.acting), checkpoint=flags.checkpoint, compile=True)
-    name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting]).replace("/", "-")
+    for limit in flags.budget or (None,):
+        _evaluate(folder, flags, limit)
+
+
+def _evaluate(folder: Path, flags: EvaluateFlags, limit: float | None) -> None:
+    """Evaluate a run, a policy of --budget-range turned to ``limit``, print what was found and keep it in the run folder."""
+    acting = _acting(folder, flags.acting)
+    policy = load_policy(folder, flags.device, flags.task, acting, checkpoint=flags.checkpoint, compile=True, budget=limit)
+    turned = [] if limit is None else [f"budget={limit:g}"]
+    name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting, *turned]).replace("/", "-")
     if policy.note:
         print(f"warning: {policy.note}")
     metrics = evaluate(
@@ -309,7 +319,7 @@ def evaluate_command(args: list[str]) -> None:
     if blind := blindness(metrics, policy.budgets, "eval/stochastic"):
         print(f"note: {blind}")
     try:
-        write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), **metrics})
+        write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), "budget": limit, **metrics})
     except FileFault as error:  # a colleague's run, which one may only read
         print(f"note: the numbers are not kept: {error}")
     if flags.video:

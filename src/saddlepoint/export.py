@@ -22,6 +22,7 @@ from saddlepoint.nn.normaliser import NormalisedLearner
 from saddlepoint.policies import TrainedPolicy, load_policy
 from saddlepoint.systems import find, find_system, verbs_of_run
 from saddlepoint.train import run
+from saddlepoint.train.dialled import AtBudget
 from saddlepoint.types import EnvShape, UserError
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ def export_command(args: list[str]) -> None:
 def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: int = 18) -> TrainedPolicy:
     """Write the policy of the run ``folder`` to ``path``, atomically, and return it.
 
-    Inputs are ``observation`` (batch, observation) and, for a sample, ``noise`` (batch, ...); outputs are ``action``
+    Inputs are ``observation`` (batch, observation), of a run with --budget-range ``budget`` (batch,) in the units of
+    --cost-limit, and, for a sample, ``noise`` (batch, ...); outputs are ``action``
     (batch, action), all float32 and inside the bounds to the bit, and ``valid`` (batch,) bool, false where the
-    observation is not finite: the action is then NaN. What the policy is stands in the file's ``metadata_props``.
+    observation is not finite or the budget outside of its range: the action is then NaN. What the policy is stands in the file's ``metadata_props``.
     Raises ``UserError``.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -87,13 +89,19 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
     if exporter is None:
         raise UserError(f"{folder} was trained with {system}, whose policy cannot be written as an ONNX file.")
     learner: Any = policy.learner
-    normaliser = None
+    normaliser, dial = None, policy.budget_range
+    if isinstance(learner, AtBudget):
+        learner = learner.learner
     if isinstance(learner, NormalisedLearner):
         learner, normaliser = learner.inner, learner.normaliser
     exportable = exporter(learner, mode)
     if isinstance(exportable, nn.Module):  # of observations alone
         exportable = Exportable(exportable, {"observation": torch.zeros(EXAMPLES, policy.shape.observation)}, "")
-    exportable = exportable._replace(module=Deployed(exportable.module, policy.shape, normaliser))
+    inputs = exportable.inputs
+    if dial is not None:
+        own = {"observation": torch.zeros(EXAMPLES, policy.shape.observation), "budget": torch.full((EXAMPLES,), dial[0])}
+        inputs = own | {name: value for name, value in inputs.items() if name not in own}
+    exportable = exportable._replace(module=deployed(exportable.module, policy.shape, normaliser, dial), inputs=inputs)
     model = to_onnx(exportable, opset, OUTPUTS)
     properties = _properties(policy, system, mode, exportable.noise)
     for key, value in properties.items():
@@ -122,6 +130,25 @@ class Deployed(nn.Module):
         return torch.where(valid.unsqueeze(-1), inside, torch.nan), valid
 
 
+class DeployedDial(nn.Module):
+    """``Deployed`` of a policy whose observations end with a budget: observation, budget (batch,), ...; a budget that is not in the range is not ``valid``."""
+
+    def __init__(self, inner: Deployed, span: tuple[float, float]) -> None:
+        super().__init__()
+        self.inner, self.span = inner, span
+
+    def forward(self, observation: Tensor, budget: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        low, high = self.span
+        known = torch.where((budget >= low) & (budget <= high), budget, torch.nan)
+        return self.inner(torch.cat([observation, known.unsqueeze(-1)], -1), noise)
+
+
+def deployed(policy: nn.Module, shape: EnvShape, normaliser: nn.Module | None, span: tuple[float, float] | None) -> nn.Module:
+    """What an ONNX file holds."""
+    inner = Deployed(policy, shape, normaliser)
+    return inner if span is None else DeployedDial(inner, span)
+
+
 def to_onnx(exportable: Exportable, opset: int, outputs: Sequence[str] = OUTPUTS[:1]) -> onnx.ModelProto:
     """The module as an ONNX model whose leading axes are all the same free ``batch``."""
     batch = {0: torch.export.Dim("batch")}
@@ -146,6 +173,8 @@ def _properties(policy: TrainedPolicy, system: str, mode: ExportMode, noise: str
         "flatten": json.dumps(policy.setup.flatten), "action_dtype": policy.shape.action_dtype,
         "action_low": json.dumps(policy.shape.action_low), "action_high": json.dumps(policy.shape.action_high),
     }  # fmt: skip
+    if policy.budget_range is not None:
+        properties["budget_range"] = json.dumps(policy.budget_range)
     return properties | ({"noise": f"standard normal, {noise}"} if noise else {})
 
 
@@ -160,6 +189,8 @@ def _require_equal(exportable: Exportable, content: bytes, policy: TrainedPolicy
     inputs = {name: torch.randn(7, *example.shape[1:], generator=generator) for name, example in exportable.inputs.items()}
     inputs["observation"][5] *= 1e3
     inputs["observation"][6] *= torch.nan
+    if policy.budget_range is not None:
+        inputs["budget"] = torch.linspace(*policy.budget_range, 7)
     with torch.no_grad():
         wanted, _ = exportable.module(*inputs.values())
     got, valid = session.run(OUTPUTS, {name: value.numpy() for name, value in inputs.items()})

@@ -19,14 +19,16 @@ from saddlepoint.train import best, run
 from saddlepoint.train import checkpoint as checkpoints
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.contract import LearnerFactory, acting_fields, checked, refuse_acting
-from saddlepoint.types import ActMode, EnvSetup, EnvShape, Learner, UserError
+from saddlepoint.train.dialled import at_budget, plain_shape
+from saddlepoint.types import ActMode, EnvSetup, EnvShape, Policy, UserError
 
 
 @dataclass(frozen=True)
 class TrainedPolicy:
     """A learner from a run's checkpoint, with what it was trained for."""
 
-    learner: Learner
+    learner: Policy
+    """what acts: the learner, or for a run with --budget-range the learner at one budget"""
     env: str
     shape: EnvShape
     budgets: tuple[CostBudget, ...]
@@ -39,6 +41,8 @@ class TrainedPolicy:
     """one sentence when newer checkpoints were damaged"""
     setup: EnvSetup
     """how the environments that it was trained in are made: arguments, flattening, ``action_repeat``"""
+    budget_range: tuple[float, float] | None = None
+    """budgets that it can be turned to, by ``load_policy(run, budget=...)``; None for a policy of one budget"""
     _actors: dict[int, Actor] = field(default_factory=dict, init=False, repr=False)
     """the actor at work, by the number of environments that it acts for"""
     _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
@@ -134,7 +138,7 @@ def _mode(mode: ActMode | None, deterministic: bool | None) -> ActMode:
 
 def load_policy(
     folder: str | Path, device: str | torch.device = "cpu", task: str | None = None, acting: Mapping[str, Any] = MappingProxyType({}),
-    *, checkpoint: int | str | None = None, compile: bool = False,
+    *, checkpoint: int | str | None = None, compile: bool = False, budget: float | None = None,
 ) -> TrainedPolicy:  # fmt: skip
     """The policy of a run: of its newest checkpoint whose learner is whole, of the ``checkpoint`` of a step, or of "best", the best evaluation within the
     budget. Raises ``UserError`` when there is none.
@@ -143,6 +147,9 @@ def load_policy(
     ``{"planner": "score"}`` for MBDPO. Raises ``UserError`` for others.
 
     ``compile`` on a CPU has a run that was compiled act so again: in C++, which is built once in some ten seconds and may round otherwise.
+
+    ``budget`` turns a run with --budget-range to that cost limit, in the units of its --cost-limit, which is taken by default; ``budgets`` of the policy
+    say it then. Raises ``UserError`` outside of the range, and for a run for one budget.
 
     A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
     neither are the environments nor the training loop imported.
@@ -159,7 +166,22 @@ def load_policy(
     else:
         learner, env, shape = chosen
         setup = EnvSetup(env)
-    return TrainedPolicy(learner, env, shape, run.budgets_of(content), step, content["train"]["seed"], torch.device(device), note, setup)
+    budgets = turned(run.budgets_of(content), budget, shape, folder)
+    policy = at_budget(learner, budgets[0].limit if budgets else None, shape)
+    return TrainedPolicy(policy, env, plain_shape(shape), budgets, step, content["train"]["seed"], torch.device(device), note, setup, shape.budget_range)
+
+
+def turned(budgets: tuple[CostBudget, ...], limit: float | None, shape: EnvShape, folder: Path) -> tuple[CostBudget, ...]:
+    """The budgets of a run, with ``limit`` where it is given. Raises ``UserError`` where the run cannot be turned to it."""
+    if limit is None:
+        return budgets
+    if shape.budget_range is None:
+        raise UserError(f"{folder} was trained for one budget, {budgets[0].limit:g}: train with --budget-range LOW HIGH to turn it."
+                        if budgets else f"{folder} was trained without a budget: leave out the budget.")  # fmt: skip
+    low, high = shape.budget_range
+    if not (isinstance(limit, int | float) and low <= limit <= high):
+        raise UserError(f"{folder} was trained for budgets from {low:g} to {high:g}, not {limit}: give one in between.")
+    return tuple(replace(budget, limit=float(limit)) for budget in budgets)
 
 
 def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:
@@ -169,6 +191,8 @@ def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any
     Raises ``UserError`` where the run's system has no such learners, or no such task.
     """
     learner, content, _, note = load_learner(folder, "cpu")
+    if run.shape_of(content).budget_range is not None:
+        raise UserError(f"--start-from {folder} was trained with --budget-range, and a new run starts from a policy of one budget: leave it out.")
     place = find_system(content["system"], content.get("module"), folder).pretrained
     if place is None:
         raise UserError(f"--start-from {folder} is a run of {content['system']}, which cannot start from stored weights: leave it out.")

@@ -224,6 +224,15 @@ class Replay:
         row = torch.arange(self._head - rows, self._head, device=self.device) % self.rows
         return cost.index_select(0, row), age.index_select(0, row)
 
+    def recent_under(self, steps: int, horizon: int) -> tuple[Tensor, Tensor]:
+        """Costs (steps,) of the one constraint and budgets (steps,) of the last transitions, as many as ``recent`` takes, where observations end with a
+        budget (``--budget-range``)."""
+        self._require_filled()
+        rows = min(max(steps // self.num_envs, horizon), self._filled)
+        row = torch.arange(self._head - rows, self._head, device=self.device) % self.rows
+        cost, seen = (ring.unflatten(0, (self.rows, self.num_envs)) for ring in (self._fields.cost, self._fields.observation))
+        return cost.index_select(0, row)[..., 0].flatten(), seen[..., -1].index_select(0, row).flatten()
+
     def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
         """What an episode cost lately, (constraints,) float64 in the units of each h (``budget.spent``), from the last
         ``steps`` or a whole episode of each environment. Raises ``UserError`` when the replay is empty.

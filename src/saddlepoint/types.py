@@ -146,6 +146,8 @@ class EnvShape(NamedTuple):
     """(channels, height, width) of the pictures whose entries an observation is, one after the other; None for other observations"""
     action_dtype: str = "float32"
     """number type of the environment's actions"""
+    budget_range: tuple[float, float] | None = None
+    """where the last entry of an observation is the budget of its episode: the lowest and highest"""
 
     @property
     def action(self) -> int:

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
+from saddlepoint.algd.encoder import make_encoder
 from saddlepoint.algd.energy import ENERGIES, Constraint, Energy
 from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellman_targets, critic_losses, policy_loss
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
+from saddlepoint.constrained.dial import KNOTS, Dial
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
-from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins, resolve_precision
 from saddlepoint.nn.optim import Flat, Optimiser, frozen
 from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Ahead, Replay, sampled
-from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, per_constraint
+from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError, per_constraint
 
 
 class ALGD:
@@ -32,6 +34,7 @@ class ALGD:
 
     system = "algd"
     needs_cost = True
+    turns_budgets = True
 
     def __init__(
         self, config: ALGDConfig, shape: EnvShape, budgets: tuple[CostBudget, ...], seed: int = 0,
@@ -39,6 +42,8 @@ class ALGD:
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
         config.validate()
+        if shape.budget_range is not None and config.multiplier_actions != "recent":
+            raise UserError("--budget-range moves lambda by the cost of recent episodes: leave --multiplier-actions at recent.")
         budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
@@ -46,7 +51,8 @@ class ALGD:
 
         init = torch.Generator().manual_seed(seed)
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
-        self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
+        self.dial = None if shape.budget_range is None else Dial.of(shape.budget_range, budgets)
+        self.encoder = make_encoder(config.encoding, shape, self.dial).to(self.device, dtype)
         self.policy = DiffusionPolicy(config, self.encoder.outputs, ActionBox.from_bounds(low, high), init)
         self.policy.place(self.device, dtype)
         self.critic = self._critic(2, "relu", init)
@@ -61,7 +67,7 @@ class ALGD:
             config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional,
             config.derivative, config.smoothing,
         )  # fmt: skip
-        self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
+        self.multiplier_state = self.multiplier_update.start(config.multiplier, KNOTS if self.dial else shape.constraints)
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))
 
         self._compile(compile)
@@ -109,10 +115,10 @@ class ALGD:
         moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
         Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """
+        constraint, multiplier = self.constraint(batch.observation), self.multiplier
         batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
         critics = self._fit_critics(batch, noise, ahead)
-        multiplier = self.multiplier
-        policy = self._improve_policy(batch.observation, noise)
+        policy = self._improve_policy(batch.observation, constraint, noise)
         self._tune_temperature(policy.entropy)
         risk, violation = self._move_multiplier(batch, policy, episode_cost)
         self._follow()
@@ -138,10 +144,10 @@ class ALGD:
         )
         return CriticLosses(losses.reward.detach(), losses.cost.detach())
 
-    def _improve_policy(self, state: Tensor, noise: UpdateNoise) -> PolicyLoss:
+    def _improve_policy(self, state: Tensor, constraint: Constraint, noise: UpdateNoise) -> PolicyLoss:
         beta, critics = torch.tensor(self.beta * self.value_size.value, dtype=self.dtype, device=self.device), (self.critic, self.cost_critic)
         with frozen(*critics):
-            loss = self.policy_loss(self.config, self.policy, critics, self.energy, self.constraint(), state, noise, beta)
+            loss = self.policy_loss(self.config, self.policy, critics, self.energy, constraint, state, noise, beta)
             self.policy_optimiser.step(loss.total, self.updates, policy_loss=loss.total)
         self.value_size.follow(loss.values)
         return loss
@@ -158,6 +164,11 @@ class ALGD:
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
         replayed = self.config.multiplier_actions == "replay"
         risk = (self._risk(batch.observation, batch.action).mean(-1) if replayed else policy.risk).to("cpu", torch.float64)
+        if self.dial is not None:
+            assert episode_cost is not None
+            largest = self.config.largest_violation
+            self.multiplier_state = self.multiplier_update.step(self.multiplier_state, episode_cost.clamp(max=largest))
+            return risk, self.dial.at(self.budgets[0].limit, episode_cost) * self.budget
         violation = (risk if episode_cost is None else episode_cost) - self.config.budget_share * self.budget
         self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling) / self.unit)
         return risk, violation
@@ -177,20 +188,27 @@ class ALGD:
 
     @property
     def multiplier(self) -> Tensor:
-        """lambda, (constraints,) float64: the price of a budget, or of one (``cost_unit``), in units of reward."""
-        return self.multiplier_update.value(self.multiplier_state)
+        """lambda, (constraints,) float64: the price of a budget, or of one (``cost_unit``), in units of reward; of several, that of the stated limit."""
+        found = self.multiplier_update.value(self.multiplier_state)
+        return found if self.dial is None else self.dial.price(found, torch.tensor([self.budgets[0].limit]))
 
-    def constraint(self) -> Constraint:
-        """What the energy holds costs to, at the present multiplier."""
-        multiplier, budget, unit = (each.to(self.device, self.dtype) for each in (self.multiplier, self.budget, self.unit))
+    def constraint(self, observation: Tensor) -> Constraint:
+        """What the energy holds costs to at (batch, observation), at the present multiplier: everywhere the same but where observations end with a budget."""
+        values = (self.multiplier, self.budget, self.unit)
+        if self.dial is not None:
+            limit = observation[:, -1]
+            budget = (limit * self.dial.critic)[None]
+            unit = budget if self.config.cost_unit == "budget" else torch.ones_like(budget)
+            values = (self.dial.price(self.multiplier_update.value(self.multiplier_state).to(limit.device), limit)[None], budget, unit)
+        multiplier, budget, unit = (each.to(self.device, self.dtype) for each in values)
         rho = self.config.rho if self.config.energy == "relative" else self.config.rho * self.value_size.value
         return Constraint(multiplier * self.value_size.value, budget, unit, rho, self.config.risk_std)
 
     @torch.no_grad()
     def energies(self, state: Tensor, actions: Tensor, kind: str | None = None) -> Tensor:
         """E(s, a) at (batch, observation), (points, batch, action): (points, batch); of another ``kind`` than the agent's where one is named."""
-        energy, state = self.energy if kind is None else ENERGIES[kind], self.encoder(state)
-        return energy(self.critic(state, actions), self.cost_critic(state, actions), self.constraint())
+        energy, constraint, state = self.energy if kind is None else ENERGIES[kind], self.constraint(state), self.encoder(state)
+        return energy(self.critic(state, actions), self.cost_critic(state, actions), constraint)
 
     @torch.no_grad()
     def risk(self, state: Tensor, action: Tensor) -> Tensor:
@@ -198,7 +216,7 @@ class ALGD:
         return self._risk(self.encoder(state), action)
 
     def _risk(self, state: Tensor, action: Tensor) -> Tensor:
-        return self.constraint().risk(self.cost_critic(state, action[None])[:, 0])
+        return ensemble_risk(self.cost_critic(state, action[None])[:, 0].unflatten(0, (len(self.budget), -1)).transpose(0, 1), self.config.risk_std)
 
     @torch.no_grad()
     def paths(self, state: Tensor, noise: ChainNoise) -> Tensor:
@@ -229,12 +247,22 @@ class ALGD:
         metrics: Metrics = {}
         if self.updates == 0 and self.config.reward_unit != "one":
             self.reward_unit = replay.reward_size()
-        cost = replay.spent(self.budgets, self.config.recent_steps) if self.config.multiplier_actions == "recent" else None
+        cost = self._measured(replay)
         for _ in range(updates):
             batch, ahead = sampled(self.config, replay, self.generator)
+            if self.dial is not None:
+                batch, ahead = self.dial.relabelled(batch, ahead, self.generator)
             batch = batch._replace(reward=batch.reward / self.reward_unit)
             metrics = self.update_batch(batch, self.draw(self.config.batch_size), cost, ahead)
         return metrics | {"reward_unit": self.reward_unit}
+
+    def _measured(self, replay: Replay) -> Tensor | None:
+        """What moves lambda where recent episodes do: their cost (constraints,) in the units of h, or by how many budgets it is over, at each knot."""
+        if self.config.multiplier_actions != "recent":
+            return None
+        if self.dial is None:
+            return replay.spent(self.budgets, self.config.recent_steps)
+        return self.dial.overspent(*replay.recent_under(KNOTS * self.config.recent_steps, self.dial.steps), self.config.budget_share).cpu()
 
     def observe(self, observation: Tensor) -> None:
         """Count in new observations (envs, observation) for the encoding."""

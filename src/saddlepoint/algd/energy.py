@@ -15,7 +15,7 @@ from saddlepoint.constrained.risk import ensemble_risk
 
 
 class Constraint(NamedTuple):
-    """What costs are held to; tensors are (constraints,)."""
+    """What costs are held to; tensors are (constraints,), or (constraints, batch) where each state has a budget of its own (``--budget-range``)."""
 
     multiplier: Tensor
     """lambda, the price of one ``unit`` of cost"""
@@ -35,7 +35,7 @@ class Constraint(NamedTuple):
     def violation(self, cost: Tensor) -> Tensor:
         """(R - h) / unit: (constraints * members, ...) -> (constraints, ...)."""
         risk = self.risk(cost)
-        return (risk - _column(self.budget, risk)) / _column(self.unit, risk)
+        return (risk - per_value(self.budget, risk)) / per_value(self.unit, risk)
 
 
 Energy = Callable[[Tensor, Tensor, Constraint], Tensor]
@@ -45,7 +45,7 @@ Energy = Callable[[Tensor, Tensor, Constraint], Tensor]
 def augmented(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     """L_A = -min_j Q_j + sum_c ([lambda + rho v_c]_+^2 - lambda^2) / (2 rho),  v = (R - h)/unit.  ALGD, Eq. for L_A."""
     violation = constraint.violation(cost)
-    penalty = augmented_penalty(violation, _column(constraint.multiplier, violation), constraint.rho)
+    penalty = augmented_penalty(violation, per_value(constraint.multiplier, violation), constraint.rho)
     return penalty.sum(0) - reward.amin(0)
 
 
@@ -57,14 +57,14 @@ def relative(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     """
     violation = constraint.violation(cost)
     slope = (1 + constraint.rho * violation).clamp(min=0)
-    penalty = _column(constraint.multiplier, violation) * penalty_of_slope(slope, violation.new_ones(()), constraint.rho)
+    penalty = per_value(constraint.multiplier, violation) * penalty_of_slope(slope, violation.new_ones(()), constraint.rho)
     return penalty.sum(0) - reward.amin(0)
 
 
 def plain(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     """L = -min_j Q_j + sum_c lambda v_c: the ordinary Lagrangian, the paper's unstable case."""
     violation = constraint.violation(cost)
-    return plain_penalty(violation, _column(constraint.multiplier, violation)).sum(0) - reward.amin(0)
+    return plain_penalty(violation, per_value(constraint.multiplier, violation)).sum(0) - reward.amin(0)
 
 
 def none(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
@@ -76,6 +76,6 @@ ENERGIES: dict[str, Energy] = {"augmented": augmented, "relative": relative, "pl
 """choices of ``--energy``"""
 
 
-def _column(value: Tensor, like: Tensor) -> Tensor:
-    """(constraints,) as something that broadcasts against (constraints, ...)."""
-    return value.to(like).view(-1, *[1] * (like.ndim - 1))
+def per_value(value: Tensor, like: Tensor) -> Tensor:
+    """(constraints,) or (constraints, batch) as something that broadcasts against (constraints, ..., batch)."""
+    return value.to(like).view(len(value), *[1] * (like.ndim - value.ndim), *value.shape[1:])

@@ -43,7 +43,7 @@ class BestOfN(nn.Module):
         super().__init__()
         self.chain, self.encoder = StochasticChain(agent), agent.encoder
         self.critic, self.cost_critic = agent.critic, agent.cost_critic
-        self.energy, self.constraint, self.samples = agent.energy, agent.constraint(), agent.config.evaluation_samples
+        self.energy, self.constraint, self.samples = agent.energy, agent.constraint, agent.config.evaluation_samples
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         n = self.samples
@@ -51,7 +51,7 @@ class BestOfN(nn.Module):
         actions = self.chain(rows, noise.flatten(0, 1))
         state = self.encoder(rows)
         reward, cost = self.critic(state, actions[None]), self.cost_critic(state, actions[None])
-        energy = self.energy(reward, cost, self.constraint)[0]
+        energy = self.energy(reward, cost, self.constraint(rows))[0]
         best = energy.unflatten(0, (-1, n)).argmin(1)
         actions = actions.unflatten(0, (-1, n))
         return actions.gather(1, best.view(-1, 1, 1).expand(-1, 1, actions.shape[-1]))[:, 0]

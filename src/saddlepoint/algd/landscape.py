@@ -12,4 +12,5 @@ from saddlepoint.algd.agent import ALGD
 def excess(agent: ALGD, state: Tensor, action: Tensor) -> Tensor:
     """max_c R_c(s, a) - h_c, by how much the risk is over its budget: (batch, observation), (batch, action) -> (batch,)."""
     risk = agent.risk(state, action)
-    return (risk - agent.budget.to(risk).view(-1, 1)).amax(0)
+    budget = agent.constraint(state).budget
+    return (risk - budget.to(risk).view(len(budget), -1)).amax(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.algd.config import ALGDConfig
-from saddlepoint.algd.energy import Constraint, Energy
+from saddlepoint.algd.energy import Constraint, Energy, per_value
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.risk import cautious
 from saddlepoint.diffusion.energy_score import energy_score
@@ -145,4 +145,5 @@ def effective_multiplier(energy: Energy, reward: Tensor, cost: Tensor, constrain
         slope = torch.autograd.grad(value, cost, allow_unused=True)[0] if value.requires_grad else None
     if slope is None:
         return constraint.unit.new_zeros(len(constraint.unit))
-    return constraint.unit * slope.unflatten(0, (len(constraint.unit), -1)).sum(1).flatten(1).mean(1)
+    slope = slope.unflatten(0, (len(constraint.unit), -1)).sum(1)
+    return (per_value(constraint.unit, slope) * slope).flatten(1).mean(1)

@@ -67,6 +67,10 @@ class TrainConfig:
     """steps between checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
     """newest checkpoints kept; each holds the filled part of the replay"""
+    budget_range: tuple[float, float] | None = None
+    """lowest and highest budget of one policy that serves all between: each training episode has a budget of its own, which the policy and its critics
+    are told; `evaluate --budget`, load_policy(run, budget=...) and an exported file's input `budget` then turn it. --cost-limit is where the run itself
+    is evaluated. For algd"""
     binds: Binds = "both"
     """the policy that the budget binds: the sampled one, which acts in training; the noise-free one, which is usually deployed; or each of the two. best/,
     the verdict on an evaluation and StopWhenSafe go by it"""

@@ -72,6 +72,14 @@ class SeesPixels(Protocol):
 
 
 @runtime_checkable
+class TurnsBudgets(Protocol):
+    """A ``LearnerFactory`` whose learners take observations that end with a budget (``EnvShape.budget_range``)."""
+
+    @property
+    def turns_budgets(self) -> bool: ...
+
+
+@runtime_checkable
 class GainsByCompiling(Protocol):
     """A ``LearnerFactory`` whose learners' updates were measured to be faster compiled, on a CPU, with some of its
     configs."""

@@ -14,6 +14,7 @@ from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.config import TrainConfig
+from saddlepoint.train.dialled import DialledEnvs, at_budget
 from saddlepoint.train.driver import Parts, Salvageable
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
@@ -22,7 +23,7 @@ from saddlepoint.train.signals import StopRequest
 from saddlepoint.train.verdict import evaluation_in_words, ranked_return, within_budget
 from saddlepoint.types import ForeignFault, Learner, NonFiniteError
 
-LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART = range(6)
+LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART, BUDGETS = range(7)
 """the streams of random numbers that are derived from a run's seed"""
 HELD_STEPS = 20
 """steps of a held action of the warm-up: of 40 episodes of dmc/pendulum-swingup 8 then met a reward, of 40 with a new uniform action each step none"""
@@ -47,7 +48,7 @@ class Loop:
     total_flag: ClassVar[str] = "--total-steps"
 
     def __init__(
-        self, config: TrainConfig, envs: EnvBatch, agent: Learner, replay: Replay,
+        self, config: TrainConfig, envs: EnvBatch | DialledEnvs, agent: Learner, replay: Replay,
         budgets: tuple[CostBudget, ...], device: torch.device, log: RunLog, stop: StopRequest,
     ) -> None:  # fmt: skip
         self.config, self.envs, self.agent, self.replay = config, envs, agent, replay
@@ -158,12 +159,14 @@ class Loop:
 
     def evaluate(self) -> dict[str, float] | None:
         config, seed = self.config, stream(self.config.seed, EVALUATION)
+        policy = at_budget(self.agent, self.budgets[0].limit if self.budgets else None, self.envs.shape)
         episodes, before = config.eval_episodes, None if config.eval_envs else self.envs.snapshot()
         if before is None:
             most = max(config.eval_envs, 1)
-            return evaluate(self.agent, self.envs.setup, self.budgets, episodes, seed, self.device, self.stop, most)
+            return evaluate(policy, self.envs.setup, self.budgets, episodes, seed, self.device, self.stop, most)
         self.envs_before = before  # what a checkpoint holds when this fails
-        metrics = evaluate_in(self.envs, self.agent, self.budgets, episodes, seed, self.device, self.stop)
+        inner = self.envs.envs if isinstance(self.envs, DialledEnvs) else self.envs
+        metrics = evaluate_in(inner, policy, self.budgets, episodes, seed, self.device, self.stop)
         self.envs_before = None
         if not self.envs.restore(before):
             self._new_episodes()

@@ -120,9 +120,11 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
         shape, image = content["shape"], content["shape"].get("image")
         bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
         dtype = shape.get("action_dtype", EnvShape._field_defaults["action_dtype"])
+        span = shape.get("budget_range")
         return EnvShape(
-            shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype
-        )
+            shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype,
+            None if span is None else tuple(span),
+        )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             "the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run."

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import torch
 
 from saddlepoint.constrained.budget import CostBudget, at_discount
+from saddlepoint.constrained.dial import Dial
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
@@ -23,11 +24,20 @@ from saddlepoint.replay import Replay
 from saddlepoint.train import run
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
-from saddlepoint.train.contract import GainsByCompiling, LearnerFactory, SeesPixels, checked, checked_for, cost_gamma
+from saddlepoint.train.contract import (
+    GainsByCompiling,
+    LearnerFactory,
+    SeesPixels,
+    TurnsBudgets,
+    checked,
+    checked_for,
+    cost_gamma,
+)
+from saddlepoint.train.dialled import DialledEnvs
 from saddlepoint.train.driver import RunDriver
 from saddlepoint.train.evaluate import longest_episode, require_second
 from saddlepoint.train.log import RunLog
-from saddlepoint.train.loop import ENVS, LEARNER, Loop, stream
+from saddlepoint.train.loop import BUDGETS, ENVS, LEARNER, Loop, stream
 from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
@@ -80,12 +90,16 @@ def train(
         budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
         budgets = at_discount(budgets, cost_gamma(learner_config))
         setup = replace(setup, longest=longest_episode(budgets))
-        envs = EnvBatch(
+        envs: EnvBatch | DialledEnvs = EnvBatch(
             setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
         try:
+            budgets = require_budgets(budgets, envs.shape, setup.name)
+            if config.budget_range is not None:
+                require_dial(config, learner, budgets)
+                assert isinstance(envs, EnvBatch)
+                envs = DialledEnvs(envs, config.budget_range, stream(config.seed, BUDGETS))
             shape = envs.shape
-            budgets = require_budgets(budgets, shape, setup.name)
             if config.eval_envs:
                 require_second(setup)
             resolved = {"device": device.type, "threads": torch.get_num_threads(), "compiled": compiled}
@@ -157,6 +171,18 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     if len(budgets) != shape.constraints:
         raise UserError(f"{env} has {shape.constraints} constraints, not {len(budgets)}: give one budget for each.")
     return budgets
+
+
+def require_dial(config: TrainConfig, learner: LearnerFactory[C], budgets: tuple[CostBudget, ...]) -> None:
+    """Raises ``UserError`` where ``--budget-range`` cannot be had."""
+    assert config.budget_range is not None
+    if not isinstance(learner, TurnsBudgets):
+        raise UserError(f"--budget-range is for algd: {learner.system} learns for one budget. Leave it out.")
+    if config.normalise_observations:
+        raise UserError("--normalise-observations would normalise the budget of --budget-range too: leave out one of them.")
+    if env_spec(config.setup()).pixels:
+        raise UserError("--budget-range has no place in pictures: leave it out.")
+    Dial.of(config.budget_range, budgets)
 
 
 def _callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:

@@ -23,7 +23,7 @@ def takes(net: ChainWeights, start: Tensor, noise: Tensor | None, table: Reverse
         and start.ndim == 2
         and len(table.keep)
         and net.common.ndim == 2
-        and len(net.common) == len(start)
+        and net.common.shape[0] == start.shape[0]  # len() would fix the batch of an export
         and len(net.times) == len(table.keep)
         and not (start.requires_grad or (noise is not None and noise.requires_grad))
     ):
