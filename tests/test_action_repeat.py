@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, spent
 from saddlepoint.envs import EnvBatch, env_spec, make_env
 from saddlepoint.envs.tasks import TASKS
 from saddlepoint.policies import load_policy
@@ -172,3 +174,36 @@ def test_a_policy_knows_how_long_its_actions_hold(tmp_path: Path) -> None:
     policy = load_policy(run)
     assert policy.setup == EnvSetup(TOY, action_repeat=4)
     assert policy.budgets == (CostBudget(1.0, horizon=15, gamma=0.97),)
+
+
+def test_training_episodes_are_cut_and_evaluations_are_whole(tmp_path: Path) -> None:
+    """The toy's episodes of 60 steps, cut after 15: the replay's ages, the training sums scaled to a whole episode, and evaluation as without it."""
+    config = replace(CONFIG, env=ENV, episode_steps=15, total_steps=120, warmup_steps=100, eval_every=120, log_every=60, out=tmp_path / "cut")
+    train(config, Tiny, TinyConfig(), BUDGET)
+    saved = latest(tmp_path / "cut")
+    assert saved is not None and int(saved.replay["age"].max()) == 14 and set(saved.replay["age"][::config.num_envs].tolist()) == set(range(15))
+    assert not saved.replay["terminated"].any()  # a cut is no end: learners bootstrap through it
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["eval/length_mean"] for line in lines if line["kind"] == "eval"} == {60.0}
+    trained = next(line for line in lines if line["kind"] == "train")
+    assert trained["train/length_mean"] == 15.0
+    cost = float(saved.replay["cost"][: 60].mean()) * 60
+    assert trained["train/cost_mean"] == pytest.approx(cost, rel=0.35)  # four times a quarter of an episode
+
+
+def test_recent_costs_of_cut_episodes_stand_for_whole_ones() -> None:
+    """Episodes of 250 steps cut after 50, costing 0.2 a step: 50 of 25, whatever the sums over 50 steps say."""
+    budget = CostBudget(25.0, horizon=250, gamma=0.97)
+    cost, age = torch.full((400, 1, 1), 0.2), (torch.arange(400) % 50).view(-1, 1)
+    assert spent((budget,), cost, age, cut=True).item() == pytest.approx(2 * budget.critic)
+
+
+def test_cut_episodes_need_environments_of_their_own_to_evaluate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--episode-steps cuts training episodes, and --eval-envs 0"):
+        train(replace(CONFIG, env=ENV, episode_steps=15, eval_envs=0, out=tmp_path / "run"), Tiny, TinyConfig(), BUDGET)
+
+
+def test_navigation_holds_and_cuts_by_itself() -> None:
+    goal, fixed = env_spec(EnvSetup("saddlepoint/PointGoal1-v0", action_repeat=0)), env_spec(EnvSetup("saddlepoint/PointButton1-fixed-v0", action_repeat=0))
+    assert (goal.action_repeat, goal.horizon, goal.episode_steps, goal.budgets[0].episode) == (4, 250, 100, 25.0)
+    assert (fixed.action_repeat, fixed.episode_steps) == (4, None)

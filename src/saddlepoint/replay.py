@@ -86,15 +86,18 @@ class Replay:
     ``age`` counts the steps of the same unbroken episode before a transition. A sub-sequence of ``length`` steps may
     end at a transition exactly when its age is at least ``length - 1`` and its first step has not been overwritten.
 
+    ``cut`` says that its episodes are cut short, so that sums over them say nothing of whole ones (``spent``).
+
     Raises ``UserError`` when the ring needs more than ``memory_limit`` bytes (default: what the machine has available).
     """
 
     def __init__(
         self, capacity: int, observation: int, action: int, constraints: int, num_envs: int = 1,
         device: torch.device | str = "cpu", memory_limit: int | None = None, dtype: torch.dtype = torch.float32,
+        cut: bool = False,
     ) -> None:  # fmt: skip
         self.device = torch.device(device)
-        self.num_envs = num_envs
+        self.num_envs, self.cut = num_envs, cut
         self.rows = capacity // num_envs
         if self.rows < 1:
             raise UserError(
@@ -237,7 +240,7 @@ class Replay:
         """What an episode cost lately, (constraints,) float64 in the units of each h (``budget.spent``), from the last
         ``steps`` or a whole episode of each environment. Raises ``UserError`` when the replay is empty.
         """
-        return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)))
+        return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)), self.cut)
 
     def _require_filled(self) -> None:
         if not len(self):

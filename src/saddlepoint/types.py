@@ -76,6 +76,8 @@ class EnvSetup:
     """simulator steps that an action is held for; 0 takes the task's own"""
     longest: int | None = None
     """steps after which an episode is truncated where the environment has no time limit; None leaves it endless"""
+    cut: int | None = None
+    """steps after which an episode is truncated in any case; None leaves it whole"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.env, str) and not callable(self.env):

@@ -127,13 +127,13 @@ def at_discount(budgets: tuple[CostBudget, ...], gamma: float) -> tuple[CostBudg
     return tuple(budget if budget.discounted else replace(budget, gamma=gamma) for budget in budgets)
 
 
-def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
+def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor, cut: bool = False) -> Tensor:
     """What an episode cost lately, in the units of each budget's h = ``CostBudget.critic``: (constraints,) float64.
 
     ``cost`` (rows, envs, constraints) and ``age`` (rows, envs), the steps of its episode before each, of the last steps. As the budget states it: sum_t
     gamma^t c_t, or the plain sum times h / limit, over the number of episodes that began in these steps. Those still running lack their end and
     those begun earlier lend theirs, which cancels on average. Before that can be, when the steps are fewer than a whole episode's and not every
-    environment has ended one, the mean step stands for what is to come of a plain sum.
+    environment has ended one, the mean step stands for what is to come of a plain sum. Where episodes are ``cut`` it stands for all of a whole one.
     """
     import torch
 
@@ -141,7 +141,9 @@ def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor) -> Tensor:
     ended = all(len(age) >= budget.steps for budget in budgets) or bool((age[1:] == 0).any(0).all())
     sums = []
     for budget, of_one in zip(budgets, cost.unbind(-1), strict=True):
-        if budget.discounted:
+        if cut:
+            sums.append(of_one.mean(dtype=torch.float64) * geometric_sum(budget.gamma, budget.steps))
+        elif budget.discounted:
             sums.append((budget.gamma**age * of_one).sum(dtype=torch.float64) / began)
         else:
             episode = of_one.sum(dtype=torch.float64) / began if ended or len(age) >= budget.steps else of_one.mean(dtype=torch.float64) * budget.steps

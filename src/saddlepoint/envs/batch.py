@@ -24,7 +24,7 @@ class EnvBatch:
     The environment is checked on creation (``check_env``: ``UserError`` at the first fault). Environment i gets word i
     of ``numpy.random.SeedSequence(seed)``, so that runs with seeds 0 and 1 share no environment, and more environments
     leave the first ones as they were. A task of ours with a vectorised form (the toy) is stepped as one, unless its
-    actions are held; else environments are stepped in turn, or in worker ``processes``. ``env_kwargs`` are those of the
+    actions are held or its episodes cut; else environments are stepped in turn, or in worker ``processes``. ``env_kwargs`` are those of the
     setup. Unless ``needs_cost``, an environment may be without a cost: it then has 0 constraints. What is not right in
     an answer stops the step (``GuardedEnv``). ``stop`` says whether somebody wishes to, while a worker is silent.
     """
@@ -50,7 +50,7 @@ class EnvBatch:
             setup = replace(setup, kwargs={**setup.kwargs, **env_kwargs})
         task = env_spec(setup)
         ours = task.source == "saddlepoint" and not task.pixels  # each environment draws its own pictures
-        vectorised = ours and task.action_repeat == 1 and gym.spec(setup.name).vector_entry_point is not None
+        vectorised = ours and task.action_repeat == 1 and setup.cut is None and gym.spec(setup.name).vector_entry_point is not None
         if processes and vectorised:
             raise UserError(
                 f"{setup.name} is stepped as one already, so worker processes would do nothing:"
@@ -111,6 +111,8 @@ class EnvBatch:
             notes.append(
                 f"each action is held for {spec.action_repeat} simulator steps, and counts as one step{length}"
             )
+        if self.setup.cut is not None:
+            notes.append(f"training episodes are cut after {self.setup.cut} steps; evaluations play whole ones")
         if spec.horizon is None and self.setup.longest is not None:
             notes.append(
                 f"{spec.id} has no time limit: what has not ended after {self.setup.longest} steps is cut there"

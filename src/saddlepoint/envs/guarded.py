@@ -41,7 +41,7 @@ class GuardedEnv:
 
     Every answer is checked in type, shape, range and finiteness. Actions are clipped to the bounds and given in the
     space's own number type; each is held for ``setup.action_repeat`` simulator steps, or until the episode ends, while
-    rewards and costs are summed. After ``setup.longest`` steps an episode is truncated where nothing else limits it.
+    rewards and costs are summed. After ``setup.cut`` steps an episode is truncated, and after ``setup.longest`` where nothing else limits it.
 
     All methods but ``close`` and ``snapshot`` raise ``ForeignFault`` naming the environment and the answer for whatever
     is wrong with it, and ``NonFiniteError`` for what is not finite.
@@ -56,7 +56,8 @@ class GuardedEnv:
         require_spaces(env, name, setup.flatten)
         self.env, self.name, self.number = env, name, number
         self.action_repeat = setup.action_repeat or 1
-        self.longest = setup.longest if time_limit(env) is None else None
+        ends = (setup.cut, setup.longest if time_limit(env) is None else None)
+        self.longest = min((end for end in ends if end is not None), default=None)
         self.constraints: int | None = None
         """how many costs every step has; None until that is known"""
         self.needs_cost = True

@@ -38,6 +38,8 @@ class TaskSpec:
     """whether its observations are pictures (``pixels.py``)"""
     action_repeat: int = 1
     """simulator steps that an action is held for, unless the user says otherwise"""
+    episode_steps: int | None = None
+    """steps after which a training episode is cut, unless the user says otherwise; None leaves it whole"""
 
 
 PIXELS = "@pixels"
@@ -60,15 +62,17 @@ def register_task(
     horizon: int,
     extra: str | None = None,
     action_repeat: int = 1,
+    episode_steps: int | None = None,
     **registration: Any,
 ) -> None:
     """Enter a task of our own into this registry and into Gymnasium's.
 
-    ``horizon`` and ``budgets`` count simulator steps; ``action_repeat`` is the task's default. ``registration`` goes
-    to ``gymnasium.register`` (``entry_point``, ``vector_entry_point``, ``kwargs``).
+    ``horizon``, ``budgets`` and ``episode_steps`` count simulator steps; ``action_repeat`` is the task's default.
+    ``registration`` goes to ``gymnasium.register`` (``entry_point``, ``vector_entry_point``, ``kwargs``).
     """
     TASKS[id] = TaskSpec(
-        id, description, budgets, len(budgets), horizon, "saddlepoint", extra, action_repeat=action_repeat
+        id, description, budgets, len(budgets), horizon, "saddlepoint", extra,
+        action_repeat=action_repeat, episode_steps=episode_steps,
     )
     gym.register(id, max_episode_steps=horizon, **registration)
 
@@ -107,7 +111,8 @@ def in_decisions(spec: TaskSpec, action_repeat: int) -> TaskSpec:
         return replace(spec, action_repeat=1)
     horizon = None if spec.horizon is None else math.ceil(spec.horizon / action_repeat)
     budgets = tuple(_stretched(budget, math.ceil(budget.steps / action_repeat)) for budget in spec.budgets)
-    return replace(spec, budgets=budgets, horizon=horizon, action_repeat=action_repeat)
+    cut = None if spec.episode_steps is None else math.ceil(spec.episode_steps / action_repeat)
+    return replace(spec, budgets=budgets, horizon=horizon, action_repeat=action_repeat, episode_steps=cut)
 
 
 def _stretched(budget: CostBudget, horizon: int) -> CostBudget:

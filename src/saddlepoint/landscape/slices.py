@@ -15,6 +15,7 @@ from saddlepoint.landscape.states import ChosenState, choose_states
 from saddlepoint.nn.normaliser import NormalisedLearner
 from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
+from saddlepoint.train.dialled import AtBudget
 from saddlepoint.types import UserError
 
 KINDS: tuple[str, ...] = ("plain", "augmented")
@@ -78,6 +79,8 @@ def landscape(run: Path, states: int, seed: int, dims: tuple[int, int] | None = 
     see = None
     if isinstance(agent, NormalisedLearner):
         agent, see = agent.inner, agent.normaliser
+    elif isinstance(agent, AtBudget):
+        agent, see = agent.learner, agent.seen
     assert isinstance(agent, ALGD)
     _require_dims(dims, agent.shape.action, policy.env)
     chosen = choose_states(agent, policy.setup, states, seed, see)

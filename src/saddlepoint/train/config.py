@@ -34,6 +34,9 @@ class TrainConfig:
     action_repeat: int = 0
     """simulator steps that each action is held for; rewards and costs are summed, and a step of the run is one such
     decision, also in budgets and --total-steps. 0 takes the task's own, mostly 1"""
+    episode_steps: int = 0
+    """steps after which a training episode is cut and the next one begins; evaluations play whole ones. Short ones show more layouts where each episode
+    has another. 0 takes the task's own, mostly whole ones"""
     seed: int = 0
     """seeds the learner, the environments and the evaluation, each with a stream of its own"""
     total_steps: int = 100_000
@@ -94,7 +97,7 @@ class TrainConfig:
         """Raises ``UserError`` for a value or a combination that cannot work."""
         at_least = {
             "total_steps": 1, "num_envs": 1, "replay_size": 1, "eval_every": 1,
-            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0, "eval_envs": 0,
+            "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0, "eval_envs": 0, "episode_steps": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -163,7 +164,7 @@ class Loop:
         episodes, before = config.eval_episodes, None if config.eval_envs else self.envs.snapshot()
         if before is None:
             most = max(config.eval_envs, 1)
-            return evaluate(policy, self.envs.setup, self.budgets, episodes, seed, self.device, self.stop, most)
+            return evaluate(policy, replace(self.envs.setup, cut=None), self.budgets, episodes, seed, self.device, self.stop, most)
         self.envs_before = before  # what a checkpoint holds when this fails
         inner = self.envs.envs if isinstance(self.envs, DialledEnvs) else self.envs
         metrics = evaluate_in(inner, policy, self.budgets, episodes, seed, self.device, self.stop)
@@ -184,11 +185,18 @@ class Loop:
     def training_metrics(self, regular: bool) -> dict[str, float]:
         metrics = {f"train/{name}": float(value) for name, value in self.metrics.items()}
         if len(self.finished):
-            metrics |= summarise(self.finished, self.budgets, "train")
+            metrics |= summarise(self._whole(self.finished), self.budgets, "train")
         metrics |= {"train/episodes": float(len(self.finished)), "train/updates": float(self.updates)}
         if regular:
             self.finished = Episodes.none(len(self.budgets))
         return metrics
+
+    def _whole(self, episodes: Episodes) -> Episodes:
+        """Cut episodes as whole ones that go on like them: sums grow by the number of times that they fit into one."""
+        cut, horizon = self.envs.setup.cut, self.envs.spec.horizon or self.envs.setup.longest
+        if cut is None or horizon is None:
+            return episodes
+        return episodes._replace(returns=episodes.returns * (horizon / cut), costs=episodes.costs * (horizon / cut))
 
     def state(self) -> Parts:
         state = {

@@ -41,7 +41,7 @@ from saddlepoint.train.loop import BUDGETS, ENVS, LEARNER, Loop, stream
 from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.types import EnvSetup, EnvShape, UserError
 
 C = TypeVar("C", contravariant=True)
 
@@ -89,7 +89,7 @@ def train(
         declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
         budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
         budgets = at_discount(budgets, cost_gamma(learner_config))
-        setup = replace(setup, longest=longest_episode(budgets))
+        setup = replace(setup, longest=longest_episode(budgets), cut=cut_after(config, setup))
         envs: EnvBatch | DialledEnvs = EnvBatch(
             setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
@@ -108,7 +108,7 @@ def train(
                 run.require_same(saved, content, folder)
             sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
             stored = torch.from_numpy(envs.observation).dtype  # bytes stay bytes
-            replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored)
+            replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored, cut=setup.cut is not None)
             agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
             if config.normalise_observations:
                 if shape.image is not None:
@@ -171,6 +171,19 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     if len(budgets) != shape.constraints:
         raise UserError(f"{env} has {shape.constraints} constraints, not {len(budgets)}: give one budget for each.")
     return budgets
+
+
+def cut_after(config: TrainConfig, setup: EnvSetup) -> int | None:
+    """Steps after which training episodes are cut; None where they are whole. Raises ``UserError``."""
+    task = env_spec(setup)
+    cut = config.episode_steps or task.episode_steps
+    if cut is None or (task.horizon is not None and cut >= task.horizon):
+        return None
+    if not config.eval_envs and not config.episode_steps:
+        return None
+    if not config.eval_envs:
+        raise UserError("--episode-steps cuts training episodes, and --eval-envs 0 evaluates in the same environments: leave out one of them.")
+    return cut
 
 
 def require_dial(config: TrainConfig, learner: LearnerFactory[C], budgets: tuple[CostBudget, ...]) -> None:

@@ -14,6 +14,11 @@ from saddlepoint.types import UserError
 CATALOGUE: dict[str, Task] = {**STANDARD, **FIXED}
 HORIZON = 1000
 EPISODE_LIMIT = 25.0  # Safety-Gymnasium's
+ACTION_REPEAT = 4
+"""A simulator step is 0.02 s, and leaving a hazard takes 20 to 40 of them: one step's action changes too little for a critic to tell (docs/budget-lab.md)."""
+EPISODE_STEPS = 400
+"""Training episodes are cut here: every episode has another layout, and critics that met few of them know those by heart. Shorter ones would show more,
+but what they pay tells less of a whole one, which begins away from hazards (docs/budget-lab.md)."""
 _OBJECTIVES = {"Goal": "going to goals", "Button": "pressing buttons", "Push": "pushing a box to goals"}
 
 
@@ -32,16 +37,16 @@ def _describe(task: Task, layout: str) -> str:
     return f"{task.robot.name} {what}, {layout} layout; " + (f"cost 1 a step on {costs}" if costs else "no costs")
 
 
-def _register(task: Task, layout: str, limit: float, horizon: int) -> None:
+def _register(task: Task, layout: str, limit: float, horizon: int, episode_steps: int | None = None) -> None:
     register_task(
         f"saddlepoint/{task.name}-v0", _describe(task, layout), (CostBudget(limit, horizon=horizon),), horizon,
         entry_point="saddlepoint.envs.navigation.env:NavigationEnv",
         vector_entry_point="saddlepoint.envs.navigation.vector:NavigationVectorEnv",
-        kwargs={"task": task.name},
+        kwargs={"task": task.name}, action_repeat=ACTION_REPEAT, episode_steps=episode_steps,
     )  # fmt: skip
 
 
 for _task in STANDARD.values():
-    _register(_task, "random", EPISODE_LIMIT, HORIZON)
+    _register(_task, "random", EPISODE_LIMIT, HORIZON, EPISODE_STEPS)
 for _task in FIXED.values():
     _register(_task, "the papers' fixed", fixed.EPISODE_LIMIT, fixed.HORIZON)
