@@ -16,7 +16,7 @@ from saddlepoint.constrained.budget import CostBudget, spent
 from saddlepoint.envs import EnvBatch, env_spec, make_env
 from saddlepoint.envs.tasks import TASKS
 from saddlepoint.policies import load_policy
-from saddlepoint.train.checkpoint import latest
+from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import train
@@ -177,18 +177,19 @@ def test_a_policy_knows_how_long_its_actions_hold(tmp_path: Path) -> None:
 
 
 def test_training_episodes_are_cut_and_evaluations_are_whole(tmp_path: Path) -> None:
-    """The toy's episodes of 60 steps, cut after 15: the replay's ages, the training sums scaled to a whole episode, and evaluation as without it."""
-    config = replace(CONFIG, env=ENV, episode_steps=15, total_steps=120, warmup_steps=100, eval_every=120, log_every=60, out=tmp_path / "cut")
+    """Episodes of 12 steps, cut after 4: the replay's ages, the training sums scaled to a whole episode, and evaluation as without it."""
+    config = replace(CONFIG, env=ENV, episode_steps=4, total_steps=120, warmup_steps=100, eval_every=120, log_every=60, out=tmp_path / "cut")
     train(config, Tiny, TinyConfig(), BUDGET)
-    saved = latest(tmp_path / "cut")
-    assert saved is not None and int(saved.replay["age"].max()) == 14 and set(saved.replay["age"][::config.num_envs].tolist()) == set(range(15))
-    assert not saved.replay["terminated"].any()  # a cut is no end: learners bootstrap through it
+    found = latest(tmp_path / "cut")
+    assert found is not None
+    saved = load(found[0])
+    assert int(saved.replay["age"].max()) == 3 and set(saved.replay["age"][::config.num_envs].tolist()) == set(range(4))
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert {line["eval/length_mean"] for line in lines if line["kind"] == "eval"} == {60.0}
+    assert {line["eval/length_mean"] for line in lines if line["kind"] == "eval"} == {12.0}
     trained = next(line for line in lines if line["kind"] == "train")
-    assert trained["train/length_mean"] == 15.0
-    cost = float(saved.replay["cost"][: 60].mean()) * 60
-    assert trained["train/cost_mean"] == pytest.approx(cost, rel=0.35)  # four times a quarter of an episode
+    assert trained["train/length_mean"] == 4.0
+    cost = float(saved.replay["cost"][:60].mean()) * 12
+    assert trained["train/cost_mean"] == pytest.approx(cost, rel=0.35)  # three times a third of an episode
 
 
 def test_recent_costs_of_cut_episodes_stand_for_whole_ones() -> None:
@@ -200,7 +201,7 @@ def test_recent_costs_of_cut_episodes_stand_for_whole_ones() -> None:
 
 def test_cut_episodes_need_environments_of_their_own_to_evaluate(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--episode-steps cuts training episodes, and --eval-envs 0"):
-        train(replace(CONFIG, env=ENV, episode_steps=15, eval_envs=0, out=tmp_path / "run"), Tiny, TinyConfig(), BUDGET)
+        train(replace(CONFIG, env=ENV, episode_steps=4, eval_envs=0, out=tmp_path / "run"), Tiny, TinyConfig(), BUDGET)
 
 
 def test_navigation_holds_and_cuts_by_itself() -> None:

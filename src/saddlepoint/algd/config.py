@@ -148,9 +148,9 @@ class ALGDConfig:
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
     """Adam's step for the policy"""
-    critic_learning_rate: float = 1e-3
+    critic_learning_rate: float = 4e-4
     """Adam's step for the reward critics"""
-    cost_learning_rate: float = 1e-3
+    cost_learning_rate: float = 4e-4
     """Adam's step for the cost critics"""
     temperature_rate: float = 1e-3
     """Adam's step for log beta when tuned"""
@@ -303,7 +303,7 @@ EFFECTIVE_WITH: dict[str, Effect] = {
 EARLIER = ALGDConfig(
     energy="augmented", rho=1.0, risk_std=1.0, beta=0.1, encoding="raw", critic_network="mlp", cost_members=4, reward_unit="random", cost_unit="one",
     multiplier_rule="dual_ascent", multiplier=0.6931, multiplier_rate=3e-4, proportional=0.05, recent_steps=2000, budget_share=1.0, largest_violation=2.0,
-    cost_steps=1, costly_share=0.0, cost_gamma=0.99, batch_size=256, polyak=0.005,
+    cost_steps=1, costly_share=0.0, cost_gamma=0.99, batch_size=256, polyak=0.005, critic_learning_rate=1e-3, cost_learning_rate=1e-3,
 )  # fmt: skip
 """The default of the results that docs/results.md and docs/deviations.md had before docs/budget-lab.md."""
 

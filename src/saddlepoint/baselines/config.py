@@ -46,7 +46,7 @@ class SACConfig:
     """discount of costs: of the cost critic where there is one, and of the discounted costs that the metrics report"""
     policy_learning_rate: float = 3e-4
     """Adam's step for the policy"""
-    critic_learning_rate: float = 1e-3
+    critic_learning_rate: float = 4e-4
     """Adam's step for the reward critics"""
     temperature_rate: float = 1e-3
     """Adam's step for log beta when tuned"""
@@ -106,7 +106,7 @@ class ConstrainedConfig(SACConfig, ABC):
     """members of each constraint's cost ensemble"""
     risk_std: float = 0.0
     """k in the risk R = mean + k * std of the cost critics"""
-    cost_learning_rate: float = 1e-3
+    cost_learning_rate: float = 4e-4
     """Adam's step for the cost critics"""
     nonnegative_costs: bool = True
     """bootstrap the cost critics with no less than 0, which no sum of costs is below"""
@@ -231,8 +231,10 @@ class CALConfig(DualConfig):
 
 EARLIER: dict[str, Any] = {
     "encoding": "raw", "critic_network": "mlp", "reward_unit": "random", "batch_size": 256, "polyak": 0.005, "beta": 0.1, "cost_gamma": 0.99,
+    "critic_learning_rate": 1e-3,
 }
 EARLIER_CONSTRAINED: dict[str, Any] = EARLIER | {
+    "cost_learning_rate": 1e-3,
     "cost_members": 1, "risk_std": 1.0, "cost_bootstrap": "own", "cost_steps": 1, "costly_share": 0.0, "cost_unit": "one", "recent_steps": 2000,
     "budget_share": 1.0, "largest_violation": None, "multiplier": 0.6931,
 }

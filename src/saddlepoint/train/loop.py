@@ -196,7 +196,8 @@ class Loop:
         cut, horizon = self.envs.setup.cut, self.envs.spec.horizon or self.envs.setup.longest
         if cut is None or horizon is None:
             return episodes
-        return episodes._replace(returns=episodes.returns * (horizon / cut), costs=episodes.costs * (horizon / cut))
+        times = horizon / cut
+        return Episodes(episodes.returns * times, episodes.costs * times, episodes.discounted_costs, episodes.lengths)
 
     def state(self) -> Parts:
         state = {
