@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saddlepoint.constrained.budget import CostBudget, require_fitting, violation_ceiling
 from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
+from saddlepoint.mbdpo.average import Average
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.mbdpo.encoder import random_shift
 from saddlepoint.mbdpo.imagine import Constraint
@@ -17,6 +18,7 @@ from saddlepoint.mbdpo.losses import (
     UpdateNoise,
     by_time,
     contrastive_loss,
+    plans_taken,
     policy_loss,
     released_score_loss,
     running_energy,
@@ -26,6 +28,7 @@ from saddlepoint.mbdpo.losses import (
 )  # fmt: skip
 from saddlepoint.mbdpo.peers import Alone, Peers
 from saddlepoint.mbdpo.search import PlanNoise, Search
+from saddlepoint.mbdpo.shield import budget_left, pay
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
@@ -62,14 +65,19 @@ class MBDPO:
         config.validate()
         if shape.image is None:
             config.refuse_pixel_options()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
+        if config.shield and not budgets:
+            raise UserError("--shield does nothing here: it holds plans to a cost budget, and there is none. Leave it out, or take an environment with a cost.")
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype, self.compiled = torch.device(device), dtype, compile
         init = torch.Generator().manual_seed(seed)
         bounds = (torch.tensor(edge, dtype=dtype, device=self.device) for edge in (shape.action_low, shape.action_high))
         self.box = ActionBox.from_bounds(*bounds)
         self.model = WorldModel(config, shape, tasks, init).to(self.device, dtype)
-        self.search = Search(config, self.model, compile)
+        self.average = Average(self.model, config.acting_average) if config.acting_average else None
+        self.search = Search(config, self.model, compile, acts=self.average is None or config.average_acts != "always")
+        self.target_search = Search(config.td_search(), self.model, compile, False, config.td_levels) if config.td_action == "plan" else None
+        self.averaged_search = None if self.average is None else Search(config, self.average.model, compile)
         self.episodic = config.episodic == "on"
         self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
         self.ceiling = violation_ceiling(budgets, config.largest_violation)
@@ -101,8 +109,14 @@ class MBDPO:
 
     @property
     def memory_size(self) -> int:
-        """Numbers that ``act_on`` hands on to its next call: the plan, which the next one starts from."""
-        return self.config.horizon * self.shape.action
+        """Numbers that ``act_on`` hands on to its next call: the plan, which the next one starts from, and with a shield the costs and the age of the
+        episode."""
+        return self.config.horizon * self.shape.action + (self.shape.constraints + 1 if self.config.shield else 0)
+
+    @property
+    def counts_cost(self) -> bool:
+        """Whether acting depends on what the episode has cost so far, which ``paid`` is to be told after each step."""
+        return self.config.shield
 
     @property
     def multiplier(self) -> Tensor:
@@ -123,10 +137,7 @@ class MBDPO:
         if c.td_action == "prior":
             action = model.policy(next_z, noise.target, data.task).action
         else:
-            rows = next_z.flatten(0, 1)
-            start = rows.new_zeros(len(rows), c.horizon, model.action)
-            task = None if data.task is None else data.task.repeat(c.horizon)
-            plan = self.search.amortised(rows, start, task, c.td_levels)[:, 0].view_as(noise.target)
+            plan = self._target_plans(next_z.flatten(0, 1), data, noise, constraint)[:, 0].view_as(noise.target)
             action = model.masked((plan + c.action_noise * noise.target).clamp(-1, 1), data.task)
         critics = noise.target_critics.tolist()
         value = td_target(model, next_z, data.reward, data.terminated, action, critics, data.task)
@@ -136,6 +147,14 @@ class MBDPO:
         cost = data.cost.repeat_interleave(c.cost_members, 0) + c.cost_gamma * (1 - data.terminated) * future
         _, risk = constraint.penalty(future)
         return Targets(next_z, value, cost, risk.flatten(1).mean(1).to("cpu", torch.float64))
+
+    def _target_plans(self, z: Tensor, data: Sequences, noise: UpdateNoise, constraint: Constraint | None) -> Tensor:
+        """Plans (horizon * batch, horizon, action) from the next states ``z`` (horizon * batch, latent), as ``td_action`` says."""
+        c, task = self.config, None if data.task is None else data.task.repeat(self.config.horizon)
+        start = z.new_zeros(len(z), c.horizon, self.model.action) if c.td_action == "search" else plans_taken(data.action)
+        if noise.plan is not None and self.target_search is not None:
+            return self.target_search.plan(z, start, noise.plan, task, self.episodic, constraint, explore=False)[0]
+        return self.search.amortised(z, start, task, c.td_levels)
 
     def _model_losses(self, data: Sequences, targets: Targets, noise: UpdateNoise, constraint: Constraint | None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's losses by name, and the latents z_0 .. z_H (horizon + 1, batch, latent) of the rollout. Moves the energy's running statistics."""
@@ -227,7 +246,9 @@ class MBDPO:
         if constraint is not None:
             self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling))
         self._polyak()
-        self.search.refresh()
+        if self.average is not None:
+            self.average.follow(self.updates)
+        self.refresh()
         self.updates += 1
         metrics: Metrics = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         metrics |= {"total_loss": total.detach(), "grad_norm": norm, **policy}
@@ -260,6 +281,18 @@ class MBDPO:
         for target, online, rate in pairs:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
             target.changed()
+
+    def refresh(self) -> None:
+        """Have all that plans take over the weights."""
+        for search in (self.search, self.averaged_search):
+            if search is not None:
+                search.refresh()
+
+    def acting(self, mode: ActMode) -> Search:
+        """What plans in ``mode``: on the averaged weights, or on those of the last update."""
+        use = self.config.average_acts
+        averaged = use == "always" or (use == "evaluation" and mode != "explore")
+        return self.averaged_search if averaged and self.averaged_search is not None else self.search
 
     def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
         """Clip the peers' mean gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or gradient that is not finite."""
@@ -302,6 +335,18 @@ class MBDPO:
         """(envs, observation) -> (envs, action) inside the bounds, as at an episode's first step: there is no last plan."""
         return self.act_on(observation, observation.new_zeros(len(observation), self.memory_size), mode, generator)[0]
 
+    def paid(self, memory: Tensor, cost: Tensor) -> Tensor:
+        """The memory after a step that cost (envs, constraints): with a shield, what the episode has cost and its age go on."""
+        if not self.config.shield:
+            return memory
+        plan, spent, age = self._remembered(memory)
+        return torch.cat([plan, pay(self.budgets, spent, age, cost), age[:, None] + 1], dim=1)
+
+    def _remembered(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of a memory with a shield: plans (envs, horizon * action), costs (envs, constraints), ages (envs,)."""
+        plan, spent, age = memory.split([self.config.horizon * self.shape.action, self.shape.constraints, 1], dim=1)
+        return plan, spent, age[:, 0]
+
     @torch.no_grad()
     def act_on(
         self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator, task: Tensor | None = None
@@ -310,20 +355,28 @@ class MBDPO:
 
         Planning draws from ``generator`` in every mode; ``deterministic`` only leaves out the noise on the action and that of ``reverse_start``.
         """
-        state = observation.to(self.device, self.dtype)
-        last = memory.to(self.device, self.dtype).view(len(state), self.config.horizon, self.shape.action)
+        c, search = self.config, self.acting(mode)
+        state, last = observation.to(self.device, self.dtype), memory.to(self.device, self.dtype)
+        left, counted = None, last[:, :0]
+        if c.shield:
+            last, spent, age = self._remembered(last)
+            left, counted = budget_left(self.budgets, spent, age, c.horizon), torch.cat([spent, age[:, None]], dim=1)
+        last = last.view(len(state), c.horizon, self.shape.action)
         start = torch.cat([last[:, 1:], torch.zeros_like(last[:, :1])], dim=1)
-        noise = PlanNoise.draw(self.config, len(state), self.shape.action, state, generator)
-        z = self.model.encode(state, task)
-        plan, action = self.search.plan(z, start, noise, task, self.episodic, self.constraint(), mode != "deterministic")
-        return action * self.box.scale + self.box.bias, plan.flatten(1)
+        noise = PlanNoise.draw(c, len(state), self.shape.action, state, generator)
+        z = search.model.encode(state, task)
+        plan, action = search.plan(z, start, noise, task, self.episodic, self.constraint(), mode != "deterministic", left)
+        return action * self.box.scale + self.box.bias, torch.cat([plan.flatten(1), counted], dim=1)
+
+    def _models(self) -> dict[str, nn.Module]:
+        return {"model": self.model} if self.average is None else {"model": self.model, "average": self.average.model}
 
     def _optimisers(self) -> dict[str, torch.optim.Adam]:
         return {"model": self.model_optimiser, "policy": self.policy_optimiser}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, running statistics, Adam moments, multiplier, counters and generator, as flat named tensors."""
-        state = gather({"model": self.model}, self._optimisers())
+        state = gather(self._models(), self._optimisers())
         state |= {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
         if self.model.multitask and self.model.task_table.grad is not None and self.config.leak_task_gradient:
             state["leaked"] = self.model.task_table.grad
@@ -335,7 +388,7 @@ class MBDPO:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
         try:
-            restore(state, {"model": self.model}, self._optimisers())
+            restore(state, self._models(), self._optimisers())
             self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
             if self.model.multitask:
                 self.model.task_table.grad = state["leaked"].to(self.model.task_table, copy=True) if "leaked" in state else None
@@ -344,4 +397,4 @@ class MBDPO:
             self.generator.set_state(state["generator"].cpu())
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(f"the saved learner does not fit this configuration or environment ({str(error).splitlines()[0]}).") from error
-        self.search.refresh()
+        self.refresh()
