@@ -47,7 +47,7 @@ def test_the_average_is_the_recurrence_and_acts(generator):
 
     plain = agent_of(TINY, 1)
     plain.model.load_state_dict(agent.model.state_dict())
-    plain.multiplier_state = agent.multiplier_state
+    plain.control.load(agent.control.state_dict())
     online = acted(plain, "explore")
     plain.model.load_state_dict(agent.model.state_dict() | agent.average.model.state_dict())
     averaged = {mode: acted(plain, mode) for mode in ("explore", "deterministic")}
@@ -144,7 +144,7 @@ def toy_model(agent: MBDPO, monkeypatch) -> None:
         gain, cost = agent.config.gamma**steps * first, agent.config.cost_gamma**steps * first.clamp(min=0)
         return Rolled(gain.sum(-1), cost.sum(-1)[None] if costly else None, None, z.expand(*plans.shape[:2], -1))
 
-    for search in (agent.search, agent.averaged_search, agent.target_search):
+    for search in (agent.search, agent.averaged_search, agent.targets.planner):
         if search is not None:
             monkeypatch.setattr(search, "roll", imagined)
     monkeypatch.setattr(agent.model, "decode_cost", lambda cost: cost)
@@ -155,7 +155,7 @@ def toy_model(agent: MBDPO, monkeypatch) -> None:
 def test_with_a_true_model_no_episode_costs_more_than_its_budget(generator, planner, monkeypatch):
     """20 steps that may cost 5: without the shield each costs nearly 1; with it the sum stays below 5 and comes near it, with no multiplier at all."""
     spent = {}
-    config = replace(TINY, planner=planner, proposals=128, elites=16, policy_rollouts=0, energy_weight=0.0, multiplier=0.0, rho=1e-6)
+    config = replace(TINY, planner=planner, proposals=128, elites=16, policy_rollouts=0, energy_weight=0.0, multiplier=1e-9)
     for shield in (False, True):
         agent = MBDPO(replace(config, shield=shield), SHAPE._replace(constraints=1), (CostBudget(5.0, horizon=20),))
         toy_model(agent, monkeypatch)
@@ -217,7 +217,7 @@ def targets_of(config: MBDPOConfig, generator: torch.Generator, monkeypatch, act
         return values(z, action, *rest, **more)
 
     monkeypatch.setattr(agent.model, "values", noting)
-    agent._targets(data, UpdateNoise.draw(agent.model, config.batch_size, generator), None)
+    agent.targets.make(data, UpdateNoise.draw(agent.model, config.batch_size, generator), False, None)
     return valued[True][..., 0], agent
 
 
@@ -239,10 +239,10 @@ def test_shares_of_the_targets_noise_make_the_whole(generator):
     noise = UpdateNoise.draw(agent.model, 16, generator)
     z = torch.randn(3, 16, TINY.latent, generator=generator)
     data = batch_of(agent, generator)
-    whole = agent._target_plans(z.flatten(0, 1), data, noise, None).view(3, 16, 3, 2)
+    whole = agent.targets.plans(z.flatten(0, 1), data, noise, False, None).view(3, 16, 3, 2)
     for rank in range(2):
         mine = share_noise(noise, rank, 2)
-        part = agent._target_plans(z[:, rank::2].flatten(0, 1), data._replace(action=data.action[:, rank::2]), mine, None)
+        part = agent.targets.plans(z[:, rank::2].flatten(0, 1), data._replace(action=data.action[:, rank::2]), mine, False, None)
         torch.testing.assert_close(part.view(3, 8, 3, 2), whole[:, rank::2])
 
 
@@ -251,3 +251,45 @@ def test_options_that_need_others_are_refused():
         with pytest.raises(UserError, match="does nothing here"):
             config.refuse_idle({given})
     replace(TINY, td_action="plan").refuse_idle({"score_proposals", "td_levels", "action_noise"})
+
+
+# ---------------------------------------------------------------------------------------------------- the price of costs
+
+
+def test_lambda_moves_as_algds(generator):
+    """lambda = m exp(Kp v), m <- max(m exp(rate v), start), v = (cost - 0.8 h)/h and at most 1; it is a share of the size of values."""
+    config = replace(TINY, multiplier_actions="recent", multiplier_rate=0.1, proportional=0.5)
+    agent, memory = agent_of(config, 1), 0.01
+    for paid in (0.5, 1.0, 5.0, 0.9):  # in budgets
+        metrics = agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator), paid * agent.control.budget)
+        violation = min(paid - 0.8, 1.0)
+        memory = max(memory * np.exp(0.1 * violation), 0.01)
+        torch.testing.assert_close(agent.multiplier, torch.tensor([memory * np.exp(0.5 * violation)], dtype=torch.float64))
+    size = agent.control.value_size.value
+    assert float(metrics["value_size"]) == size != 1
+    held = agent.constraint()
+    assert held is not None
+    torch.testing.assert_close(held.multiplier, agent.multiplier * size)
+    h = float(agent.control.budget)
+    cost = torch.linspace(0, 3 * h, 5).view(1, 1, 5).expand(2, 1, 5)  # two members that agree
+    wanted = float(held.multiplier) * (np.maximum(1 + 0.3 * (cost[0, 0].numpy() - h) / h, 0) ** 2 - 1) / 0.6
+    penalty, risk = held.penalty(cost)
+    np.testing.assert_allclose(penalty[0].numpy(), wanted, rtol=1e-5)
+    torch.testing.assert_close(risk[0], cost[0])
+    other = agent_of(config, 1, seed=4)
+    other.load_state_dict(agent.state_dict())
+    assert other.control.value_size.value == size
+
+
+def test_predictions_are_of_the_weights_that_are_evaluated(generator):
+    agent = agent_of(replace(AVERAGED, acting_average=3), 2)
+    for _ in range(5):
+        agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    observation, action = torch.randn(4, 5, generator=generator), torch.rand(4, 2, generator=generator)
+    found = agent.predict(observation, action)
+    assert found["cost"].shape == (4, 2)
+    model = agent.average.model if agent.average is not None else agent.model
+    z, inside = model.encode(observation), action / torch.tensor([2.0, 0.5]) - torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(found["reward"], model.values(z, inside).min(0).values)
+    members = model.decode_cost(model.cost_value_logits(z, inside)).view(2, 2, 4)
+    torch.testing.assert_close(found["cost"], members.mean(1).T)

@@ -296,7 +296,7 @@ def test_a_score_network_that_was_not_trained_does_not_act(folder, tmp_path):
 def test_lambda_goes_on_unless_another_is_asked_for():
     budget, shape = CostBudget(5.0, horizon=10), EnvShape(3, (-1.0,), (1.0,), 1)
     source = MBDPO(TINY, shape, (budget,))
-    source.multiplier_state = {name: torch.full_like(value, 7.0) for name, value in source.multiplier_state.items()}
+    source.control.state = {name: torch.full_like(value, 7.0) for name, value in source.control.state.items()}
     for own, wanted in ((TINY.multiplier, 7.0), (0.25, 0.25)):
         target = MBDPO(replace(TINY, multiplier=own), shape, (budget,))
         adopt(target, source, None)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.constrained.budget import CostBudget, require_fitting, violation_ceiling
-from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
+from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.mbdpo.average import Average
 from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.control import CostControl
 from saddlepoint.mbdpo.encoder import random_shift
 from saddlepoint.mbdpo.imagine import Constraint
 from saddlepoint.mbdpo.losses import (
@@ -18,32 +18,22 @@ from saddlepoint.mbdpo.losses import (
     UpdateNoise,
     by_time,
     contrastive_loss,
-    plans_taken,
     policy_loss,
     released_score_loss,
     running_energy,
     running_scale,
     score_loss,
-    td_target,
 )  # fmt: skip
 from saddlepoint.mbdpo.peers import Alone, Peers
 from saddlepoint.mbdpo.search import PlanNoise, Search
 from saddlepoint.mbdpo.shield import budget_left, pay
+from saddlepoint.mbdpo.targets import TargetMaker, Targets
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
-
-
-class Targets(NamedTuple):
-    """What the heads are fitted to: constants, made before any weight moves."""
-
-    next_z: Tensor  # (horizon, batch, latent)
-    value: Tensor  # (horizon, batch)
-    cost: Tensor | None  # (constraints * members, horizon, batch)
-    risk: Tensor  # (constraints,) float64: mean risk of the target's actions
 
 
 class MBDPO:
@@ -76,15 +66,10 @@ class MBDPO:
         self.model = WorldModel(config, shape, tasks, init).to(self.device, dtype)
         self.average = Average(self.model, config.acting_average) if config.acting_average else None
         self.search = Search(config, self.model, compile, acts=self.average is None or config.average_acts != "always")
-        self.target_search = Search(config.td_search(), self.model, compile, False, config.td_levels) if config.td_action == "plan" else None
         self.averaged_search = None if self.average is None else Search(config, self.average.model, compile)
+        self.targets = TargetMaker(self.search, compile)
         self.episodic = config.episodic == "on"
-        self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        self.ceiling = violation_ceiling(budgets, config.largest_violation)
-        self.multiplier_update = MultiplierUpdate(
-            config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional, config.derivative, config.smoothing
-        )
-        self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
+        self.control = CostControl(config, budgets)
         ours = list(self.model.policy_head.parameters())
         encoder = list(self.model.encoder.parameters())
         apart = {id(p) for p in (*ours, *encoder)}
@@ -121,40 +106,11 @@ class MBDPO:
     @property
     def multiplier(self) -> Tensor:
         """lambda, (constraints,) float64."""
-        return self.multiplier_update.value(self.multiplier_state)
+        return self.control.multiplier
 
     def constraint(self) -> Constraint | None:
         """What imagined costs are held to now; None where there are none."""
-        if not self.budgets:
-            return None
-        return Constraint(self.multiplier.to(self.device), self.budget.to(self.device), self.config.rho, self.config.risk_std)
-
-    @torch.no_grad()
-    def _targets(self, data: Sequences, noise: UpdateNoise, constraint: Constraint | None) -> Targets:
-        """Latents of what came next, and the TD targets there: r + gamma (1 - terminated) min of two Q', and c + gamma_c (1 - terminated) Qc'_m."""
-        c, model = self.config, self.model
-        next_z = model.encode(data.observation[1:], data.task)
-        if c.td_action == "prior":
-            action = model.policy(next_z, noise.target, data.task).action
-        else:
-            plan = self._target_plans(next_z.flatten(0, 1), data, noise, constraint)[:, 0].view_as(noise.target)
-            action = model.masked((plan + c.action_noise * noise.target).clamp(-1, 1), data.task)
-        critics = noise.target_critics.tolist()
-        value = td_target(model, next_z, data.reward, data.terminated, action, critics, data.task)
-        if constraint is None:
-            return Targets(next_z, value, None, torch.zeros(0, dtype=torch.float64))
-        future = model.decode_cost(model.cost_value_logits(next_z, action, data.task, target=True))
-        cost = data.cost.repeat_interleave(c.cost_members, 0) + c.cost_gamma * (1 - data.terminated) * future
-        _, risk = constraint.penalty(future)
-        return Targets(next_z, value, cost, risk.flatten(1).mean(1).to("cpu", torch.float64))
-
-    def _target_plans(self, z: Tensor, data: Sequences, noise: UpdateNoise, constraint: Constraint | None) -> Tensor:
-        """Plans (horizon * batch, horizon, action) from the next states ``z`` (horizon * batch, latent), as ``td_action`` says."""
-        c, task = self.config, None if data.task is None else data.task.repeat(self.config.horizon)
-        start = z.new_zeros(len(z), c.horizon, self.model.action) if c.td_action == "search" else plans_taken(data.action)
-        if noise.plan is not None and self.target_search is not None:
-            return self.target_search.plan(z, start, noise.plan, task, self.episodic, constraint, explore=False)[0]
-        return self.search.amortised(z, start, task, c.td_levels)
+        return self.control.constraint(self.device)
 
     def _model_losses(self, data: Sequences, targets: Targets, noise: UpdateNoise, constraint: Constraint | None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's losses by name, and the latents z_0 .. z_H (horizon + 1, batch, latent) of the rollout. Moves the energy's running statistics."""
@@ -199,6 +155,7 @@ class MBDPO:
         penalty = None
         if constraint is not None:
             penalty, _ = constraint.penalty(model.decode_cost(model.cost_value_logits(zs, sample.action, task, frozen=True)))
+        self.control.value_size.follow(value[0].detach())
         model.value_scale.copy_(running_scale(model.value_scale, self.peers.pool(value[0].detach()), c.polyak))
         loss = policy_loss(model, zs, sample, value, model.value_scale, penalty)
         self.policy_optimiser.zero_grad(set_to_none=True)
@@ -229,7 +186,7 @@ class MBDPO:
             self.episodic = bool(self.peers.pool(data.terminated).any())
         if noise.shift is not None and model.image is not None:
             data = data._replace(observation=random_shift(data.observation, noise.shift, model.image))
-        targets = self._targets(data, noise, constraint)
+        targets = self.targets.make(data, noise, self.episodic, constraint)
         losses, zs = self._model_losses(data, targets, noise, constraint)
         weights = {
             "consistency": c.consistency_weight, "reward": c.reward_weight, "value": c.value_weight, "contrastive": c.contrastive_weight,
@@ -242,9 +199,7 @@ class MBDPO:
         model.changed()
         self.model_optimiser.zero_grad(set_to_none=True)
         policy = self._policy_step(zs, noise, constraint, data.task)
-        multiplier, violation = self.multiplier, self._violation(targets.risk, episode_cost)
-        if constraint is not None:
-            self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling))
+        control = self.control.move(targets.risk, episode_cost)
         self._polyak()
         if self.average is not None:
             self.average.follow(self.updates)
@@ -253,24 +208,7 @@ class MBDPO:
         metrics: Metrics = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         metrics |= {"total_loss": total.detach(), "grad_norm": norm, **policy}
         metrics |= {"energy_mean": model.energy_mean.clone(), "energy_std": model.energy_std.clone()}
-        return metrics | self._cost_metrics(targets.risk, violation, multiplier)
-
-    def _violation(self, risk: Tensor, episode_cost: Tensor | None) -> Tensor:
-        """By how much the discounted cost exceeds h, (constraints,)."""
-        if self.config.multiplier_actions == "policy" or not self.budgets:
-            return risk - self.budget
-        assert episode_cost is not None, "multiplier_actions 'recent' needs the recent cost"
-        return episode_cost - self.budget
-
-    def _cost_metrics(self, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
-        """The multiplier that this update used and the risk it found; one suffix per constraint where there are several."""
-        metrics: Metrics = {}
-        effective = effective_multiplier(violation, multiplier, self.config.rho)
-        for i in range(len(self.budgets)):
-            end = "" if len(self.budgets) == 1 else f"_{i}"
-            metrics |= {f"multiplier{end}": multiplier[i], f"effective_multiplier{end}": effective[i],
-                        f"risk{end}": risk[i], f"violation{end}": violation[i]}  # fmt: skip
-        return metrics
+        return metrics | control
 
     @torch.no_grad()
     def _polyak(self) -> None:
@@ -335,6 +273,17 @@ class MBDPO:
         """(envs, observation) -> (envs, action) inside the bounds, as at an episode's first step: there is no last plan."""
         return self.act_on(observation, observation.new_zeros(len(observation), self.memory_size), mode, generator)[0]
 
+    @torch.no_grad()
+    def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """What the critics of the weights that are evaluated expect to follow: ``reward`` (batch,), the least of them, and ``cost`` (batch, constraints),
+        discounted."""
+        model = self.acting("deterministic").model
+        z, inside = model.encode(observation.to(self.device, self.dtype)), (action.to(self.device, self.dtype) - self.box.bias) / self.box.scale
+        found = {"reward": model.values(z, inside).amin(0)}
+        if self.budgets:
+            found["cost"] = model.decode_cost(model.cost_value_logits(z, inside)).unflatten(0, (len(self.budgets), -1)).mean(1).T
+        return found
+
     def paid(self, memory: Tensor, cost: Tensor) -> Tensor:
         """The memory after a step that cost (envs, constraints): with a shield, what the episode has cost and its age go on."""
         if not self.config.shield:
@@ -377,7 +326,7 @@ class MBDPO:
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, running statistics, Adam moments, multiplier, counters and generator, as flat named tensors."""
         state = gather(self._models(), self._optimisers())
-        state |= {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
+        state |= self.control.state_dict()
         if self.model.multitask and self.model.task_table.grad is not None and self.config.leak_task_gradient:
             state["leaked"] = self.model.task_table.grad
         state["episodic"] = torch.tensor(self.episodic)
@@ -389,7 +338,7 @@ class MBDPO:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
         try:
             restore(state, self._models(), self._optimisers())
-            self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
+            self.control.load(state)
             if self.model.multitask:
                 self.model.task_table.grad = state["leaked"].to(self.model.task_table, copy=True) if "leaked" in state else None
             self.episodic = bool(state["episodic"])

@@ -96,8 +96,16 @@ class MBDPOConfig:
     """proposals of each target"""
 
     # --- safety, for environments with a cost
-    rho: float = 1.0
+    penalty: Literal["relative", "augmented"] = "relative"
+    """the augmented Lagrangian of imagined costs, with rho counted in lambda or not"""
+    rho: float = 0.3
     """penalty weight of the augmented Lagrangian"""
+    cost_unit: Literal["budget", "one"] = "budget"
+    """what lambda and rho count costs in: budgets, so that lambda is the price of a whole one, or one"""
+    price_unit: Literal["value", "one"] = "value"
+    """what lambda counts prices in: the running size of the critics' values, so that it is a share of all that is earned, or one"""
+    budget_share: float = 0.8
+    """share of the budget that lambda aims at: below 1 it leaves room for what an evaluation costs more or less than the episodes before it"""
     risk_std: float = 1.0
     """k in the risk R = mean + k * std of the cost critics"""
     cost_members: int = 4
@@ -109,25 +117,25 @@ class MBDPOConfig:
     updates: 2,000, and 10,000 with 0.01, which left it so far below what episodes cost that lambda swung (docs/results.md)"""
     cost_weight: float = 0.1
     """weight of the losses of the cost head and the cost critics"""
-    multiplier_rule: MultiplierRule = "dual_ascent"
+    multiplier_rule: MultiplierRule = "exponential"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_actions: Literal["policy", "recent"] = "recent"
     """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode really cost lately"""
-    recent_steps: int = 2000
+    recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
-    multiplier: float = 0.6931
+    multiplier: float = 0.01
     """lambda at the start (with --start-from, where this differs from what that run began with; else it goes on from that run's lambda)"""
-    multiplier_rate: float = 3e-4
-    """step size of lambda's update"""
-    proportional: float = 0.05
-    """gain of ``pid`` on the smoothed violation"""
+    multiplier_rate: float = 2.5e-4
+    """step size of lambda's update, and the integral gain of ``pid`` and ``exponential``"""
+    proportional: float = 0.5
+    """gain of ``pid`` on the smoothed violation, and of ``exponential`` on the violation"""
     derivative: float = 0.05
     """gain of ``pid`` on the rise of the smoothed violation"""
     smoothing: float = 0.99
     """share of the old violation in the moving average of ``pid``"""
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
-    largest_violation: float | None = 2.0
+    largest_violation: float | None = 1.0
     """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is)"""
 
     # --- learning
@@ -222,7 +230,7 @@ class MBDPOConfig:
         """Raise ``UserError`` for values or combinations that cannot work."""
         positive = (
             "horizon", "steps", "temperature", "mppi_iterations", "mppi_min_std", "energy_clip", "td_levels", "score_states",
-            "score_proposals", "rho", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
+            "score_proposals", "rho", "budget_share", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
             "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex",
             "bin_limit", "time_embedding", "task_embedding",
         )  # fmt: skip
@@ -265,8 +273,8 @@ class MBDPOConfig:
             raise UserError(f"--latent {self.latent} must be a multiple of --simplex {self.simplex}.")
         if self.score_training == "released" and self.td_action in ("search", "stored"):
             raise UserError("--score-training released fits no plan that a TD target could use: give --td-action prior, or train it as the planner acts.")
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
-            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
+        if self.multiplier_rule in ("log_adam", "exponential") and self.multiplier == 0:
+            raise UserError(f"--multiplier-rule {self.multiplier_rule} moves log lambda and cannot start from --multiplier 0: give a positive one.")
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
@@ -315,8 +323,9 @@ def _diffuses(c: MBDPOConfig) -> bool:
 
 
 COST_OPTIONS = frozenset({
-    "rho", "risk_std", "cost_members", "cost_gamma", "cost_polyak", "cost_weight", "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier",
-    "multiplier_rate", "proportional", "derivative", "smoothing", "multiplier_interval", "largest_violation", "shield",
+    "penalty", "cost_unit", "price_unit", "budget_share", "shield", "rho", "risk_std", "cost_members", "cost_gamma", "cost_polyak", "cost_weight",
+    "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier", "multiplier_rate", "proportional", "derivative", "smoothing",
+    "multiplier_interval", "largest_violation",
 })  # fmt: skip
 """options that act where there are costs only"""
 
@@ -351,7 +360,8 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
     "score_weight": (lambda c: c.trains_score, SCORE_USED),
     "time_embedding": (lambda c: c.trains_score, SCORE_USED),
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
-    **dict.fromkeys(("proportional", "derivative", "smoothing"), PID),
+    "proportional": (lambda c: c.multiplier_rule in ("pid", "exponential"), "--multiplier-rule exponential or pid"),
+    **dict.fromkeys(("derivative", "smoothing"), PID),
     "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
     "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
@@ -366,9 +376,10 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
 DEFAULT = MBDPOConfig()
 PARITY = replace(
     DEFAULT, rollouts="each", energy_pairs="released", td_action="prior", target_critics="first", episodic="off",
-    score_training="released", leak_task_gradient=True, precision="float32",
+    score_training="released", leak_task_gradient=True, precision="float32", penalty="augmented", rho=1.0, cost_unit="one", price_unit="one",
+    budget_share=1.0, multiplier_rule="dual_ascent", recent_steps=2000, multiplier=0.6931, multiplier_rate=3e-4, proportional=0.05, largest_violation=2.0,
 )  # fmt: skip
-"""The released agent, to the fixtures' tolerance."""
+"""The released agent, to the fixtures' tolerance; with a budget, the first control of lambda., which the release has not."""
 SMALL = replace(
     DEFAULT, proposals=128, elites=24, policy_rollouts=12, steps=8, beta_last=2.5e-2, encoder_width=128, width=128, latent=128, batch_size=128,
     score_states=8, score_proposals=32, td_levels=2,

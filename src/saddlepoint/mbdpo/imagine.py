@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saddlepoint.constrained.lagrangian import augmented_penalty
+from saddlepoint.constrained.lagrangian import augmented_penalty, effective_multiplier
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.mbdpo.world_model import ENERGY_STD_MIN, WorldModel
 from saddlepoint.nn import ops
@@ -22,18 +22,36 @@ class Constraint(NamedTuple):
     budget: Tensor  # (constraints,): h, the bound on the discounted sum
     rho: float
     risk_std: float
+    unit: Tensor  # (constraints,): what costs are counted in, in the units of h
+    relative: bool  # whether rho is counted in lambda
 
     def penalty(self, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_c augmented_penalty(R_c - h_c) and R from the members' discounted costs. (constraints * members, ...) ->
-        (...), (constraints, ...)."""
+        """sum_c of the penalty of v_c = (R_c - h_c)/unit_c, and R, from the members' discounted costs.
+
+        (constraints * members, ...) -> (...), (constraints, ...).
+
+        Augmented: ([lambda + rho v]_+^2 - lambda^2)/(2 rho). Relative: the same with a weight of rho lambda, lambda ([1 + rho v]_+^2 - 1)/(2 rho).
+        """
         risk = self.risk(cost)
-        column = (-1,) + (1,) * (risk.ndim - 1)
-        violation = risk - self.budget.to(risk).view(column)
-        return augmented_penalty(violation, self.multiplier.to(risk).view(column), self.rho).sum(0), risk
+        multiplier, budget, unit = (_column(each, risk) for each in (self.multiplier, self.budget, self.unit))
+        violation = (risk - budget) / unit
+        weight, slope = (multiplier, 1.0) if self.relative else (1.0, multiplier)
+        return (weight * augmented_penalty(violation, slope, self.rho)).sum(0), risk
+
+    def slope(self, violation: Tensor) -> Tensor:
+        """Of the penalty in ``violation`` (constraints,), counted in ``unit``."""
+        if self.relative:
+            return self.multiplier * effective_multiplier(violation, 1.0, self.rho)
+        return effective_multiplier(violation, self.multiplier, self.rho)
 
     def risk(self, cost: Tensor) -> Tensor:
         """R = mean_m + k std_m: (constraints * members, ...) -> (constraints, ...)."""
         return ensemble_risk(cost.unflatten(0, (len(self.budget), -1)).transpose(0, 1), self.risk_std)
+
+
+def _column(value: Tensor, like: Tensor) -> Tensor:
+    """(constraints,) as something that broadcasts against (constraints, ...)."""
+    return value.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def roll(

@@ -105,8 +105,9 @@ def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
     if target.config.episodic == "auto":
         target.episodic = source.episodic
     asked_for = target.config.multiplier != source.config.multiplier
-    if _same_costs(target, source) and target.multiplier_state.keys() == source.multiplier_state.keys() and not asked_for:
-        target.multiplier_state = {name: value.clone() for name, value in source.multiplier_state.items()}
+    ours, theirs = target.control.state_dict(), source.control.state_dict()
+    if _same_costs(target, source) and ours.keys() == theirs.keys() and not asked_for:
+        target.control.load(theirs)
     target.refresh()
 
 
