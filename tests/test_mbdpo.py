@@ -25,6 +25,7 @@ TINY = replace(
     PRESETS["small"], width=32, latent=16, encoder_width=32, proposals=32, elites=8, policy_rollouts=4, steps=6, batch_size=16, score_states=4,
     score_proposals=16, critics=3, cost_members=2, bins=21, multiplier_actions="policy",
 )  # fmt: skip
+DUAL = replace(TINY, multiplier_rule="dual_ascent", multiplier=0.6931, cost_unit="one", budget_share=1.0)
 SHAPE = EnvShape(5, (-2.0, 0.0), (2.0, 1.0), 0)
 COSTLY = {1: (CostBudget(10.0),), 2: (CostBudget(10.0), CostBudget(5.0))}
 
@@ -149,7 +150,7 @@ def test_a_large_multiplier_keeps_plans_out_of_a_costly_half(generator, planner,
     monkeypatch.setattr(model, "cost_value_logits", lambda z, a, task: torch.zeros(2, *a.shape[:-1]))
     z = model.encode(torch.randn(1, 5, generator=generator))
     noise = PlanNoise.draw(agent.config, 1, 2, z, generator)
-    constraint = Constraint(torch.tensor([50.0]), torch.tensor([0.0]), 1.0, 1.0)
+    constraint = Constraint(torch.tensor([50.0]), torch.tensor([0.0]), 1.0, 1.0, torch.ones(1), False)
     with torch.no_grad():
         free, _ = agent.search.plan(z, torch.zeros(1, 3, 2), noise, None, False, None, explore=False)
         held, _ = agent.search.plan(z, torch.zeros(1, 3, 2), noise, None, False, constraint, explore=False)
@@ -158,7 +159,7 @@ def test_a_large_multiplier_keeps_plans_out_of_a_costly_half(generator, planner,
 
 
 def test_the_multiplier_follows_the_violation(generator):
-    agent = agent_of(replace(TINY, multiplier_rate=0.1), 2)
+    agent = agent_of(replace(DUAL, multiplier_rate=0.1), 2)
     before = agent.multiplier
     metrics = agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
     violation = torch.stack([metrics["violation_0"], metrics["violation_1"]])
@@ -166,11 +167,11 @@ def test_the_multiplier_follows_the_violation(generator):
 
 
 def test_the_multiplier_follows_what_was_really_paid(generator):
-    agent = agent_of(replace(TINY, multiplier_actions="recent", multiplier_rate=0.1), 1)
+    agent = agent_of(replace(DUAL, multiplier_actions="recent", multiplier_rate=0.1), 1)
     before = agent.multiplier
     agent.update(replay_of(1, generator), 1)  # episodes of 15 steps that cost 1 each, under a budget for 1,000 steps
     paid = 15 / 1000 * (1 - 0.99**1000) / (1 - 0.99)
-    torch.testing.assert_close(agent.multiplier, before + 0.1 * (paid - agent.budget))
+    torch.testing.assert_close(agent.multiplier, before + 0.1 * (paid - agent.control.budget))
 
 
 def test_planning_in_bfloat16_is_near_float32(generator):
@@ -239,10 +240,10 @@ def test_target_cost_critics_follow_at_their_own_rate(generator):
 
 def test_a_violation_moves_lambda_as_if_at_most_so_many_budgets(generator):
     for cap, step in ((2.0, 2.0), (None, 30.0)):
-        agent = agent_of(replace(TINY, multiplier_actions="recent", multiplier_rate=0.1, largest_violation=cap), 1)
+        agent = agent_of(replace(DUAL, multiplier_actions="recent", multiplier_rate=0.1, largest_violation=cap), 1)
         before = agent.multiplier
-        agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator), 31 * agent.budget)
-        torch.testing.assert_close(agent.multiplier, before + 0.1 * step * agent.budget)
+        agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator), 31 * agent.control.budget)
+        torch.testing.assert_close(agent.multiplier, before + 0.1 * step * agent.control.budget)
 
 
 def test_what_knows_costs_hands_them_on(generator):

@@ -278,7 +278,8 @@ def test_a_trained_agent_may_plan_otherwise(whole):
     assert len({float(action[0]) for action in actions}) == 3
     assert all(abs(action[0]) <= 2 for action in actions)
     for acting, sentence in (
-        ({"horizon": 2}, "horizon is no setting of acting of mbdpo: take one of action_noise, elites"), ({"planner": "foo"}, "--planner cannot be 'foo'"),
+        ({"horizon": 2}, "horizon is no setting of acting of mbdpo: take one of action_noise, average_acts, elites"),
+        ({"planner": "foo"}, "--planner cannot be 'foo'"),
         ({"proposals": "64"}, "--proposals cannot be '64'"), ({"planner": "score", "temperature": 1.0}, "--temperature does nothing here"),
         ({"planner": "mppi", "action_noise": 0.1}, "--action-noise does nothing here"),
     ):  # fmt: skip
@@ -295,7 +296,7 @@ def test_a_score_network_that_was_not_trained_does_not_act(folder, tmp_path):
 def test_lambda_goes_on_unless_another_is_asked_for():
     budget, shape = CostBudget(5.0, horizon=10), EnvShape(3, (-1.0,), (1.0,), 1)
     source = MBDPO(TINY, shape, (budget,))
-    source.multiplier_state = {name: torch.full_like(value, 7.0) for name, value in source.multiplier_state.items()}
+    source.control.state = {name: torch.full_like(value, 7.0) for name, value in source.control.state.items()}
     for own, wanted in ((TINY.multiplier, 7.0), (0.25, 0.25)):
         target = MBDPO(replace(TINY, multiplier=own), shape, (budget,))
         adopt(target, source, None)

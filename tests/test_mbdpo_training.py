@@ -43,10 +43,12 @@ def config(env: str, out: Path, **changes) -> TrainConfig:
     return replace(base, **changes)
 
 
-@pytest.mark.parametrize("name", ["denoise", "mppi", "compiled", "compiled bfloat16"])
+@pytest.mark.parametrize("name", ["denoise", "mppi", "shielded", "compiled", "compiled bfloat16"])
 def test_stopped_and_resumed_runs_equal_one_in_one_go(name, tmp_path):
     """Stopped in mid-episode, so that the plans in memory matter."""
-    learner, compile = replace(TINY, planner=name), "off"
+    learner, compile = replace(TINY, planner=name) if name in ("denoise", "mppi") else TINY, "off"
+    if name == "shielded":
+        learner = replace(TINY, shield=True, acting_average=10)
     if name.startswith("compiled"):
         learner, compile = replace(TINY, width=32, latent=32, encoder_width=32, precision="bfloat16" if "bfloat16" in name else "float32"), "on"
     train(config(COSTLY, tmp_path / "whole", compile=compile), MBDPO, learner, BUDGET)
@@ -112,3 +114,31 @@ def test_a_loaded_policy_goes_on_from_its_plan(tmp_path):
         np.testing.assert_array_equal(policy.act(observation), first)
         assert not np.array_equal(policy.act(observation), second)
     assert policy.act(observation[0]).shape == (2,)
+
+
+def test_a_shielded_policy_is_told_what_steps_cost(tmp_path, capsys):
+    """Its memory counts the episode's cost, in training too; acting may have another setting than the run."""
+    run = train(config(COSTLY, tmp_path / "run", total_steps=80), MBDPO, replace(TINY, shield=True, acting_average=10), BUDGET)
+    saved = load(latest(run)[0])
+    counted = saved.state["memory"][:, -2:]
+    np.testing.assert_allclose(counted[:, 0], saved.state["sums"]["costs"][:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(counted[:, 1], saved.state["sums"]["lengths"])
+    policy, observation = load_policy(run), np.zeros(6, np.float32)
+    first = policy.act(observation)
+    with pytest.raises(UserError, match="has not been told what the last step cost"):
+        policy.act(observation)
+    with pytest.raises(UserError, match="pay takes 1 finite cost"):
+        policy.pay([1.0, 2.0])
+    policy.pay(0.5)
+    policy.act(observation)
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(observation), first)
+    free = load_policy(run, acting={"shield": False, "average_acts": "never"})
+    free.act(observation)
+    free.pay(0.5)
+    free.act(observation)
+    assert main(["evaluate", str(run), "--acting", "shield=false"]) == 0
+    assert main(["evaluate", str(run), "--acting", "planner=policy"]) == 2
+    assert "--shield checks plans that are imagined" in capsys.readouterr().err
+    assert main(["train", "mbdpo", "--env", FREE, *FLAGS, "--shield", "--out", str(tmp_path / "other")]) == 2
+    assert "--shield does nothing here: the environment reports no cost" in capsys.readouterr().err

@@ -348,9 +348,16 @@ def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
     content = run.read(folder)
     name = content["system"]
     kind = find_system(name, content.get("module"), folder).config_class()
-    args = [f"--{key.replace('_', '-')}={value}" for key, _, value in (word.partition("=") for word in words)]
+    args = [_as_flag(*word.split("=", 1)) for word in words]
     parsed = parse(kind, kind(), args, f"saddlepoint train {name}")  # whose --help has these settings
     return {key: vars(parsed.values)[key] for key in parsed.given}
+
+
+def _as_flag(name: str, value: str) -> str:
+    """NAME=VALUE as a flag: --name=value, --name for true, --no-name for false."""
+    flag = name.replace("_", "-")
+    switches = {"true": f"--{flag}", "false": f"--no-{flag}"}
+    return switches.get(value.lower(), f"--{flag}={value}")
 
 
 def _costs(metrics: dict[str, float], prefix: str, budgets: tuple[CostBudget, ...]) -> str:

@@ -48,6 +48,9 @@ class TrainedPolicy:
     _generators: list[torch.Generator] = field(default_factory=list, init=False, repr=False)
     """the run's own, once it has been needed"""
 
+    _unpaid: set[int] = field(default_factory=set, init=False, repr=False)
+    """numbers of environments whose last step's cost is not told yet, for a policy that acts by it"""
+
     _given: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
     """the action given last, by the number of environments"""
 
@@ -61,6 +64,8 @@ class TrainedPolicy:
         ``mode`` is "deterministic", the noise-free action and the default, "stochastic", a sample of the policy, or "explore", the policy of training;
         ``deterministic`` True or False says the first or the second as well. Draws are from ``generator``, or from one of the policy's own, of the
         run's seed, which ``reset`` of all episodes sets back. A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
+
+        A policy with a shield (MBDPO's ``shield``) acts by what the episode has cost: call ``pay`` after each step.
 
         For an observation that is not finite it raises ``UserError``; with ``on_nan="hold"`` it gives the last action of that environment once
         more, and raises where there was none.
@@ -84,6 +89,8 @@ class TrainedPolicy:
             self._actors.clear()
             self._actors[len(batch)] = Actor(self.learner, len(batch), self.device)
         actor = self._actors[len(batch)]
+        if len(batch) in self._unpaid:
+            raise UserError("this policy's shield has not been told what the last step cost: call pay(info['cost']) after each step, or reset().")
         blind = ~np.isfinite(batch).all(axis=1)
         if blind.any():
             batch, memory = self._without(batch, blind, on_nan), actor.memory
@@ -93,6 +100,8 @@ class TrainedPolicy:
             actor.memory = torch.where(torch.as_tensor(blind, device=self.device)[:, None], memory, actor.memory)
         self._given.clear()
         self._given[len(batch)] = action.copy()
+        if actor.counts_cost:
+            self._unpaid.add(len(batch))
         return action if np.ndim(observation) == 2 else action[0]
 
     def _without(self, batch: np.ndarray, blind: np.ndarray, on_nan: str) -> np.ndarray:
@@ -116,11 +125,26 @@ class TrainedPolicy:
             self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
         return self.act(observation, deterministic=deterministic), None
 
+    def pay(self, cost: float | np.ndarray) -> None:
+        """Tell a policy with a shield what the step just made cost: a number or (constraints,) for one environment, (envs,) or (envs, constraints) for several.
+        Nothing to do for other policies. Raises ``UserError`` for another size, and for a cost that is not finite."""
+        constraints = len(self.budgets)
+        for slots, actor in self._actors.items():
+            if not actor.counts_cost:
+                continue
+            told = np.asarray(cost, np.float64)
+            if told.size != slots * constraints or not np.isfinite(told).all():
+                raise UserError(f"pay takes {slots * constraints} finite cost(s) of the last step, not {cost!r}: one of each environment and constraint.")
+            actor.pay(told.reshape(slots, constraints))
+            self._unpaid.discard(slots)
+
     def reset(self, ended: np.ndarray | None = None) -> None:
         """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
         if ended is None:
             self._generators.clear()
             self._given.clear()
+        if ended is None or np.all(ended):
+            self._unpaid.clear()
         for actor in self._actors.values():
             actor.restart(ended)
 

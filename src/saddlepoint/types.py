@@ -191,6 +191,20 @@ class Planner(Policy, Protocol):
         ...
 
 
+@runtime_checkable
+class CountsCost(Planner, Protocol):
+    """A planner that can act by what its episode has cost so far, which its memory counts."""
+
+    @property
+    def counts_cost(self) -> bool:
+        """Whether it does: then it must be told what each step cost."""
+        ...
+
+    def paid(self, memory: Tensor, cost: Tensor) -> Tensor:
+        """(envs, memory_size) after a step that cost (envs, constraints)."""
+        ...
+
+
 class Learner(Policy, Protocol):
     """A system as the training loop sees it."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from saddlepoint.diffusion.schedule import linear_betas, vp_schedule
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import PARITY, heuristic_discount
-from saddlepoint.mbdpo.imagine import policy_rollouts, roll, sequence_values
+from saddlepoint.mbdpo.imagine import policy_rollouts, prospects, roll
 from saddlepoint.mbdpo.losses import (
     ScoreNoise,
     Sequences,
@@ -173,7 +173,7 @@ def test_value_estimate(r, case):
     rolled = type(rolled)(*(part if part is None else part.squeeze(1) for part in rolled))
     torch.testing.assert_close(rolled.z, r[f"{case}.z_next"][-1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(rows(rolled.gain), r[f"{case}.G"][-1], rtol=1e-9, atol=1e-9)
-    value = sequence_values(model, rolled, s["H"], r[f"{case}.noise_pi"], r[f"{case}.q_perm"][:2].tolist(), task, None)
+    value = prospects(model, rolled, s["H"], r[f"{case}.noise_pi"], r[f"{case}.q_perm"][:2].tolist(), task).gain
     r.close(rows(value), f"{case}.value")
     # the parts of each step
     z = r[f"{case}.z"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.constrained.budget import CostBudget, require_fitting, violation_ceiling
-from saddlepoint.constrained.lagrangian import MultiplierUpdate, effective_multiplier
+from saddlepoint.constrained.budget import CostBudget, require_fitting
+from saddlepoint.mbdpo.average import Average
 from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.control import CostControl
 from saddlepoint.mbdpo.encoder import random_shift
 from saddlepoint.mbdpo.imagine import Constraint
 from saddlepoint.mbdpo.losses import (
@@ -22,25 +23,17 @@ from saddlepoint.mbdpo.losses import (
     running_energy,
     running_scale,
     score_loss,
-    td_target,
 )  # fmt: skip
 from saddlepoint.mbdpo.peers import Alone, Peers
 from saddlepoint.mbdpo.search import PlanNoise, Search
+from saddlepoint.mbdpo.shield import budget_left, pay
+from saddlepoint.mbdpo.targets import TargetMaker, Targets
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
-
-
-class Targets(NamedTuple):
-    """What the heads are fitted to: constants, made before any weight moves."""
-
-    next_z: Tensor  # (horizon, batch, latent)
-    value: Tensor  # (horizon, batch)
-    cost: Tensor | None  # (constraints * members, horizon, batch)
-    risk: Tensor  # (constraints,) float64: mean risk of the target's actions
 
 
 class MBDPO:
@@ -62,21 +55,21 @@ class MBDPO:
         config.validate()
         if shape.image is None:
             config.refuse_pixel_options()
-        require_fitting(budgets, shape.constraints, config.cost_gamma)
+        budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
+        if config.shield and not budgets:
+            raise UserError("--shield does nothing here: it holds plans to a cost budget, and there is none. Leave it out, or take an environment with a cost.")
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype, self.compiled = torch.device(device), dtype, compile
         init = torch.Generator().manual_seed(seed)
         bounds = (torch.tensor(edge, dtype=dtype, device=self.device) for edge in (shape.action_low, shape.action_high))
         self.box = ActionBox.from_bounds(*bounds)
         self.model = WorldModel(config, shape, tasks, init).to(self.device, dtype)
-        self.search = Search(config, self.model, compile)
+        self.average = Average(self.model, config.acting_average) if config.acting_average else None
+        self.search = Search(config, self.model, compile, acts=self.average is None or config.average_acts != "always")
+        self.averaged_search = None if self.average is None else Search(config, self.average.model, compile)
+        self.targets = TargetMaker(self.search, compile)
         self.episodic = config.episodic == "on"
-        self.budget = torch.tensor([b.critic for b in budgets], dtype=torch.float64)
-        self.ceiling = violation_ceiling(budgets, config.largest_violation)
-        self.multiplier_update = MultiplierUpdate(
-            config.multiplier_rule, config.multiplier_rate, config.rho, config.multiplier_interval, config.proportional, config.derivative, config.smoothing
-        )
-        self.multiplier_state = self.multiplier_update.start(config.multiplier, shape.constraints)
+        self.control = CostControl(config, budgets)
         ours = list(self.model.policy_head.parameters())
         encoder = list(self.model.encoder.parameters())
         apart = {id(p) for p in (*ours, *encoder)}
@@ -101,41 +94,23 @@ class MBDPO:
 
     @property
     def memory_size(self) -> int:
-        """Numbers that ``act_on`` hands on to its next call: the plan, which the next one starts from."""
-        return self.config.horizon * self.shape.action
+        """Numbers that ``act_on`` hands on to its next call: the plan, which the next one starts from, and with a shield the costs and the age of the
+        episode."""
+        return self.config.horizon * self.shape.action + (self.shape.constraints + 1 if self.config.shield else 0)
+
+    @property
+    def counts_cost(self) -> bool:
+        """Whether acting depends on what the episode has cost so far, which ``paid`` is to be told after each step."""
+        return self.config.shield
 
     @property
     def multiplier(self) -> Tensor:
         """lambda, (constraints,) float64."""
-        return self.multiplier_update.value(self.multiplier_state)
+        return self.control.multiplier
 
     def constraint(self) -> Constraint | None:
         """What imagined costs are held to now; None where there are none."""
-        if not self.budgets:
-            return None
-        return Constraint(self.multiplier.to(self.device), self.budget.to(self.device), self.config.rho, self.config.risk_std)
-
-    @torch.no_grad()
-    def _targets(self, data: Sequences, noise: UpdateNoise, constraint: Constraint | None) -> Targets:
-        """Latents of what came next, and the TD targets there: r + gamma (1 - terminated) min of two Q', and c + gamma_c (1 - terminated) Qc'_m."""
-        c, model = self.config, self.model
-        next_z = model.encode(data.observation[1:], data.task)
-        if c.td_action == "prior":
-            action = model.policy(next_z, noise.target, data.task).action
-        else:
-            rows = next_z.flatten(0, 1)
-            start = rows.new_zeros(len(rows), c.horizon, model.action)
-            task = None if data.task is None else data.task.repeat(c.horizon)
-            plan = self.search.amortised(rows, start, task, c.td_levels)[:, 0].view_as(noise.target)
-            action = model.masked((plan + c.action_noise * noise.target).clamp(-1, 1), data.task)
-        critics = noise.target_critics.tolist()
-        value = td_target(model, next_z, data.reward, data.terminated, action, critics, data.task)
-        if constraint is None:
-            return Targets(next_z, value, None, torch.zeros(0, dtype=torch.float64))
-        future = model.decode_cost(model.cost_value_logits(next_z, action, data.task, target=True))
-        cost = data.cost.repeat_interleave(c.cost_members, 0) + c.cost_gamma * (1 - data.terminated) * future
-        _, risk = constraint.penalty(future)
-        return Targets(next_z, value, cost, risk.flatten(1).mean(1).to("cpu", torch.float64))
+        return self.control.constraint(self.device)
 
     def _model_losses(self, data: Sequences, targets: Targets, noise: UpdateNoise, constraint: Constraint | None) -> tuple[dict[str, Tensor], Tensor]:
         """The model's losses by name, and the latents z_0 .. z_H (horizon + 1, batch, latent) of the rollout. Moves the energy's running statistics."""
@@ -180,6 +155,7 @@ class MBDPO:
         penalty = None
         if constraint is not None:
             penalty, _ = constraint.penalty(model.decode_cost(model.cost_value_logits(zs, sample.action, task, frozen=True)))
+        self.control.value_size.follow(value[0].detach())
         model.value_scale.copy_(running_scale(model.value_scale, self.peers.pool(value[0].detach()), c.polyak))
         loss = policy_loss(model, zs, sample, value, model.value_scale, penalty)
         self.policy_optimiser.zero_grad(set_to_none=True)
@@ -210,7 +186,7 @@ class MBDPO:
             self.episodic = bool(self.peers.pool(data.terminated).any())
         if noise.shift is not None and model.image is not None:
             data = data._replace(observation=random_shift(data.observation, noise.shift, model.image))
-        targets = self._targets(data, noise, constraint)
+        targets = self.targets.make(data, noise, self.episodic, constraint)
         losses, zs = self._model_losses(data, targets, noise, constraint)
         weights = {
             "consistency": c.consistency_weight, "reward": c.reward_weight, "value": c.value_weight, "contrastive": c.contrastive_weight,
@@ -223,33 +199,16 @@ class MBDPO:
         model.changed()
         self.model_optimiser.zero_grad(set_to_none=True)
         policy = self._policy_step(zs, noise, constraint, data.task)
-        multiplier, violation = self.multiplier, self._violation(targets.risk, episode_cost)
-        if constraint is not None:
-            self.multiplier_state = self.multiplier_update.step(self.multiplier_state, violation.minimum(self.ceiling))
+        control = self.control.move(targets.risk, episode_cost)
         self._polyak()
-        self.search.refresh()
+        if self.average is not None:
+            self.average.follow(self.updates)
+        self.refresh()
         self.updates += 1
         metrics: Metrics = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         metrics |= {"total_loss": total.detach(), "grad_norm": norm, **policy}
         metrics |= {"energy_mean": model.energy_mean.clone(), "energy_std": model.energy_std.clone()}
-        return metrics | self._cost_metrics(targets.risk, violation, multiplier)
-
-    def _violation(self, risk: Tensor, episode_cost: Tensor | None) -> Tensor:
-        """By how much the discounted cost exceeds h, (constraints,)."""
-        if self.config.multiplier_actions == "policy" or not self.budgets:
-            return risk - self.budget
-        assert episode_cost is not None, "multiplier_actions 'recent' needs the recent cost"
-        return episode_cost - self.budget
-
-    def _cost_metrics(self, risk: Tensor, violation: Tensor, multiplier: Tensor) -> Metrics:
-        """The multiplier that this update used and the risk it found; one suffix per constraint where there are several."""
-        metrics: Metrics = {}
-        effective = effective_multiplier(violation, multiplier, self.config.rho)
-        for i in range(len(self.budgets)):
-            end = "" if len(self.budgets) == 1 else f"_{i}"
-            metrics |= {f"multiplier{end}": multiplier[i], f"effective_multiplier{end}": effective[i],
-                        f"risk{end}": risk[i], f"violation{end}": violation[i]}  # fmt: skip
-        return metrics
+        return metrics | control
 
     @torch.no_grad()
     def _polyak(self) -> None:
@@ -260,6 +219,18 @@ class MBDPO:
         for target, online, rate in pairs:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
             target.changed()
+
+    def refresh(self) -> None:
+        """Have all that plans take over the weights."""
+        for search in (self.search, self.averaged_search):
+            if search is not None:
+                search.refresh()
+
+    def acting(self, mode: ActMode) -> Search:
+        """What plans in ``mode``: on the averaged weights, or on those of the last update."""
+        use = self.config.average_acts
+        averaged = use == "always" or (use == "evaluation" and mode != "explore")
+        return self.averaged_search if averaged and self.averaged_search is not None else self.search
 
     def _clip(self, owner: str, parameters: list[nn.Parameter], losses: dict[str, Tensor]) -> Tensor:
         """Clip the peers' mean gradient and return its norm before. Raises ``NonFiniteError`` naming the loss or gradient that is not finite."""
@@ -303,6 +274,29 @@ class MBDPO:
         return self.act_on(observation, observation.new_zeros(len(observation), self.memory_size), mode, generator)[0]
 
     @torch.no_grad()
+    def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
+        """What the critics of the weights that are evaluated expect to follow: ``reward`` (batch,), the least of them, and ``cost`` (batch, constraints),
+        discounted."""
+        model = self.acting("deterministic").model
+        z, inside = model.encode(observation.to(self.device, self.dtype)), (action.to(self.device, self.dtype) - self.box.bias) / self.box.scale
+        found = {"reward": model.values(z, inside).amin(0)}
+        if self.budgets:
+            found["cost"] = model.decode_cost(model.cost_value_logits(z, inside)).unflatten(0, (len(self.budgets), -1)).mean(1).T
+        return found
+
+    def paid(self, memory: Tensor, cost: Tensor) -> Tensor:
+        """The memory after a step that cost (envs, constraints): with a shield, what the episode has cost and its age go on."""
+        if not self.config.shield:
+            return memory
+        plan, spent, age = self._remembered(memory)
+        return torch.cat([plan, pay(self.budgets, spent, age, cost), age[:, None] + 1], dim=1)
+
+    def _remembered(self, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of a memory with a shield: plans (envs, horizon * action), costs (envs, constraints), ages (envs,)."""
+        plan, spent, age = memory.split([self.config.horizon * self.shape.action, self.shape.constraints, 1], dim=1)
+        return plan, spent, age[:, 0]
+
+    @torch.no_grad()
     def act_on(
         self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator, task: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -310,21 +304,29 @@ class MBDPO:
 
         Planning draws from ``generator`` in every mode; ``deterministic`` only leaves out the noise on the action and that of ``reverse_start``.
         """
-        state = observation.to(self.device, self.dtype)
-        last = memory.to(self.device, self.dtype).view(len(state), self.config.horizon, self.shape.action)
+        c, search = self.config, self.acting(mode)
+        state, last = observation.to(self.device, self.dtype), memory.to(self.device, self.dtype)
+        left, counted = None, last[:, :0]
+        if c.shield:
+            last, spent, age = self._remembered(last)
+            left, counted = budget_left(self.budgets, spent, age, c.horizon), torch.cat([spent, age[:, None]], dim=1)
+        last = last.view(len(state), c.horizon, self.shape.action)
         start = torch.cat([last[:, 1:], torch.zeros_like(last[:, :1])], dim=1)
-        noise = PlanNoise.draw(self.config, len(state), self.shape.action, state, generator)
-        z = self.model.encode(state, task)
-        plan, action = self.search.plan(z, start, noise, task, self.episodic, self.constraint(), mode != "deterministic")
-        return action * self.box.scale + self.box.bias, plan.flatten(1)
+        noise = PlanNoise.draw(c, len(state), self.shape.action, state, generator)
+        z = search.model.encode(state, task)
+        plan, action = search.plan(z, start, noise, task, self.episodic, self.constraint(), mode != "deterministic", left)
+        return action * self.box.scale + self.box.bias, torch.cat([plan.flatten(1), counted], dim=1)
+
+    def _models(self) -> dict[str, nn.Module]:
+        return {"model": self.model} if self.average is None else {"model": self.model, "average": self.average.model}
 
     def _optimisers(self) -> dict[str, torch.optim.Adam]:
         return {"model": self.model_optimiser, "policy": self.policy_optimiser}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, targets, running statistics, Adam moments, multiplier, counters and generator, as flat named tensors."""
-        state = gather({"model": self.model}, self._optimisers())
-        state |= {f"multiplier.{name}": value for name, value in self.multiplier_state.items()}
+        state = gather(self._models(), self._optimisers())
+        state |= self.control.state_dict()
         if self.model.multitask and self.model.task_table.grad is not None and self.config.leak_task_gradient:
             state["leaked"] = self.model.task_table.grad
         state["episodic"] = torch.tensor(self.episodic)
@@ -335,8 +337,8 @@ class MBDPO:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo ``state_dict``. Raises ``UserError`` where the state is of another configuration or environment."""
         try:
-            restore(state, {"model": self.model}, self._optimisers())
-            self.multiplier_state = {name: state[f"multiplier.{name}"].clone() for name in self.multiplier_state}
+            restore(state, self._models(), self._optimisers())
+            self.control.load(state)
             if self.model.multitask:
                 self.model.task_table.grad = state["leaked"].to(self.model.task_table, copy=True) if "leaked" in state else None
             self.episodic = bool(state["episodic"])
@@ -344,4 +346,4 @@ class MBDPO:
             self.generator.set_state(state["generator"].cpu())
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(f"the saved learner does not fit this configuration or environment ({str(error).splitlines()[0]}).") from error
-        self.search.refresh()
+        self.refresh()

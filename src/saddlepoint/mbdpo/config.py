@@ -48,6 +48,14 @@ class MBDPOConfig:
     """smallest std of MPPI's proposals, also its exploration noise"""
     mppi_max_std: float = 2.0
     """largest, with which it begins"""
+    acting_average: int = 0
+    """updates that the weights which act look back: an exponential average of those that learn (0: act with the weights of the last update)"""
+    average_acts: Literal["always", "evaluation", "never"] = "always"
+    """where the averaged weights act: also while the agent explores, so that the data, and the costs that move lambda, are of the policy that is evaluated; in
+    evaluation alone; or nowhere, to look at the weights of the last update"""
+    shield: bool = False
+    """with a cost budget: act by a plan only where its imagined cost keeps within what the episode has left of the budget; else by the best by return of all
+    imagined plans that do, or the least costly where none does"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """type of the matrix products while planning; auto: bfloat16 where the processor multiplies it in hardware and it was measured to be faster"""
 
@@ -67,10 +75,12 @@ class MBDPOConfig:
     gamma: float = 0.99
     """discount of rewards; TD-MPC2's rule is clip((T/5 - 1)/(T/5), 0.95, 0.995) for episodes of T steps
     (``heuristic_discount``), which each of several tasks has by its own length"""
-    td_action: Literal["search", "prior"] = "search"
-    """whose action the TD target values: that of the denoised plan, which is what acts, or (released) the policy prior's [5]"""
+    td_action: Literal["search", "stored", "plan", "prior"] = "search"
+    """whose action the TD target values: the plan's, which is what acts, as the score network denoises it from nothing, or (``stored``) from the actions
+    that were really taken from there on, or (``plan``) as a model-based search from there with --score-proposals finds it, at several times an update's cost;
+    or (released) the policy prior's [5]"""
     td_levels: int = 4
-    """denoising levels of the score network that ``search`` visits for each next state"""
+    """denoising levels that these plans visit for each next state"""
     target_critics: Literal["random", "first"] = "random"
     """which two target critics' minimum is the target: drawn anew, or (released) always the first two, so that the others never enter [5]"""
     episodic: Literal["auto", "on", "off"] = "auto"
@@ -86,8 +96,16 @@ class MBDPOConfig:
     """proposals of each target"""
 
     # --- safety, for environments with a cost
-    rho: float = 1.0
+    penalty: Literal["relative", "augmented"] = "relative"
+    """the augmented Lagrangian of imagined costs, with rho counted in lambda or not"""
+    rho: float = 0.3
     """penalty weight of the augmented Lagrangian"""
+    cost_unit: Literal["budget", "one"] = "budget"
+    """what lambda and rho count costs in: budgets, so that lambda is the price of a whole one, or one"""
+    price_unit: Literal["value", "one"] = "value"
+    """what lambda counts prices in: the running size of the critics' values, so that it is a share of all that is earned, or one"""
+    budget_share: float = 0.8
+    """share of the budget that lambda aims at: below 1 it leaves room for what an evaluation costs more or less than the episodes before it"""
     risk_std: float = 1.0
     """k in the risk R = mean + k * std of the cost critics"""
     cost_members: int = 4
@@ -99,25 +117,25 @@ class MBDPOConfig:
     updates: 2,000, and 10,000 with 0.01, which left it so far below what episodes cost that lambda swung (docs/results.md)"""
     cost_weight: float = 0.1
     """weight of the losses of the cost head and the cost critics"""
-    multiplier_rule: MultiplierRule = "dual_ascent"
+    multiplier_rule: MultiplierRule = "exponential"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_actions: Literal["policy", "recent"] = "recent"
     """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode really cost lately"""
-    recent_steps: int = 2000
+    recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
-    multiplier: float = 0.6931
+    multiplier: float = 0.01
     """lambda at the start (with --start-from, where this differs from what that run began with; else it goes on from that run's lambda)"""
-    multiplier_rate: float = 3e-4
-    """step size of lambda's update"""
-    proportional: float = 0.05
-    """gain of ``pid`` on the smoothed violation"""
+    multiplier_rate: float = 2.5e-4
+    """step size of lambda's update, and the integral gain of ``pid`` and ``exponential``"""
+    proportional: float = 0.5
+    """gain of ``pid`` on the smoothed violation, and of ``exponential`` on the violation"""
     derivative: float = 0.05
     """gain of ``pid`` on the rise of the smoothed violation"""
     smoothing: float = 0.99
     """share of the old violation in the moving average of ``pid``"""
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
-    largest_violation: float | None = 2.0
+    largest_violation: float | None = 1.0
     """a violation moves lambda as if it were at most this many budgets (None, or a budget of 0: as it is)"""
 
     # --- learning
@@ -183,11 +201,28 @@ class MBDPOConfig:
     @property
     def trains_score(self) -> bool:
         """Whether the score network is used at all; else it is not trained."""
-        return self.planner == "score" or self.td_action == "search"
+        return self.planner == "score" or self.td_action in ("search", "stored")
+
+    @property
+    def score_elites(self) -> int:
+        """Elites among ``score_proposals``: the planner's share."""
+        return max(round(self.elites * self.score_proposals / self.proposals), 1) if self.elites else 0
+
+    @property
+    def score_rollouts(self) -> int:
+        """Rollouts of the prior among ``score_proposals``: the planner's share."""
+        return round(self.policy_rollouts * self.score_proposals / self.proposals)
+
+    def td_search(self) -> MBDPOConfig:
+        """The planner of the TD target ``plan``: denoising from a start that is given, with fewer proposals."""
+        return replace(
+            self, planner="denoise", td_action="plan", proposals=self.score_proposals, elites=self.score_elites, policy_rollouts=self.score_rollouts,
+            rollouts="once", reverse_start="plan", shield=False,
+        )  # fmt: skip
 
     ACTING: ClassVar[frozenset[str]] = frozenset({
         "planner", "proposals", "elites", "policy_rollouts", "rollouts", "temperature", "action_noise", "reverse_start", "mppi_iterations", "mppi_min_std",
-        "mppi_max_std",
+        "mppi_max_std", "average_acts", "shield",
     })  # fmt: skip
     """settings of acting alone, which a trained policy may change"""
 
@@ -195,7 +230,7 @@ class MBDPOConfig:
         """Raise ``UserError`` for values or combinations that cannot work."""
         positive = (
             "horizon", "steps", "temperature", "mppi_iterations", "mppi_min_std", "energy_clip", "td_levels", "score_states",
-            "score_proposals", "rho", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
+            "score_proposals", "rho", "budget_share", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
             "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex",
             "bin_limit", "time_embedding", "task_embedding",
         )  # fmt: skip
@@ -210,6 +245,10 @@ class MBDPOConfig:
         for name in ("gamma", "cost_gamma", "polyak", "cost_polyak"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{_flag(name)} must lie in (0, 1], not {getattr(self, name)}.")
+        if self.acting_average < 0:
+            raise UserError(f"--acting-average {self.acting_average} must be a number of updates, or 0 for none.")
+        if self.shield and not _imagines(self):
+            raise UserError(f"--shield checks plans that are imagined, and --planner {self.planner} imagines none: take denoise or mppi, or leave it out.")
         if self.steps < 2:
             raise UserError(f"--steps {self.steps} leaves no level to visit: the cleanest is not; give at least 2.")
         if self.proposals < 2 or self.score_proposals < 2:
@@ -232,10 +271,10 @@ class MBDPOConfig:
             raise UserError("--critics and --bins must be at least 2: a value averages two critics, and a code has two bins.")
         if self.latent % self.simplex:
             raise UserError(f"--latent {self.latent} must be a multiple of --simplex {self.simplex}.")
-        if self.score_training == "released" and self.td_action == "search":
+        if self.score_training == "released" and self.td_action in ("search", "stored"):
             raise UserError("--score-training released fits no plan that a TD target could use: give --td-action prior, or train it as the planner acts.")
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
-            raise UserError("--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one.")
+        if self.multiplier_rule in ("log_adam", "exponential") and self.multiplier == 0:
+            raise UserError(f"--multiplier-rule {self.multiplier_rule} moves log lambda and cannot start from --multiplier 0: give a positive one.")
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
@@ -280,30 +319,31 @@ def _imagines(c: MBDPOConfig) -> bool:
 
 
 def _diffuses(c: MBDPOConfig) -> bool:
-    return c.planner == "denoise" or c.trains_score
+    return c.planner == "denoise" or c.trains_score or c.td_action == "plan"
 
 
 COST_OPTIONS = frozenset({
-    "rho", "risk_std", "cost_members", "cost_gamma", "cost_polyak", "cost_weight", "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier",
-    "multiplier_rate", "proportional", "derivative", "smoothing", "multiplier_interval", "largest_violation",
+    "penalty", "cost_unit", "price_unit", "budget_share", "shield", "rho", "risk_std", "cost_members", "cost_gamma", "cost_polyak", "cost_weight",
+    "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier", "multiplier_rate", "proportional", "derivative", "smoothing",
+    "multiplier_interval", "largest_violation",
 })  # fmt: skip
 """options that act where there are costs only"""
 
 
 def _weighs(c: MBDPOConfig) -> bool:
     """Whether plans are averaged by their values at all."""
-    return _imagines(c) or (c.trains_score and c.score_training == "planner")
+    return _imagines(c) or (c.trains_score and c.score_training == "planner") or c.td_action == "plan"
 
 
 PID = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
-SCORE_USED = "--planner score or --td-action search"
+SCORE_USED = "--planner score, or --td-action search or stored"
 EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
     **dict.fromkeys(("proposals", "elites", "policy_rollouts", "temperature"), (_weighs, "a planner that imagines, or a score network that learns from one")),
     "rollouts": (lambda c: c.planner == "denoise" and c.policy_rollouts > 0, "--planner denoise and --policy-rollouts"),
     "steps": (_diffuses, "--planner denoise, or a score network"),
     "beta_first": (_diffuses, "--planner denoise, or a score network"),
     "beta_last": (_diffuses, "--planner denoise, or a score network"),
-    "action_noise": (lambda c: c.planner in ("denoise", "score") or c.td_action == "search", "--planner denoise or score"),
+    "action_noise": (lambda c: c.planner in ("denoise", "score") or c.td_action != "prior", "--planner denoise or score, or a --td-action other than prior"),
     "reverse_start": (lambda c: c.planner in ("denoise", "score"), "--planner denoise or score"),
     "mppi_iterations": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_min_std": (lambda c: c.planner == "mppi", "--planner mppi"),
@@ -313,17 +353,19 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
         ("energy_clip", "energy_momentum", "energy_pairs", "negative_noise", "contrastive_weight"),
         (lambda c: c.energy_weight > 0, "an --energy-weight above 0"),
     ),
-    "td_levels": (lambda c: c.td_action == "search", "--td-action search"),
+    "td_levels": (lambda c: c.td_action != "prior", "a --td-action other than prior"),
     "score_training": (lambda c: c.trains_score, SCORE_USED),
     "score_states": (lambda c: c.trains_score and c.score_training == "planner", SCORE_USED),
-    "score_proposals": (lambda c: c.trains_score, SCORE_USED),
+    "score_proposals": (lambda c: c.trains_score or c.td_action == "plan", f"{SCORE_USED} or plan"),
     "score_weight": (lambda c: c.trains_score, SCORE_USED),
     "time_embedding": (lambda c: c.trains_score, SCORE_USED),
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
-    **dict.fromkeys(("proportional", "derivative", "smoothing"), PID),
+    "proportional": (lambda c: c.multiplier_rule in ("pid", "exponential"), "--multiplier-rule exponential or pid"),
+    **dict.fromkeys(("derivative", "smoothing"), PID),
     "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
     "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
     "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
+    "average_acts": (lambda c: c.acting_average > 0, "an --acting-average above 0"),
     "termination_weight": (lambda c: c.episodic != "off", "--episodic auto or on"),
     "leak_task_gradient": (lambda c: False, "several tasks, which are given in Python"),
     "task_embedding": (lambda c: False, "several tasks, which are given in Python"),
@@ -334,9 +376,10 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
 DEFAULT = MBDPOConfig()
 PARITY = replace(
     DEFAULT, rollouts="each", energy_pairs="released", td_action="prior", target_critics="first", episodic="off",
-    score_training="released", leak_task_gradient=True, precision="float32",
+    score_training="released", leak_task_gradient=True, precision="float32", penalty="augmented", rho=1.0, cost_unit="one", price_unit="one",
+    budget_share=1.0, multiplier_rule="dual_ascent", recent_steps=2000, multiplier=0.6931, multiplier_rate=3e-4, proportional=0.05, largest_violation=2.0,
 )  # fmt: skip
-"""The released agent, to the fixtures' tolerance."""
+"""The released agent, to the fixtures' tolerance; with a budget, the first control of lambda., which the release has not."""
 SMALL = replace(
     DEFAULT, proposals=128, elites=24, policy_rollouts=12, steps=8, beta_last=2.5e-2, encoder_width=128, width=128, latent=128, batch_size=128,
     score_states=8, score_proposals=32, td_levels=2,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saddlepoint.mbdpo.imagine import Constraint, policy_rollouts
 from saddlepoint.mbdpo.planner import plan_mean, propose, score_of_mean
-from saddlepoint.mbdpo.search import Search, draw_critics
+from saddlepoint.mbdpo.search import PlanNoise, Search, draw_critics
 from saddlepoint.mbdpo.world_model import PolicySample, WorldModel
 
 
@@ -54,6 +54,7 @@ class UpdateNoise(NamedTuple):
     drop: Tensor | None  # the critics' ``NormedMLP.drop_mask`` for horizon * batch rows
     score: ScoreNoise | None  # None where the score network is not trained
     shift: Tensor | None = None  # (horizon + 1, batch, 2) int64: pixels by which pictures are moved; None where there are none
+    plan: PlanNoise | None = None  # of the TD target's plans, for horizon * batch states; None where these are not searched for
 
     @classmethod
     def draw(cls, model: WorldModel, batch: int, generator: torch.Generator) -> UpdateNoise:
@@ -69,7 +70,7 @@ class UpdateNoise(NamedTuple):
         if c.trains_score:
             released = c.score_training == "released"
             states = 1 if released else min(c.score_states, batch)
-            rollouts = 0 if released else round(c.policy_rollouts * c.score_proposals / c.proposals)
+            rollouts = 0 if released else c.score_rollouts
             level = torch.randint(1, c.steps, (states,), generator=generator, device=like.device)
             begin = (uniform(states) < BEGIN_SHARE).to(like.dtype)
             score = ScoreNoise(
@@ -79,12 +80,15 @@ class UpdateNoise(NamedTuple):
         shift = None
         if model.image is not None and c.random_shift:
             shift = torch.randint(-c.random_shift, c.random_shift + 1, (c.horizon + 1, batch, 2), generator=generator, device=like.device)
+        plan = None
+        if c.td_action == "plan":
+            plan = PlanNoise.draw(c.td_search(), c.horizon * batch, action, like, generator, c.td_levels)
         shape = (c.horizon, batch, action)
         first = torch.arange(2, device=like.device)
         return cls(
             normal(*shape), first if c.target_critics == "first" else draw_critics(c.critics, 1, generator)[0],
             normal(*shape), normal(*shape), uniform(*shape), normal(c.horizon + 1, batch, action), draw_critics(c.critics, 1, generator)[0],
-            model.critics.drop_mask(c.horizon * batch, generator), score, shift,
+            model.critics.drop_mask(c.horizon * batch, generator), score, shift, plan,
         )  # fmt: skip
 
 
@@ -96,6 +100,15 @@ def by_time(loss: Tensor, decay: float) -> Tensor:
     """(1/H) sum_t decay^t mean_b loss_tb. (horizon, batch) -> ()."""
     weights = decay ** torch.arange(len(loss), dtype=loss.dtype, device=loss.device)
     return (loss.mean(1) * weights).mean()
+
+
+def plans_taken(actions: Tensor) -> Tensor:
+    """The actions that follow each next state of a sub-sequence, zeros after its end: (horizon, batch, action) -> (horizon * batch, horizon, action)."""
+    horizon, batch, size = actions.shape
+    plans = actions.new_zeros(horizon, batch, horizon, size)
+    for t in range(horizon - 1):
+        plans[t, :, : horizon - 1 - t] = actions[t + 1 :].transpose(0, 1)
+    return plans.flatten(0, 1)
 
 
 def td_target(model: WorldModel, next_z: Tensor, reward: Tensor, terminated: Tensor, action: Tensor, critics: Sequence[int], task: Tensor | None) -> Tensor:
@@ -170,8 +183,7 @@ def score_loss(
         ours = policy_rollouts(model, z.unsqueeze(1), noise.rollouts, inner)
         plans = torch.cat([ours, plans[:, ours.shape[1] :]], dim=1)
         values = search.values(z.unsqueeze(1), plans, noise.terminal, noise.critics, inner, episodic, constraint, exact=True)
-        elites = 0 if c.elites == 0 else max(round(c.elites * c.score_proposals / c.proposals), 1)
-        wanted = plan_mean(plans, values, c.temperature, elites)
+        wanted = plan_mean(plans, values, c.temperature, c.score_elites)
     return (model.score_output(z, x, noise.level, task) - wanted).square().mean()
 
 

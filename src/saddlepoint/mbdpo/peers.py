@@ -49,5 +49,16 @@ def share_noise(noise: UpdateNoise, rank: int, processes: int) -> UpdateNoise:
         drop = drop.unflatten(1, (horizon, -1))[:, :, rank::processes].flatten(1, 2)
     if shift is not None:
         shift = shift[:, rank::processes]
+    plan = noise.plan
+    if plan is not None:  # its rows count time first as well
+
+        def ours_of(x: Tensor, axis: int) -> Tensor:
+            rows = x.unflatten(axis, (horizon, -1)).movedim(axis + 1, 0)[rank::processes]
+            return rows.movedim(0, axis + 1).flatten(axis, axis + 1)
+
+        plan = plan._replace(
+            proposals=ours_of(plan.proposals, 1), rollouts=ours_of(plan.rollouts, 2), terminal=ours_of(plan.terminal, 1), action=ours_of(plan.action, 0),
+            choice=ours_of(plan.choice, 0),
+        )  # fmt: skip
     rows = ("target", "negative_policy", "negative_noise", "negative_uniform", "policy")
-    return noise._replace(**{name: getattr(noise, name)[:, rank::processes] for name in rows}, score=score, drop=drop, shift=shift)
+    return noise._replace(**{name: getattr(noise, name)[:, rank::processes] for name in rows}, score=score, drop=drop, shift=shift, plan=plan)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, vp_schedule
 from saddlepoint.mbdpo.config import MBDPOConfig
-from saddlepoint.mbdpo.imagine import Constraint, policy_rollouts, roll, sequence_values
+from saddlepoint.mbdpo.imagine import Constraint, Prospects, policy_rollouts, prospects, roll
 from saddlepoint.mbdpo.planner import X, denoise, denoising_step, mppi, plan_score, propose, score_of_mean, visited
+from saddlepoint.mbdpo.shield import Imagined, Left, checked
 from saddlepoint.mbdpo.world_model import WorldModel
 from saddlepoint.nn import ops
 from saddlepoint.nn.products import linear
@@ -31,10 +32,10 @@ class PlanNoise(NamedTuple):
     start: Tensor  # (batch, horizon, action): where the reverse process starts; no rows when it starts at the last plan
 
     @classmethod
-    def draw(cls, config: MBDPOConfig, batch: int, action: int, like: Tensor, generator: torch.Generator) -> PlanNoise:
-        """Noise for ``batch`` plans, in the type and on the device of ``like``."""
+    def draw(cls, config: MBDPOConfig, batch: int, action: int, like: Tensor, generator: torch.Generator, levels: int | None = None) -> PlanNoise:
+        """Noise for ``batch`` plans, in the type and on the device of ``like``; denoising may visit fewer ``levels``, as ``Search`` does."""
         c = config
-        rounds = {"denoise": c.steps - 1, "mppi": c.mppi_iterations}.get(c.planner, 0)
+        rounds = {"denoise": len(visited(c.steps, levels)), "mppi": c.mppi_iterations}.get(c.planner, 0)
         own = rounds if c.planner == "denoise" and c.rollouts == "each" else min(rounds, 1)
 
         def normal(*shape: int) -> Tensor:
@@ -74,8 +75,10 @@ def _lower(model: WorldModel, native: bool) -> WorldModel:
 class Search:
     """Plans from latents, and the amortised plan of the score network. It reads the model and never writes to it."""
 
-    def __init__(self, config: MBDPOConfig, model: WorldModel, compile: bool) -> None:
+    def __init__(self, config: MBDPOConfig, model: WorldModel, compile: bool, acts: bool = True, levels: int | None = None) -> None:
+        """Without ``acts`` it serves learning alone, whose plans are imagined in the model's own precision. ``levels``: of denoising, where not all."""
         self.config, self.model = config, model
+        self.levels = visited(config.steps, levels)
         self.schedule: Schedule = vp_schedule(linear_betas(config.steps, config.beta_first, config.beta_last))
         self.alpha_bar: list[float] = self.schedule.alpha_bar.tolist()
         # The one compile site. On a CPU the networks' passes are native operations; elsewhere PyTorch compiles the imagined steps, which are nearly
@@ -84,7 +87,7 @@ class Search:
         native = compile and device.type == "cpu" and ops.native_wins(config.width, config.latent, config.encoder_width)
         low = ops.resolve_precision(config.precision, device) == torch.bfloat16 and (native or config.precision != "auto")
         ops.resolve_precision(config.learning_precision, device)  # warns where that is slow
-        planning = low and config.learning_precision == "float32"  # where learning is so, the model itself is
+        planning = acts and low and config.learning_precision == "float32"  # where learning is so, the model itself is
         self._low = _lower(model, native) if planning else None
         if compile and device.type == "cpu":
             model.accelerate()
@@ -101,22 +104,30 @@ class Search:
         self, z: Tensor, plans: Tensor, noise: Tensor, critics: Tensor, task: Tensor | None, episodic: bool, constraint: Constraint | None,
         exact: bool = False,
     ) -> Tensor:  # fmt: skip
-        """G of ``plans`` (batch, proposals, horizon, action) from ``z`` (batch, 1, latent): (batch, proposals), in the latents' precision.
+        """G of ``plans`` (batch, proposals, horizon, action) from ``z`` (batch, 1, latent), less the penalty: (batch, proposals), in the latents' precision.
 
         ``exact`` imagines in the model's own precision even where planning is to use a lower one.
         """
+        found = self.prospects(z, plans, noise, critics, task, episodic, constraint is not None, exact)
+        return found.value(constraint).to(z.dtype)
+
+    def prospects(
+        self, z: Tensor, plans: Tensor, noise: Tensor, critics: Tensor, task: Tensor | None, episodic: bool, costly: bool, exact: bool = False
+    ) -> Prospects:
+        """Returns and costs of ``plans``, as ``values`` takes them."""
         model = self.model if exact or self._low is None else self._low
         kind = next(model.parameters()).dtype
-        rolled = self.roll(model, z.to(kind), plans.to(kind), task, episodic, constraint is not None)
-        horizon, chosen = plans.shape[-2], critics.tolist()
-        return sequence_values(model, rolled, horizon, noise.to(kind), chosen, task, constraint).to(z.dtype)
+        rolled = self.roll(model, z.to(kind), plans.to(kind), task, episodic, costly)
+        return prospects(model, rolled, plans.shape[-2], noise.to(kind), critics.tolist(), task)
 
     def plan(
-        self, z: Tensor, start: Tensor, noise: PlanNoise, task: Tensor | None, episodic: bool, constraint: Constraint | None, explore: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, z: Tensor, start: Tensor, noise: PlanNoise, task: Tensor | None, episodic: bool, constraint: Constraint | None, explore: bool,
+        left: Left | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Plans (batch, horizon, action) from ``z`` (batch, latent), and the actions (batch, action) to execute. ``task`` is None or (batch,).
 
-        ``start`` is the last plan moved on by a step, zeros at the start of an episode.
+        ``start`` is the last plan moved on by a step, zeros at the start of an episode. Where it is said what is ``left`` of the budget, the plan is held to
+        it: all that were imagined on the way stand in for one that is too costly (``shield.checked``).
         """
         c, model = self.config, self.model
         if explore and c.reverse_start == "noise" and c.planner in ("denoise", "score"):
@@ -137,21 +148,37 @@ class Search:
             plans = model.masked(plans, None if task is None else task[:, None, None])
             return torch.cat([rollouts, plans[:, rollouts.shape[1] :]], dim=1)
 
+        seen: list[Imagined] = []
+
         def value(plans: Tensor, i: int) -> Tensor:
-            return self.values(states, plans, noise.terminal[i], noise.critics[i], tasks, episodic, constraint)
+            terminal = noise.terminal[i][:, : plans.shape[1]]
+            found = self.prospects(states, plans, terminal, noise.critics[i], tasks, episodic, constraint is not None)
+            if left is not None and constraint is not None:
+                risk = constraint.risk(found.cost_within(left.tail))
+                seen.append(Imagined(plans, found.gain.to(z.dtype), risk.to(z.dtype)))
+            return found.value(constraint).to(z.dtype)
+
+        def held(plan: Tensor) -> tuple[Tensor, Tensor | None]:
+            """The plan that is within what is left, and where it is another one."""
+            if left is None:
+                return plan, None
+            value(plan.unsqueeze(1), -1)
+            return checked(seen[-1], seen[:-1], left)
 
         if c.planner == "mppi":
             choice = torch.cat([noise.choice[:, None], noise.action], dim=1) if explore else None
             mean, action = mppi(start, noise.proposals, complete, value, c.temperature, c.elites, (c.mppi_min_std, c.mppi_max_std), choice)
+            mean, other = held(mean)
+            if other is not None:
+                action = torch.where(other[:, None], mean[:, 0], action)
             return mean, model.masked(action, task)
-        levels = visited(c.steps)
 
         def score(x: Tensor, tau: int) -> Tensor:
-            i = levels[0] - tau
+            i = self.levels.index(tau)
             plans = complete(propose(x, self.alpha_bar[tau], noise.proposals[i]), i)
             return plan_score(x, plans, value(plans, i), self.alpha_bar[tau], c.temperature, c.elites)
 
-        return self._executed(denoise(start, self.schedule, levels, score), noise, task, explore)
+        return self._executed(held(denoise(start, self.schedule, self.levels, score))[0], noise, task, explore)
 
     def _executed(self, plan: Tensor, noise: PlanNoise, task: Tensor | None, explore: bool) -> tuple[Tensor, Tensor]:
         action = plan[:, 0] + self.config.action_noise * noise.action if explore else plan[:, 0]

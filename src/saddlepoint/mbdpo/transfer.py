@@ -19,6 +19,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import MBDPOConfig, heuristic_discount
 from saddlepoint.mbdpo.tasks import Task, chosen_task
+from saddlepoint.mbdpo.world_model import WorldModel
 from saddlepoint.nn.normed import NormedMLP
 from saddlepoint.types import EnvShape, UserError
 
@@ -96,7 +97,27 @@ def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
     """
     _require_kind(source.shape, target.shape)
     _require_fit(target, source, number)
-    ours, theirs = target.model, source.model
+    _adopt_weights(target, source, target.model, source.model, number)
+    if target.average is not None:
+        target.average.restart()
+        if source.average is not None:
+            _adopt_weights(target, source, target.average.model, source.average.model, number)
+    if target.config.episodic == "auto":
+        target.episodic = source.episodic
+    asked_for = target.config.multiplier != source.config.multiplier
+    ours, theirs = target.control.state_dict(), source.control.state_dict()
+    if _same_costs(target, source) and ours.keys() == theirs.keys() and not asked_for:
+        target.control.load(theirs)
+    target.refresh()
+
+
+def _same_costs(target: MBDPO, source: MBDPO) -> bool:
+    constraints = target.model.constraints
+    return 0 < constraints == source.model.constraints and target.config.cost_members == source.config.cost_members
+
+
+def _adopt_weights(target: MBDPO, source: MBDPO, ours: WorldModel, theirs: WorldModel, number: int | None) -> None:
+    """One world model of ``target``'s from one of ``source``'s: that which learns, or its average, which has no target critics."""
     embedding = None if number is None else _embedding(theirs.task_table[number])
     horizon, few, many = target.config.horizon, ours.action, theirs.action
     action = torch.arange(few)
@@ -109,24 +130,19 @@ def adopt(target: MBDPO, source: MBDPO, number: int | None) -> None:
     for ends, pairs in (
         ((None,), [(ours.termination_head, theirs.termination_head)]),
         (step, [(ours.dynamics, theirs.dynamics), (ours.reward_head, theirs.reward_head), (ours.energy_head, theirs.energy_head)]),
-        (step, [(ours.critics, theirs.critics), (ours.target_critics, theirs.target_critics)]),
+        (step, [(ours.critics, theirs.critics)]),
     ):
         for mine, other in pairs:
             _copy(mine, other, ends, None, embedding)
-    if ours.constraints and ours.constraints == theirs.constraints and target.config.cost_members == source.config.cost_members:
-        for name in ("cost_head", "cost_critics", "target_cost_critics"):
+    costs = ("cost_head", "cost_critics", "target_cost_critics") if _same_costs(target, source) else ()
+    for name in ("target_critics", *costs):
+        if hasattr(ours, name):
             _copy(getattr(ours, name), getattr(theirs, name), step, None, embedding)
-        own = target.config.multiplier != source.config.multiplier  # it was asked for
-        if target.multiplier_state.keys() == source.multiplier_state.keys() and not own:
-            target.multiplier_state = {name: value.clone() for name, value in source.multiplier_state.items()}
     _copy(ours.policy_head, theirs.policy_head, (None,), torch.cat([action, many + action]), embedding)  # mean, then log std
     _copy(ours.score_head, theirs.score_head, (None, plan, None), plan, embedding)
     for name in ("energy_mean", "energy_std", "value_scale"):
         getattr(ours, name).copy_(getattr(theirs, name))
-    if target.config.episodic == "auto":
-        target.episodic = source.episodic
     ours.changed()
-    target.search.refresh()
 
 
 def _copy(ours: NormedMLP, theirs: NormedMLP, columns: Sequence[Tensor | None], rows: Tensor | None, embedding: Tensor | None) -> None:

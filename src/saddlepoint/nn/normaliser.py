@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from saddlepoint.types import ActMode, Batch, Learner, Metrics, Planner, UserError
+from saddlepoint.types import ActMode, Batch, CountsCost, Learner, Metrics, Planner, UserError
 
 if TYPE_CHECKING:
     from saddlepoint.replay import Replay
@@ -131,6 +131,13 @@ class NormalisedPlanner(NormalisedLearner):
         self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         return self.inner.act_on(self.normaliser(observation), memory, mode, generator)
+
+    @property
+    def counts_cost(self) -> bool:
+        return isinstance(self.inner, CountsCost) and self.inner.counts_cost
+
+    def paid(self, memory: Tensor, cost: Tensor) -> Tensor:
+        return self.inner.paid(memory, cost)
 
 
 def normalised(learner: Learner, size: int, device: torch.device | str) -> NormalisedLearner:

@@ -182,7 +182,7 @@ def played(
     if policy.note:
         print(f"warning: {policy.note}")
     slots = min(episodes, MAX_ENVS)
-    envs = EnvBatch(EnvSetup(env, longest=longest_episode(policy.budgets)), slots, seed=seed, needs_cost=False)
+    envs = EnvBatch(EnvSetup(env, longest=longest_episode(policy.budgets)), slots, seed=seed, needs_cost=bool(policy.budgets))
     generator = torch.Generator().manual_seed(seed)
     try:
         actor = Actor(policy.learner, slots, "cpu")
@@ -196,7 +196,7 @@ def played(
                 require_finite_action(action)
                 step = envs.step(action)
                 ended = step.terminated | step.truncated
-                actor.restart(ended)
+                actor.follow(step.cost, ended)
                 for i in np.flatnonzero(playing):
                     tracks[i].append(
                         tuple(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saddlepoint.types import ActMode, Planner, Policy
+from saddlepoint.types import ActMode, CountsCost, Planner, Policy
 
 
 class Actor:
@@ -16,6 +16,7 @@ class Actor:
     def __init__(self, policy: Policy, num_envs: int, device: torch.device | str) -> None:
         self.policy, self.device = policy, torch.device(device)
         self.planner = policy if isinstance(policy, Planner) else None
+        self.counts_cost = isinstance(policy, CountsCost) and policy.counts_cost
         self.memory = torch.zeros(num_envs, self.planner.memory_size if self.planner else 0, device=self.device)
 
     def act(self, observation: np.ndarray, mode: ActMode, generator: torch.Generator) -> np.ndarray:
@@ -26,6 +27,17 @@ class Actor:
                 return self.policy.act(batch, mode, generator).cpu().numpy()
             action, self.memory = self.planner.act_on(batch, self.memory, mode, generator)
         return action.cpu().numpy()
+
+    def follow(self, cost: np.ndarray, ended: np.ndarray) -> None:
+        """After a step: it cost (envs, constraints), and these episodes ``ended``, (envs,) bool."""
+        self.pay(cost)
+        if ended.any():
+            self.restart(ended)
+
+    def pay(self, cost: np.ndarray) -> None:
+        """Count what a step cost, (envs, constraints), where the policy acts by it."""
+        if self.counts_cost and isinstance(self.policy, CountsCost):
+            self.memory = self.policy.paid(self.memory, torch.as_tensor(cost, dtype=torch.float32, device=self.device))
 
     def restart(self, ended: np.ndarray | None = None) -> None:
         """Forget what belongs to the episodes that ``ended``, (envs,) bool; all of them when None."""

@@ -143,7 +143,7 @@ def run_episodes(
             step = envs.step(action)
             if foresight is not None and expected is not None:
                 foresight.add(expected, step, playing)
-            actor.restart(step.terminated | step.truncated)
+            actor.follow(step.cost, step.terminated | step.truncated)
             ended = (step.terminated | step.truncated) & playing
             finished = finished.join(sums.add(step.reward, step.cost, ended))
             success.append(step.success[ended])

@@ -106,8 +106,7 @@ class Loop:
             self.observation, action, step.reward, step.cost, step.next_observation, step.terminated, step.truncated
         )
         ended = step.terminated | step.truncated
-        if ended.any():
-            self.actor.restart(ended)
+        self.actor.follow(step.cost, ended)
         finished = self.sums.add(step.reward, step.cost, ended)
         if len(finished):
             self.finished = self.finished.join(finished)

@@ -43,7 +43,7 @@ def record_video(
     generator = torch.Generator(device=device).manual_seed(seed)
     actor = Actor(policy, 1, device)
     game = GuardedEnv.open(setup, "rgb_array")
-    game.needs_cost = False
+    game.needs_cost = actor.counts_cost
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         observation = game.reset(seed)
@@ -59,6 +59,7 @@ def record_video(
                     action = actor.act(observation[None], mode, generator)
                     require_finite_action(action)
                     answer = game.step(action[0])
+                    actor.pay(answer.cost[None])
                     observation, ended = answer.observation, answer.ended
     finally:
         game.close()
