@@ -40,7 +40,8 @@ def measured(folder: Path) -> dict[str, Any]:
         metrics = evaluate(policy.learner, policy.setup, policy.budgets, EPISODES, SEED)
         assert metrics is not None
         found.append({"budget": float(limit)} | {key: metrics[key] for key in KEPT})
-        print(f"{folder} at {limit:.3g}: " + ", ".join(f"{metrics[f'{p}/return_mean']:.1f} at {metrics[f'{p}/cost_mean']:.2f}" for p in ("eval", "eval/stochastic")))
+        both = [f"{metrics[f'{p}/return_mean']:.1f} at {metrics[f'{p}/cost_mean']:.2f}" for p in ("eval", "eval/stochastic")]
+        print(f"{folder} at {limit:.3g}: {', '.join(both)}")
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         "environment": content["train"]["env"], "seed": content["train"]["seed"], "total_steps": content["train"]["total_steps"],

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from saddlepoint.baselines.config import SACConfig
+from saddlepoint.baselines.sac import SAC
 from saddlepoint.constrained.budget import CostBudget, spent
 from saddlepoint.envs import EnvBatch, env_spec, make_env
 from saddlepoint.envs.tasks import TASKS
@@ -166,9 +168,6 @@ def test_an_evaluation_holds_actions_too() -> None:
 
 
 def test_a_policy_knows_how_long_its_actions_hold(tmp_path: Path) -> None:
-    from saddlepoint.baselines.config import SACConfig
-    from saddlepoint.baselines.sac import SAC
-
     config = TrainConfig(env=TOY, total_steps=70, warmup_steps=60, action_repeat=4, out=tmp_path / "run", quiet=True)
     run = train(config, SAC, SACConfig(policy_hidden=(8,), critic_hidden=(8,), batch_size=4))
     policy = load_policy(run)
@@ -177,19 +176,20 @@ def test_a_policy_knows_how_long_its_actions_hold(tmp_path: Path) -> None:
 
 
 def test_training_episodes_are_cut_and_evaluations_are_whole(tmp_path: Path) -> None:
-    """Episodes of 12 steps, cut after 4: the replay's ages, the training sums scaled to a whole episode, and evaluation as without it."""
-    config = replace(CONFIG, env=ENV, episode_steps=4, total_steps=120, warmup_steps=100, eval_every=120, log_every=60, out=tmp_path / "cut")
-    train(config, Tiny, TinyConfig(), BUDGET)
-    found = latest(tmp_path / "cut")
-    assert found is not None
-    saved = load(found[0])
-    assert int(saved.replay["age"].max()) == 3 and set(saved.replay["age"][::config.num_envs].tolist()) == set(range(4))
+    """The toy's episodes of 60 steps, cut after 15: the replay's ages, the training sums scaled to a whole episode, and whole evaluations."""
+    config = TrainConfig(
+        env=TOY, episode_steps=15, total_steps=120, warmup_steps=100, eval_every=120, log_every=60, out=tmp_path / "cut", quiet=True
+    )
+    train(config, SAC, SACConfig(policy_hidden=(8,), critic_hidden=(8,), batch_size=4))
+    saved = load(latest(tmp_path / "cut")[0])
+    np.testing.assert_array_equal(saved.replay["age"], np.arange(120) % 15)
+    assert not saved.replay["terminated"].any()  # a cut is no end: learners bootstrap through it
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert {line["eval/length_mean"] for line in lines if line["kind"] == "eval"} == {12.0}
+    assert {line["eval/length_mean"] for line in lines if line["kind"] == "eval"} == {60.0}
     trained = next(line for line in lines if line["kind"] == "train")
-    assert trained["train/length_mean"] == 4.0
-    cost = float(saved.replay["cost"][:60].mean()) * 12
-    assert trained["train/cost_mean"] == pytest.approx(cost, rel=0.35)  # three times a third of an episode
+    assert trained["train/length_mean"] == 15.0
+    assert trained["train/return_mean"] == pytest.approx(float(saved.replay["reward"][:60].sum()), rel=1e-5)  # four quarters of a whole one
+    assert trained["train/cost_mean"] == pytest.approx(float(saved.replay["cost"][:60].sum()))
 
 
 def test_recent_costs_of_cut_episodes_stand_for_whole_ones() -> None:

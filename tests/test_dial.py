@@ -20,8 +20,9 @@ from saddlepoint.constrained.dial import KNOTS, Dial, hats
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.policies import load_policy
 from saddlepoint.replay import Replay
+from saddlepoint.train.at_budget import AtBudget
 from saddlepoint.train.config import TrainConfig
-from saddlepoint.train.dialled import GOLDEN, AtBudget, DialledEnvs
+from saddlepoint.train.dialled import GOLDEN, DialledEnvs
 from saddlepoint.train.start import train
 from saddlepoint.types import EnvShape, UserError
 from tests.test_train_loop import assert_same_runs
@@ -39,7 +40,8 @@ def dial() -> Dial:
 def test_hats_interpolate() -> None:
     place, values = torch.linspace(0, 1, 33, dtype=torch.float64), torch.tensor([1.0, -2.0, 5.0, 0.5], dtype=torch.float64)
     weights = hats(place, 4)
-    assert torch.allclose(weights.sum(-1), torch.ones(33, dtype=torch.float64)) and (weights >= 0).all()
+    assert torch.allclose(weights.sum(-1), torch.ones(33, dtype=torch.float64))
+    assert (weights >= 0).all()
     np.testing.assert_allclose(weights @ values, np.interp(place.numpy() * 3, np.arange(4), values.numpy()), atol=1e-12)
 
 
@@ -85,10 +87,15 @@ def test_relabelling_changes_the_budget_alone() -> None:
     new, further = dial().relabelled(batch, ahead, torch.Generator().manual_seed(1))
     assert further is not None
     limit = new.observation[:, -1]
-    assert torch.equal(limit, new.next_observation[:, -1]) and torch.equal(limit, further.observation[:, -1])
-    assert (limit >= 2).all() and (limit <= 32).all() and limit.unique().numel() > 20
-    assert torch.equal(new.observation[:, :-1], batch.observation[:, :-1]) and torch.equal(further.observation[:, :-1], ahead.observation[:, :-1])
-    assert torch.equal(new.reward, batch.reward) and torch.equal(further.cost, ahead.cost)
+    assert torch.equal(limit, new.next_observation[:, -1])
+    assert torch.equal(limit, further.observation[:, -1])
+    assert (limit >= 2).all()
+    assert (limit <= 32).all()
+    assert limit.unique().numel() > 20
+    assert torch.equal(new.observation[:, :-1], batch.observation[:, :-1])
+    assert torch.equal(further.observation[:, :-1], ahead.observation[:, :-1])
+    assert torch.equal(new.reward, batch.reward)
+    assert torch.equal(further.cost, ahead.cost)
 
 
 def test_what_was_collected_at_one_budget_teaches_all() -> None:
@@ -130,7 +137,9 @@ def test_lambda_rises_only_where_too_much_was_spent() -> None:
     before = made.multiplier_state["value"].clone()
     metrics = made.update(replay(2.0), 3)
     after = made.multiplier_state["value"]
-    assert after[0] > before[0] and torch.equal(after[1:], before[1:]) and len(after) == KNOTS
+    assert after[0] > before[0]
+    assert torch.equal(after[1:], before[1:])
+    assert len(after) == KNOTS
     assert float(metrics["multiplier"]) == pytest.approx(float(before[1]))  # that of the stated limit of 8
 
 
@@ -174,19 +183,22 @@ def test_a_resumed_run_is_the_unbroken_one(run: Path, tmp_path: Path) -> None:
 
 def test_a_policy_is_turned(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = load_policy(run)
-    assert plain.budgets[0].limit == 4.0 and plain.shape.observation == EnvBatch(TOY, 1, seed=0).shape.observation
+    assert plain.budgets[0].limit == 4.0
+    assert plain.shape.observation == EnvBatch(TOY, 1, seed=0).shape.observation
     observation = np.random.default_rng(0).normal(size=plain.shape.observation).astype(np.float32)
     generator = torch.Generator()
     for limit in (1.0, 3.0, 16.0):
         policy = load_policy(run, budget=limit)
-        assert isinstance(policy.learner, AtBudget) and policy.budgets[0].limit == limit
+        assert isinstance(policy.learner, AtBudget)
+        assert policy.budgets[0].limit == limit
         told = torch.cat([torch.from_numpy(observation), torch.tensor([limit])])[None]
         wanted = policy.learner.learner.act(told, "deterministic", generator)[0]
         np.testing.assert_array_equal(policy.act(observation), wanted)
     np.testing.assert_array_equal(plain.act(observation), load_policy(run, budget=4).act(observation))
     main(["evaluate", str(run), "--budget", "1", "16", "--episodes", "10", "--threads", "1"])
     said = capsys.readouterr().out
-    assert "at most 1 per episode" in said and "at most 16 per episode" in said
+    assert "at most 1 per episode" in said
+    assert "at most 16 per episode" in said
     assert (run / "evaluation-260-budget=16.json").is_file()
 
 
@@ -199,7 +211,8 @@ def test_an_exported_file_has_the_dial(run: Path, tmp_path: Path) -> None:
     budget = np.array([2.5] * 4 + [0.5, np.nan], np.float32)
     action, valid = session.run(["action", "valid"], {"observation": observation, "budget": budget})
     np.testing.assert_allclose(action[:4], policy.act(observation[:4]), atol=1e-5)
-    assert valid.tolist() == [True] * 4 + [False] * 2 and np.isnan(action[4:]).all()
+    assert valid.tolist() == [True] * 4 + [False] * 2
+    assert np.isnan(action[4:]).all()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from saddlepoint.nn.normaliser import NormalisedLearner
 from saddlepoint.policies import TrainedPolicy, load_policy
 from saddlepoint.systems import find, find_system, verbs_of_run
 from saddlepoint.train import run
-from saddlepoint.train.dialled import AtBudget
+from saddlepoint.train.at_budget import AtBudget
 from saddlepoint.types import EnvShape, UserError
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from saddlepoint.systems import find, find_system
 from saddlepoint.train import best, run
 from saddlepoint.train import checkpoint as checkpoints
 from saddlepoint.train.acting import Actor
+from saddlepoint.train.at_budget import at_budget, plain_shape
 from saddlepoint.train.contract import LearnerFactory, acting_fields, checked, refuse_acting
-from saddlepoint.train.dialled import at_budget, plain_shape
 from saddlepoint.types import ActMode, EnvSetup, EnvShape, Policy, UserError
 
 

@@ -192,10 +192,11 @@ class ALGD:
         found = self.multiplier_update.value(self.multiplier_state)
         return found if self.dial is None else self.dial.price(found, torch.tensor([self.budgets[0].limit]))
 
-    def constraint(self, observation: Tensor) -> Constraint:
-        """What the energy holds costs to at (batch, observation), at the present multiplier: everywhere the same but where observations end with a budget."""
+    def constraint(self, observation: Tensor | None = None) -> Constraint:
+        """What the energy holds costs to, at the present multiplier; where observations end with a budget, at each (batch, observation)."""
         values = (self.multiplier, self.budget, self.unit)
         if self.dial is not None:
+            assert observation is not None
             limit = observation[:, -1]
             budget = (limit * self.dial.critic)[None]
             unit = budget if self.config.cost_unit == "budget" else torch.ones_like(budget)

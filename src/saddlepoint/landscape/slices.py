@@ -15,7 +15,7 @@ from saddlepoint.landscape.states import ChosenState, choose_states
 from saddlepoint.nn.normaliser import NormalisedLearner
 from saddlepoint.policies import load_policy
 from saddlepoint.train import run as run_folder
-from saddlepoint.train.dialled import AtBudget
+from saddlepoint.train.at_budget import AtBudget
 from saddlepoint.types import UserError
 
 KINDS: tuple[str, ...] = ("plain", "augmented")

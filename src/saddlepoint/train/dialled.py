@@ -1,15 +1,12 @@
-"""Environments whose observations end with the budget of their episode, and a policy held at one budget."""
+"""Environments whose observations end with the budget of their episode."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from saddlepoint.envs.batch import EnvBatch, EnvStep
-from saddlepoint.types import ActMode, EnvShape, Metrics, Policy
 
 GOLDEN = (5**0.5 - 1) / 2
 """multiples of it fill [0, 1) more evenly than random numbers do"""
@@ -70,35 +67,3 @@ class DialledEnvs:
 
     def close(self) -> None:
         self.envs.close()
-
-
-class AtBudget:
-    """A learner of ``DialledEnvs`` as a policy of plain observations, at the budget ``limit``."""
-
-    def __init__(self, learner: Any, limit: float) -> None:
-        self.learner, self.limit = learner, limit
-
-    @property
-    def config(self) -> Any:
-        return self.learner.config
-
-    def seen(self, observation: Tensor) -> Tensor:
-        """(envs, observation) with the budget at its end."""
-        return torch.cat([observation, observation.new_full((len(observation), 1), self.limit)], -1)
-
-    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
-        return self.learner.act(self.seen(observation), mode, generator)
-
-    def predict(self, observation: Tensor, action: Tensor) -> Metrics:
-        """What the learner's critics expect (``train.foresight.Foresees``)."""
-        return self.learner.predict(self.seen(observation), action)
-
-
-def plain_shape(shape: EnvShape) -> EnvShape:
-    """The shape of the environment itself: without the budget at the end of an observation."""
-    return shape if shape.budget_range is None else shape._replace(observation=shape.observation - 1, budget_range=None)
-
-
-def at_budget(learner: Any, limit: float | None, shape: EnvShape) -> Policy:
-    """``learner`` as a policy of plain observations: itself, or where its observations end with a budget, at ``limit``."""
-    return learner if shape.budget_range is None or limit is None else AtBudget(learner, limit)

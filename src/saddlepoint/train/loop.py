@@ -14,8 +14,9 @@ from saddlepoint.envs.batch import EnvBatch, EnvStep
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
+from saddlepoint.train.at_budget import at_budget
 from saddlepoint.train.config import TrainConfig
-from saddlepoint.train.dialled import DialledEnvs, at_budget
+from saddlepoint.train.dialled import DialledEnvs
 from saddlepoint.train.driver import Parts, Salvageable
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
