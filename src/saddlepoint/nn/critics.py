@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from saddlepoint.nn import ops
 from saddlepoint.nn.choice import choose
-from saddlepoint.nn.layers import truncated_normal, xavier_uniform
+from saddlepoint.nn.layers import listed, truncated_normal, xavier_uniform
 from saddlepoint.nn.twohot import two_hot_inverse, two_hot_loss
 from saddlepoint.types import UserError
 
@@ -72,7 +72,7 @@ class MLPCritic(Critic):
         self.packed = ops.Packed()
 
     def whole(self) -> ops.EnsembleWeights:
-        weights, biases, gains, shifts = (list(group) for group in (self.weights, self.biases, self.gains, self.shifts))
+        weights, biases, gains, shifts = (listed(group) for group in (self.weights, self.biases, self.gains, self.shifts))
         return ops.EnsembleWeights(weights, biases, self.activation, self.packed, self.dtype, gains, shifts)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:

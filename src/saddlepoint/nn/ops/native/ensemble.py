@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.nn.ops import reference
-from saddlepoint.nn.ops.native.support import WIDTHS, dense, form, ops, taken
+from saddlepoint.nn.ops.native.support import WIDTHS, form, known, ops, taken
 from saddlepoint.nn.ops.types import EnsembleWeights
 
 Gradients = list[Tensor | None]
@@ -27,8 +27,7 @@ def takes(net: EnsembleWeights, state: Tensor, action: Tensor, *others: Tensor) 
         and not any(other.requires_grad for other in others)
     ):
         return False
-    parameters = net.parameters()
-    return taken(net.packed, net.dtype, (*parameters, state, action, *others)) and dense(parameters)
+    return known(net.packed, net.dtype, net.parameters()) and taken(net.packed, net.dtype, (state, action, *others))
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
@@ -50,12 +49,11 @@ def _learning(net: EnsembleWeights) -> bool:
 
 
 class _Call:
-    """A network's weights as tensors without gradients, and its packed forms."""
+    """A network as the operations take it, and its packed forms. They are called where no gradients are recorded."""
 
     def __init__(self, net: EnsembleWeights) -> None:
         self.net, self.silu, self.low = net, net.activation == "silu", net.dtype == torch.bfloat16
-        self.weights, self.biases = [w.detach() for w in net.weights], [b.detach() for b in net.biases]
-        self.norms = [p.detach() for p in (*net.gains, *net.shifts)]
+        self.weights, self.biases, self.norms = net.weights, net.biases, [*net.gains, *net.shifts]
 
     def packed(self, wide: int, backward: bool) -> list[Tensor]:
         assert self.net.packed is not None
