@@ -92,13 +92,16 @@ class Draw:
         return (self(*shape) / shape[-1] ** 0.5).requires_grad_()
 
     def ensemble(
-        self, members: int, inputs: int, hidden: Sequence[int], activation: Any, low: torch.dtype | None = None
-    ) -> ops.EnsembleWeights:
+        self, members: int, inputs: int, hidden: Sequence[int], activation: Any, low: torch.dtype | None = None,
+        norm: bool = False,
+    ) -> ops.EnsembleWeights:  # fmt: skip
         sizes = [inputs, *hidden, 1]
         weights = [(self(members, i, o) / i**0.5).requires_grad_() for i, o in itertools.pairwise(sizes)]
-        return ops.EnsembleWeights(
-            weights, [(0.3 * self(members, 1, o)).requires_grad_() for o in sizes[1:]], activation, ops.Packed(), low
+        biases = [(0.3 * self(members, 1, o)).requires_grad_() for o in sizes[1:]]
+        gains, shifts = (
+            [(mean + 0.3 * self(members, 1, o)).requires_grad_() for o in hidden if norm] for mean in (1.0, 0.0)
         )
+        return ops.EnsembleWeights(weights, biases, activation, ops.Packed(), low, gains, shifts)
 
     def chain(
         self, rows: int, steps: int, latent: int, hidden: Sequence[int], low: torch.dtype | None = None
@@ -119,12 +122,12 @@ class Draw:
 
 def parameters(net: ops.EnsembleWeights | ops.ChainWeights) -> list[Tensor]:
     if isinstance(net, ops.EnsembleWeights):
-        return [*net.weights, *net.biases]
+        return net.parameters()
     return [net.common, net.times, net.columns, *net.weights, *net.biases, net.head_weight, net.head_bias]
 
 
 def frozen(net: ops.EnsembleWeights) -> ops.EnsembleWeights:
-    return net._replace(weights=[w.detach() for w in net.weights], biases=[b.detach() for b in net.biases])
+    return net.with_groups([[p.detach() for p in group] for group in net.groups])
 
 
 def table(steps: int) -> ops.ReverseTable:

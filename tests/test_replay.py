@@ -258,6 +258,21 @@ def test_a_share_is_drawn_from_what_is_about_to_pay(rows: int, num_envs: int, co
     assert {int(t) for t in batch.observation[:, 0]} <= set(range(max(0, count - rows), count))
 
 
+@given(rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 60), every=st.integers(1, 30), seed=st.integers(0, 99))
+def test_what_pays_is_found_again_after_loading(rows: int, num_envs: int, count: int, every: int, seed: int) -> None:
+    """A ring that was sampled on the way draws what one draws that was loaded at the end."""
+    rng = np.random.default_rng(seed)
+    made = [(*step[:3], step[3] * (rng.random((num_envs, 1)) < 0.3), *step[4:]) for step in steps(count, num_envs, seed)]
+    replay, loaded = Replay(rows * num_envs, 2, 1, 2, num_envs), Replay(rows * num_envs, 2, 1, 2, num_envs)
+    for t, step in enumerate(made):
+        replay.add(*step)
+        if t % every == 0:
+            replay.sample_ahead(4, 3, 0.9, torch.Generator().manual_seed(t), costly=1.0)
+    loaded.load_state_dict(replay.state_dict())
+    draws = [r.sample_ahead(20, 3, 0.9, torch.Generator().manual_seed(seed), costly=1.0) for r in (replay, loaded)]
+    assert all(torch.equal(a, b) for one, two in zip(*draws, strict=True) for a, b in zip(one, two, strict=True))
+
+
 def test_looking_ahead_never_reads_a_slot_that_was_not_written(generator):
     """Rows beyond the newest hold whatever the memory held before: here NaN."""
     replay = Replay(50, 2, 1, 1)

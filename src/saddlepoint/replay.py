@@ -74,6 +74,30 @@ def saved_position(state: Mapping[str, Tensor]) -> Position:
     return position
 
 
+class Rising:
+    """Rising whole numbers, of which the smallest are forgotten: appended to, at the cost of what is new."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._numbers = torch.empty(1024, dtype=torch.int64, device=device)
+        self._begin = self._end = 0
+
+    def append(self, more: Tensor) -> None:
+        """Take in numbers (count,) above all others."""
+        if self._end + len(more) > len(self._numbers):
+            kept = self._numbers[self._begin : self._end]
+            self._numbers = kept.new_empty(2 * (len(kept) + len(more)) + 1024)
+            self._numbers[: len(kept)] = kept
+            self._begin, self._end = 0, len(kept)
+        self._numbers[self._end : self._end + len(more)] = more
+        self._end += len(more)
+
+    def since(self, least: int) -> Tensor:
+        """Those from ``least`` on, (count,); smaller ones are forgotten."""
+        kept = self._numbers[self._begin : self._end]
+        self._begin += int(torch.searchsorted(kept, least)) if len(kept) else 0
+        return self._numbers[self._begin : self._end]
+
+
 class Replay:
     """The last ``capacity`` transitions of ``num_envs`` streams on ``device``, float32 but for observations of
     ``dtype``.
@@ -128,6 +152,8 @@ class Replay:
         self._next_age = torch.zeros(num_envs, dtype=torch.int32, device=self.device)
         self._head = 0  # the row that is written next
         self._filled = 0  # rows that hold data
+        self._written = self._looked = 0  # rows ever written, and those of them that ``_paying_steps`` has seen
+        self._paying = Rising(self.device)
 
     @staticmethod
     def bytes_needed(
@@ -161,7 +187,7 @@ class Replay:
         ended = ended | torch.as_tensor(truncated, device=self.device).bool()
         self._next_age = torch.where(ended, 0, self._next_age + 1)
         self._head = (self._head + 1) % self.rows
-        self._filled = min(self._filled + 1, self.rows)
+        self._filled, self._written = min(self._filled + 1, self.rows), self._written + 1
 
     def break_episodes(self) -> None:
         """The next transitions do not continue the last ones (the environments were started anew)."""
@@ -186,31 +212,44 @@ class Replay:
         if share := round(costly * batch_size):
             index[:share] = self._before_costs(index[:share], steps, generator)
         batch = Batch(*(ring.index_select(0, index) for ring in self._fields))
-        age, slots = self._age.index_select(0, index), self.rows * self.num_envs
-        newer = (self._head - 1 - index // self.num_envs) % self.rows  # rows after each; beyond them the ring holds its oldest
-        paid, last, going = batch.cost, index, torch.ones_like(index, dtype=torch.bool)
-        taken = torch.ones_like(batch.reward)
-        for step in range(1, steps):
-            slot = (index + step * self.num_envs) % slots
-            going = going & (newer >= step) & (self._age.index_select(0, slot) == age + step)
-            following = gamma**step * self._fields.cost.index_select(0, slot)
-            paid = paid + torch.where(going.unsqueeze(-1), following, 0.0)  # a slot that was never written may hold anything
-            last = torch.where(going, slot, last)
-            taken = taken + going
+        ahead = torch.arange(steps, device=self.device).unsqueeze(1)
+        slot = (index + ahead * self.num_envs) % (self.rows * self.num_envs)  # (steps, batch)
+        newer = (self._head - 1 - index // self.num_envs) % self.rows  # rows after each; then the ring holds its oldest
+        age = self._age.index_select(0, slot.flatten()).view_as(slot)
+        going = (ahead <= newer) & (age == age[0] + ahead)  # ages never come back in step once an episode has ended
+        cost = self._fields.cost.index_select(0, slot.flatten()).unflatten(0, slot.shape)
+        cost = torch.where(going.unsqueeze(-1), cost, 0.0)  # a slot that was never written may hold anything
+        taken = going.sum(0)
+        last = slot.gather(0, taken.unsqueeze(0) - 1)[0]
+        paid = (gamma ** ahead.unsqueeze(-1) * cost).sum(0)
         ends = self._fields.terminated.index_select(0, last)
         return batch, Ahead(paid, self._fields.next_observation.index_select(0, last), gamma**taken, ends)
 
     def _before_costs(self, otherwise: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """Up to ``steps - 1`` steps before a transition that pays, as many as there are of ``otherwise``, which is taken where none pays."""
-        paying = torch.nonzero((self._fields.cost[: len(self)] > 0).any(-1))[:, 0]
+        paying = self._paying_steps()
         pick, back = torch.rand(2, len(otherwise), generator=generator, device=generator.device).to(self.device)
         if not len(paying):
             return otherwise
-        slot = paying[(pick * len(paying)).long()]
+        slots = self.rows * self.num_envs
+        slot = self._slots(paying[(pick * len(paying)).long()])
         before = torch.minimum((back * steps).long(), self._age.index_select(0, slot).long())
         older = self._filled - 1 - (self._head - 1 - slot // self.num_envs) % self.rows  # rows before it in the ring
-        slots = self.rows * self.num_envs
         return (slot - torch.minimum(before, older) * self.num_envs) % slots
+
+    def _paying_steps(self) -> Tensor:
+        """The transitions that pay, oldest first, counted from the first that was ever written. Only rows that are new since the last call are looked at."""
+        if self._looked < self._written:
+            row = torch.arange(max(self._looked, self._written - self._filled), self._written, device=self.device)
+            number = (row.unsqueeze(1) * self.num_envs + torch.arange(self.num_envs, device=self.device)).flatten()
+            pays = (self._fields.cost.index_select(0, self._slots(number)) > 0).any(-1)
+            self._paying.append(number[pays])
+            self._looked = self._written
+        return self._paying.since((self._written - self._filled) * self.num_envs)
+
+    def _slots(self, number: Tensor) -> Tensor:
+        """Where transitions lie, by their number since the first that was ever written."""
+        return (number + (self._head - self._written) * self.num_envs) % (self.rows * self.num_envs)
 
     def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
         """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the
@@ -315,7 +354,8 @@ class Replay:
         for name, ring in rings.items():
             copy_rows(ring[: filled * num_envs], state, name)
         self._next_age = state["next_age"].to(self.device, copy=True)
-        self._head, self._filled = head, filled
+        self._head, self._filled, self._written, self._looked = head, filled, filled, 0
+        self._paying = Rising(self.device)
 
 
 class Sampling(Protocol):

@@ -11,6 +11,17 @@ SHARE = 0.002
 """of a new value in the running size, once there are 500"""
 
 
+def between_percentiles(values: Tensor) -> float:
+    """The range from the 5th to the 95th percentile, interpolated, of (batch,). torch.quantile takes ten times as long."""
+    rising = values.sort().values.tolist()
+    ends = []
+    for share in (0.05, 0.95):
+        below, part = divmod(share * (len(rising) - 1), 1)
+        at = int(below)
+        ends.append(rising[at] + part * (rising[min(at + 1, len(rising) - 1)] - rising[at]))
+    return ends[1] - ends[0]
+
+
 class ValueSize:
     """The running size of the reward critics' values at the policy's actions: mean |Q| over a batch, or the range from its 5th to its 95th percentile where
     that is larger (values about 0). 1 while not ``active``, and until the first batch.
@@ -23,8 +34,7 @@ class ValueSize:
         """Take in min_j Q_j of a batch, (batch,)."""
         if not self.active:
             return
-        low, high = torch.quantile(values.float(), torch.tensor([0.05, 0.95], device=values.device))
-        size = max(float(values.abs().mean()), float(high - low), 1e-3)
+        size = max(float(values.abs().mean()), between_percentiles(values), 1e-3)
         self.count += 1
         self.value += (size - self.value) * (1.0 if self.count == 1 else max(1 / self.count, SHARE))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.nn import ops
-from saddlepoint.nn.layers import fan_in_uniform
+from saddlepoint.nn.layers import fan_in_uniform, listed
 from saddlepoint.nn.products import linear
 
 
@@ -58,10 +58,10 @@ class ScoreMLP(ScoreNetwork):
 
     def at(self, state: Tensor, head: str = "score") -> ops.ChainWeights:
         """The network at given states (batch, state), for any number of evaluations."""
-        first, split = self.weights[0], self.state + self.action
+        (first, *weights), (bias, *biases), split = listed(self.weights), listed(self.biases), self.state + self.action
         return ops.ChainWeights(
-            linear(state, first[:, : self.state], self.biases[0]), linear(self.embedding, first[:, split:]), first[:, self.state : split],
-            list(self.weights)[1:], list(self.biases)[1:], self.head_weights[head], self.head_biases[head], self.packed,
+            linear(state, first[:, : self.state], bias), linear(self.embedding, first[:, split:]), first[:, self.state : split],
+            weights, biases, self.head_weights[head], self.head_biases[head], self.packed,
             self.dtype if torch.is_grad_enabled() else None,  # actions are drawn in float32
         )  # fmt: skip
 

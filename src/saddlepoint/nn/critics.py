@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from saddlepoint.nn import ops
 from saddlepoint.nn.choice import choose
-from saddlepoint.nn.layers import truncated_normal, xavier_uniform
+from saddlepoint.nn.layers import listed, truncated_normal, xavier_uniform
 from saddlepoint.nn.twohot import two_hot_inverse, two_hot_loss
 from saddlepoint.types import UserError
 
@@ -49,16 +49,22 @@ class Critic(nn.Module, ABC):
 
 
 class MLPCritic(Critic):
-    """MLPs of one shape; the released ALGD's critics. ReLU weights are Xavier-uniform, SiLU weights truncated normal; biases are 0."""
+    """MLPs of one shape, with LayerNorm before each activation where ``norm``; without it the released ALGD's critics.
+
+    ReLU weights are Xavier-uniform, SiLU weights truncated normal; biases are 0.
+    """
 
     def __init__(
-        self, members: int, state: int, action: int, hidden: Sequence[int], activation: Activation, generator: torch.Generator
+        self, members: int, state: int, action: int, hidden: Sequence[int], activation: Activation, generator: torch.Generator,
+        norm: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.members, self.activation = members, activation
-        pairs = list(pairwise((state + action, *hidden, 1)))
+        pairs, normed = list(pairwise((state + action, *hidden, 1))), hidden if norm else ()
         self.weights = nn.ParameterList([initial_weight(members, i, o, activation, generator) for i, o in pairs])
         self.biases = nn.ParameterList([torch.zeros(members, 1, o) for _, o in pairs])
+        self.gains = nn.ParameterList([torch.ones(members, 1, o) for o in normed])
+        self.shifts = nn.ParameterList([torch.zeros(members, 1, o) for o in normed])
         self.packed: ops.Packed | None = None
         self.register_load_state_dict_post_hook(_loaded)
 
@@ -66,7 +72,8 @@ class MLPCritic(Critic):
         self.packed = ops.Packed()
 
     def whole(self) -> ops.EnsembleWeights:
-        return ops.EnsembleWeights(list(self.weights), list(self.biases), self.activation, self.packed, self.dtype)
+        weights, biases, gains, shifts = (listed(group) for group in (self.weights, self.biases, self.gains, self.shifts))
+        return ops.EnsembleWeights(weights, biases, self.activation, self.packed, self.dtype, gains, shifts)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         return ops.ensemble_mlp(self.whole(), state, action)
@@ -148,7 +155,7 @@ class DeepCritic(Critic):
 
 
 CRITICS = {"mlp": {"norm": False}, "layer_norm": {"norm": True}, "residual": {"residual": True}}
-"""choices of ``--critic-network``, and the options of ``DeepCritic`` that they stand for"""
+"""choices of ``--critic-network``, and the options of ``MLPCritic`` or ``DeepCritic`` that they stand for"""
 
 
 def require_critic(network: str, values: CriticValues) -> None:
@@ -165,9 +172,9 @@ def make_critic(
     """The critic that a config names: an entry of ``CRITICS``, or ``module:name`` of a ``Critic`` that is made from
     (members, state, action, hidden, activation, generator). Raises ``UserError`` for an unknown one."""
     sizes = (members, state, action, hidden, activation, generator)
-    if network == "mlp" and values == "scalar":
-        return MLPCritic(*sizes)
     found = choose(network, CRITICS, "--critic-network")
+    if isinstance(found, dict) and "norm" in found and values == "scalar":
+        return MLPCritic(*sizes, **found)
     return DeepCritic(*sizes, **found, values=values) if isinstance(found, dict) else found(*sizes)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.nn import ops
-from saddlepoint.nn.layers import truncated_normal
+from saddlepoint.nn.layers import listed, truncated_normal
 
 INITIAL_STD = 0.02
 
@@ -70,11 +70,11 @@ class NormedMLP(nn.Module):
     def whole(self, frozen: bool = False) -> ops.NormedWeights:
         """The network for the operations of ``nn/ops``; ``frozen`` parameters are constants."""
         net = ops.NormedWeights(
-            list(self.first),
-            list(self.weights),
-            list(self.biases),
-            list(self.gains),
-            list(self.shifts),
+            listed(self.first),
+            listed(self.weights),
+            listed(self.biases),
+            listed(self.gains),
+            listed(self.shifts),
             self.members,
             self.simplex,
             self.packed,

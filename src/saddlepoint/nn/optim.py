@@ -54,10 +54,10 @@ class Optimiser:
 
     def step(self, loss: Tensor, update: int, /, **losses: Tensor) -> None:
         """One step along the gradient of ``loss``. Raises ``NonFiniteError`` naming the first of ``losses``, or gradient, that is not finite at ``update``."""
-        for flat in self.flats.values():
-            assert flat.whole.grad is not None
-            flat.whole.grad.zero_()
-        loss.backward()
+        parameters = [p for flat in self.flats.values() for p in flat.parameters]
+        found = iter(torch.autograd.grad(loss, parameters, materialize_grads=True))
+        for flat in self.flats.values():  # in one copy, where ``backward`` adds each parameter's to zeros
+            torch.cat([next(found).flatten() for _ in flat.parameters], out=flat.whole.grad)
         total = torch.stack([flat.whole.grad.sum() for flat in self.flats.values() if flat.whole.grad is not None]).sum()
         named = ((f"{owner}.{name}", p.grad) for owner, flat in self.flats.items() for name, p in zip(flat.names, flat.parameters))
         require_finite(update, {name: value.detach() for name, value in losses.items()}, total, named)

@@ -23,15 +23,21 @@ def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
     state, action = state.to(dtype), action.to(dtype)
     proposals, batch, _ = action.shape
     if memberwise(proposals * batch, net.weights):
-        values = torch.stack([_one(weights, biases, state, action, activation) for weights, biases in net.members()])
-    else:
-        weights, biases = ([p.to(dtype) for p in group] for group in (net.weights, net.biases))
-        rows = torch.cat([state.expand(proposals, -1, -1), action], -1).flatten(0, 1)
-        hidden = rows.expand(len(weights[0]), -1, -1)
-        for weight, bias in zip(weights[:-1], biases[:-1]):
-            hidden = activation(torch.baddbmm(bias, hidden, weight))
-        values = torch.baddbmm(biases[-1], hidden, weights[-1]).view(len(weights[0]), proposals, batch)
-    return values.float() if dtype == torch.bfloat16 else values
+        return torch.stack([_one(groups, state, action, activation) for groups in net.members()])
+    rows = torch.cat([state.expand(proposals, -1, -1), action], -1).flatten(0, 1)
+    hidden = rows.expand(len(net.weights[0]), -1, -1)
+    for layer, (weight, bias) in enumerate(zip(net.weights[:-1], net.biases[:-1])):
+        sums = torch.baddbmm(bias.to(dtype), hidden, weight.to(dtype))
+        hidden = activation(_normed(sums, net.gains, net.shifts, layer))
+    values = torch.baddbmm(net.biases[-1], hidden.to(net.biases[-1].dtype), net.weights[-1])  # in the parameters' own type
+    return values.view(len(values), proposals, batch)
+
+
+def _normed(sums: Tensor, gains: Sequence[Tensor], shifts: Sequence[Tensor], layer: int) -> Tensor:
+    """A hidden layer's sums, after LayerNorm where there are gains."""
+    if not gains:
+        return sums
+    return torch.addcmul(shifts[layer].to(sums.dtype), F.layer_norm(sums, sums.shape[-1:]), gains[layer].to(sums.dtype))
 
 
 def memberwise(rows: int, weights: Sequence[Tensor]) -> bool:
@@ -41,17 +47,20 @@ def memberwise(rows: int, weights: Sequence[Tensor]) -> bool:
     return rows * weights[0].shape[-1] * max((w.shape[-1] for w in weights[1:]), default=1) >= 1 << 22
 
 
-def _one(weights: Sequence[Tensor], biases: Sequence[Tensor], state: Tensor, action: Tensor, activation: Activate) -> Tensor:
+def _one(groups: tuple[list[Tensor], ...], state: Tensor, action: Tensor, activation: Activate) -> Tensor:
     """One member, (in, out) and (out,) a layer: (proposals, batch). The state's part of the first layer is made once for all proposals."""
+    weights, biases, gains, shifts = groups
     dtype, split = state.dtype, state.shape[-1]
     first = weights[0].to(dtype)
     if len(action) == 1:
-        hidden = activation(linear(torch.cat([state.unsqueeze(0), action], -1), first.mT, biases[0].to(dtype)))
+        sums = linear(torch.cat([state.unsqueeze(0), action], -1), first.mT, biases[0].to(dtype))
     else:
-        hidden = activation(linear(state, first[:split].mT, biases[0].to(dtype)) + linear(action, first[split:].mT))
-    for weight, bias in zip(weights[1:-1], biases[1:-1]):
-        hidden = activation(linear(hidden, weight.to(dtype).mT, bias.to(dtype)))
-    return linear(hidden, weights[-1].to(dtype).mT, biases[-1].to(dtype)).squeeze(-1)
+        sums = linear(state, first[:split].mT, biases[0].to(dtype)) + linear(action, first[split:].mT)
+    hidden = activation(_normed(sums, gains, shifts, 0))
+    for layer in range(1, len(weights) - 1):
+        sums = linear(hidden, weights[layer].to(dtype).mT, biases[layer].to(dtype))
+        hidden = activation(_normed(sums, gains, shifts, layer))
+    return linear(hidden.to(biases[-1].dtype), weights[-1].mT, biases[-1]).squeeze(-1)  # in the parameters' own type
 
 
 def ensemble_mse(net: EnsembleWeights, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:

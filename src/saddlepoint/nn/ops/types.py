@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ Activation = Literal["relu", "silu"]
 
 
 class EnsembleWeights(NamedTuple):
-    """An ensemble of MLPs on concat(state, action), each with one value."""
+    """An ensemble of MLPs on concat(state, action), each with one value, perhaps with LayerNorm before each activation."""
 
     weights: list[Tensor]
     """(members, in, out) a layer; the last has one column"""
@@ -25,13 +26,30 @@ class EnsembleWeights(NamedTuple):
     packed: Packed | None = None
     """the owner's packed forms; None: the PyTorch reference"""
     dtype: torch.dtype | None = None
-    """type of the products, float32 or bfloat16; None: that of the inputs"""
+    """type of the hidden layers' products, float32 or bfloat16; None: that of the inputs"""
+    gains: Sequence[Tensor] = ()
+    """(members, 1, out) of every hidden layer; empty: no LayerNorm"""
+    shifts: Sequence[Tensor] = ()
+    """(members, 1, out) of every hidden layer"""
 
-    def members(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """(weights, biases) of each member: (in, out) and (out,) a layer."""
-        weights = zip(*(weight.unbind(0) for weight in self.weights))
-        biases = zip(*(bias.squeeze(1).unbind(0) for bias in self.biases))
-        return list(zip(weights, biases))
+    @property
+    def groups(self) -> tuple[Sequence[Tensor], ...]:
+        """All parameters, in four lists."""
+        return self.weights, self.biases, self.gains, self.shifts
+
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.groups for p in group]
+
+    def with_groups(self, groups: Sequence[list[Tensor]]) -> EnsembleWeights:
+        """The same network with four other lists of parameters."""
+        weights, biases, gains, shifts = groups
+        return self._replace(weights=weights, biases=biases, gains=gains, shifts=shifts)
+
+    def members(self) -> list[tuple[list[Tensor], ...]]:
+        """(weights, biases, gains, shifts) of each member: (in, out) and (out,) a layer."""
+        groups = [[p.unbind(0) for p in self.weights]]
+        groups += [[p.squeeze(1).unbind(0) for p in group] for group in self.groups[1:]]
+        return [tuple([p[m] for p in group] for group in groups) for m in range(len(self.weights[0]))]
 
 
 class ChainWeights(NamedTuple):

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 SOURCES = ("mlp.cpp", "normed.cpp", "imagine.cpp")
 HEADERS = (
     "tiles.h",
+    "norm_rows.h",
     "mlp.h",
     "ensemble.h",
     "chain.h",

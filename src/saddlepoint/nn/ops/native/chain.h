@@ -23,8 +23,8 @@ void chain_forward(const Net& net, T* const* packed, const float* common, const 
                 const Kept<T> outputs{kept, net, k * rows + start};
                 float *x = latents + ((k + 1) * rows + start) * size, *next = latents + (k * rows + start) * size;
                 T* h = kept ? outputs[0] : static_cast<T*>(ping);
-                first_layer<T>(net, 0, common + start * first, times + k * first, x, n, h, nullptr);
-                layers_forward<T>(net, packed, 0, n, h, outputs, {nullptr, net, 0}, ping, pong, output);
+                first_layer<T>(net, 0, common + start * first, times + k * first, x, n, h, {nullptr, net, 0}, nullptr);
+                layers_forward<T>(net, packed, 0, n, h, outputs, {nullptr, net, 0}, ping, pong, nullptr, output);
                 const float a = static_cast<float>(keep[k]), b = static_cast<float>(drift[k]),
                             c = static_cast<float>(std[k]);
                 for (i64 i = 0; i < n * size; ++i)
@@ -53,7 +53,7 @@ void chain_backward(const Net& net, T* const* packed, const float* upstream, con
                 const float a = static_cast<float>(keep[k]), b = static_cast<float>(drift[k]);
                 for (i64 i = 0; i < n * size; ++i) up[i] = b * pull[i];
                 const T* g = layers_back<T>(net, packed, 0, every.rows, n, up, {kept, net, at}, {grads, net, at},
-                                            nullptr, nullptr);
+                                            nullptr, nullptr, nullptr, nullptr);
                 for (i64 i = 0; i < n * size; ++i) pull[i] = upstream[(at + rows) * size + i] + a * pull[i];
                 narrow_back(net, 0, every.rows, n, g, pull);
             }

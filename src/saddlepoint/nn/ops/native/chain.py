@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saddlepoint.nn.ops import reference
 from saddlepoint.nn.ops.native.ensemble import differentiable
-from saddlepoint.nn.ops.native.support import WIDTHS, dense, form, ops, taken
+from saddlepoint.nn.ops.native.support import WIDTHS, form, known, ops, taken
 from saddlepoint.nn.ops.types import ChainWeights, ReverseTable
 
 
@@ -28,18 +28,9 @@ def takes(net: ChainWeights, start: Tensor, noise: Tensor | None, table: Reverse
         and not (start.requires_grad or (noise is not None and noise.requires_grad))
     ):
         return False
-    tensors = (
-        net.common,
-        net.times,
-        net.columns,
-        *net.weights,
-        *net.biases,
-        net.head_weight,
-        net.head_bias,
-        start,
-        noise,
-    )
-    return taken(net.packed, net.dtype, tensors) and dense((*net.weights, *net.biases, net.head_weight, net.head_bias))
+    rest = [*net.weights, *net.biases, net.head_weight, net.head_bias]
+    inputs = (net.common, net.times, net.columns, start, noise)
+    return known(net.packed, net.dtype, rest) and taken(net.packed, net.dtype, inputs)
 
 
 def denoising_chain(net: ChainWeights, start: Tensor, noise: Tensor | None, table: ReverseTable) -> Tensor:
@@ -52,18 +43,13 @@ def denoising_chain(net: ChainWeights, start: Tensor, noise: Tensor | None, tabl
 
 
 class _Call:
-    """A network's tensors without gradients, the table of the chain, and the packed forms."""
+    """A network as the operations take it, the table of the chain, and the packed forms. They are called where no gradients are recorded."""
 
     def __init__(self, net: ChainWeights, table: ReverseTable) -> None:
         self.net, self.table, self.low = net, table, net.dtype == torch.bfloat16
         self.common, self.times = net.common.detach().contiguous(), net.times.detach().contiguous()
         self.columns = net.columns.detach().mT.contiguous()
-        self.rest = (
-            [w.detach() for w in net.weights],
-            [b.detach() for b in net.biases],
-            net.head_weight.detach(),
-            net.head_bias.detach(),
-        )
+        self.rest = (net.weights, net.biases, net.head_weight, net.head_bias)
 
     def packed(self, backward: bool) -> list[Tensor]:
         """Those of the hidden layers, which all heads of a network share."""

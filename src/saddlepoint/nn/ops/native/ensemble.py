@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saddlepoint.nn.ops import reference
-from saddlepoint.nn.ops.native.support import WIDTHS, dense, form, ops, taken
+from saddlepoint.nn.ops.native.support import WIDTHS, form, known, ops, taken
 from saddlepoint.nn.ops.types import EnsembleWeights
 
 Gradients = list[Tensor | None]
@@ -26,37 +27,33 @@ def takes(net: EnsembleWeights, state: Tensor, action: Tensor, *others: Tensor) 
         and not any(other.requires_grad for other in others)
     ):
         return False
-    return (
-        taken(net.packed, net.dtype, (*weights, *net.biases, state, action, *others))
-        and dense(weights)
-        and dense(net.biases)
-    )
+    return known(net.packed, net.dtype, net.parameters()) and taken(net.packed, net.dtype, (state, action, *others))
 
 
 def ensemble_mlp(net: EnsembleWeights, state: Tensor, action: Tensor) -> Tensor:
     """See ``api.ensemble_mlp``."""
     if torch.is_grad_enabled() and (action.requires_grad or _learning(net)):
-        return _Values.apply(_Call(net), state, action, *net.weights, *net.biases)
+        return _Values.apply(_Call(net), state, action, *net.parameters())
     return _forward(_Call(net), state, action, False, False)[0]
 
 
 def ensemble_mse(net: EnsembleWeights, state: Tensor, action: Tensor, target: Tensor, scale: float) -> Tensor:
     """See ``api.ensemble_mse``."""
     if torch.is_grad_enabled() and _learning(net):
-        return _Fit.apply(_Call(net), state, action, target, scale, *net.weights, *net.biases)
+        return _Fit.apply(_Call(net), state, action, target, scale, *net.parameters())
     return scale * (_forward(_Call(net), state, action[None], False, False)[0][:, 0] - target).square().sum()
 
 
 def _learning(net: EnsembleWeights) -> bool:
-    return any(parameter.requires_grad for parameter in (*net.weights, *net.biases))
+    return any(parameter.requires_grad for parameter in net.parameters())
 
 
 class _Call:
-    """A network's weights as tensors without gradients, and its packed forms."""
+    """A network as the operations take it, and its packed forms. They are called where no gradients are recorded."""
 
     def __init__(self, net: EnsembleWeights) -> None:
         self.net, self.silu, self.low = net, net.activation == "silu", net.dtype == torch.bfloat16
-        self.weights, self.biases = [w.detach() for w in net.weights], [b.detach() for b in net.biases]
+        self.weights, self.biases, self.norms = net.weights, net.biases, [*net.gains, *net.shifts]
 
     def packed(self, wide: int, backward: bool) -> list[Tensor]:
         assert self.net.packed is not None
@@ -71,8 +68,9 @@ class _Call:
 
     def with_parameters(self, parameters: tuple[Tensor, ...]) -> EnsembleWeights:
         """The network with other parameters, for the reference."""
-        count = len(self.weights)
-        return self.net._replace(weights=list(parameters[:count]), biases=list(parameters[count:]))
+        left = iter(parameters)
+        groups = [list(itertools.islice(left, len(group))) for group in self.net.groups]
+        return self.net.with_groups(groups)
 
 
 def _forward(
@@ -81,7 +79,7 @@ def _forward(
     state, action = state.detach().contiguous(), action.detach().contiguous()
     packed = call.packed(state.shape[1], False)
     return ops().ensemble_forward(
-        call.weights, call.biases, packed, state, action, call.silu, call.low, outputs, slopes
+        call.weights, call.biases, call.norms, packed, state, action, call.silu, call.low, outputs, slopes
     )
 
 
@@ -89,7 +87,8 @@ class _Values(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, state: Tensor, action: Tensor, *parameters: Tensor) -> Tensor:
         learning = any(ctx.needs_input_grad[3:])
-        values, outputs, slopes = _forward(call, state, action, learning or not call.silu, call.silu)
+        apart = call.silu or bool(call.norms)  # what the way back multiplies with is not the outputs
+        values, outputs, slopes = _forward(call, state, action, learning or not apart, apart)
         ctx.call, ctx.outputs, ctx.slopes = call, outputs, slopes or outputs
         ctx.save_for_backward(state, action, *parameters)
         return values
@@ -108,12 +107,13 @@ class _Values(torch.autograd.Function):
         below, found = None, list[Tensor | None]([None] * len(parameters))
         if of_action:
             below = ops().ensemble_action_gradient(
-                call.weights, turned, ctx.slopes, upstream, wide, call.silu, call.low
+                call.weights, call.norms, turned, ctx.slopes, upstream, wide, call.silu, call.low
             )
         if any(of_parameters):
-            weights, biases = ops().ensemble_weight_gradients(
+            groups = ops().ensemble_weight_gradients(
                 call.weights,
                 call.biases,
+                call.norms,
                 turned,
                 state.contiguous(),
                 action.detach().contiguous(),
@@ -123,7 +123,7 @@ class _Values(torch.autograd.Function):
                 call.silu,
                 call.low,
             )
-            found = [g if wanted else None for g, wanted in zip((*weights, *biases), of_parameters)]
+            found = [g if wanted else None for g, wanted in zip(itertools.chain(*groups), of_parameters)]
         return None, None, below, *found
 
 
@@ -156,12 +156,13 @@ class _Fit(torch.autograd.Function):
 
 
 def _fit(call: _Call, state: Tensor, action: Tensor, target: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and its gradients at the weights and biases."""
+    """The loss, and its gradients at the parameters."""
     wide, given = state.shape[1], [t.detach().contiguous() for t in (state, action, target)]
-    loss, weights, biases = ops().ensemble_fit(
-        call.weights, call.biases, call.packed(wide, False), call.packed(wide, True), *given, scale, call.silu, call.low
+    packed, turned = call.packed(wide, False), call.packed(wide, True)
+    loss, *groups = ops().ensemble_fit(
+        call.weights, call.biases, call.norms, packed, turned, *given, scale, call.silu, call.low
     )
-    return loss, [*weights, *biases]
+    return loss, list(itertools.chain(*groups))
 
 
 def differentiable(value: Tensor, inputs: list[Tensor], needed: Any, upstream: Tensor) -> Gradients:

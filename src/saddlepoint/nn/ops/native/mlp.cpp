@@ -10,13 +10,15 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-// An ensemble on concat(state, action) with one value a member: weights (members, in, out), biases (members, 1, out).
-Net ensemble(at::TensorList weights, at::TensorList biases, i64 wide, bool silu) {
+// An ensemble on concat(state, action) with one value a member: weights (members, in, out), biases (members, 1, out), and
+// `norms`, the gains of all hidden layers and then their shifts (members, 1, width), or nothing.
+Net ensemble(at::TensorList weights, at::TensorList biases, at::TensorList norms, i64 wide, bool silu) {
     TORCH_CHECK_VALUE(weights.size() >= 2 && (biases.empty() || biases.size() == weights.size()),
                       "an ensemble needs a hidden layer, and a bias a layer");
     const i64 members = weights[0].size(0), inputs = weights[0].size(1), hidden = static_cast<i64>(weights.size()) - 1;
     TORCH_CHECK_VALUE(inputs > wide && members > 0, "the state has ", wide, " columns of ", inputs);
-    Net net{members, wide, inputs - wide, hidden, 1, silu, false, {}, floats(weights), floats(biases)};
+    Net net{members, wide, inputs - wide, hidden, 1, silu, false, {}, floats(weights), floats(biases), {}, {}};
+    TORCH_CHECK_VALUE(norms.empty() || static_cast<i64>(norms.size()) == 2 * hidden, "a gain and a shift a hidden layer");
     i64 in = inputs;
     for (i64 layer = 0; layer <= hidden; ++layer) {
         const i64 out = weights[layer].size(2);
@@ -26,6 +28,11 @@ Net ensemble(at::TensorList weights, at::TensorList biases, i64 wide, bool silu)
         if (!biases.empty()) require(biases[layer], {members, 1, out});
         if (layer < hidden) net.widths.push_back(out);
         in = out;
+    }
+    for (size_t i = 0; i < norms.size(); ++i) {
+        const i64 layer = static_cast<i64>(i) % hidden;
+        (static_cast<i64>(i) < hidden ? net.gains : net.shifts)
+            .push_back(floats(require(norms[i], {members, 1, net.widths[layer]})));
     }
     return net;
 }
@@ -45,7 +52,9 @@ Net score_network(const Tensor& columns, at::TensorList weights, at::TensorList 
             true,
             {columns.size(1)},
             {floats(require(columns, columns.sizes()))},
-            {nullptr}};
+            {nullptr},
+            {},
+            {}};
     for (size_t layer = 0; layer < weights.size(); ++layer) {
         const i64 out = weights[layer].size(0);
         net.weights.push_back(floats(require(weights[layer], {out, net.widths.back()})));
@@ -96,6 +105,38 @@ void require_hidden(const Net& net, at::TensorList tensors, i64 rows, bool low) 
         require(tensors[layer], {net.members, rows, net.widths[layer]}, low ? at::kBFloat16 : at::kFloat);
 }
 
+// What the way back multiplies with: a tensor a hidden layer, and of normed layers also their inverses (members, rows).
+Tensors sources_room(const Net& net, i64 rows, bool low) {
+    Tensors found = hidden_room(net, rows, low);
+    for (i64 layer = 0; net.normed() && layer < net.hidden; ++layer) found.push_back(room({net.members, rows}));
+    return found;
+}
+
+void require_sources(const Net& net, at::TensorList sources, i64 rows, bool low) {
+    TORCH_CHECK_VALUE(static_cast<i64>(sources.size()) == net.hidden * (net.normed() ? 2 : 1),
+                      "what a forward pass of this network has kept");
+    require_hidden(net, sources.slice(0, net.hidden), rows, low);
+    for (const Tensor& inverse : sources.slice(net.hidden)) require(inverse, {net.members, rows});
+}
+
+// Their pointers: those of the hidden layers, and the inverses.
+template <class T>
+std::tuple<std::vector<T*>, std::vector<float*>> source_numbers(const Net& net, at::TensorList sources) {
+    if (sources.empty()) return {};
+    return {numbers<T>(sources.slice(0, net.hidden)), numbers<float>(sources.slice(net.hidden))};
+}
+
+// The norms' gradients, from the sums of each tile.
+void write_norm_gradients(const Net& net, i64 rows, const float* sums, const Tensors& d_norms) {
+    if (!net.normed()) return;
+    const std::vector<float*> found = numbers<float>(d_norms);
+    norm_gradients(net, (rows + ROWS - 1) / ROWS, sums, found.data(), found.data() + net.hidden);
+}
+
+i64 norm_sums_size(const Net& net, i64 rows) {
+    return net.normed() ? net.members * ((rows + ROWS - 1) / ROWS) * norm_offset(net, net.hidden) : 0;
+}
+
 Tensors like(at::TensorList tensors) {
     Tensors found;
     for (const Tensor& tensor : tensors) found.push_back(at::empty_like(tensor));
@@ -113,92 +154,105 @@ Tensor inputs_of(const Tensor& state, const Tensor& action, bool low) {
 // ---------------------------------------------------------------------------------------------- ensembles
 
 Tensors ensemble_pack(at::TensorList weights, i64 wide, bool low, bool backward) {
-    const Net net = ensemble(weights, {}, wide, false);
+    const Net net = ensemble(weights, {}, {}, wide, false);
     return low ? pack_net<BFloat16>(net, backward) : pack_net<float>(net, backward);
 }
 
 std::tuple<Tensor, Tensors, Tensors> ensemble_forward(at::TensorList weights, at::TensorList biases,
-                                                      at::TensorList packed, const Tensor& state, const Tensor& action,
-                                                      bool silu, bool low, bool outputs, bool slopes) {
-    const Net net = ensemble(weights, biases, state.size(1), silu);
+                                                      at::TensorList norms, at::TensorList packed, const Tensor& state,
+                                                      const Tensor& action, bool silu, bool low, bool outputs,
+                                                      bool slopes) {
+    const Net net = ensemble(weights, biases, norms, state.size(1), silu);
     const i64 proposals = action.size(0), batch = action.size(1);
     require(state, {batch, net.wide}), require(action, {proposals, batch, net.narrow});
     const Tensor values = room({net.members, proposals, batch});
     const Tensors kept = outputs ? hidden_room(net, proposals * batch, low) : Tensors(),
-                  sources = slopes ? hidden_room(net, proposals * batch, low) : Tensors();
+                  sources = slopes ? sources_room(net, proposals * batch, low) : Tensors();
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, packed, false);
-        const auto out = numbers<T>(kept), slope = numbers<T>(sources);
+        const auto out = numbers<T>(kept);
+        const auto [slope, inverse] = source_numbers<T>(net, sources);
         forward<T>(net, numbers<T>(packed).data(), floats(state), nullptr, floats(action), proposals, batch,
-                   outputs ? out.data() : nullptr, slopes ? slope.data() : nullptr, values.data_ptr<float>());
+                   outputs ? out.data() : nullptr, slopes ? slope.data() : nullptr,
+                   slopes && net.normed() ? inverse.data() : nullptr, values.data_ptr<float>());
     });
     return {values, kept, sources};
 }
 
-Tensor ensemble_action_gradient(at::TensorList weights, at::TensorList turned, at::TensorList sources,
-                                const Tensor& upstream, i64 wide, bool silu, bool low) {
-    const Net net = ensemble(weights, {}, wide, silu);
+Tensor ensemble_action_gradient(at::TensorList weights, at::TensorList norms, at::TensorList turned,
+                                at::TensorList sources, const Tensor& upstream, i64 wide, bool silu, bool low) {
+    const Net net = ensemble(weights, {}, norms, wide, silu);
     const i64 proposals = upstream.size(1), batch = upstream.size(2), rows = proposals * batch;
-    require(upstream, {net.members, proposals, batch}), require_hidden(net, sources, rows, low);
+    require(upstream, {net.members, proposals, batch}), require_sources(net, sources, rows, low);
     const Tensor below = room({proposals, batch, net.narrow});
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, turned, true);
-        backward<T>(net, numbers<T>(turned).data(), rows, numbers<T>(sources).data(), floats(upstream), nullptr, rows,
-                    below.data_ptr<float>());
+        const auto [slope, inverse] = source_numbers<T>(net, sources);
+        backward<T>(net, numbers<T>(turned).data(), rows, slope.data(), inverse.data(), floats(upstream), nullptr, rows,
+                    nullptr, below.data_ptr<float>());
     });
     return below;
 }
 
-std::tuple<Tensors, Tensors> ensemble_weight_gradients(at::TensorList weights, at::TensorList biases,
-                                                       at::TensorList turned, const Tensor& state, const Tensor& action,
-                                                       at::TensorList outputs, at::TensorList sources,
-                                                       const Tensor& upstream, bool silu, bool low) {
-    const Net net = ensemble(weights, biases, state.size(1), silu);
+// The gradients of weights, biases and norms.
+std::tuple<Tensors, Tensors, Tensors> ensemble_weight_gradients(
+    at::TensorList weights, at::TensorList biases, at::TensorList norms, at::TensorList turned, const Tensor& state,
+    const Tensor& action, at::TensorList outputs, at::TensorList sources, const Tensor& upstream, bool silu, bool low) {
+    const Net net = ensemble(weights, biases, norms, state.size(1), silu);
     const i64 proposals = action.size(0), batch = action.size(1), rows = proposals * batch,
               stride = stride_of(rows, low);
     require(state, {batch, net.wide}), require(action, {proposals, batch, net.narrow}),
         require(upstream, {net.members, proposals, batch});
-    require_hidden(net, outputs, rows, low), require_hidden(net, sources, rows, low);
-    const Tensors grads = hidden_room(net, stride, low), d_weights = like(weights), d_biases = like(biases);
+    require_hidden(net, outputs, rows, low), require_sources(net, sources, rows, low);
+    const Tensors grads = hidden_room(net, stride, low), d_weights = like(weights), d_biases = like(biases),
+                  d_norms = like(norms);
     for (const Tensor& grad : grads) grad.narrow(1, rows, stride - rows).zero_();
     const Tensor inputs = inputs_of(state, action, low);
+    Buffer<float> sums(norm_sums_size(net, rows));
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, turned, true);
         const auto grad = numbers<T>(grads);
-        backward<T>(net, numbers<T>(turned).data(), rows, numbers<T>(sources).data(), floats(upstream), grad.data(),
-                    stride, nullptr);
+        const auto [slope, inverse] = source_numbers<T>(net, sources);
+        backward<T>(net, numbers<T>(turned).data(), rows, slope.data(), inverse.data(), floats(upstream), grad.data(),
+                    stride, sums, nullptr);
         weight_gradients<T>(net, rows, inputs.data_ptr<T>(), numbers<T>(outputs).data(), grad.data(), stride,
                             floats(upstream), numbers<float>(d_weights).data(), numbers<float>(d_biases).data());
     });
-    return {d_weights, d_biases};
+    write_norm_gradients(net, rows, sums, d_norms);
+    return {d_weights, d_biases, d_norms};
 }
 
-std::tuple<Tensor, Tensors, Tensors> ensemble_fit(at::TensorList weights, at::TensorList biases, at::TensorList packed,
-                                                  at::TensorList turned, const Tensor& state, const Tensor& action,
-                                                  const Tensor& target, double scale, bool silu, bool low) {
-    const Net net = ensemble(weights, biases, state.size(1), silu);
+// The loss, and its gradients at weights, biases and norms.
+std::tuple<Tensor, Tensors, Tensors, Tensors> ensemble_fit(at::TensorList weights, at::TensorList biases,
+                                                           at::TensorList norms, at::TensorList packed,
+                                                           at::TensorList turned, const Tensor& state,
+                                                           const Tensor& action, const Tensor& target, double scale,
+                                                           bool silu, bool low) {
+    const Net net = ensemble(weights, biases, norms, state.size(1), silu);
     const i64 rows = state.size(0), stride = stride_of(rows, low);
     const bool shared = target.dim() == 1;
     require(state, {rows, net.wide}), require(action, {rows, net.narrow});
     shared ? require(target, {rows}) : require(target, {net.members, rows});
     const Tensors outputs = hidden_room(net, rows, low), grads = hidden_room(net, stride, low),
-                  d_weights = like(weights), d_biases = like(biases);
+                  d_weights = like(weights), d_biases = like(biases), d_norms = like(norms);
     const Tensor upstream = room({net.members, rows}), loss = room({}),
                  inputs = inputs_of(state, action.unsqueeze(0), low);
+    Buffer<float> sums(norm_sums_size(net, rows));
     with_type(low, [&](auto t) {
         using T = decltype(t);
         require_packed<T>(net, packed, false), require_packed<T>(net, turned, true);
         const auto out = numbers<T>(outputs), grad = numbers<T>(grads);
         fit<T>(net, numbers<T>(packed).data(), numbers<T>(turned).data(), floats(state), floats(action), rows,
                floats(target), shared, static_cast<float>(scale), out.data(), grad.data(), stride,
-               upstream.data_ptr<float>(), loss.data_ptr<float>());
+               sums, upstream.data_ptr<float>(), loss.data_ptr<float>());
         weight_gradients<T>(net, rows, inputs.data_ptr<T>(), out.data(), grad.data(), stride, floats(upstream),
                             numbers<float>(d_weights).data(), numbers<float>(d_biases).data());
     });
-    return {loss, d_weights, d_biases};
+    write_norm_gradients(net, rows, sums, d_norms);
+    return {loss, d_weights, d_biases, d_norms};
 }
 
 // ---------------------------------------------------------------------------------------------- chains
@@ -276,20 +330,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensor, Tensor> chain_backw
 TORCH_LIBRARY(saddlepoint, m) {
     m.def("ensemble_pack(Tensor[] weights, int wide, bool low, bool backward) -> Tensor[]");
     m.def(
-        "ensemble_forward(Tensor[] weights, Tensor[] biases, Tensor[] packed, Tensor state, Tensor action, bool silu, "
-        "bool low, bool outputs, bool slopes)"
-        " -> (Tensor, Tensor[], Tensor[])");
+        "ensemble_forward(Tensor[] weights, Tensor[] biases, Tensor[] norms, Tensor[] packed, Tensor state, Tensor "
+        "action, bool silu, bool low, bool outputs, bool slopes) -> (Tensor, Tensor[], Tensor[])");
     m.def(
-        "ensemble_action_gradient(Tensor[] weights, Tensor[] turned, Tensor[] sources, Tensor upstream, int wide, bool "
-        "silu, bool low) -> Tensor");
+        "ensemble_action_gradient(Tensor[] weights, Tensor[] norms, Tensor[] turned, Tensor[] sources, Tensor "
+        "upstream, int wide, bool silu, bool low) -> Tensor");
     m.def(
-        "ensemble_weight_gradients(Tensor[] weights, Tensor[] biases, Tensor[] turned, Tensor state, Tensor action, "
-        "Tensor[] outputs, Tensor[] sources,"
-        " Tensor upstream, bool silu, bool low) -> (Tensor[], Tensor[])");
+        "ensemble_weight_gradients(Tensor[] weights, Tensor[] biases, Tensor[] norms, Tensor[] turned, Tensor state, "
+        "Tensor action, Tensor[] outputs, Tensor[] sources, Tensor upstream, bool silu, bool low)"
+        " -> (Tensor[], Tensor[], Tensor[])");
     m.def(
-        "ensemble_fit(Tensor[] weights, Tensor[] biases, Tensor[] packed, Tensor[] turned, Tensor state, Tensor "
-        "action, Tensor target, float scale,"
-        " bool silu, bool low) -> (Tensor, Tensor[], Tensor[])");
+        "ensemble_fit(Tensor[] weights, Tensor[] biases, Tensor[] norms, Tensor[] packed, Tensor[] turned, Tensor "
+        "state, Tensor action, Tensor target, float scale, bool silu, bool low)"
+        " -> (Tensor, Tensor[], Tensor[], Tensor[])");
     m.def(
         "chain_pack(Tensor columns, Tensor[] weights, Tensor[] biases, Tensor head_weight, Tensor head_bias, bool low, "
         "bool backward) -> Tensor[]");

@@ -5,12 +5,12 @@
 // on how: results are the same to the bit with any number of threads.
 //
 // A net is: first layer  wide part of the inputs @ W_0[:wide] + b_0  (or given: `base`)  + narrow part (an action) @
-// W_0[wide:], hidden layers, and a head of few columns. Hidden widths are multiples of 32. mlp.cpp checks everything
-// that comes in here.
+// W_0[wide:], hidden layers, each perhaps with LayerNorm before its activation, and a head of few columns. Hidden widths
+// are multiples of 32. mlp.cpp checks everything that comes in here.
 
 #pragma once
 
-#include "tiles.h"
+#include "norm_rows.h"
 
 namespace saddlepoint {
 
@@ -23,6 +23,9 @@ struct Net {
     std::vector<const float*>
         weights;  // first layer (members, wide + narrow, widths[0]), hidden layers, head (members, head, widths[-1])
     std::vector<const float*> biases;  // of each (members, out); the first is not read where the base is given
+    std::vector<const float*> gains, shifts;  // of each hidden layer (members, width); empty: no LayerNorm
+
+    bool normed() const { return !gains.empty(); }
 };
 
 inline const float* weight_of(const Net& net, i64 layer, i64 member) {
@@ -63,7 +66,7 @@ void pack_all(const Net& net, T* const* packed, bool backward) {
 }
 
 // out = activation(pre); source: what the backward pass multiplies with, kept for SiLU (the derivative); ReLU's is 1
-// where its output is above 0.
+// where its output is above 0. Normed layers keep `hat` of norm_row, and its inverses, instead.
 template <class T>
 inline void activate(bool silu, Vec p0, Vec p1, T* out, T* source) {
     const Vec zero(0), one(1);
@@ -88,22 +91,65 @@ struct Kept {
     T* const* layers;
     const Net& net;
     i64 row;
+    float* const* inverses = nullptr;  // of normed layers, (rows) each
     T* operator[](i64 layer) const { return layers ? layers[layer] + row * net.widths[layer] : nullptr; }
+    float* inverse(i64 layer) const { return inverses ? inverses[layer] + row : nullptr; }
 };
 
+// Where the sums of a hidden layer's gains and shifts begin; of layer `hidden`: how many there are.
+inline i64 norm_offset(const Net& net, i64 layer) {
+    return 2 * std::accumulate(net.widths.begin(), net.widths.begin() + layer, i64(0));
+}
+
 inline i64 widest(const Net& net) { return *std::max_element(net.widths.begin(), net.widths.end()); }
+
+// Numbers of room that the sums of a tile of normed layers need, `pre` below.
+inline i64 sums_size(const Net& net) { return net.normed() ? ROWS * widest(net) : 0; }
 
 // The columns of the first layer that see the narrow inputs: (narrow, widths[0]).
 inline const float* narrow_columns(const Net& net, i64 member) {
     return weight_of(net, 0, member) + net.wide * net.widths[0];
 }
 
-// The first layer at n rows: activation(common (n, width) + more (width) + narrow @ columns).
+// A hidden layer's rows from its sums `pre` (n, width), which are used up, plus `bias` where not null: normed and
+// activated, to `out`.
+template <class T>
+void norm_rows(const Net& net, i64 layer, i64 member, i64 n, float* pre, const float* bias, T* out, Kept<T> sources) {
+    const i64 width = net.widths[layer];
+    const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
+    T* hat = sources[layer];
+    float* inverse = sources.inverse(layer);
+    const auto all = [&](auto activation) {
+        for (i64 r = 0; r < n; ++r)
+            norm_row(activation, pre + r * width, bias, nullptr, width, gain, shift, out + r * width,
+                     hat ? hat + r * width : nullptr, inverse ? inverse + r : nullptr);
+    };
+    net.silu ? all(Silu()) : all(Relu());
+}
+
+// The gradients at such a layer's sums, for the `count` rows `picked`, from those at its outputs, `grad` (count, width),
+// which are used up; `sums` as in norm_row_back.
+template <class T>
+void norm_rows_back(const Net& net, i64 layer, i64 member, const i64* picked, i64 count, float* grad, Kept<T> sources,
+                    T* out, float* sums) {
+    const i64 width = net.widths[layer];
+    const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
+    const auto all = [&](auto activation) {
+        for (i64 i = 0; i < count; ++i)
+            norm_row_back(activation, grad + i * width, sources[layer] + picked[i] * width,
+                          sources.inverse(layer)[picked[i]], width, gain, shift, out + i * width, sums);
+    };
+    net.silu ? all(Silu()) : all(Relu());
+}
+
+// The first layer at n rows: activation(common (n, width) + more (width) + narrow @ columns). Normed layers need room for
+// their sums, `pre` (n, width).
 template <class T>
 void first_layer(const Net& net, i64 member, const float* common, const float* more, const float* narrow, i64 n, T* out,
-                 T* source) {
+                 Kept<T> sources, float* pre) {
     const i64 width = net.widths[0];
     const float* columns = narrow_columns(net, member);
+    T* source = sources[0];
     for (i64 r = 0; r < n; ++r)
         for (i64 j = 0; j < width; j += STEP) {
             auto [p0, p1] = load(common + r * width + j);
@@ -116,21 +162,32 @@ void first_layer(const Net& net, i64 member, const float* common, const float* m
                 auto [w0, w1] = load(columns + a * width + j);
                 p0 = at::vec::fmadd(u, w0, p0), p1 = at::vec::fmadd(u, w1, p1);
             }
-            activate(net.silu, p0, p1, out + r * width + j, source ? source + r * width + j : nullptr);
+            if (net.normed())
+                store(pre + r * width + j, p0, p1);
+            else
+                activate(net.silu, p0, p1, out + r * width + j, source ? source + r * width + j : nullptr);
         }
+    if (net.normed()) norm_rows<T>(net, 0, member, n, pre, nullptr, out, sources);
 }
 
 // The other hidden layers at n rows and the head's values (n, head), from the first layer's output h. Outputs that are
-// not kept go to ping and pong.
+// not kept go to ping and pong; normed layers need `pre` (n, broadest width).
 template <class T>
 void layers_forward(const Net& net, T* const* packed, i64 member, i64 n, const T* h, Kept<T> outputs, Kept<T> sources,
-                    T* ping, T* pong, float* values) {
+                    T* ping, T* pong, float* pre, float* values) {
     for (i64 layer = 1; layer < net.hidden; ++layer) {
         const i64 width = net.widths[layer];
         const float* bias = net.biases[layer] + member * width;
         T* next = outputs.layers ? outputs[layer] : (h == ping ? pong : ping);
         T* source = sources[layer];
-        product<T>(h, net.widths[layer - 1], n, factor(net, packed, layer, member, false),
+        const Factor<T> weight = factor(net, packed, layer, member, false);
+        if (net.normed()) {
+            product_to<T>({{h, net.widths[layer - 1], weight}}, n, pre, width);
+            norm_rows<T>(net, layer, member, n, pre, bias, next, sources);
+            h = next;
+            continue;
+        }
+        product<T>(h, net.widths[layer - 1], n, weight,
                    [&](i64 from, i64 count, const float* c) {
                        for (i64 r = 0; r < n; ++r)
                            for (i64 j = 0; j < count; j += STEP) {
@@ -178,10 +235,11 @@ i64 cast_size(const Net& net) {
 
 // Back through all hidden layers from `upstream` (n, head) at the values, for the `count` rows `picked`: returns the
 // gradient at the first pre-activation, (count, widths[0]). `sources` and `upstream` have all n rows; `grads` and what
-// is returned the picked ones.
+// is returned the picked ones. Normed layers need `pre` (n, broadest width); what they add to the gradients of gains and
+// shifts goes to `sums`, (2, width) a layer, unless null.
 template <class T>
 const T* layers_back(const Net& net, T* const* packed, i64 member, const i64* picked, i64 count, const float* upstream,
-                     Kept<T> sources, Kept<T> grads, T* ping, T* pong) {
+                     Kept<T> sources, Kept<T> grads, T* ping, T* pong, float* pre, float* sums) {
     const i64 last = net.widths[net.hidden - 1];
     const float* head = net.weights[net.hidden] + member * net.head * last;
     T* g = grads.layers ? grads[net.hidden - 1] : ping;
@@ -193,14 +251,28 @@ const T* layers_back(const Net& net, T* const* packed, i64 member, const i64* pi
                 auto [w0, w1] = load(head + o * last + j);
                 g0 = at::vec::fmadd(u, w0, g0), g1 = at::vec::fmadd(u, w1, g1);
             }
+            if (net.normed()) {
+                store(pre + i * last + j, g0, g1);
+                continue;
+            }
             auto [s0, s1] = slope(net.silu, sources[net.hidden - 1] + picked[i] * last + j);
             store(g + i * last + j, g0 * s0, g1 * s1);
         }
+    const auto sum_of = [&](i64 layer) { return sums ? sums + norm_offset(net, layer) : nullptr; };
+    if (net.normed())
+        norm_rows_back<T>(net, net.hidden - 1, member, picked, count, pre, sources, g, sum_of(net.hidden - 1));
     for (i64 layer = net.hidden - 1; layer > 0; --layer) {
         const i64 width = net.widths[layer - 1];
         T* next = grads.layers ? grads[layer - 1] : (g == ping ? pong : ping);
         const T* source = sources[layer - 1];
-        product<T>(g, net.widths[layer], count, factor(net, packed, layer, member, true),
+        const Factor<T> weight = factor(net, packed, layer, member, true);
+        if (net.normed()) {
+            product_to<T>({{g, net.widths[layer], weight}}, count, pre, width);
+            norm_rows_back<T>(net, layer - 1, member, picked, count, pre, sources, next, sum_of(layer - 1));
+            g = next;
+            continue;
+        }
+        product<T>(g, net.widths[layer], count, weight,
                    [&](i64 from, i64 wide, const float* c) {
                        for (i64 i = 0; i < count; ++i)
                            for (i64 j = 0; j < wide; j += STEP) {

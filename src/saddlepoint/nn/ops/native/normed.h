@@ -9,7 +9,7 @@
 
 #include <torch/custom_class.h>
 
-#include "tiles.h"
+#include "norm_rows.h"
 
 namespace saddlepoint {
 
@@ -36,8 +36,6 @@ struct Normed : torch::CustomClassHolder {
 };
 
 using NormedPtr = c10::intrusive_ptr<Normed>;
-
-constexpr float EPSILON = 1e-5f;  // of LayerNorm
 
 inline i64 normed_layers(const Normed& net) { return net.simplex ? net.layers : net.layers - 1; }
 
@@ -72,18 +70,6 @@ Term<T> term(const float* a, i64 n, i64 width, T* room, const Factor<T>& b) {
         return pad(a, n, width, room, padded(width)), Term<T>{room, padded(width), b};
 }
 
-// exp(x), and t = tanh(log(1 + exp(x))) = n / (n + 2) with n = exp(x) (exp(x) + 2).
-struct Mish {
-    Vec exponential, inverse, t;  // inverse: 1 / (n + 2)
-    explicit Mish(Vec x)
-        : exponential(exp_up_to(x, 43)) {  // n is then all but the largest number; t is 1 in float32 from 10 on
-        const Vec n = exponential * (exponential + Vec(2));
-        inverse = reciprocal(n + Vec(2)), t = n * inverse;
-    }
-};
-
-inline Vec mish(Vec x) { return x * Mish(x).t; }
-
 // p = softmax of each group of y, in place: (width).
 inline void softmax_groups(float* y, i64 width, i64 group) {
     for (i64 j = 0; j < width; j += group) {
@@ -97,45 +83,6 @@ inline void softmax_groups(float* y, i64 width, i64 group) {
         const float scale = 1 / std::accumulate(y + j, y + j + group, 0.0f);
         for (i64 k = j; k < j + group; ++k) y[k] *= scale;
     }
-}
-
-// One normed row: pre + more [* drop], in place, its mean and deviation, then hat = (pre - mean) * inverse and out =
-// activation(hat * gain + shift).
-template <class T>
-void norm_row(float* pre, const float* more, const float* drop, i64 width, const float* gain, const float* shift,
-              i64 simplex, T* out, float* hat, float* inverse) {
-    Vec sum(0), squares(0);
-    for (i64 j = 0; j < width; j += Vec::size()) {
-        Vec x = Vec::loadu(pre + j) + Vec::loadu(more + j);
-        if (drop) x = x * Vec::loadu(drop + j);
-        x.store(pre + j);
-        sum = sum + x;
-    }
-    const Vec mean(total(sum) / width);
-    for (i64 j = 0; j < width; j += STEP) {
-        auto [a, b] = load(pre + j);
-        const Vec low = a - mean, high = b - mean;
-        squares = at::vec::fmadd(low, low, squares), squares = at::vec::fmadd(high, high, squares);
-    }
-    const float scale = 1 / std::sqrt(total(squares) / width + EPSILON);
-    if (inverse) *inverse = scale;
-    for (i64 j = 0; j < width; j += STEP) {
-        auto [a, b] = load(pre + j);
-        auto [g0, g1] = load(gain + j);
-        auto [s0, s1] = load(shift + j);
-        const Vec h0 = (a - mean) * Vec(scale), h1 = (b - mean) * Vec(scale);
-        if (hat) store(hat + j, h0, h1);
-        const Vec y0 = at::vec::fmadd(h0, g0, s0), y1 = at::vec::fmadd(h1, g1, s1);
-        simplex ? store(out + j, y0, y1) : store(out + j, mish(y0), mish(y1));
-    }
-    if constexpr (std::is_same_v<T, float>)
-        if (simplex) softmax_groups(out, width, simplex);
-}
-
-inline void add(float* to, const float* more, i64 count) {
-    i64 j = 0;
-    for (; j + Vec::size() <= count; j += Vec::size()) (Vec::loadu(to + j) + Vec::loadu(more + j)).store(to + j);
-    for (; j < count; ++j) to[j] += more[j];
 }
 
 // What is kept for the way back, of every normed layer: outputs (rows, width) of all but the last layer, hats (rows,
@@ -166,18 +113,19 @@ void layers_forward(const Normed& net, T* const* packed, i64 member, i64 n, floa
             break;
         }
         const float *gain = net.gains[layer] + member * width, *shift = net.shifts[layer] + member * width;
-        const auto norm = [&](auto* out, i64 simplex) {
+        const auto norm = [&](auto activation, auto* out) {
             for (i64 r = 0; r < n; ++r)
-                norm_row(pre + r * width, added(r), layer || !drop ? nullptr : drop + r * width, width, gain, shift,
-                         simplex, out + r * width, trail ? trail->hats[layer] + (at + r) * width : nullptr,
+                norm_row(activation, pre + r * width, added(r), layer || !drop ? nullptr : drop + r * width, width, gain,
+                         shift, out + r * width, trail ? trail->hats[layer] + (at + r) * width : nullptr,
                          trail ? trail->inverses[layer] + at + r : nullptr);
         };
         if (layer == last) {
-            norm(values, net.simplex);
+            norm(Identity(), values);
+            for (i64 r = 0; r < n; ++r) softmax_groups(values + r * width, width, net.simplex);
             break;
         }
         h = trail ? static_cast<T*>(trail->outputs[layer]) + at * width : (h == ping ? pong : ping);
-        norm(h, 0);
+        norm(Mish(), h);
     }
 }
 

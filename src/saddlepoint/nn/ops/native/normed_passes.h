@@ -38,12 +38,6 @@ void pack_all(const Normed& net, T* const* to, bool backward) {
     });
 }
 
-// t + x dt/dx, where dt/dx = 4 exp(x) (exp(x) + 1) / (n + 2)^2.
-inline Vec mish_slope(Vec x) {
-    const Mish m(x);
-    return at::vec::fmadd(x * (Vec(4) * m.exponential * m.inverse), (m.exponential + Vec(1)) * m.inverse, m.t);
-}
-
 // Values (chosen, rows, last width).
 template <class T>
 void forward(const Normed& net, T* const* packed, const i64* chosen, i64 count, const Inputs& in, i64 rows,
@@ -104,30 +98,13 @@ void chain(const Normed& net, T* const* packed, i64 part, const float* common, c
     });
 }
 
-// The gradient at a normed layer's pre-activations, in place of that at its outputs, `grad` (width); `sums`: what it
-// adds to those of gain and shift.
-inline void norm_row_back(float* grad, const float* hat, float inverse, i64 width, const float* gain,
-                          const float* shift, i64 simplex, const float* values, float* sums) {
-    if (simplex)
-        for (i64 j = 0; j < width; j += simplex) {
-            float along = 0;
-            for (i64 k = j; k < j + simplex; ++k) along += values[k] * grad[k];
-            for (i64 k = j; k < j + simplex; ++k) grad[k] = values[k] * (grad[k] - along);
-        }
-    Vec mean(0), along(0);
-    for (i64 j = 0; j < width; j += Vec::size()) {
-        const Vec h = Vec::loadu(hat + j), g = Vec::loadu(gain + j);
-        Vec y = Vec::loadu(grad + j);
-        if (!simplex) y = y * mish_slope(at::vec::fmadd(h, g, Vec::loadu(shift + j)));
-        at::vec::fmadd(y, h, Vec::loadu(sums + j)).store(sums + j);
-        (Vec::loadu(sums + width + j) + y).store(sums + width + j);
-        const Vec up = y * g;
-        up.store(grad + j);
-        mean = mean + up, along = at::vec::fmadd(up, h, along);
+// The gradient before the softmax within groups that gave `values`, in place of that at these, `grad`: (width).
+inline void softmax_groups_back(float* grad, const float* values, i64 width, i64 group) {
+    for (i64 j = 0; j < width; j += group) {
+        float along = 0;
+        for (i64 k = j; k < j + group; ++k) along += values[k] * grad[k];
+        for (i64 k = j; k < j + group; ++k) grad[k] = values[k] * (grad[k] - along);
     }
-    const Vec centre(total(mean) / width), slope(total(along) / width), scale(inverse);
-    for (i64 j = 0; j < width; j += Vec::size())
-        ((Vec::loadu(grad + j) - at::vec::fmadd(Vec::loadu(hat + j), slope, centre)) * scale).store(grad + j);
 }
 
 struct Gradients {  // of the parameters of the chosen members, empty where not wanted; of the input's parts (rows,
@@ -158,12 +135,20 @@ void backward(const Normed& net, T* const* turned, const i64* chosen, i64 count,
             for (i64 layer = last; layer >= 0; --layer) {
                 const i64 width = net.widths[layer];
                 const float* g = layer < normed ? grads[layer] + at * width : upstream + at * width;
-                if (layer < normed)
-                    for (i64 r = 0; r < n; ++r)
-                        norm_row_back(grads[layer] + (at + r) * width, trail.hats[layer] + (at + r) * width,
-                                      trail.inverses[layer][at + r], width, net.gains[layer] + member * width,
-                                      net.shifts[layer] + member * width, layer == last ? net.simplex : 0,
-                                      values + (at + r) * width, sum + offset[layer]);
+                const auto back = [&](auto activation, i64 r) {
+                    float* grad = grads[layer] + (at + r) * width;
+                    norm_row_back(activation, grad, trail.hats[layer] + (at + r) * width, trail.inverses[layer][at + r],
+                                  width, net.gains[layer] + member * width, net.shifts[layer] + member * width, grad,
+                                  sum + offset[layer]);
+                };
+                for (i64 r = 0; layer < normed && r < n; ++r) {
+                    if (layer < last) back(Mish(), r);
+                    if (layer == last) {
+                        softmax_groups_back(grads[layer] + (at + r) * width, values + (at + r) * width, width,
+                                            net.simplex);
+                        back(Identity(), r);
+                    }
+                }
                 if (!layer) break;
                 const i64 below = net.widths[layer - 1];
                 product_to<T>({term<T>(g, n, width, cast, factor_back(net, turned, net.parts + layer - 1, member))}, n,

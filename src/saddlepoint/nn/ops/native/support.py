@@ -68,6 +68,20 @@ def taken(packed: Packed | None, dtype: torch.dtype | None, tensors: Iterable[Te
     return native_available()
 
 
+def known(packed: Packed | None, dtype: torch.dtype | None, parameters: list[Tensor]) -> bool:
+    """Whether a native operation may be called on a network's ``parameters``: as ``taken`` says, and dense. They are looked at once until they change."""
+    if packed is None or torch.compiler.is_compiling():
+        return False
+    if not all(type(p) in (Tensor, torch.nn.Parameter) for p in parameters):  # which have no address
+        return False
+    key = ("known", dtype, *(p.data_ptr() for p in parameters))
+    if key not in packed.forms:
+        if not (taken(packed, dtype, parameters) and dense(parameters)):
+            return False
+        packed.forms[key] = parameters  # kept, so that no other tensor can take their addresses
+    return True
+
+
 def dense(tensors: Iterable[Tensor]) -> bool:
     return all(tensor.is_contiguous() for tensor in tensors)
 

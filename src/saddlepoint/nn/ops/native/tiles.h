@@ -107,6 +107,12 @@ float dot(const A* a, const B* b, i64 n) {
     return total(low + high);
 }
 
+inline void add(float* to, const float* more, i64 count) {
+    i64 j = 0;
+    for (; j + Vec::size() <= count; j += Vec::size()) (Vec::loadu(to + j) + Vec::loadu(more + j)).store(to + j);
+    for (; j < count; ++j) to[j] += more[j];
+}
+
 inline i64 padded(i64 n) { return (n + 31) / 32 * 32; }  // oneDNN is slow for other depths in bfloat16
 
 // Columns that rows of numbers of the type T have where they are the left factor of a product.
