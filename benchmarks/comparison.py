@@ -37,6 +37,8 @@ def collect(folder: Path) -> dict[str, Any]:
         # How far lambda went to and fro: a steady fall, with the budget kept, is none.
         swing = sum(abs(b - a) for a, b in pairwise(lambdas)) - abs(lambdas[-1] - lambdas[0]) if lambdas else 0.0
         trial["multiplier_swing_second_half"] = swing
+        paid = [line["train/cost_mean"] for line in lines if "train/cost_mean" in line]
+        trial["train_cost_mean"] = sum(paid) / len(paid) if paid else None  # of an episode, over the lines of training
         print(f"{trial['environment']} {trial['label']} seed {trial['seed']}: return {last['eval/return_mean']:.1f}, cost {last['eval/cost_mean']:.1f};"
               f" sampling {last['eval/stochastic/return_mean']:.1f}, {last['eval/stochastic/cost_mean']:.1f};"
               f" swing of lambda in the second half {swing:.2f}")  # fmt: skip
