@@ -59,6 +59,7 @@ FIRST = (
 )
 """what the defaults were when the runs that name it were made; the JSON beside the figure has the command as it was"""
 SLOW = "--warmup-steps 2000 --precision bfloat16 --threads 1 --compile off --quiet --entropy tuned"
+NAVIGATION = "--action-repeat 1 --total-steps 60000 --eval-every 5000 --checkpoint-every 20000 --replay-size 100000"
 QUICK = "--warmup-steps 2000 --precision bfloat16 --threads 1 --quiet"
 PLANNERS = {
     "denoise": "", "prior-targets": "--td-action prior", "bfloat16": "--learning-precision bfloat16",
@@ -139,12 +140,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "point-goal": Experiment(
         "PointGoal1-v0, a random layout at every reset: 25 an episode of 1,000 steps",
-        f"--env saddlepoint/PointGoal1-v0 --action-repeat 1 --episode-steps 1000 --total-steps 60000 --eval-every 5000 --checkpoint-every 20000 --replay-size 100000 {SLOW}",
+        f"--env saddlepoint/PointGoal1-v0 --episode-steps 1000 {NAVIGATION} {SLOW}",
         {"algd": ""},
     ),
     "point-button-fixed": Experiment(
         "PointButton1-fixed-v0, one layout: 10 an episode of 400 steps",
-        f"--env saddlepoint/PointButton1-fixed-v0 --action-repeat 1 --total-steps 60000 --eval-every 5000 --checkpoint-every 20000 --replay-size 100000 {SLOW} {FIRST}",
+        f"--env saddlepoint/PointButton1-fixed-v0 {NAVIGATION} {SLOW} {FIRST}",
         {"algd": ""},
     ),
 }  # fmt: skip

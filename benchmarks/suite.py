@@ -39,8 +39,8 @@ def within(trial: Trial) -> bool:
 
 def table(trials: list[Trial]) -> str:
     """One row for each task and method: means over the seeds at the end."""
-    rows = ["| task | budget | method | seeds | decisions | noise-free: return, cost | sampling: return, cost | within, both policies | cost of a training episode |",
-            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ("task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost", "within, both policies", "training cost")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in dict.fromkeys(trial["environment"] for trial in trials):
         for label in [name for name in COLOURS if any((t["environment"], t["label"]) == (task, name) for t in trials)]:
             own = [trial for trial in trials if (trial["environment"], trial["label"]) == (task, label)]
