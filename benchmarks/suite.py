@@ -31,15 +31,24 @@ def limit_of(task: str) -> float:
     return env_spec(task).budgets[0].episode
 
 
+def keeps(trial: Trial, line: dict[str, float]) -> bool:
+    """Whether both policies were within the budget in an evaluation."""
+    return all(line[f"{policy}/cost_mean"] <= limit_of(trial["environment"]) for policy, *_ in POLICIES)
+
+
 def within(trial: Trial) -> bool:
     """Whether both policies were within the budget at the end."""
-    last = trial["eval"][-1]
-    return all(last[f"{policy}/cost_mean"] <= limit_of(trial["environment"]) for policy, *_ in POLICIES)
+    return keeps(trial, trial["eval"][-1])
+
+
+def best(trial: Trial) -> float | None:
+    """The return, the lower of both policies', of the best evaluation within the budget (``best/``); None where there was none."""
+    return max((min(line[f"{p}/return_mean"] for p, *_ in POLICIES) for line in trial["eval"] if keeps(trial, line)), default=None)
 
 
 def table(trials: list[Trial]) -> str:
     """One row for each task and method: means over the seeds at the end."""
-    heads = ("task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost", "within, both policies", "training cost")
+    heads = ("task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost", "within, both policies", "`best/`: return, within", "training cost")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in dict.fromkeys(trial["environment"] for trial in trials):
         for label in [name for name in COLOURS if any((t["environment"], t["label"]) == (task, name) for t in trials)]:
@@ -48,8 +57,9 @@ def table(trials: list[Trial]) -> str:
             cells = [f"{np.mean([e[f'{p}/return_mean'] for e in ends]):,.1f}, {np.mean([e[f'{p}/cost_mean'] for e in ends]):.1f}" for p, *_ in POLICIES]
             name = task.removeprefix("saddlepoint/").removesuffix("-v0")
             paid = np.mean([trial["train_cost_mean"] for trial in own])
+            kept = [value for trial in own if (value := best(trial)) is not None]
             rows.append(f"| {name} | {limit_of(task):.4g} | {label} | {len(own)} | {ends[0]['step']:,} | {cells[0]} | {cells[1]} |"
-                        f" {sum(map(within, own))} of {len(own)} | {paid:.1f} |")  # fmt: skip
+                        f" {sum(map(within, own))} of {len(own)} | {np.mean(kept) if kept else float('nan'):,.1f}, {len(kept)} of {len(own)} | {paid:.1f} |")  # fmt: skip
     return "\n".join(rows)
 
 
