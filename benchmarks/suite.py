@@ -58,8 +58,9 @@ def table(trials: list[Trial]) -> str:
             name = task.removeprefix("saddlepoint/").removesuffix("-v0")
             paid = np.mean([trial["train_cost_mean"] for trial in own])
             kept = [value for trial in own if (value := best(trial)) is not None]
+            found = f"{np.mean(kept) if kept else float('nan'):,.1f}, {len(kept)} of {len(own)}"
             rows.append(f"| {name} | {limit_of(task):.4g} | {label} | {len(own)} | {ends[0]['step']:,} | {cells[0]} | {cells[1]} |"
-                        f" {sum(map(within, own))} of {len(own)} | {np.mean(kept) if kept else float('nan'):,.1f}, {len(kept)} of {len(own)} | {paid:.1f} |")  # fmt: skip
+                        f" {sum(map(within, own))} of {len(own)} | {found} | {paid:.1f} |")  # fmt: skip
     return "\n".join(rows)
 
 
