@@ -34,6 +34,7 @@ compile = "off"
 [search]
 trials = 16
 seed = 5
+prune_from = 0.3
 [search.flags]
 multiplier = { low = 0.01, high = 10.0, log = true }
 cost_steps = { low = 1, high = 9, step = 2 }
@@ -222,8 +223,9 @@ def test_a_proposal_depends_on_the_seed_and_on_what_was_found_alone(tmp_path: Pa
 def test_flags_that_do_not_go_together_are_a_failed_point_and_the_search_goes_on(tmp_path: Path) -> None:
     """Each end of the two ranges can be trained with beside the first of the other; not the two high ends together."""
     text = FILE.replace("trials = 16", "trials = 6").replace("seeds = [0, 1]", "seeds = [0]").replace("total_steps = 1000", "")
-    text = text.replace("[algorithms.sac-lag.search]", "warmup_steps = { choices = [60, 900] }\ntotal_steps = { choices = [1000, 500] }\n[algorithms.sac-lag.search]")
-    points, _, source = search(write(tmp_path, text.replace("warmup_steps = 60\n", "")), tmp_path / "out")
+    more = "warmup_steps = { choices = [60, 900] }\ntotal_steps = { choices = [1000, 500] }\n"
+    text = text.replace("[algorithms.sac-lag.search]", f"{more}[algorithms.sac-lag.search]")
+    points, *_ = search(write(tmp_path, text.replace("warmup_steps = 60\n", "")), tmp_path / "out")
     failed = [point for point in points if point.values["warmup_steps"] == 900 and point.values["total_steps"] == 500]
     assert failed
     assert [point for point in points if point.state == "failed"] == failed
@@ -262,7 +264,7 @@ def test_when_a_point_is_given_up() -> None:
 
 @pytest.mark.slow
 def test_a_search_on_ray_trains_prunes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = FILE.replace("trials = 16", "trials = 3\nprune_over = 1.0\nprune_from = 0.0").replace("seeds = [0, 1]", "seeds = [0]")
+    text = FILE.replace("trials = 16", "trials = 3\nprune_over = 1.0").replace("seeds = [0, 1]", "seeds = [0]").replace("_from = 0.3", "_from = 0.0")
     text = text.replace("total_steps = 1000", "total_steps = 600\neval_every = 100\neval_episodes = 1")
     arguments: list[Any] = ["sweep", str(write(tmp_path, text)), "--out", str(tmp_path / "out"), "--quiet", "--jobs", "1"]
     assert main(arguments) == 0

@@ -6,7 +6,7 @@ trials = 20                        # points for each algorithm and environment; 
 seed = 0                           # optional: of the sampler
 evaluations = 1                    # optional: a run's result is the mean of its last so many evaluations
 prune = ["budget", "return"]       # optional: why a point may be given up; [] trains every one to its end
-prune_from = 0.3                   # optional: share of the steps before which none is
+prune_from = 0.5                   # optional: share of the steps before which none is
 prune_over = 2.0                   # optional: budgets that two evaluations in a row must cost
 
 [search.flags]                     # flags of `saddlepoint train`, for all algorithms ...
@@ -71,7 +71,7 @@ class SearchFlags:
     seed: int = 0
     evaluations: int = 1
     prune: tuple[str, ...] = CAUSES
-    prune_from: float = 0.3
+    prune_from: float = 0.5
     prune_over: float = 2.0
 
 
