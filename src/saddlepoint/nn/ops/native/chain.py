@@ -15,8 +15,6 @@ from saddlepoint.nn.ops.types import ChainWeights, ReverseTable
 
 def takes(net: ChainWeights, start: Tensor, noise: Tensor | None, table: ReverseTable) -> bool:
     """Whether the native operations serve this network and chain."""
-    if net.packed is None or torch.compiler.is_compiling():  # before the sizes are looked at: an export keeps its batch free
-        return False
     widths = [net.columns.shape[0], *(weight.shape[0] for weight in net.weights)]
     latent = net.columns.shape[1]
     if not (
@@ -25,7 +23,7 @@ def takes(net: ChainWeights, start: Tensor, noise: Tensor | None, table: Reverse
         and start.ndim == 2
         and len(table.keep)
         and net.common.ndim == 2
-        and len(net.common) == len(start)
+        and net.common.shape[0] == start.shape[0]  # len() would fix the batch of an export
         and len(net.times) == len(table.keep)
         and not (start.requires_grad or (noise is not None and noise.requires_grad))
     ):
