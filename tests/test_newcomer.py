@@ -9,12 +9,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
+
 from saddlepoint.train.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 FLAGS = "--warmup-steps 50 --eval-every 200 --updates-per-step 0.1 --batch-size 16 --replay-size 1000 --threads 1 --compile off --quiet"
 
 
+@pytest.mark.timeout(900)
 def test_from_a_wheel_to_a_control_loop_and_an_algorithm_of_ones_own(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ |= {"PYTHON": sys.executable, "PACKAGES": sysconfig.get_path("purelib"), "STEPS": "200", "FLAGS": FLAGS, "OMP_NUM_THREADS": "1"}

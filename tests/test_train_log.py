@@ -81,6 +81,19 @@ def test_weights_and_biases_is_an_extra_and_may_refuse(tmp_path: Path, monkeypat
         go(tmp_path / "third", track="mlflow")
 
 
+@pytest.mark.slow
+def test_weights_and_biases_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = go(tmp_path / "run", track="wandb", total_steps=201)
+    go(run, resume=True, track="wandb")
+    kept = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(kept) == 2
+    assert kept[0].name == kept[1].name  # one run, gone on with
+    assert all(b"eval/return_mean" in file.read_bytes() for file in kept)
+
+
 def test_tensorboard_has_scalars_and_settings(tmp_path: Path) -> None:
     run = go(tmp_path / "run", total_steps=141)
     board = EventAccumulator(str(run / "tb"))
