@@ -48,7 +48,8 @@ def best(trial: Trial) -> float | None:
 
 def table(trials: list[Trial]) -> str:
     """One row for each task and method: means over the seeds at the end."""
-    heads = ("task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost", "within, both policies", "`best/`: return, within", "training cost")
+    heads = ["task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost"]
+    heads += ["within, both policies", "`best/`: return, within", "training cost"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in dict.fromkeys(trial["environment"] for trial in trials):
         for label in [name for name in COLOURS if any((t["environment"], t["label"]) == (task, name) for t in trials)]:

@@ -265,7 +265,7 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     ]  # fmt: skip
     for words, said in (
         (["evaluation"], "--acting evaluation: give NAME=VALUE"), (["rho=2"], "rho is no setting of acting of algd: take one of evaluation, "),
-        (["evaluation=worst"], "worst"), (["evaluation_sample=3"], "did you mean evaluation-samples?"),
+        (["evaluation=worst"], "worst"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
         (["evaluation_samples=3"], "--evaluation-samples does nothing here: it needs --evaluation best_of_n"),
     ):  # fmt: skip
         code, _, err = command("evaluate", trained, "--acting", *words)

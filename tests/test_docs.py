@@ -171,7 +171,7 @@ def test_every_page_is_in_the_contents() -> None:
 
 
 def test_the_arm_of_the_docs_trains_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(DOCS / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples")
     arm = import_module("arm")
     shape = check_env(EnvSetup("arm:Arm-v0", flatten=True))
     assert (shape.observation, shape.action, shape.constraints) == (6, 2, 2)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_a_gaussian_policy(system: str) -> None:
     require_equal(session(agent, system, "stochastic"), lambda o, n: agent.policy.sample(agent.encoder(o), n).action, (7,), (3,))
     unused = torch.Generator()
     require_equal(session(agent, system, "deterministic"), lambda o: agent.act(o, "deterministic", unused), (7,))
+
+
+def test_widths_that_native_operations_take_leave_the_batch_free() -> None:
+    """The default widths: an export must not ask for the batch that its examples have."""
+    pytest.importorskip("onnxruntime")
+    for config in (replace(SMALL, policy_hidden=(32, 64), critic_hidden=(32, 32)), replace(ALGDConfig(), policy_hidden=(64, 32))):
+        agent = make("algd", config)
+        act = partial(agent.act, mode="deterministic", generator=torch.Generator())
+        require_equal(session(agent, "algd", "deterministic"), act, (7,))
 
 
 def write_run(folder: Path, steps: tuple[int, ...] = (100, 200)) -> Path:

@@ -21,7 +21,7 @@ import torch
 from saddlepoint.cli import main
 from saddlepoint.sweep import pool
 from saddlepoint.sweep.check import settle
-from saddlepoint.sweep.command import PAUSE_SECONDS, conduct
+from saddlepoint.sweep.command import PAUSE_SECONDS, Listed, conduct
 from saddlepoint.sweep.outcome import Outcome
 from saddlepoint.sweep.plan import Plan, read
 from saddlepoint.sweep.progress import Progress
@@ -250,7 +250,7 @@ def run_scripted(
     outcome = Outcome(found, {trial.name: 120 for trial in found.trials})
     todo = [trial for trial in found.trials if outcome.records[trial.name].state != "finished"]
     with Progress("sweep", outcome.records.values(), quiet=True) as progress:
-        conduct(todo, outcome, pool, 2, retries, progress, stop)
+        conduct(Listed(todo), outcome, pool, 2, retries, progress, stop)
     written = json.loads((found.out / "sweep.json").read_text())
     return {entry["seed"]: (entry["state"], entry["attempts"], entry["wall_s"]) for entry in written["trials"]}
 

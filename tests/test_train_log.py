@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train.boards import plain
 from saddlepoint.train.log import MetricsFile, scan_metrics
-from saddlepoint.train.screen import Screen, clock
+from saddlepoint.train.screen import Screen
+from saddlepoint.train.shown import clock
 from saddlepoint.types import UserError
 from tests.test_train_loop import CONFIG, go, metrics
 
@@ -79,6 +81,19 @@ def test_weights_and_biases_is_an_extra_and_may_refuse(tmp_path: Path, monkeypat
         go(tmp_path / "third", track="mlflow")
 
 
+@pytest.mark.slow
+def test_weights_and_biases_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = go(tmp_path / "run", track="wandb", total_steps=201)
+    go(run, resume=True, track="wandb")
+    kept = sorted((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(kept) == 2
+    assert kept[0].name == kept[1].name  # one run, gone on with
+    assert all(b"eval/return_mean" in file.read_bytes() for file in kept)
+
+
 def test_tensorboard_has_scalars_and_settings(tmp_path: Path) -> None:
     run = go(tmp_path / "run", total_steps=141)
     board = EventAccumulator(str(run / "tb"))
@@ -96,7 +111,7 @@ def test_settings_are_flat_for_tensorboard() -> None:
 
 def shown(screen: Screen, now: float, done: float, updates: int) -> str:
     screen._marks.append((screen._started, 0, 0))
-    return "\n".join(screen.lines(now, done, updates, ""))
+    return "\n".join(screen.shown(now, done, updates, "").lines())
 
 
 def test_the_screen_shows_each_constraint_and_both_policies() -> None:
@@ -125,6 +140,39 @@ def test_a_terminal_gets_a_live_panel_and_a_pipe_plain_lines(monkeypatch: pytest
         screen.stop()
         assert "step 1 of 10" in out.getvalue()
         assert ("\x1b[" in out.getvalue()) is terminal
+
+
+def test_the_panel_has_a_column_for_each_constraint_and_a_row_for_each_policy() -> None:
+    screen = Screen(1000, budgets=TWO, quiet=True)
+    screen.newest({"train/return_mean": 3.0, "train/cost_0_mean": 27.2, "train/cost_1_mean": 40.9, "train/multiplier_0": 0.5})
+    screen.newest({"eval/return_mean": 4.0, "eval/cost_0_mean": 0.1, "eval/cost_1_mean": 0.2})
+    screen._marks.append((screen._started, 0, 0))
+    out = io.StringIO()
+    _console(out, False).print(screen.shown(screen._started + 10, 100, 50, "").panel())
+    rows = [line.strip("│ ").split("  ") for line in out.getvalue().splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["mean of episodes", "return", "cost 0", "cost 1"] in cells
+    assert ["training", "3.0", "27.20 of 1", "40.90 of 45"] in cells
+    assert ["noise-free", "4.0", "0.10 of 1", "0.20 of 45"] in cells
+
+
+def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saddlepoint.train import screen as module
+
+    drawn: list[str] = []
+    handle = types.SimpleNamespace(update=drawn.append)
+    fake = types.SimpleNamespace(HTML=str, display=lambda page, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    monkeypatch.setattr(module, "PatientConsole", lambda **named: types.SimpleNamespace(is_jupyter=True, is_terminal=False, print=lambda *a, **n: None))
+    screen = Screen(10)
+    screen.start()
+    screen.newest({"train/multiplier": 0.25})
+    screen.progress(5, 0, "<evaluating>")
+    assert "&lt;evaluating&gt;" in drawn[-1]
+    screen.stop()
+    assert 'max="10" value="5.000"' in drawn[-1]
+    assert "step 5 of 10 (50%)" in drawn[-1]
+    assert "multiplier 0.25" in drawn[-1]
 
 
 def _console(out: io.StringIO, terminal: bool) -> Any:

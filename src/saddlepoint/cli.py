@@ -32,6 +32,7 @@ usage: saddlepoint VERB ...
   convert FILE... such a data set from the chunks of TD-MPC2's mt30 and mt80
   pretrain mbdpo  learn a world model of several tasks from a data set; `train mbdpo --start-from RUN` goes on online
   envs [WORD...]  the environments that come with saddlepoint, or those with these words
+  examples [NAME...]  programs, sweeps and a tiny text-to-image world that come with saddlepoint, copied to where you are
 
 `saddlepoint VERB --help` lists the flags of a verb; `--import MODULE` with any verb imports a module first, from the working directory too,
 that registers environments or systems; `saddlepoint --version` prints the version.
@@ -111,6 +112,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("saddlepoint.commands", "train_command"),
     "evaluate": ("saddlepoint.commands", "evaluate_command"),
     "envs": ("saddlepoint.commands", "envs_command"),
+    "examples": ("saddlepoint.examples", "examples_command"),
     "report": ("saddlepoint.report.command", "report_command"),
     "landscape": ("saddlepoint.landscape", "landscape_command"),
     "sweep": ("saddlepoint.sweep", "sweep_command"),

@@ -13,7 +13,7 @@ from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
 from saddlepoint.flaghelp import render
-from saddlepoint.flags import Parsed, parse, parse_with_file
+from saddlepoint.flags import Parsed, field_names, parse, parse_with_file
 from saddlepoint.options import require_seed, restore
 from saddlepoint.policies import load_policy, start_from
 from saddlepoint.systems import (
@@ -28,7 +28,14 @@ from saddlepoint.systems import (
 )
 from saddlepoint.train import run
 from saddlepoint.train.config import TrainConfig
-from saddlepoint.train.contract import LearnerFactory, checked, cost_gamma, refuse_cost_options, refuse_idle
+from saddlepoint.train.contract import (
+    LearnerFactory,
+    acting_fields,
+    checked,
+    cost_gamma,
+    refuse_cost_options,
+    refuse_idle,
+)
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.start import train
 from saddlepoint.train.threads import use_threads
@@ -348,6 +355,11 @@ def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
     content = run.read(folder)
     name = content["system"]
     kind = find_system(name, content.get("module"), folder).config_class()
+    known = field_names(kind())
+    for key in (word.partition("=")[0].replace("-", "_") for word in words):
+        if key not in known:
+            own = ", ".join(sorted(acting_fields(kind())))
+            raise UserError(f"--acting {key}: {name} has no such setting: {f'take one of {own}' if own else 'none is of acting alone'}.")
     args = [_as_flag(*word.split("=", 1)) for word in words]
     parsed = parse(kind, kind(), args, f"saddlepoint train {name}")  # whose --help has these settings
     return {key: vars(parsed.values)[key] for key in parsed.given}

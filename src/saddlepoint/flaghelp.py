@@ -6,7 +6,7 @@ import ast
 import inspect
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -126,8 +126,13 @@ def _kind(hint: Any) -> str:
     if origin is dict:
         return "NAME=VALUE ..."
     if inner:  # a union
-        return "|".join(_kind(part) for part in inner if part is not type(None))
+        return "|".join(_kind(part) for part in inner if part is not type(None) and not _only_python(part))
     return {bool: "", int: "N", float: "X", str: "TEXT"}.get(hint, getattr(hint, "__name__", "VALUE").upper())
+
+
+def _only_python(hint: Any) -> bool:
+    """Whether it is a class or a function, which a command line cannot give."""
+    return get_origin(hint) is get_origin(Callable[..., Any])
 
 
 def _default(value: Any) -> str:

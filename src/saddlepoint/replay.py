@@ -367,10 +367,19 @@ class Sampling(Protocol):
     @property
     def cost_gamma(self) -> float: ...
 
+    @property
+    def cost_steps(self) -> int:
+        """steps of costs that are looked ahead"""
+        ...
+
+    @property
+    def costly_share(self) -> float:
+        """share of the batch that is drawn from the transitions that pay within ``cost_steps`` steps"""
+        ...
+
 
 def sampled(config: Sampling, replay: Replay, generator: torch.Generator) -> tuple[Batch, Ahead | None]:
     """The batch of an update, and what followed it where the config's ``cost_steps`` look further than one step."""
-    steps, costly = getattr(config, "cost_steps", 1), getattr(config, "costly_share", 0.0)
-    if steps == 1 and not costly:
+    if config.cost_steps == 1 and not config.costly_share:
         return replay.sample(config.batch_size, generator), None
-    return replay.sample_ahead(config.batch_size, steps, config.cost_gamma, generator, costly)
+    return replay.sample_ahead(config.batch_size, config.cost_steps, config.cost_gamma, generator, config.costly_share)

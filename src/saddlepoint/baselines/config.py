@@ -69,6 +69,16 @@ class SACConfig:
         "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
     }
 
+    @property
+    def cost_steps(self) -> int:
+        """SAC learns no costs, so its batches look no further than one step (``replay.Sampling``)."""
+        return 1
+
+    @property
+    def costly_share(self) -> float:
+        """As ``cost_steps``: every transition is drawn alike."""
+        return 0.0
+
     def validate(self) -> None:
         """Raise ``UserError`` for values that cannot work."""
         for name, value in vars(self).items():

@@ -158,13 +158,13 @@ def require_sums(reward: float, cost: np.ndarray | float) -> None:
         raise Wrong(f"returns rewards or costs that sum to {reward} and {cost}", ": sums must be finite", finite=False)
 
 
-def read_success(info: dict[str, Any]) -> float:
-    """``info["success"]`` as a number, NaN where there is none."""
+def read_success(info: dict[str, Any]) -> float | None:
+    """``info["success"]`` as a number, NaN where there is none; None where it cannot be read as one."""
     value = info.get("success")
     if value is None:
         return np.nan
     try:
         success = np.asarray(value)
-        return float(success.item()) if success.size == 1 and success.dtype.kind in "biuf" else np.nan
+        return float(success.item()) if success.size == 1 and success.dtype.kind in "biuf" else None
     except Exception:  # whatever an object's own conversion raises
-        return np.nan
+        return None

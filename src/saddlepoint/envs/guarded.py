@@ -63,6 +63,8 @@ class GuardedEnv:
         self.needs_cost = True
         self.age = 0
         """steps of the episode so far"""
+        self._told = False
+        """whether a success that cannot be read was told of"""
         self.on_step: Callable[[], None] | None = None
         """called after each simulator step, as a film needs"""
         self._pixels = env if isinstance(env, PixelObservation) else None
@@ -133,7 +135,18 @@ class GuardedEnv:
             raise self._error(error) from error
         if self.longest is not None and self.age >= self.longest and not terminated:
             truncated = True
-        return Answer(observation, reward, cost, terminated, truncated, answers.read_success(info))
+        return Answer(observation, reward, cost, terminated, truncated, self._success(info))
+
+    def _success(self, info: dict[str, Any]) -> float:
+        """NaN where nothing is said of it, and where it is no number, which is told once."""
+        success = answers.read_success(info)
+        if success is not None:
+            return success
+        if not self._told:
+            self._told = True
+            kind = type(info["success"]).__name__
+            warnings.warn(f'{self.name} gives info["success"] of type {kind}, which counts as not given: give a number or a truth value', stacklevel=2)
+        return np.nan
 
     def _one_step(self, action: np.ndarray) -> tuple[Any, ...]:
         try:

@@ -21,14 +21,15 @@ OTHER = "Other tasks"
 
 
 def list_in_words(words: list[str]) -> list[str]:
-    """Lines: without ``words`` the ids of every group, else the tasks whose id or description has all of them.
+    """Lines: without ``words`` the ids of every group, else the tasks whose id has all of them, or where no id does,
+    those whose description has.
 
     Raises ``UserError`` where none has.
     """
     tasks = list_envs()
     if words:
-        found = [
-            task for task in tasks if all(word.lower() in f"{task.id} {task.description}".lower() for word in words)
+        found = [task for task in tasks if _has(task.id, words)] or [
+            task for task in tasks if _has(f"{task.id} {task.description}", words)
         ]
         if not found:
             raise UserError(
@@ -52,6 +53,10 @@ def list_in_words(words: list[str]) -> list[str]:
         " and a --cost-limit.",
         "mbdpo learns from pictures of an environment too: put @pixels after its name.",
     ]
+
+
+def _has(text: str, words: list[str]) -> bool:
+    return all(word.lower() in text.lower() for word in words)
 
 
 def _group(task: TaskSpec) -> str:

@@ -28,17 +28,18 @@ class Settled:
 
 def settle(plan: Plan) -> dict[str, Settled]:
     """By trial's name, what the flags come to. Raises ``UserError`` for the first trial that cannot be trained."""
-    settled: dict[str, Settled] = {}
-    for trial in plan.trials:
-        try:
-            settled[trial.name] = found = _settle(trial)
-            if found.config.device == "cuda" and not plan.gpus:
-                raise UserError(
-                    "device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one."
-                )
-        except UserError as error:
-            raise UserError(f"the sweep's file {plan.file}, trial {trial.name}: {error}") from error
-    return settled
+    return {trial.name: settle_one(plan, trial) for trial in plan.trials}
+
+
+def settle_one(plan: Plan, trial: Trial) -> Settled:
+    """What one trial's flags come to. Raises ``UserError`` when it cannot be trained."""
+    try:
+        found = _settle(trial)
+        if found.config.device == "cuda" and not plan.gpus:
+            raise UserError("device is cuda, but the file gives each trial no GPU: add gpus = 1, or a share of one.")
+    except UserError as error:
+        raise UserError(f"the sweep's file {plan.file}, trial {trial.name}: {error}") from error
+    return found
 
 
 def _settle(trial: Trial) -> Settled:

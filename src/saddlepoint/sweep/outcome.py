@@ -24,7 +24,8 @@ KINDS: dict[str, type] = {"seed": int, "total_steps": int, "attempts": int, "wal
 UNKNOWN = "unknown"
 """a source that nothing says more of: an installed package, or that of a record which was older than
 ``Record.commits``"""
-State = Literal["waiting", "running", "interrupted", "finished", "failed"]
+State = Literal["waiting", "running", "interrupted", "finished", "failed", "pruned"]
+"""``pruned``: given up by a search"""
 
 
 @dataclass
@@ -58,20 +59,29 @@ class Outcome:
     """The records of a sweep, old ones that its file no longer names included."""
 
     def __init__(self, plan: Plan, total_steps: dict[str, int]) -> None:
-        """Take up the folder's sweep.json, if there is one. Raises ``UserError`` when it is damaged or of another
-        version."""
+        """Take up the folder's sweep.json, if there is one, for the plan's trials. Raises ``UserError`` when it is
+        damaged or of another version."""
         self.path = plan.out / "sweep.json"
         self.file = plan.file
         saved = _read(self.path)
         self._wall_before = saved.wall_s
         self._started = time.monotonic()
-        before = {record.name: record for record in saved.trials}
-        self.records = {
-            trial.name: _take_up(trial, before.get(trial.name), total_steps[trial.name]) for trial in plan.trials
-        }
-        self.earlier = [record for name, record in before.items() if name not in self.records]
+        self.earlier = {record.name: record for record in saved.trials}
+        """those that the file no longer names"""
+        self.records: dict[str, Record] = {}
+        for trial in plan.trials:
+            self.take(trial, total_steps[trial.name])
         self.made_by = {"saddlepoint": saddlepoint.__version__, "commit": commit(), "machine": _machine()}
         """of the sweep's newest start; each trial's record has its own commits"""
+
+    def take(self, trial: Trial, total_steps: int) -> None:
+        """Enter a trial that is to be run. Raises ``UserError`` where its folder has more steps."""
+        self.records[trial.name] = _take_up(trial, self.earlier.pop(trial.name, None), total_steps)
+
+    def keep(self, trial: Trial) -> None:
+        """Enter a trial that is done with, as it was left."""
+        if (record := self.earlier.pop(trial.name, None)) is not None:
+            self.records[trial.name] = record
 
     def begin(self, name: str, resuming: bool) -> None:
         """Enter a trial's next attempt, with the source that it is about to be made by."""
@@ -83,7 +93,7 @@ class Outcome:
 
     def save(self) -> None:
         """Write sweep.json."""
-        trials = [*self.records.values(), *self.earlier]
+        trials = [*self.records.values(), *self.earlier.values()]
         states = [record.state for record in trials]
         write_json(self.path, sealed({
             "format": FORMAT,

@@ -17,7 +17,8 @@ gamma = [0.98, 0.99]
 [algorithms.algd.grid]                            # ... or for one
 rho = [0.1, 1.0]
 ```
-Of a flag that is set twice, the later of common, environment, algorithm and grid counts.
+Of a flag that is set twice, the later of common, environment, algorithm and grid counts. With a table [search]
+(``saddlepoint.sweep.space``) Optuna chooses the flags instead.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ import itertools
 import math
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from saddlepoint.files import read_toml
+from saddlepoint.sweep.space import Domain, SearchFlags, read_domains, read_search
 from saddlepoint.types import UserError
 
-TOP = frozenset({"out", "environments", "seeds", "gpus", "common", "environment", "algorithms", "grid"})
+TOP = frozenset({"out", "environments", "seeds", "gpus", "common", "environment", "algorithms", "grid", "search"})
 MOST_TRIALS = 5_000
 """trials of one file: each has a folder and is checked before the first starts"""
 MOST_BYTES = 200
@@ -84,6 +86,37 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Study:
+    """One algorithm on one environment, whose flags are searched."""
+
+    seeds: tuple[Trial, ...]
+    """its run of each seed, without the flags that are searched"""
+    domains: dict[str, Domain]
+
+    @property
+    def name(self) -> str:
+        """Environment and label, as in the folder's path."""
+        return "/".join(self.seeds[0].folder.parts[-3:-1])
+
+    def trials(self, number: int, values: dict[str, Any]) -> list[Trial]:
+        """The runs of the point ``number``, whose searched flags have these ``values``."""
+        return [self._trial(seed, number, values) for seed in self.seeds]
+
+    def _trial(self, seed: Trial, number: int, values: dict[str, Any]) -> Trial:
+        home = seed.folder.parent
+        folder = home.with_name(f"{home.name}-{number:03d}") / seed.folder.name
+        return replace(seed, label=f"{seed.label}-{number:03d}", settings=seed.settings | values, folder=folder)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a file with a table [search] asks for."""
+
+    flags: SearchFlags
+    studies: tuple[Study, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sweep's file asks for."""
 
@@ -91,7 +124,8 @@ class Plan:
     out: Path
     gpus: float
     trials: tuple[Trial, ...]
-    """in the order in which they start: the first seed of all, then the second"""
+    """in the order in which they start: the first seed of all, then the second; none of a search"""
+    search: Search | None = None
 
 
 def read(path: Path, out: Path | None = None) -> Plan:
@@ -126,7 +160,32 @@ class _Reader:
                     f"two trials would share the folder {trial.folder}: give one of their labels or environments"
                     " another name"
                 )
-        return Plan(self.path, home, float(gpus), tuple(trials.values()))
+        found = tuple(trials.values())
+        if "search" in content:
+            return Plan(self.path, home, float(gpus), (), self._search(found))
+        return Plan(self.path, home, float(gpus), found)
+
+    def _search(self, trials: tuple[Trial, ...]) -> Search:
+        """``trials`` are those of the file without its search: each label of each environment is a study."""
+        table, algorithms = self._table(self.content, "search"), self._table(self.content, "algorithms")
+        if any(self._grid_of(label, algorithms) for label in algorithms):
+            self._refuse("a grid and [search] do not go together: give the grid's values as choices of [search.flags]")
+        flags = read_search(table, self._refuse)
+        common = read_domains(self._table(table, "flags"), "[search.flags]", self._refuse)
+        studies: dict[Path, list[Trial]] = {}
+        for trial in trials:
+            studies.setdefault(trial.folder.parent, []).append(trial)
+        return Search(flags, tuple(Study(tuple(seeds), self._domains(seeds[0], common)) for seeds in studies.values()))
+
+    def _domains(self, trial: Trial, common: dict[str, Domain]) -> dict[str, Domain]:
+        title = f"[algorithms.{trial.label}.search]"
+        own = self._table(self.content["algorithms"][trial.label], "search")
+        domains = common | read_domains(own, title, self._refuse)
+        if not domains:
+            self._refuse(f"{trial.label} has no flag to search: name some in [search.flags] or {title}")
+        for name in domains.keys() & OURS.keys():
+            self._refuse(f"{name} cannot be searched: {OURS[name]}")
+        return domains
 
     def _trials(self, home: Path, gpus: float) -> Iterator[Trial]:
         content = self.content
@@ -148,7 +207,7 @@ class _Reader:
                 " sweeps of it"
             )
         for seed, environment, label in itertools.product(seeds, environments, algorithms):
-            own = {name: value for name, value in algorithms[label].items() if name not in ("system", "grid")}
+            own = {name: value for name, value in algorithms[label].items() if name not in ("system", "grid", "search")}
             system = algorithms[label].get("system", label)
             # One thread and the CPU unless the file says otherwise: several trials share the machine.
             base = {"threads": 1, "device": "cuda" if gpus else "cpu"} | common | self._settings(overrides, environment)

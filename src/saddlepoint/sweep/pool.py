@@ -43,8 +43,12 @@ class Pool(Protocol):
         """The jobs that ended within the next ``seconds``."""
         ...
 
+    def cancel(self, handle: Any) -> None:
+        """Ask one that runs to write its checkpoint and end; it is still to be waited for."""
+        ...
+
     def stop(self) -> None:
-        """Ask all that run to write their checkpoint and end; they are still to be waited for."""
+        """``cancel`` all that run."""
         ...
 
 
@@ -104,9 +108,12 @@ class RayPool:
         ended, self._running = self._ray.wait(self._running, num_returns=len(self._running), timeout=seconds)
         return [(handle, self._ending(handle)) for handle in ended]
 
+    def cancel(self, handle: Any) -> None:
+        self._ray.cancel(handle)
+
     def stop(self) -> None:
         for handle in self._running:
-            self._ray.cancel(handle)
+            self.cancel(handle)
 
     def _ending(self, handle: Any) -> Ending:
         try:

@@ -22,12 +22,13 @@ SHOWN = {"return": "return_mean", "cost": "cost_mean"}
 class Progress:
     """Shows the records of a sweep."""
 
-    def __init__(self, title: str, records: Collection[Record], quiet: bool) -> None:
+    def __init__(self, title: str, records: Collection[Record], quiet: bool, total: int | None = None) -> None:
+        """``total``: trials that there will be, where ``records`` grows."""
         from rich.live import Live
 
         from saddlepoint.train.console import PatientConsole
 
-        self._title, self._records = title, records
+        self._title, self._records, self._total = title, records, total
         self._console = PatientConsole(highlight=False)
         self._live = None if quiet or not self._console.is_terminal else Live(console=self._console, auto_refresh=False)
         self._started = time.monotonic()
@@ -41,11 +42,11 @@ class Progress:
 
     def changed(self, record: Record) -> None:
         """Say that a trial has another state."""
-        done = sum(other.state == "finished" for other in self._records)
+        done = self._done()
         seconds = f" in {_clock(record.wall_s)}" if record.state == "finished" else ""
         why = f": {record.sentence}" if record.sentence and record.state in ("waiting", "failed") else ""
         state = "to be resumed" if record.state == "waiting" else record.state
-        self.say(f"{done}/{len(self._records)} done; {record.name} {state}{seconds}{why}")
+        self.say(f"{done}/{self._total or len(self._records)} done; {record.name} {state}{seconds}{why}")
         self.refresh(at_once=True)
 
     def refresh(self, at_once: bool = False) -> None:
@@ -81,19 +82,25 @@ class Progress:
                 table.add_row(record.state, record.name, f"{newest.get('step', 0):,}/{record.total_steps:,}", *numbers)
         states = Counter(record.state for record in self._records)
         parts = [
-            f"{states[state]} {state}" for state in ("running", "waiting", "interrupted", "failed") if states[state]
+            f"{states[state]} {state}" for state in ("running", "waiting", "interrupted", "failed", "pruned") if states[state]
         ]
-        title = "  ".join([self._title, f"{states['finished']}/{len(self._records)} done", *parts, self._eta()])
+        title = "  ".join([self._title, f"{self._done()}/{self._total or len(self._records)} done", *parts, self._eta()])
         return Group(Text(title), table) if table.row_count else Text(title)
+
+    def _done(self) -> int:
+        return sum(record.state in ("finished", "pruned") for record in self._records)
 
     def _eta(self) -> str:
         """From the steps a second of this start: trials of other systems may be slower or faster."""
         done = open_steps = 0
         for record in self._records:
-            made = record.total_steps if record.state == "finished" else self._steps[record.name]
+            made = record.total_steps if record.state == "finished" else self._steps.get(record.name, 0)
             done += made
-            if record.state != "failed":
+            if record.state not in ("failed", "pruned"):
                 open_steps += max(record.total_steps - made, 0)
+        if self._total is not None and self._records:
+            to_come = self._total - len(self._records)
+            open_steps += to_come * sum(record.total_steps for record in self._records) // len(self._records)
         rate = (done - self._at_start) / (time.monotonic() - self._started + 1e-9)
         return f"ETA {_clock(open_steps / rate)}" if rate > 0 and open_steps else ""
 

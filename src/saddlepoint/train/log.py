@@ -179,6 +179,10 @@ class RunLog:
         for board in self._boards:
             board.write(step, metrics)
 
+    def show(self, metrics: dict[str, float]) -> None:
+        """Metrics for the screen alone, between two lines of metrics.jsonl."""
+        self._screen.newest(metrics)
+
     def progress(self, done: float, updates: int | None = None, doing: str = "") -> None:
         """Show the progress, now and then. ``done`` is in the run's unit and may have a fraction."""
         self._screen.progress(done, updates, doing)

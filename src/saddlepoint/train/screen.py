@@ -1,14 +1,15 @@
-"""How a run looks while it goes: a live panel in a terminal, plain lines elsewhere."""
+"""How a run looks while it goes: a live panel in a terminal, a bar in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.train.console import PatientConsole
-from saddlepoint.train.verdict import TITLES, costs_in_words
+from saddlepoint.train.shown import Shown, numbers_of, rows_of
 
 REFRESH_SECONDS = 0.2
 PLAIN_SECONDS = 30.0
@@ -16,8 +17,6 @@ FIRST_PLAIN_SECONDS = 2.0
 """of the first plain line, which shows that something happens"""
 RATE_SECONDS = 60.0
 """rates are those of the last minute: steps without updates, at the start, say nothing of the rest"""
-MEASURES = {"train/reward_mean": "reward", "train/cost_mean": "cost", "eval/reward_mean": "held-out reward"}
-"""what is shown of a run without episodes"""
 
 
 class Screen:
@@ -32,30 +31,34 @@ class Screen:
         quiet: bool = False,
         silent: bool = False,
     ) -> None:
-        from rich.live import Live
-
         self.total, self.unit, self.budgets = total, unit, budgets
         self.wall_before = 0.0
         self._console = PatientConsole(highlight=False, quiet=silent)
-        self._live = (
-            None
-            if quiet or silent or not self._console.is_terminal
-            else Live(console=self._console, auto_refresh=False)
-        )
+        self._live: Display | None = None
+        if not (quiet or silent):
+            if self._console.is_jupyter:
+                self._live = Notebook()
+            elif self._console.is_terminal:
+                self._live = Terminal(self._console)
         self._silent = silent
         self._started = self._next_plain = time.monotonic()
         self._next_plain += FIRST_PLAIN_SECONDS
         self._next_live = 0.0
         self._marks: deque[tuple[float, float, int]] = deque()  # time, how far and updates of the last minute
         self._newest: dict[str, float] = {}
+        self._last: tuple[float, int | None] | None = None
 
     def start(self) -> None:
         if self._live is not None:
             self._show(self._live.start)
 
     def stop(self) -> None:
-        if self._live is not None:
-            self._show(self._live.stop)
+        if (live := self._live) is None:
+            return
+        if self._last is not None:
+            shown = self.shown(time.monotonic(), *self._last, "")
+            self._show(lambda: live.draw(shown))
+        self._show(live.stop)
 
     def newest(self, metrics: dict[str, float]) -> None:
         """Take new metrics to show."""
@@ -76,7 +79,7 @@ class Screen:
         """Show how far the run is, where it is time to."""
         if self._silent:
             return
-        now = time.monotonic()
+        now, self._last = time.monotonic(), (done, updates)
         if not self._marks:
             self._marks.append((now, done, updates or 0))
         if now < (self._next_live if self._live else self._next_plain):
@@ -85,59 +88,66 @@ class Screen:
         self._marks.append((now, done, updates or 0))
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_SECONDS:
             self._marks.popleft()
-        lines = self.lines(now, done, updates, doing)
-        if self._live is None:
-            self._show(lambda: self._console.print("  ".join(lines), soft_wrap=True, markup=False))
-            return
-        from rich.text import Text
-
-        panel = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        shown = self.shown(now, done, updates, doing)
         live = self._live
-        self._show(lambda: live.update(panel, refresh=True))
+        if live is None:
+            self._show(lambda: self._console.print("  ".join(shown.lines()), soft_wrap=True, markup=False))
+        else:
+            self._show(lambda: live.draw(shown))
 
-    def lines(self, now: float, done: float, updates: int | None, doing: str) -> list[str]:
-        """What is shown: how far and how fast; training; the last evaluation."""
+    def shown(self, now: float, done: float, updates: int | None, doing: str) -> Shown:
+        """What there is to show; rates are those since the oldest mark."""
         then, before, made = self._marks[0]
         elapsed = max(now - then, 1e-9)
-        parts = [
-            f"{self.unit} {int(done):,} of {self.total:,} ({100 * done / self.total:.0f}%)",
-            f"{clock(now - self._started + self.wall_before)} elapsed",
-        ]
-        if updates is not None:
-            parts.append(f"{(updates - made) / elapsed:.0f} updates/s")
-        if done > before:
-            parts.append(f"{clock((self.total - done) * elapsed / (done - before))} left")
-        if doing:
-            parts.append(doing)
-        found = ["  ".join(parts)]
-        training = []
-        if "train/return_mean" in self._newest:
-            cost = costs_in_words(self._newest, self.budgets, "train")
-            training.append(f"training return {self._newest['train/return_mean']:.1f}{f', {cost}' if cost else ''}")
-        else:
-            training += [
-                f"{title} {self._newest[name]:.3g}" for name, title in MEASURES.items() if name in self._newest
-            ]
-        training += [
-            f"{name.removeprefix('train/')} {value:.3g}"
-            for name, value in self._newest.items()
-            if name.startswith("train/multiplier")
-        ]
-        if training:
-            found.append("  ".join(training))
-        evaluated = []
-        for prefix, title in TITLES.items():
-            if f"{prefix}/return_mean" in self._newest:
-                cost = costs_in_words(self._newest, self.budgets, prefix)
-                evaluated.append(
-                    f"{title} return {self._newest[f'{prefix}/return_mean']:.1f}{f', {cost}' if cost else ''}"
-                )
-        if evaluated:
-            found.append(f"evaluation: {'; '.join(evaluated)}")
-        return found
+        return Shown(
+            self.unit, done, self.total, now - self._started + self.wall_before,
+            (self.total - done) * elapsed / (done - before) if done > before else None,
+            None if updates is None else (updates - made) / elapsed,
+            doing, self.budgets, rows_of(self._newest, self.budgets), numbers_of(self._newest),
+        )  # fmt: skip
 
 
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03."""
-    whole = max(int(seconds), 0)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+class Display(Protocol):
+    """What is drawn over and over in one place."""
+
+    def start(self) -> None: ...
+    def draw(self, shown: Shown) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Terminal:
+    """A panel below what is said."""
+
+    def __init__(self, console: PatientConsole) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=console, auto_refresh=False)
+
+    def start(self) -> None:
+        self._live.start()
+
+    def draw(self, shown: Shown) -> None:
+        self._live.update(shown.panel(), refresh=True)
+
+    def stop(self) -> None:
+        self._live.stop()
+
+
+class Notebook:
+    """A bar in the output of the cell."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def start(self) -> None:
+        from IPython.display import HTML, display
+
+        self._handle = display(HTML("<progress></progress>"), display_id=True)
+
+    def draw(self, shown: Shown) -> None:
+        from IPython.display import HTML
+
+        self._handle.update(HTML(shown.page()))
+
+    def stop(self) -> None:
+        pass

@@ -46,7 +46,7 @@ def ranked_return(metrics: dict[str, float], binds: Binds) -> float:
 
 def costs_in_words(metrics: dict[str, float], budgets: tuple[CostBudget, ...], prefix: str) -> str:
     """``cost 1.20 of 2``, one part for each constraint; empty without budgets."""
-    parts = [f"{'discounted cost' if budget.discounted else 'cost'} {_number(cost)} of {limit:.4g}"
+    parts = [f"{'discounted cost' if budget.discounted else 'cost'} {cost_in_words(cost, limit)}"
              for budget, (cost, limit) in zip(budgets, mean_costs(metrics, budgets, prefix), strict=True)]  # fmt: skip
     return " and ".join(parts)
 
@@ -72,5 +72,6 @@ def verdict_in_words(metrics: dict[str, float], budgets: tuple[CostBudget, ...],
     return f"{'within' if within_budget(metrics, budgets, binds) else 'OVER'} budget ({what}; {100 * over:.0f}% of episodes over)"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+def cost_in_words(cost: float, limit: float) -> str:
+    """``1.20 of 2``"""
+    return f"{cost:.2f} of {limit:.4g}" if abs(cost) < 100 else f"{cost:.0f} of {limit:.4g}"

@@ -120,7 +120,10 @@ class ControlEnv(gym.Env[np.ndarray, np.ndarray]):
 def load_suite(task: str) -> Any:
     """The dm_control environment of ``task``, a name of the catalogue, without a time limit of its own."""
     if importlib.util.find_spec("dm_control") is None:
-        raise UserError("DMControl's tasks need dm_control, which is an extra: pip install saddlepoint[control].")
+        raise UserError(
+            "DMControl's tasks need dm_control, which is an extra: pip install saddlepoint[control] (on Python 3.11 or 3.12;"
+            " it cannot be installed on 3.13)."
+        )
     from dm_control import suite
 
     from saddlepoint.envs.control.custom import CUSTOM
