@@ -77,6 +77,29 @@ def test_help_version_and_envs(command: Run) -> None:
     assert "budget: at most" in out
 
 
+def test_names_come_before_descriptions(command: Run) -> None:
+    ids = [line for line in command("envs", "velocity")[1].splitlines() if not line.startswith(" ")]
+    assert ids
+    assert all("Velocity" in id for id in ids)  # not the tasks whose vases cost by their velocity
+    assert "saddlepoint/CarGoal2-v0" in command("envs", "vases", "velocity")[1]
+
+
+def test_examples_are_listed_and_copied(command: Run, tmp_path: Path) -> None:
+    code, out, _ = command("examples")
+    assert code == 0
+    named = [line.split()[0] for line in out.splitlines()[:-2]]
+    assert {"arm.py", "newcomer.sh", "own_algorithm.py", "search.toml", "sweeps", "tiny-world"} <= set(named)
+    assert all(line[len(max(named, key=len)) :].strip() for line in out.splitlines()[:-2])  # each with a sentence
+    assert command("examples", "arm.py", "sweeps", "--out", tmp_path / "new")[0] == 0
+    root = Path(__file__).parents[1]
+    assert (tmp_path / "new/arm.py").read_text() == (root / "examples/arm.py").read_text()
+    assert (tmp_path / "new/sweeps/toy.toml").is_file()
+    for words, said in ((["arm.py"], "is there already"), (["nothing.py"], "no example 'nothing.py'")):
+        code, _, err = command("examples", *words, "--out", tmp_path / "new")
+        assert code == 2
+        assert said in err
+
+
 def test_help_is_quick_because_it_loads_no_torch() -> None:
     program = "import sys; from saddlepoint.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -17,6 +17,7 @@ from gymnasium.spaces import Box
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import EnvBatch, check_env
+from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.foreign import foreign
 from saddlepoint.policies import TrainedPolicy
 from saddlepoint.train.checkpoint import latest, load
@@ -418,3 +419,17 @@ def test_ctrl_c_stays_ctrl_c_and_an_exit_is_a_fault() -> None:
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_success_that_cannot_be_read_is_told_once_and_left_out() -> None:
+    class Praised(Drift):
+        def step(self, action: np.ndarray) -> Any:
+            *rest, info = super().step(action)
+            return *rest, info | {"success": "yes"}
+
+    env = GuardedEnv(Praised(), "praised")
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match=r'praised gives info\["success"\] of type str') as told:
+        answers = [env.step(np.zeros(1, np.float32)) for _ in range(3)]
+    assert len(told) == 1
+    assert all(np.isnan(answer.success) for answer in answers)
