@@ -102,7 +102,6 @@ say "An algorithm of one's own, from the examples that come with the package"
 saddlepoint examples own_algorithm.py
 # shellcheck disable=SC2086
 saddlepoint train own_algorithm:td3-lag --env cart:Cart-v0 --cost-limit 10 --total-steps "$steps" $flags --out runs/own
-saddlepoint evaluate runs/own
 
 say "One page that compares the two"
 saddlepoint report runs/cart runs/own --out report.html

@@ -308,6 +308,8 @@ def test_load_policy_acts_on_one_and_on_many(trained: Path) -> None:
     policy.reset()
     own = policy.act(observations, "stochastic")  # from a generator of its own, of the run's seed
     assert (own == policy.act(observations, "stochastic", torch.Generator().manual_seed(policy.seed))).all()
+    with pytest.raises(UserError, match=r"one vector, not a Dict: give gymnasium.spaces.flatten"):
+        policy.act({"place": np.zeros(2)})  # type: ignore[arg-type]
     for wrong in (observations[:, 1:], observations[2, 1:], observations[None], np.float32(1.0)):
         with pytest.raises(UserError, match=rf"takes an observation of shape \({policy.shape.observation},\)"):
             policy.act(wrong)

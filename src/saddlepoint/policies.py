@@ -75,6 +75,9 @@ class TrainedPolicy:
         if on_nan not in ("raise", "hold"):
             raise UserError(f"on_nan must be 'raise' or 'hold', not {on_nan!r}.")
         mode = _mode(mode, deterministic)
+        if isinstance(observation, Mapping):
+            how = "gymnasium.spaces.flatten(env.observation_space, observation)"
+            raise UserError(f"a policy of {self.env} takes one vector, not a Dict: give {how}, as --flatten did in training.")
         if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
             raise UserError(
                 f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
