@@ -8,9 +8,11 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 import saddlepoint
 
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "transformers", "peft")
+PACKAGES = ("numpy", "gymnasium", "mujoco", "diffusers", "transformers", "peft")
 SOURCE = Path(saddlepoint.__file__).resolve()
 
 
@@ -18,6 +20,7 @@ def versions() -> dict[str, str]:
     """The processor, versions of this library, of Python and of the packages whose arithmetic a run is made of; the commit, if this is a checkout of it, with
     ``-dirty`` where files were changed since."""
     found = {"saddlepoint": saddlepoint.__version__, "python": platform.python_version()}
+    found["torch"] = str(torch.__version__)  # which says its build; its metadata may not
     found["machine"] = f"{_processor()}, {os.cpu_count()} cores"
     for name in PACKAGES:
         try:
