@@ -63,7 +63,7 @@ def write(tmp_path: Path, text: str = FILE) -> Path:
         ("trials = 16", "trials = 1.5", "whole number"),
         ("seed = 5", "sede = 5", "no key 'sede'"),
         ("seed = 5", 'prune = ["luck"]', "some of budget, return"),
-        ("seed = 5", "prune_from = 2", "share of the steps"),
+        ("prune_from = 0.3", "prune_from = 2", "share of the steps"),
         ("seed = 5", "prune_over = 0.5", "at least 1"),
         ("log = true", "log = 1", "log must be true or false"),
         ("low = 0.01", "low = 0.0", "above 0"),
@@ -231,6 +231,7 @@ def test_flags_that_do_not_go_together_are_a_failed_point_and_the_search_goes_on
     assert [point for point in points if point.state == "failed"] == failed
     assert "leaves nothing" in failed[0].sentence
     assert len(points) == 6
+    assert search(write(tmp_path, text.replace("warmup_steps = 60\n", "")), tmp_path / "out")[0] == points
 
 
 def test_what_the_seeds_found_is_taken_together() -> None:

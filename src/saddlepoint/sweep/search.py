@@ -55,8 +55,9 @@ class Searching:
         self.points |= _read(self.path, self.search)
         for study, point in self._all():
             if point.state == "failed":
-                point.state, point.sentence = "open", ""
-            self._enter(study, point)
+                self._try(study, point)
+            else:
+                self._enter(study, point)
 
     @property
     def runs(self) -> int:
@@ -122,12 +123,17 @@ class Searching:
         points = self.points[study.name]
         point = Point(len(points), propose(study, points, self.search.flags.seed))
         points.append(point)
+        self._try(study, point)
+        self.save()
+        return point
+
+    def _try(self, study: Study, point: Point) -> None:
+        """Open the point; with flags that cannot be trained with it has failed."""
+        point.state, point.sentence = "open", ""
         try:
             self._enter(study, point)
         except UserError as error:
             point.state, point.sentence = "failed", str(error)
-        self.save()
-        return point
 
     def _enter(self, study: Study, point: Point) -> None:
         """Make the point's runs known. Raises ``UserError`` for flags that cannot be trained with, or that contradict
