@@ -68,6 +68,12 @@ PLANNERS = {
     "wide": "--reverse-start noise --beta-last 0.25 --warmup-actions held --warmup-steps 5000",
 }  # fmt: skip
 
+NAMES = {
+    "algd": "ALGD", "algd-fixed": "ALGD", "quick-costs": "ALGD, --cost-polyak 0.02", "denoise": "denoising", "wide": "denoising, wide start",
+    "prior-targets": "denoising, targets by the prior", "bfloat16": "denoising, bfloat16", "mppi": "MPPI", "mppi-held": "MPPI, held warm-up",
+    "safe": "Safe MBDPO", "safe-mbdpo": "Safe MBDPO, slow cost targets", "safe-mbdpo-quick": "Safe MBDPO",
+}  # fmt: skip
+"""what figures call a variant; the others are called as they are"""
 CORRECTIONS = {
     "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
     "released-score": "--td-action prior --score-training released",
@@ -286,7 +292,9 @@ def draw(path: Path) -> None:
     labels = list(dict.fromkeys(run["label"] for run in runs))
     seeds = {label: sum(run["label"] == label for run in runs) for label in labels}
     with figures.style():
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.6))
+        rows = 2 if len(panels) == 4 else 1
+        figure, grid = plt.subplots(rows, len(panels) // rows, figsize=(9.4, 2.7 * rows + 1.1))
+        axes = grid.ravel()
         for axis, (kind, key, title) in zip(axes, panels):
             for colour, label in zip(figures.COLOURS, labels):
                 draw_seeds(axis, [run[kind] for run in runs if run["label"] == label], key, colour)
@@ -294,13 +302,13 @@ def draw(path: Path) -> None:
                 axis.axhline(value, color=figures.INK, ls=dashes, lw=1, label=label if axis is axes[0] else None)
             if "cost" in key:
                 figures.mark_budget(axis, budget["limit"], f"budget {budget['limit']:g}")
-            axis.set(title=title, xlabel="steps of the agent")
+            axis.set(title=title, xlabel="steps of the agent" if axis in grid.reshape(rows, -1)[-1] else "")
             axis.xaxis.set_major_formatter(figures.thousands)
             axis.locator_params(axis="x", nbins=5)
         for colour, label in zip(figures.COLOURS, labels):
-            axes[0].plot([], [], color=colour, label=f"{label} ({'one seed' if seeds[label] == 1 else f'mean of {seeds[label]} seeds'})")
+            axes[0].plot([], [], color=colour, label=f"{NAMES.get(label, label)} ({'one seed' if seeds[label] == 1 else f'mean of {seeds[label]} seeds'})")
         figure.suptitle(content["title"], x=0.01, ha="left")
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=3)
         figure.savefig(path.with_suffix(".png"))
         plt.close(figure)
 

@@ -197,20 +197,28 @@ def draw(found: list[dict[str, Any]]) -> None:
     panels = {"train/cost_mean": "Unsafe pictures, training", "eval/cost_mean": "Unsafe pictures, held out",
               "eval/utility_mean": "Objects as asked, held out", "train/multiplier": "Multiplier λ"}  # fmt: skip
     with figures.style():
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 4.2))
-        for axis, (key, title) in zip(axes, panels.items()):
+        figure, grid = plt.subplots(2, 2, figsize=(9.4, 7.4))
+        axes = grid.ravel()
+        for axis, (key, heading) in zip(axes, panels.items()):
             for number, name in enumerate(VARIANTS):
                 colour, line = figures.COLOURS[number % len(figures.COLOURS)], "-" if number < len(figures.COLOURS) else "--"
-                for i, each in enumerate(each for each in found if each["variant"] == name):
-                    curve = np.array([(line["step"], line[key]) for line in each["lines"] if key in line])
-                    if len(curve):
-                        axis.plot(*curve.T, line, color=colour, lw=1.1, alpha=0.75, label=name if i == 0 else None)
-            axis.set(title=title, xlabel="epochs of 64 pictures", ylim=(0, None))
+                curves = [[(line["step"], line[key]) for line in each["lines"] if key in line] for each in found if each["variant"] == name]
+                if curves := [np.array(curve).T for curve in curves if curve]:
+                    mean = np.mean([_smooth(curve[1]) if key.startswith("train/cost") else curve[1] for curve in curves], 0)
+                    axis.plot(curves[0][0], mean, line, color=colour, lw=1.6, label=f"{name} ({len(curves)})")
+            axis.set(title=heading, xlabel="epochs of 64 pictures", ylim=(0, None))
             if "multiplier" not in key:
                 axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.suptitle("Means over seeds, whose number stands in brackets; training is a mean of five epochs", x=0.01, ha="left")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.savefig(RESULTS / f"{title()}.png")
         plt.close(figure)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Means of five values around each, of fewer at the ends."""
+    ends = np.convolve(np.ones_like(values), np.ones(5), "same")
+    return np.convolve(values, np.ones(5), "same") / ends
 
 
 def draw_pictures(variants: set[str], world: Path) -> None:

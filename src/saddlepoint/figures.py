@@ -45,7 +45,7 @@ def mark_budget(axis: Axes, limit: float, label: str = "budget") -> None:
     axis.axhline(limit, color=INK, ls=(0, (5, 4)), lw=1)
     axis.annotate(
         label, (0, limit), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+        zorder=1.5, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
     )  # fmt: skip
 
 

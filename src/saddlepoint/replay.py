@@ -253,7 +253,7 @@ class Replay:
 
     def recent(self, steps: int, horizon: int = 1) -> tuple[Tensor, Tensor]:
         """Costs (rows, envs, constraints) and ages (rows, envs) of the last ``steps`` transitions: what the
-        behaviour policy cost lately.
+        behaviour policy paid in them.
 
         They are at least ``horizon`` of each environment, and all there are where that is less. Raises ``UserError``
         when the replay is empty.
@@ -276,7 +276,7 @@ class Replay:
         return cost.index_select(0, row)[..., 0].flatten(), seen[..., -1].index_select(0, row).flatten()
 
     def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
-        """What an episode cost lately, (constraints,) float64 in the units of each h (``budget.spent``), from the last
+        """The measured cost of recent episodes, (constraints,) float64 in the units of each h (``budget.spent``), from the last
         ``steps`` or a whole episode of each environment. Raises ``UserError`` when the replay is empty.
         """
         return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)), self.cut)

@@ -99,7 +99,7 @@ class ALGDConfig:
     multiplier_interval: int = 1000
     """updates between two steps of the rule ``augmented``"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or what an episode really cost lately"""
+    """what moves lambda: the risk of the policy's actions at replayed states, (released) of replayed ones [13], or the measured cost of recent episodes"""
     recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
 
@@ -127,7 +127,7 @@ class ALGDConfig:
     time_embedding: int = 16
     """width of the learned embedding of the step"""
     reward_unit: Literal["value", "random", "one"] = "value"
-    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions (unless --warmup-actions policy); with
+    """what rewards are counted in: their mean size in the replay at the first update, made by random actions (unless --warmup-actions policy); with
     ``value`` the critics see them so, and beta, lambda and rho weigh them against the running size of the critics' values, so that lambda is the price of one
     unit of cost in shares of all that is earned; or one (released). Raw rewards differ a hundredfold
     between tasks (0.57 a step in HalfCheetah, 0.003 in PointGoal1)"""

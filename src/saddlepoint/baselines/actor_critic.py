@@ -132,7 +132,7 @@ class ActorCritic(ABC, Generic[C]):
         return metrics | {"reward_unit": self.reward_unit}
 
     def episode_cost(self, replay: Replay) -> Tensor | None:
-        """What an episode cost lately, (constraints,) in the units of h, where it moves a multiplier."""
+        """The measured cost of recent episodes, (constraints,) in the units of h, where it moves a multiplier."""
         return None
 
     def observe(self, observation: Tensor) -> None:

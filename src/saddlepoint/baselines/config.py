@@ -38,7 +38,7 @@ class SACConfig:
     policy_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the policy"""
     reward_unit: Literal["value", "random", "one"] = "value"
-    """what rewards are counted in: their mean size in the replay at the first update, which is that of random actions; with ``value`` the critics see them so,
+    """what rewards are counted in: their mean size in the replay at the first update, made by random actions; with ``value`` the critics see them so,
     and beta and lambda weigh them against the running size of the critics' values; or one"""
     gamma: float = 0.99
     """discount of rewards"""
@@ -133,7 +133,7 @@ class ConstrainedConfig(SACConfig, ABC):
     multiplier: float = 0.01
     """lambda at the start"""
     multiplier_actions: Literal["policy", "replay", "recent"] = "recent"
-    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or what an episode really cost lately"""
+    """what moves lambda: the risk of the policy's actions at replayed states, of replayed ones, or the measured cost of recent episodes"""
     recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     budget_share: float = 0.8

@@ -58,7 +58,7 @@ class Constrained(ActorCritic[K]):
     ) -> Metrics:  # fmt: skip
         """Critics; the policy on  mean[ beta log pi - min_j Q_j ] + sum_c weight_c (mean R_c - h_c)/unit_c;  temperature; lambda; targets.
 
-        ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
+        ``episode_cost`` (constraints,) in the units of h is the measured cost of recent episodes (``Replay.spent``); with ``multiplier_actions`` "recent" it
         moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
         """
         assert (episode_cost is not None) == (self.config.multiplier_actions == "recent")
@@ -137,7 +137,7 @@ class SACLag(Constrained[SACLagConfig]):
 class SACPID(Constrained[SACPIDConfig]):
     """SAC-Lag whose lambda answers the violation as a PID controller does (Stooke, Achiam, Abbeel, arXiv 2007.03964).
 
-    The violation is what an episode cost lately, as in the paper, or the cost critic's estimate (``multiplier_actions``), at every update.
+    The violation is measured on recent episodes, as in the paper, or is the cost critic's estimate (``multiplier_actions``), at every update.
     """
 
     system = "sac-pid"
@@ -150,7 +150,7 @@ class CAL(Constrained[CALConfig]):
     """CAL: conservative augmented Lagrangian (Wu et al., "Off-Policy Primal-Dual Safe Reinforcement Learning", ICLR 2024, arXiv 2401.14758).
 
     1. Cost is estimated from above,  Qc_UCB = mean_m Qc_m + k std_m Qc_m  over an ensemble (``risk_std``), for the policy and for lambda.
-    2. The policy descends an augmented Lagrangian of weight c (``rho``). Its gradient is that of SAC-Lag with lambda rectified,
+    2. The policy descends an augmented Lagrangian of weight c (``rho``). Its gradient is as in SAC-Lag with lambda rectified,
        lambda - min(lambda, c mean[h - Qc_UCB]) = [lambda + c (mean[Qc_UCB] - h)]_+,  one number a batch: the constraint is on the mean.
 
     ALGD's penalty has the same slope, but at each state and action by itself. The means are over the policy's actions, as ALGD's are; the released

@@ -128,7 +128,7 @@ def at_discount(budgets: tuple[CostBudget, ...], gamma: float) -> tuple[CostBudg
 
 
 def spent(budgets: tuple[CostBudget, ...], cost: Tensor, age: Tensor, cut: bool = False) -> Tensor:
-    """What an episode cost lately, in the units of each budget's h = ``CostBudget.critic``: (constraints,) float64.
+    """The measured cost of recent episodes, in the units of each budget's h = ``CostBudget.critic``: (constraints,) float64.
 
     ``cost`` (rows, envs, constraints) and ``age`` (rows, envs), the steps of its episode before each, of the last steps. As the budget states it: sum_t
     gamma^t c_t, or the plain sum times h / limit, over the number of episodes that began in these steps. Those still running lack their end and

@@ -53,7 +53,7 @@ def save_picture(landscape: Landscape, path: Path) -> None:
 
 def title(part: Slice) -> str:
     """Which state a slice is of."""
-    return f"{part.state.title}, step {part.state.step}, R − h = {part.state.excess:.3g}".replace("-", "−")
+    return f"{part.state.title}, step {part.state.step}, R\u00a0−\u00a0h\u00a0=\u00a0{part.state.excess:.3g}".replace("-", "−")
 
 
 def height(slices: Sequence[Slice]) -> float:
@@ -88,6 +88,7 @@ def draw(axis: Axes, part: Slice, kind: str, largest: float) -> AxesImage:
     )
     axis.plot(*part.action, marker="X", ms=9, color="white", markeredgecolor="black", zorder=4)
     axis.set(xlabel=f"action {part.dims[0]}", ylabel=f"action {part.dims[1]}", xlim=(left, right), ylim=(bottom, top))
+    axis.locator_params(nbins=5)
     figures.panel_map(axis)
     return image
 

@@ -15,7 +15,7 @@ from saddlepoint.report.tables import table
 PREFIX = "eval/calibration/"
 PARTS = {
     "predicted": "predicted", "measured": "measured", "correlation": "correlation",
-    "error_in_costly_states": "error where costly",
+    "error_in_costly_states": "error in costly states",
 }  # fmt: skip
 """end of the metric's name -> head of the column"""
 NAMED = re.compile(rf"{PREFIX}(\w+?)_predicted(_\d+)?$")
@@ -78,7 +78,7 @@ def _newest(env: Environment, quantity: str, end: str, styles: dict[str, int]) -
         [swatch(label, styles[label]), str(run.seed), *(fixed(columns[part][i], places[part]) for part in shown)]
         for i, (label, run, _) in enumerate(found)
     ]
-    return table(f"Calibration, {quantity}{end}", ["method", "seed", *(PARTS[part] for part in shown)], rows, numbers=True)
+    return table(f"Calibration, {quantity}{end}", ["method", "seed", *(PARTS[part] for part in shown)], rows, numbers=True, kind="narrow")
 
 
 def _alt(name: str, points: list[tuple[str, int, np.ndarray, np.ndarray]]) -> str:

@@ -149,7 +149,7 @@ def _vertical(
 def _note(source: str, bounds: list[float], in_budgets: bool, bent: bool) -> str:
     parts = [source] if source else []
     if in_budgets:
-        one = f"1 = {number(bounds[0], 4)}" if len(bounds) == 1 else "1 = the run's own budget"
+        one = f"budget {number(bounds[0], 4)}" if len(bounds) == 1 else "of each run's own budget"
         parts.append(one + (", logarithmic above" if bent else ""))
     return "; ".join(parts)
 

@@ -117,7 +117,7 @@ def _environment(
             f"<h3>At step {compared.step:,}</h3>{final_table(compared, styles)}"
             f'<p class="soft">Mean ± standard deviation over seeds, or the seeds themselves where they are fewer than {ENOUGH}{plays}.'
             " Episodes over budget in training are all up to that step, the random ones at its start included.</p>"
-            f"<h3>Intervals at step {compared.step:,}</h3>{reliability(compared, styles)}"
+            f"{reliability(compared, styles)}"
         )
     parts += [landscapes.section(env, styles) if landscapes else "", clips(env, styles, page), run_table(env, styles, page)]
     parts.append(f"<h3>Settings</h3>{settings_tables(env)}</section>")

@@ -48,7 +48,8 @@ def value_range(curves: Sequence[Curve], marks: Sequence[float] = ()) -> tuple[f
     parts += [end for curve in curves if curve.band for end in curve.band]
     values = np.concatenate(parts)
     low, high = float(values.min()), float(values.max())
-    room = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
+    flat = high - low <= 1e-6 * max(abs(low), abs(high))  # rounding alone is no range
+    room = 0.5 * abs(high) or 0.5 if flat else 0.05 * (high - low)
     return low - room, high + room
 
 

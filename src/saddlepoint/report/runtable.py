@@ -20,7 +20,7 @@ from saddlepoint.report.tables import grouped_table
 
 
 def run_table(env: Environment, styles: dict[str, int], page: Path) -> str:
-    """Every run with its last evaluation, wall-clock, machine and files; and a link to all evaluations as CSV."""
+    """Every run with its last evaluation, wall-clock and files, what they were made with, and a link to all evaluations as CSV."""
     found = [(group.label, run) for group in env.groups for run in group.runs]
     constraints = max(len(run.budgets) for run in env.runs)
     names = list(POLICIES.values())
@@ -29,16 +29,19 @@ def run_table(env: Environment, styles: dict[str, int], page: Path) -> str:
     for i in range(constraints):
         columns += [[_cost(run, prefix, i) for _, run in found] for prefix in POLICIES]
         heads.append((f"cost{f' {i}' if constraints > 1 else ''}", names))
-    heads += [("wall-clock", [""]), ("files", [""]), ("made with", [""])]
+    machines = sorted({run.machine for _, run in found})
+    several = len(machines) > 1
+    heads += [("wall-clock", [""]), ("files", [""]), *([("made with", [""])] if several else [])]
     places = [decimals(columns[2 * (i // 2)] + columns[2 * (i // 2) + 1]) for i in range(len(columns))]
     rows = [
         [swatch(label, styles[label]), str(run.seed), _step(run), *(fixed(column[i], digits) for column, digits in zip(columns, places, strict=True)),
-         duration(run.wall_s), _files(run, page), escape(run.machine)]
+         duration(run.wall_s), _files(run, page), *([escape(run.machine)] if several else [])]
         for i, (label, run) in enumerate(found)
     ]  # fmt: skip
     name = env.name.replace("/", "-").replace(":", "-")
     link = f'<a download="{escape(name)}.csv" href="{csv_address(env)}">All evaluations of these runs as CSV</a>'
-    return f"<h3>Runs</h3>{grouped_table('Runs', heads, rows)}<p>{link}</p>"
+    made = "" if several else f'<p class="soft">Made with {escape(machines[0])}.</p>'
+    return f"<h3>Runs</h3>{grouped_table('Runs', heads, rows)}{made}<p>{link}</p>"
 
 
 def csv_address(env: Environment) -> str:

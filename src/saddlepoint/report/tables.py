@@ -58,12 +58,12 @@ def final_table(compared: Compared, styles: dict[str, int]) -> str:
 
 
 def reliability(compared: Compared, styles: dict[str, int]) -> str:
-    """Interquartile means, and the probability that one method beats another, for methods with ``ENOUGH`` seeds."""
+    """Interquartile means, and the probability that one method beats another, for methods with ``ENOUGH`` seeds; empty without such."""
     several = Compared(compared.step, {label: rows for label, rows in compared.rows.items() if len(rows) >= stats.ENOUGH})
+    if not several.rows:
+        return ""
     alone = [label for label in compared.rows if label not in several.rows]
     few = f'<p class="note">Fewer than {stats.ENOUGH} seeds, so no interval is estimated: {escape(", ".join(alone))}.</p>' if alone else ""
-    if not several.rows:
-        return few
     parts = []
     for title, score, mark in SCORES:
         scores = {label: own[:, None] for label, own in several.column(score).items()}
@@ -74,8 +74,8 @@ def reliability(compared: Compared, styles: dict[str, int]) -> str:
     seeds = min(map(len, several.rows.values()))
     rough = f" With {seeds} seeds they are rough: the bootstrap knows {seeds} values." if seeds < 10 else ""
     return (
-        f'{few}<div class="grid2">{"".join(parts)}</div><p class="soft">95 % intervals of a stratified bootstrap over'
-        f" seeds (rliable).{rough}</p>"
+        f'<h3>Intervals at step {compared.step:,}</h3>{few}<div class="grid2">{"".join(parts)}</div>'
+        f'<p class="soft">95 % intervals of a stratified bootstrap over seeds (rliable).{rough}</p>'
     )
 
 

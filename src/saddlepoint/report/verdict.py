@@ -92,6 +92,7 @@ def _earned(returns: dict[str, dict[str, np.ndarray]], label: str, places: int, 
         f'<small>return</small><b class="big">{fixed(float(noise_free.mean()), places)}</b>'
         f'<small>sampled {fixed(float(sampled.mean()), places)}</small>'
         f'<div class="dots" title="seeds, noise-free: {", ".join(fixed(value, places) for value in noise_free)}">{dots}{mean}</div>'
+        f'<div class="ends" aria-hidden="true"><i>{fixed(span.low, places)}</i><i>{fixed(span.high, places)}</i></div>'
     )
 
 

@@ -15,6 +15,8 @@ from saddlepoint.nn.ops.types import ChainWeights, ReverseTable
 
 def takes(net: ChainWeights, start: Tensor, noise: Tensor | None, table: ReverseTable) -> bool:
     """Whether the native operations serve this network and chain."""
+    if net.packed is None or torch.compiler.is_compiling():  # before the sizes are looked at: an export keeps its batch free
+        return False
     widths = [net.columns.shape[0], *(weight.shape[0] for weight in net.weights)]
     latent = net.columns.shape[1]
     if not (
