@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-metaworld faults docs lint bench clean
+.PHONY: help venv demo test test-slow test-metaworld faults docs tutorials lint bench clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,9 @@ test-metaworld: .venv-metaworld/.ready  ## Meta-World's tasks and the simple one
 docs: venv  ## the documentation site in site/, built strictly; open site/index.html
 	$(BIN)/pip install --quiet -e ".[docs]"
 	$(BIN)/mkdocs build --strict
+
+tutorials: venv  ## run the tutorials of examples/ and write their pages into docs/ (about half an hour)
+	$(BIN)/python docs/assets/tutorials.py
 
 faults: venv  ## inject every fault in numbers and write the table of docs/reliability.md (under 20 minutes)
 	$(BIN)/python -m tests.faults
