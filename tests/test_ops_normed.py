@@ -223,7 +223,8 @@ def test_the_reference_serves_what_the_kernels_do_not(generator, monkeypatch):
 def test_tensors_that_do_not_fit_are_refused_by_the_registered_operations(generator):
     assert ops.native_available()
     registered = torch.ops.saddlepoint
-    net = normed.native(net_of(generator, hidden=(64,), outputs=9, members=2).whole())
+    held = net_of(generator, hidden=(64,), outputs=9, members=2)
+    net = normed.native(held.whole())
     good = [torch.zeros(5, 48), torch.zeros(5, 6)]
     for parts in ([good[0], torch.zeros(4, 6)], [torch.zeros(48, 5).mT, good[1]], [good[0].double(), None]):
         with pytest.raises(ValueError, match="take a dense Float tensor"):
@@ -236,6 +237,9 @@ def test_tensors_that_do_not_fit_are_refused_by_the_registered_operations(genera
         registered.normed_chain(
             net, 1, torch.zeros(3, 64), torch.zeros(2, 64), torch.zeros(3, 6), None, [1.0] * 2, [1.0] * 2
         )
+    held.changed()
+    with pytest.raises(ValueError, match="no network has the number"):
+        registered.normed_forward(net, good, [0], 5, None, 1, None, False)
 
 
 @NATIVE

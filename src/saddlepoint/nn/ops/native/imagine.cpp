@@ -136,16 +136,14 @@ void imagine(const Imagined& in, const float* z, const float* task, const float*
     });
 }
 
-using OptionalNet = std::optional<NormedPtr>;
-
 // gain (states, proposals), cost (constraints, states, proposals), empty without costs, alive (states, proposals),
 // after (states, proposals, latent).
 std::tuple<Tensor, Tensor, Tensor, Tensor> imagine_op(const Tensor& z, const std::optional<Tensor>& task,
-                                                      const Tensor& actions, const NormedPtr& dynamics,
-                                                      const NormedPtr& reward, const OptionalNet& energy,
-                                                      const OptionalNet& cost, const OptionalNet& end,
-                                                      const Tensor& places, const Tensor& factors,
-                                                      at::ArrayRef<double> cost_factors, at::ArrayRef<double> scaling) {
+                                                      const Tensor& actions, i64 dynamics, i64 reward,
+                                                      std::optional<i64> energy, std::optional<i64> cost,
+                                                      std::optional<i64> end, const Tensor& places,
+                                                      const Tensor& factors, at::ArrayRef<double> cost_factors,
+                                                      at::ArrayRef<double> scaling) {
     TORCH_CHECK_VALUE(actions.dim() == 4 && scaling.size() == 4, "plans are (states, proposals, horizon, action)");
     const i64 states = actions.size(0), proposals = actions.size(1), horizon = actions.size(2), size = actions.size(3),
               bins = places.size(0);
@@ -162,11 +160,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> imagine_op(const Tensor& z, const std
                 static_cast<float>(scaling[1]),
                 static_cast<float>(scaling[2]),
                 static_cast<float>(scaling[3])};
-    in.nets[DYNAMICS] = dynamics.get(), in.nets[REWARD] = reward.get();
-    if (energy) in.nets[ENERGY] = energy->get();
-    if (cost) in.nets[COST] = cost->get();
-    if (end) in.nets[END] = end->get();
-    const i64 latent = dynamics->widths.back(), shared = task ? 2 : 1, embedding = task ? task->size(1) : 0;
+    NormedPtr held[NETS];  // that they live as long as this
+    held[DYNAMICS] = numbered(dynamics), held[REWARD] = numbered(reward);
+    if (energy) held[ENERGY] = numbered(*energy);
+    if (cost) held[COST] = numbered(*cost);
+    if (end) held[END] = numbered(*end);
+    for (i64 k = 0; k < NETS; ++k) in.nets[k] = held[k].get();
+    const bool low = in.nets[DYNAMICS]->low;
+    const i64 latent = in.nets[DYNAMICS]->widths.back(), shared = task ? 2 : 1, embedding = task ? task->size(1) : 0,
+              costs = cost ? in.nets[COST]->members : 0;
     require(z, {states, latent}), require(actions, {states, proposals, horizon, size});
     if (task) require(*task, {states, embedding});
     TORCH_CHECK_VALUE(static_cast<i64>(cost_factors.size()) == horizon && horizon > 0 && states > 0 && proposals > 0,
@@ -176,14 +178,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> imagine_op(const Tensor& z, const std
             const i64 outputs = k == DYNAMICS ? latent : k == REWARD || k == COST ? bins : 1;
             TORCH_CHECK_VALUE(net->parts == shared + (k != END) && net->inputs[0] == latent &&
                                   (!task || net->inputs[1] == embedding) && (k == END || net->inputs[shared] == size) &&
-                                  net->widths.back() == outputs && net->low == dynamics->low &&
+                                  net->widths.back() == outputs && net->low == low &&
                                   (k == COST || net->members == 1),
                               "networks of one world model");
         }
-    const Tensor gain = room({states, proposals}), paid = room({cost ? (*cost)->members : 0, states, proposals}),
+    const Tensor gain = room({states, proposals}), paid = room({costs, states, proposals}),
                  alive = room({states, proposals});
     const Tensor after = room({states, proposals, latent});
-    with_type(dynamics->low, [&](auto t) {
+    with_type(low, [&](auto t) {
         imagine<decltype(t)>(in, floats(z), floats(task), floats(actions), gain.data_ptr<float>(),
                              cost ? paid.data_ptr<float>() : nullptr, alive.data_ptr<float>(), after.data_ptr<float>());
     });
@@ -194,11 +196,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> imagine_op(const Tensor& z, const std
 
 TORCH_LIBRARY_FRAGMENT(saddlepoint, m) {
     m.def(
-        "imagine(Tensor z, Tensor? task, Tensor actions, __torch__.torch.classes.saddlepoint.Normed dynamics,"
-        " __torch__.torch.classes.saddlepoint.Normed reward, __torch__.torch.classes.saddlepoint.Normed? energy,"
-        " __torch__.torch.classes.saddlepoint.Normed? cost, __torch__.torch.classes.saddlepoint.Normed? end, Tensor "
-        "places, Tensor factors,"
-        " float[] cost_factors, float[] scaling) -> (Tensor, Tensor, Tensor, Tensor)");
+        "imagine(Tensor z, Tensor? task, Tensor actions, int dynamics, int reward, int? energy, int? cost, int? end, "
+        "Tensor places, Tensor factors, float[] cost_factors, float[] scaling) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(saddlepoint, CPU, m) { m.impl("imagine", imagine_op); }

@@ -2,6 +2,9 @@
 
 #include "normed_passes.h"
 
+#include <mutex>
+#include <unordered_map>
+
 namespace saddlepoint {
 
 Normed::Normed(const std::vector<std::vector<Tensor>>& parameters, i64 simplex, bool low)
@@ -26,6 +29,42 @@ Normed::Normed(const std::vector<std::vector<Tensor>>& parameters, i64 simplex, 
         gains.push_back(floats(require(gains_[layer], {members, widths[layer]}))),
             shifts.push_back(floats(require(shifts_[layer], {members, widths[layer]})));
     }
+}
+
+struct Numbers {
+    std::mutex mutex;
+    i64 last = 0;
+    std::unordered_map<i64, c10::weak_intrusive_ptr<Normed>> nets;
+    std::unordered_map<const Normed*, i64> of;
+};
+
+static Numbers& all_numbers() {
+    static Numbers* const numbers = new Numbers;  // outlives every network
+    return *numbers;
+}
+
+i64 number_of(const NormedPtr& net) {
+    Numbers& all = all_numbers();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    i64& number = all.of[net.get()];
+    if (!number) number = ++all.last, all.nets.emplace(number, c10::weak_intrusive_ptr<Normed>(net));
+    return number;
+}
+
+NormedPtr numbered(i64 number) {
+    Numbers& all = all_numbers();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    const auto found = all.nets.find(number);
+    const NormedPtr net = found == all.nets.end() ? NormedPtr() : found->second.lock();
+    TORCH_CHECK_VALUE(net, "no network has the number ", number);
+    return net;
+}
+
+void Normed::release_resources() {
+    Numbers& all = all_numbers();
+    const std::lock_guard<std::mutex> lock(all.mutex);
+    const auto found = all.of.find(this);
+    if (found != all.of.end()) all.nets.erase(found->second), all.of.erase(found);
 }
 
 template <class T>
@@ -78,10 +117,11 @@ Trail trail_of(const Normed& net, at::TensorList outputs, at::TensorList hats, a
 
 // Values (chosen, rows, outputs) and, where they are kept for the way back, the layers' outputs, what LayerNorm made of
 // their sums, and its scales.
-std::tuple<Tensor, Tensors, Tensors, Tensors> normed_forward(const NormedPtr& net, const OptionalTensors& parts,
+std::tuple<Tensor, Tensors, Tensors, Tensors> normed_forward(i64 number, const OptionalTensors& parts,
                                                              at::IntArrayRef chosen, i64 rows,
                                                              const std::optional<Tensor>& base, i64 repeat,
                                                              const std::optional<Tensor>& drop, bool keep) {
+    const NormedPtr net = numbered(number);
     const Inputs in = inputs_of(*net, parts, chosen, rows, base, repeat, drop);
     const i64 count = static_cast<i64>(chosen.size());
     const Tensor values = room({count, rows, net->widths.back()});
@@ -104,13 +144,14 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> normed_forward(const NormedPtr& ne
 // From `upstream` at the values: the gradient at the first pre-activations before dropping (chosen, rows, widths[0]),
 // those of the named parts, and, where wanted, those of the parameters of the chosen members in five groups, one after
 // another.
-std::tuple<Tensor, Tensors, Tensors> normed_backward(const NormedPtr& net, const OptionalTensors& parts,
+std::tuple<Tensor, Tensors, Tensors> normed_backward(i64 number, const OptionalTensors& parts,
                                                      at::IntArrayRef chosen, i64 rows,
                                                      const std::optional<Tensor>& base, i64 repeat,
                                                      const std::optional<Tensor>& drop, at::TensorList outputs,
                                                      at::TensorList hats, at::TensorList inverses, const Tensor& values,
                                                      const Tensor& upstream, const c10::List<bool>& wanted_parts,
                                                      bool parameters) {
+    const NormedPtr net = numbered(number);
     const Inputs in = inputs_of(*net, parts, chosen, rows, base, repeat, drop);
     const i64 count = static_cast<i64>(chosen.size()), normed = normed_layers(*net);
     require(values, {count, rows, net->widths.back()}), require(upstream, values.sizes());
@@ -147,8 +188,9 @@ std::tuple<Tensor, Tensors, Tensors> normed_backward(const NormedPtr& net, const
 }
 
 // See `chain`: x after all steps; `common`, `times` and `mask` as there.
-Tensor normed_chain(const NormedPtr& net, i64 part, const Tensor& common, const Tensor& times, const Tensor& start,
+Tensor normed_chain(i64 number, i64 part, const Tensor& common, const Tensor& times, const Tensor& start,
                     const std::optional<Tensor>& mask, at::ArrayRef<double> keep, at::ArrayRef<double> drift) {
+    const NormedPtr net = numbered(number);
     TORCH_CHECK_VALUE(
         net->members == 1 && part >= 0 && part < net->parts && !net->simplex && net->widths.back() == net->inputs[part],
         "a chain needs a single plain net whose outputs are as many as that part of its inputs");
@@ -169,19 +211,21 @@ Tensor normed_chain(const NormedPtr& net, i64 part, const Tensor& common, const 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(saddlepoint, m) {
-    m.class_<Normed>("Normed").def(torch::init<std::vector<std::vector<Tensor>>, i64, bool>());
+    m.class_<Normed>("Normed")
+        .def(torch::init<std::vector<std::vector<Tensor>>, i64, bool>())
+        .def("number", [](const NormedPtr& net) { return number_of(net); });
     m.def(
-        "normed_forward(__torch__.torch.classes.saddlepoint.Normed net, Tensor?[] parts, int[] chosen, int rows, "
+        "normed_forward(int net, Tensor?[] parts, int[] chosen, int rows, "
         "Tensor? base, int repeat, Tensor? drop,"
         " bool keep) -> (Tensor, Tensor[], Tensor[], Tensor[])");
     m.def(
-        "normed_backward(__torch__.torch.classes.saddlepoint.Normed net, Tensor?[] parts, int[] chosen, int rows, "
+        "normed_backward(int net, Tensor?[] parts, int[] chosen, int rows, "
         "Tensor? base, int repeat, Tensor? drop,"
         " Tensor[] outputs, Tensor[] hats, Tensor[] inverses, Tensor values, Tensor upstream, bool[] wanted_parts, "
         "bool parameters)"
         " -> (Tensor, Tensor[], Tensor[])");
     m.def(
-        "normed_chain(__torch__.torch.classes.saddlepoint.Normed net, int part, Tensor common, Tensor times, Tensor "
+        "normed_chain(int net, int part, Tensor common, Tensor times, Tensor "
         "start, Tensor? mask, float[] keep,"
         " float[] drift) -> Tensor");
 }

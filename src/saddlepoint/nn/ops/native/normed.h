@@ -29,6 +29,7 @@ struct Normed : torch::CustomClassHolder {
     // The packed weights of one direction, made when they are first asked for.
     template <class T>
     std::vector<T*> packed(bool backward);
+    void release_resources() override;  // gives up its number
 
    private:
     std::vector<std::vector<Tensor>> kept;
@@ -36,6 +37,11 @@ struct Normed : torch::CustomClassHolder {
 };
 
 using NormedPtr = c10::intrusive_ptr<Normed>;
+
+// Networks by number, while they live. Operations are given the number: for an object PyTorch looks for a
+// __torch_function__ at every call, in two C++ exceptions.
+i64 number_of(const NormedPtr& net);
+NormedPtr numbered(i64 number);
 
 inline i64 normed_layers(const Normed& net) { return net.simplex ? net.layers : net.layers - 1; }
 

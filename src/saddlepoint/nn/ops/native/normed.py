@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,16 +43,17 @@ def _key(net: NormedWeights) -> tuple[object, ...]:
     return ("normed", net.dtype, *(p.data_ptr() for group in net.groups for p in group))
 
 
-def native(net: NormedWeights) -> Any:
-    """The network as C++ has it, with its packed weights, kept until its owner says that the weights have changed."""
+def native(net: NormedWeights) -> int:
+    """The number of the network that C++ has, with its packed weights, kept until its owner says that the weights have changed."""
     assert net.packed is not None
     key = _key(net)
     found = net.packed.forms.get(key)
     if found is None:
         lead = [[p.detach() if net.members else p.detach().unsqueeze(0) for p in group] for group in net.groups]
         low = net.dtype == torch.bfloat16
-        found = net.packed.forms[key] = torch.classes.saddlepoint.Normed(lead, net.simplex, low)
-    return found
+        made = torch.classes.saddlepoint.Normed(lead, net.simplex, low)
+        found = net.packed.forms[key] = (made, made.number())
+    return found[1]
 
 
 class Request(NamedTuple):
@@ -245,11 +247,16 @@ def spread(parts: Sequence[Tensor]) -> tuple[torch.Size, list[bool], int, int] |
     """How parts (..., width) whose leading axes broadcast are laid out: the joint leading axes, which parts have all
     rows, and of the others together
     the rows and how often each is repeated, as ``Request`` has it. None where they fit no such layout."""
-    lead = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
-    whole = [p.shape[:-1].numel() == lead.numel() for p in parts]
+    return _spread(tuple(p.shape[:-1] for p in parts))
+
+
+@functools.lru_cache(1024)  # few shapes come again and again, and this takes longer than a small network's pass
+def _spread(shapes: tuple[torch.Size, ...]) -> tuple[torch.Size, list[bool], int, int] | None:
+    lead = torch.broadcast_shapes(*shapes)
+    whole = [shape.numel() == lead.numel() for shape in shapes]
     if all(whole):
         return lead, whole, 1, 1
-    others = torch.broadcast_shapes(*(p.shape[:-1] for p, full in zip(parts, whole) if not full))
+    others = torch.broadcast_shapes(*(shape for shape, full in zip(shapes, whole) if not full))
     others = (1,) * (len(lead) - len(others)) + tuple(others)
     own = [axis for axis, (size, most) in enumerate(zip(others, lead)) if size == most > 1]
     start, end = (own[0], own[-1] + 1) if own else (0, 0)
