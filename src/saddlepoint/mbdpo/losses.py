@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saddlepoint.constrained.units import between_percentiles
 from saddlepoint.mbdpo.imagine import Constraint, policy_rollouts
 from saddlepoint.mbdpo.planner import plan_mean, propose, score_of_mean
 from saddlepoint.mbdpo.search import PlanNoise, Search, draw_critics
@@ -149,8 +150,7 @@ def running_energy(mean: Tensor, std: Tensor, logits: Tensor, momentum: float) -
 
 def running_scale(scale: Tensor, values: Tensor, rate: float) -> Tensor:
     """The running range from the 5th to the 95th percentile of values (batch,), at least 1."""
-    low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype, device=values.device))
-    return scale + rate * ((high - low).clamp(min=1) - scale)
+    return scale + rate * (max(between_percentiles(values), 1.0) - scale)
 
 
 def policy_loss(
