@@ -303,14 +303,9 @@ def test_a_terminal_that_closes_ends_with_a_checkpoint(tmp_path: Path) -> None:
         "except Interrupted: sys.exit(130)\n"
     )
     master, slave = pty.openpty()
-
-    def at_terminal() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the suite ignores it, and its children would
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=slave, stdout=slave, stderr=slave, cwd=Path(__file__).parents[1], start_new_session=True,
-        preexec_fn=at_terminal,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(slave)
     said = b""
