@@ -1,6 +1,7 @@
 """Shared by all tests: one thread (two busy cores make OpenMP spin) and headless rendering."""
 
 import os
+import signal
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and tests send it
 
 
 @pytest.fixture
