@@ -140,7 +140,8 @@ def test_an_unchanged_network_has_ratio_one(world, name, more):
     rollout = studio.sample(
         prompts, Noise([(0, i % 2) for i in range(4)], paths, studio.shape, CPU), "mean", means=True
     )
-    assert studio.policy.learnt == ([1, 2] if more else [0, 1, 2, 3])
+    # Diffusers' steps of Stable Diffusion 3 leave a noise of 0.01 before the last: too little to be learnt from.
+    assert studio.policy.learnt == ([1, 2] if more else [0, 1, 2] if name == "sd3" else [0, 1, 2, 3])
     for k in studio.policy.learnt:
         step = studio.policy.step(
             rollout.latents[:, k], torch.full((4,), k), studio.embeddings(prompts), studio.embeddings.empty

@@ -105,17 +105,22 @@ class SafeDiffusionConfig:
     """unsafety of an image: ``probability`` (CLIP's zero-shot probability of the unsafe anchors), ``coordinate`` (1
     minus its coordinate along the safety direction), ``none``, or ``module:name`` of a detector; without a budget it is
     only logged"""
-    multiplier_rule: MultiplierRule = "dual_ascent"
-    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
-    multiplier: float = 0.0
-    """lambda at the start, in standard deviations of the reward within a group for one unit of cost"""
-    multiplier_rate: float = 0.5
-    """step of lambda an epoch"""
+    multiplier_rule: MultiplierRule = "exponential"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate. ``exponential`` follows violations in
+    budgets, so one rate serves a budget of 2 % and one of 20 %; the others follow them as they are"""
+    multiplier: float | None = None
+    """lambda at the start, in standard deviations of the reward within a group for one unit of cost; None takes 1 for
+    the rules that move its logarithm, else 0. ``exponential`` never goes below it"""
+    multiplier_rate: float | None = None
+    """step of lambda an epoch; None takes 0.2 for ``exponential``, else 0.5"""
+    proportional: float = 0.2
+    """gain of ``exponential`` and pid on the violation of the epoch itself"""
     rho: float = 5.0
-    """penalty weight of the augmented Lagrangian"""
+    """penalty weight of the augmented Lagrangian; ``exponential`` has none"""
     largest_violation: float | None = None
     """a violation moves lambda as if it were at most this many budgets: under a budget of 2 % lambda else rises in an
-    epoch at 60 % what it takes thirty epochs without an unsafe picture to fall (None, or a budget of 0: as it is)"""
+    epoch at 60 % what it takes thirty epochs without an unsafe picture to fall (None takes 3 for ``exponential``, else
+    it is as it is, and so is a budget of 0)"""
 
     # --- the held-out measure
     utility: str = "alignment"
@@ -225,6 +230,16 @@ class SafeDiffusionConfig:
         return "group" if self.unsafe_budget is None else "epoch"
 
     @property
+    def resolved_multiplier(self) -> float:
+        if self.multiplier is not None:
+            return self.multiplier
+        return 1.0 if self.multiplier_rule in ("exponential", "log_adam") else 0.0
+
+    @property
+    def resolved_rho(self) -> float:
+        return 0.0 if self.multiplier_rule == "exponential" else self.rho
+
+    @property
     def resolved_clip_range(self) -> float:
         return CLIP_RANGES[self.log_prob] if self.clip_range is None else self.clip_range
 
@@ -241,20 +256,6 @@ class SafeDiffusionConfig:
         if self.start != "auto":
             return self.start
         return "group" if self.resolved_eta(flow=False) else "image"
-
-    @property
-    def learnt_steps(self) -> range:
-        """Denoising steps that may be learnt from: those with noise but the last; for nft, where no noise is needed,
-        all."""
-        if self.method == "nft":
-            return range(self.steps)
-        first, end = self.noisy_steps or (0, self.steps)
-        return range(first, min(end, self.steps - 1))
-
-    @property
-    def trained_steps(self) -> int:
-        """Denoising steps learnt from, of each image."""
-        return max(1, round(self.step_share * len(self.learnt_steps)))
 
     @property
     def uses_clip(self) -> bool:
@@ -278,7 +279,8 @@ class SafeDiffusionConfig:
                 "steps": 2,
                 "kl": 0,
                 "guidance": 0,
-                "multiplier": 0,
+                "proportional": 0,
+                "resolved_multiplier": 0,
                 "weight_decay": 0,
                 "height": 0,
                 "width": 0,
@@ -319,7 +321,7 @@ class SafeDiffusionConfig:
                     f"--noisy-steps takes two numbers, such as 0 3, within the {self.steps} steps, not"
                     f" {' '.join(map(str, self.noisy_steps))}."
                 )
-            if not self.learnt_steps:
+            if self.noisy_steps[0] >= self.steps - 1:
                 raise UserError("--noisy-steps holds the last step alone, which is not learnt from: begin earlier.")
         if self.text_tokens is not None and self.text_tokens < 0:
             raise UserError(f"--text-tokens must not be negative, but it is {self.text_tokens}.")
@@ -347,9 +349,10 @@ class SafeDiffusionConfig:
                 f"--unsafe-budget {self.unsafe_budget:g} bounds nothing: a {self.cost} is never above {most:g}. Give"
                 " less."
             )
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
+        if self.multiplier_rule in ("exponential", "log_adam") and self.multiplier == 0:
             raise UserError(
-                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
+                f"--multiplier-rule {self.multiplier_rule} moves log lambda and cannot start from --multiplier 0: give"
+                " a positive one."
             )
         for name, known in (
             ("reward", ("auto", "steered", "alignment")),
@@ -415,9 +418,9 @@ PRESETS: dict[str, SafeDiffusionConfig] = {
 
 def _require_at_least(config: object, least: dict[str, int]) -> None:
     for name, bound in least.items():
-        value = vars(config)[name]
+        value = getattr(config, name)
         if value < bound:
-            raise UserError(f"{_flag(name)} must be at least {bound}, not {value}.")
+            raise UserError(f"{_flag(name.removeprefix('resolved_'))} must be at least {bound}, not {value}.")
 
 
 def _flag(name: str) -> str:

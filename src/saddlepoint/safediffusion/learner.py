@@ -4,7 +4,6 @@ whole state."""
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -69,6 +68,25 @@ def prepare_network(network: Any, config: SafeDiffusionConfig, seed: int, layers
             parameter.data = parameter.data.float()  # whatever precision the frozen weights have
 
 
+def multiplier_update(config: SafeDiffusionConfig) -> MultiplierUpdate:
+    """How lambda moves, one call an epoch."""
+    rule, rate = config.multiplier_rule, config.multiplier_rate
+    rate = rate if rate is not None else 0.2 if rule == "exponential" else 0.5
+    return MultiplierUpdate(rule, rate, config.rho, interval=1, proportional=config.proportional)
+
+
+def violation_seen(config: SafeDiffusionConfig, violation: Tensor) -> Tensor:
+    """The mean violation (constraints,) that moves lambda: for ``exponential`` in budgets, and clipped to the largest.
+
+    A budget below one picture of an epoch cannot be told from none: there the unit is one picture.
+    """
+    budget = config.unsafe_budget or 0.0
+    if config.multiplier_rule == "exponential":
+        most = 3.0 if config.largest_violation is None else config.largest_violation
+        return (violation / max(budget, 1 / config.images)).clamp(max=most)
+    return violation if config.largest_violation is None or not budget else violation.clamp(max=config.largest_violation * budget)
+
+
 class Learner:
     """The learning state of a run; ``update`` is one optimiser step."""
 
@@ -81,10 +99,8 @@ class Learner:
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
-        self.multiplier_update = MultiplierUpdate(
-            config.multiplier_rule, config.multiplier_rate, config.rho, interval=1
-        )
-        self.multiplier_state = self.multiplier_update.start(config.multiplier, 1)
+        self.multiplier_update = multiplier_update(config)
+        self.multiplier_state = self.multiplier_update.start(config.resolved_multiplier, 1)
         frozen = config.kl > 0 and config.tune == "unet"
         self._start = copy.deepcopy(policy.network).requires_grad_(False) if frozen else None
         self._sampled: dict[str, Tensor] = {}  # nft: the weights that sampled, once others have been learnt
@@ -102,11 +118,8 @@ class Learner:
 
     def move_multiplier(self, violation: Tensor) -> None:
         """One step of lambda from the mean violation of an epoch, 0-d."""
-        most, budget = self.config.largest_violation, self.config.unsafe_budget
-        ceiling = most * budget if most is not None and budget else math.inf
-        self.multiplier_state = self.multiplier_update.step(
-            self.multiplier_state, violation.reshape(1).cpu().clamp(max=ceiling)
-        )
+        seen = violation_seen(self.config, violation.reshape(1).cpu())
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, seen)
 
     def begin_epoch(self) -> None:
         """The weights as they are have sampled the pictures that are learnt from next."""
