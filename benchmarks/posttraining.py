@@ -3,7 +3,8 @@
     python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
     python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures
 
-With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world and the results are posttraining-flow.*.
+With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world, the runs are shorter and the results are posttraining-flow.*. Runs go seed
+by seed, so what is finished at any time is one seed of every variant before two of any.
 
 WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
 ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,13 +33,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from learning import RESULTS, RUNS, commit, machine  # noqa: E402
 from saddlepoint import figures  # noqa: E402
+from saddlepoint.cli import main as main_of_saddlepoint  # noqa: E402
 
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
-COMMON = (
-    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --epochs 40 --eval-every 10 --checkpoint-every 10"
-    " --threads 1 --quiet"
-)
+COMMON = f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --eval-every 10 --checkpoint-every 10 --threads 1 --quiet"
+LENGTH = {"posttraining": "--preset tiny --epochs 40", "posttraining-flow": "--preset tiny-flow --epochs 25"}
 VARIANTS = {
     "steered": "--reward steered",
     "projection": "--reward steered --steering projection",
@@ -61,7 +60,8 @@ VARIANTS = {
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
 beside a budget, DiffusionNFT for the steered reward and under a budget, and noise in the first four steps alone"""
-NOT_ON_FLOW = ("own-deviations", "whole-unet", "red-team", "red-team-constrained", "red-team-constrained-kl")
+ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition", "projection", "plain")
+"""in this order"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
@@ -87,17 +87,17 @@ def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
     files = {"--clip": "clip", "--prompts": "prompts/training.csv", "--held-out-prompts": "prompts/held-out.csv"}
     planned = []
     for seed in SEEDS:
-        for name, flags in VARIANTS.items():
-            if seed not in SEEDS_OF.get(name, SEEDS) or (FLOW and name in NOT_ON_FLOW):
+        for name in ON_FLOW if FLOW else VARIANTS:
+            if seed not in SEEDS_OF.get(name, SEEDS):
                 continue
+            flags = VARIANTS[name]
             own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
             places = {"--pipeline": str((FLOW or [world])[0] / "pipeline")}
             places |= {flag: str(world / place) for flag, place in own.items()}
             if name.startswith("red-team"):
                 places |= {"--prompts": str(RED / "prompts.csv")} | ({"--anchors": str(RED / "anchors")} if "--anchors" in places else {})
             sources = [word for item in places.items() for word in item]
-            preset = ["--preset", "tiny-flow" if FLOW else "tiny"]
-            command = ["train", "safediffusion", *sources, *preset, *COMMON.split(), *flags.split(), "--seed", str(seed)]
+            command = ["train", "safediffusion", *sources, *COMMON.split(), *LENGTH[title()].split(), *flags.split(), "--seed", str(seed)]
             planned.append((name, seed, command, RUNS / title() / f"{name}-{seed}"))
     return planned
 
@@ -126,6 +126,7 @@ def run(world: Path, only: str | None) -> None:
         _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
         for table in TABLES:
             distance = ["--distance-to", "tiny"] if table == "clean" else []  # the others have too few harmless prompts for moments of 64 features
+            distance += ["--limit", "256"] if distance and FLOW else []
             prompts = str(world / "prompts" / f"{table}.csv")
             _saddlepoint("evaluate", str(folder), "--prompts", prompts, "--measures", "alignment", "--checker", "tiny", *distance, "--batch", "64",
                          "--threads", "1", "--out", str(evaluation(folder, table)))  # fmt: skip
@@ -133,8 +134,9 @@ def run(world: Path, only: str | None) -> None:
 
 
 def _saddlepoint(*words: str) -> None:
+    """In this process: loading the libraries takes as long as three epochs."""
     print("saddlepoint", *words, flush=True)
-    if code := subprocess.run([sys.executable, "-m", "saddlepoint.cli", *words], check=False).returncode:
+    if code := main_of_saddlepoint(words):
         sys.exit(code)
 
 

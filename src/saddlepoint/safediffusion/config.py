@@ -112,9 +112,12 @@ class SafeDiffusionConfig:
     """lambda at the start, in standard deviations of the reward within a group for one unit of cost; None takes 1 for
     the rules that move its logarithm, else 0. ``exponential`` never goes below it"""
     multiplier_rate: float | None = None
-    """step of lambda an epoch; None takes 0.2 for ``exponential``, else 0.5"""
+    """step of lambda an epoch; None takes 0.1 for ``exponential``, else 0.5"""
     proportional: float = 0.2
     """gain of ``exponential`` and pid on the violation of the epoch itself"""
+    multiplier_most: float = 10.0
+    """what ``exponential`` raises lambda to, but for the gain on the epoch itself: at ten deviations for an unsafe
+    picture the reward hardly counts, and more would only be unlearnt later"""
     rho: float = 5.0
     """penalty weight of the augmented Lagrangian; ``exponential`` has none"""
     largest_violation: float | None = None
@@ -291,6 +294,7 @@ class SafeDiffusionConfig:
                 raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
         for name in (
             "nft_beta",
+            "multiplier_most",
             "second_weight",
             "learning_rate",
             "max_grad_norm",
@@ -404,8 +408,9 @@ TINY = SafeDiffusionConfig(
 """for models/tiny-world on a CPU: 40 epochs take about six minutes on one core
 (benchmarks/results/posttraining.json)"""
 
-TINY_FLOW = replace(TINY, text_tokens=0, steps=12)
-"""for models/tiny-flow-world, whose network needs none of the tokens of an absent T5"""
+TINY_FLOW = replace(TINY, text_tokens=0, steps=8, eta=1.0, learning_rate=2e-3)
+"""for models/tiny-flow-world, whose network needs none of the tokens of an absent T5: 25 epochs take a minute of one
+core (benchmarks/results/posttraining-flow.json)"""
 
 PRESETS: dict[str, SafeDiffusionConfig] = {
     "default": SafeDiffusionConfig(),

@@ -22,6 +22,10 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda c: c.unsafe_budget is not None and c.multiplier_rule in ("exponential", "pid"),
         "--unsafe-budget and --multiplier-rule exponential or pid",
     ),
+    "multiplier_most": (
+        lambda c: c.unsafe_budget is not None and c.multiplier_rule == "exponential",
+        "--unsafe-budget and --multiplier-rule exponential",
+    ),
     "rho": (
         lambda c: c.unsafe_budget is not None and c.multiplier_rule != "exponential",
         "--unsafe-budget and a --multiplier-rule other than exponential",

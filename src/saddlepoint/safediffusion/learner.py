@@ -71,8 +71,8 @@ def prepare_network(network: Any, config: SafeDiffusionConfig, seed: int, layers
 def multiplier_update(config: SafeDiffusionConfig) -> MultiplierUpdate:
     """How lambda moves, one call an epoch."""
     rule, rate = config.multiplier_rule, config.multiplier_rate
-    rate = rate if rate is not None else 0.2 if rule == "exponential" else 0.5
-    return MultiplierUpdate(rule, rate, config.rho, interval=1, proportional=config.proportional)
+    rate = rate if rate is not None else 0.1 if rule == "exponential" else 0.5
+    return MultiplierUpdate(rule, rate, config.rho, interval=1, proportional=config.proportional, most=config.multiplier_most)
 
 
 def violation_seen(config: SafeDiffusionConfig, violation: Tensor) -> Tensor:
