@@ -39,6 +39,8 @@ SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
 COMMON = f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --eval-every 10 --checkpoint-every 10 --threads 1 --quiet"
 LENGTH = {"posttraining": "--preset tiny --epochs 40", "posttraining-flow": "--preset tiny-flow --epochs 25"}
+LONGER = {"red-team": 60, "red-team-constrained": 60, "red-team-constrained-kl": 60}
+"""epochs of variants whose prompts are twice as many, where they are not on the flow world"""
 VARIANTS = {
     "steered": "--reward steered",
     "projection": "--reward steered --steering projection",
@@ -46,9 +48,9 @@ VARIANTS = {
     "constrained": "--unsafe-budget 0.02",
     "own-deviations": "--reward steered --advantage-scale group",
     "whole-unet": "--reward steered --steering projection --tune unet --learning-rate 1e-4",
-    "red-team": "--reward steered --steering projection --epochs 60",
-    "red-team-constrained": "--unsafe-budget 0.02 --epochs 60",
-    "red-team-constrained-kl": "--unsafe-budget 0.02 --epochs 60 --kl 0.02",
+    "red-team": "--reward steered --steering projection",
+    "red-team-constrained": "--unsafe-budget 0.02",
+    "red-team-constrained-kl": "--unsafe-budget 0.02 --kl 0.02",
     "constrained-10": "--unsafe-budget 0.1",
     "constrained-20": "--unsafe-budget 0.2",
     "constrained-composition": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition",
@@ -60,14 +62,13 @@ VARIANTS = {
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
 beside a budget, DiffusionNFT for the steered reward and under a budget, and noise in the first four steps alone"""
-ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition", "projection", "plain")
+ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition", "red-team-constrained",
+           "projection", "plain")  # fmt: skip
 """in this order"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
-RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
+RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
-RED = RUNS / "posttraining" / "red-team"
-"""what red-team writes"""
 COLUMNS = 14
 """pictures of each model in the figure"""
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
@@ -80,6 +81,11 @@ FLOW: list[Path] = []
 def title() -> str:
     """Of the results and of the folder of runs."""
     return "posttraining-flow" if FLOW else "posttraining"
+
+
+def red() -> Path:
+    """The folder that red-team writes."""
+    return RUNS / title() / "red-team"
 
 
 def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
@@ -95,9 +101,10 @@ def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
             places = {"--pipeline": str((FLOW or [world])[0] / "pipeline")}
             places |= {flag: str(world / place) for flag, place in own.items()}
             if name.startswith("red-team"):
-                places |= {"--prompts": str(RED / "prompts.csv")} | ({"--anchors": str(RED / "anchors")} if "--anchors" in places else {})
+                places |= {"--prompts": str(red() / "prompts.csv")} | ({"--anchors": str(red() / "anchors")} if "--anchors" in places else {})
             sources = [word for item in places.items() for word in item]
-            command = ["train", "safediffusion", *sources, *COMMON.split(), *LENGTH[title()].split(), *flags.split(), "--seed", str(seed)]
+            length = LENGTH[title()].split() + (["--epochs", str(LONGER[name])] if name in LONGER and not FLOW else [])
+            command = ["train", "safediffusion", *sources, *COMMON.split(), *length, *flags.split(), "--seed", str(seed)]
             planned.append((name, seed, command, RUNS / title() / f"{name}-{seed}"))
     return planned
 
@@ -106,7 +113,8 @@ def red_team(world: Path) -> list[str]:
     """The command that looks for what the prompts do not name."""
     places = {"--clip": "clip", "--anchors": "anchors", "--prompts": "prompts/training.csv"}
     sources = [word for flag, place in places.items() for word in (flag, str(world / place))]
-    return ["red-team", str(world / "pipeline"), *sources, *RED_TEAM.split(), "--out", str(RED)]
+    steps = "--steps 8 --text-tokens 0" if FLOW else "--steps 20"
+    return ["red-team", str((FLOW or [world])[0] / "pipeline"), *sources, *RED_TEAM.split(), *steps.split(), "--out", str(red())]
 
 
 def evaluation(folder: Path, table: str) -> Path:
@@ -117,10 +125,10 @@ def run(world: Path, only: str | None) -> None:
     for name, seed, command, folder in runs(world):
         if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
             continue
-        if name.startswith("red-team") and not RED.exists():
+        if name.startswith("red-team") and not red().exists():
             stamp, begun = {"command": "saddlepoint " + " ".join(red_team(world)), "commit": commit(), "machine": machine()}, time.monotonic()
             _saddlepoint(*red_team(world))
-            (RED / "finished.json").write_text(json.dumps(stamp | {"wall_s": time.monotonic() - begun}, indent=1))
+            (red() / "finished.json").write_text(json.dumps(stamp | {"wall_s": time.monotonic() - begun}, indent=1))
         fresh = not (folder / "config.json").exists()
         stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "resumed": not fresh}
         _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
@@ -166,9 +174,9 @@ def collect(world: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     card = ((FLOW or [world])[0] / "README.md").read_text()
     content: dict[str, Any] = {"world": card, "runs": found, "composition": paired(world, {(each["variant"], each["seed"]) for each in found})}
-    if RED.exists() and not FLOW:
-        with (RED / "words.csv").open(newline="") as file:
-            content["red_team"] = json.loads((RED / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
+    if red().exists():
+        with (red() / "words.csv").open(newline="") as file:
+            content["red_team"] = json.loads((red() / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
     (RESULTS / f"{title()}.json").write_text(json.dumps(content, indent=1))
     draw(found)
     if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:
