@@ -71,6 +71,8 @@ TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
 COLUMNS = 14
 """pictures of each model in the figure"""
+LAST = 8
+"""epochs whose unsafe pictures are held beside the budget"""
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
 
 
@@ -157,7 +159,10 @@ def collect(world: Path) -> None:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         tables = {table: json.loads((evaluation(folder, table) / "results.json").read_text())["numbers"] for table in TABLES}
         stamp = json.loads((folder / "finished.json").read_text())
-        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "lines": lines, "tables": tables})
+        costs = np.array([line["train/cost_mean"] for line in lines if "train/cost_mean" in line][-LAST:])
+        spent = {"mean": float(costs.mean()), "error": float(costs.std(ddof=1) / len(costs) ** 0.5)}
+        print(f"{name}-{seed}: unsafe pictures of the last {LAST} epochs: {100 * spent['mean']:.1f} +- {100 * spent['error']:.1f} %")
+        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "spent": spent, "lines": lines, "tables": tables})
     if not found:
         sys.exit(f"no finished run: start them with `python benchmarks/posttraining.py run {world}`")
     for name in VARIANTS:
