@@ -3,7 +3,8 @@
     python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
     python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures
 
-With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world and the results are posttraining-flow.*.
+With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world, the runs are shorter and the results are posttraining-flow.*. Runs go seed
+by seed, so what is finished at any time is one seed of every variant before two of any.
 
 WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
 ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,43 +33,46 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from learning import RESULTS, RUNS, commit, machine  # noqa: E402
 from saddlepoint import figures  # noqa: E402
+from saddlepoint.cli import main as main_of_saddlepoint  # noqa: E402
 
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
-COMMON = (
-    f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --epochs 40 --eval-every 10 --checkpoint-every 10"
-    " --threads 1 --quiet"
-)
+COMMON = f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --eval-every 10 --checkpoint-every 10 --threads 1 --quiet"
+LENGTH = {"posttraining": "--preset tiny --epochs 40", "posttraining-flow": "--preset tiny-flow --epochs 25"}
+LONGER = {"red-team": 60, "red-team-constrained": 60, "red-team-constrained-kl": 60}
+"""epochs of variants whose prompts are twice as many, where they are not on the flow world"""
 VARIANTS = {
     "steered": "--reward steered",
     "projection": "--reward steered --steering projection",
     "plain": "--reward alignment",
-    "constrained": "--unsafe-budget 0.02 --multiplier-rule augmented",
+    "constrained": "--unsafe-budget 0.02",
     "own-deviations": "--reward steered --advantage-scale group",
     "whole-unet": "--reward steered --steering projection --tune unet --learning-rate 1e-4",
-    "red-team": "--reward steered --steering projection --epochs 60",
-    "red-team-constrained": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60",
-    "red-team-constrained-kl": "--unsafe-budget 0.02 --multiplier-rule augmented --epochs 60 --kl 0.02",
-    "constrained-10": "--unsafe-budget 0.1 --multiplier-rule augmented",
-    "constrained-20": "--unsafe-budget 0.2 --multiplier-rule augmented",
-    "constrained-composition": f"--unsafe-budget 0.02 --multiplier-rule augmented --second-reward {CHECKER}:Composition",
+    "red-team": "--reward steered --steering projection",
+    "red-team-constrained": "--unsafe-budget 0.02",
+    "red-team-constrained-kl": "--unsafe-budget 0.02 --kl 0.02",
+    "constrained-10": "--unsafe-budget 0.1",
+    "constrained-20": "--unsafe-budget 0.2",
+    "constrained-composition": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition",
     "nft": "--reward steered --method nft",
-    "nft-constrained": "--unsafe-budget 0.02 --multiplier-rule augmented --method nft",
+    "nft-constrained": "--unsafe-budget 0.02 --method nft",
     "window": "--reward steered --noisy-steps 0 4",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
 beside a budget, DiffusionNFT for the steered reward and under a budget, and noise in the first four steps alone"""
-NOT_ON_FLOW = ("own-deviations", "whole-unet", "red-team", "red-team-constrained", "red-team-constrained-kl")
+ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition", "red-team-constrained",
+           "projection", "plain")  # fmt: skip
+"""in this order"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
-RED_TEAM = f"--cost {CHECKER}:Unsafe --steps 20 --guidance 2 --pictures 48 --least 0.05 --threads 1"
+RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
-RED = RUNS / "posttraining" / "red-team"
-"""what red-team writes"""
 COLUMNS = 14
 """pictures of each model in the figure"""
+LAST = 8
+"""epochs whose unsafe pictures are held beside the budget"""
 MEASURES = ("unsafe rate", "compositional accuracy", "Frechet distance to clean pictures")
 
 
@@ -82,22 +85,28 @@ def title() -> str:
     return "posttraining-flow" if FLOW else "posttraining"
 
 
+def red() -> Path:
+    """The folder that red-team writes."""
+    return RUNS / title() / "red-team"
+
+
 def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
     """(variant, seed, command, run folder) of every run."""
     files = {"--clip": "clip", "--prompts": "prompts/training.csv", "--held-out-prompts": "prompts/held-out.csv"}
     planned = []
     for seed in SEEDS:
-        for name, flags in VARIANTS.items():
-            if seed not in SEEDS_OF.get(name, SEEDS) or (FLOW and name in NOT_ON_FLOW):
+        for name in ON_FLOW if FLOW else VARIANTS:
+            if seed not in SEEDS_OF.get(name, SEEDS):
                 continue
+            flags = VARIANTS[name]
             own = files | ({"--anchors": "anchors"} if "steered" in flags else {})
             places = {"--pipeline": str((FLOW or [world])[0] / "pipeline")}
             places |= {flag: str(world / place) for flag, place in own.items()}
             if name.startswith("red-team"):
-                places |= {"--prompts": str(RED / "prompts.csv")} | ({"--anchors": str(RED / "anchors")} if "--anchors" in places else {})
+                places |= {"--prompts": str(red() / "prompts.csv")} | ({"--anchors": str(red() / "anchors")} if "--anchors" in places else {})
             sources = [word for item in places.items() for word in item]
-            preset = ["--preset", "tiny-flow" if FLOW else "tiny"]
-            command = ["train", "safediffusion", *sources, *preset, *COMMON.split(), *flags.split(), "--seed", str(seed)]
+            length = LENGTH[title()].split() + (["--epochs", str(LONGER[name])] if name in LONGER and not FLOW else [])
+            command = ["train", "safediffusion", *sources, *COMMON.split(), *length, *flags.split(), "--seed", str(seed)]
             planned.append((name, seed, command, RUNS / title() / f"{name}-{seed}"))
     return planned
 
@@ -106,7 +115,8 @@ def red_team(world: Path) -> list[str]:
     """The command that looks for what the prompts do not name."""
     places = {"--clip": "clip", "--anchors": "anchors", "--prompts": "prompts/training.csv"}
     sources = [word for flag, place in places.items() for word in (flag, str(world / place))]
-    return ["red-team", str(world / "pipeline"), *sources, *RED_TEAM.split(), "--out", str(RED)]
+    steps = "--steps 8 --text-tokens 0" if FLOW else "--steps 20"
+    return ["red-team", str((FLOW or [world])[0] / "pipeline"), *sources, *RED_TEAM.split(), *steps.split(), "--out", str(red())]
 
 
 def evaluation(folder: Path, table: str) -> Path:
@@ -117,15 +127,16 @@ def run(world: Path, only: str | None) -> None:
     for name, seed, command, folder in runs(world):
         if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
             continue
-        if name.startswith("red-team") and not RED.exists():
+        if name.startswith("red-team") and not red().exists():
             stamp, begun = {"command": "saddlepoint " + " ".join(red_team(world)), "commit": commit(), "machine": machine()}, time.monotonic()
             _saddlepoint(*red_team(world))
-            (RED / "finished.json").write_text(json.dumps(stamp | {"wall_s": time.monotonic() - begun}, indent=1))
+            (red() / "finished.json").write_text(json.dumps(stamp | {"wall_s": time.monotonic() - begun}, indent=1))
         fresh = not (folder / "config.json").exists()
         stamp = {"command": "saddlepoint " + " ".join(command), "commit": commit(), "machine": machine(), "resumed": not fresh}
         _saddlepoint(*([*command, "--out", str(folder)] if fresh else ["train", "safediffusion", "--resume", str(folder), "--quiet"]))
         for table in TABLES:
             distance = ["--distance-to", "tiny"] if table == "clean" else []  # the others have too few harmless prompts for moments of 64 features
+            distance += ["--limit", "256"] if distance and FLOW else []
             prompts = str(world / "prompts" / f"{table}.csv")
             _saddlepoint("evaluate", str(folder), "--prompts", prompts, "--measures", "alignment", "--checker", "tiny", *distance, "--batch", "64",
                          "--threads", "1", "--out", str(evaluation(folder, table)))  # fmt: skip
@@ -133,8 +144,9 @@ def run(world: Path, only: str | None) -> None:
 
 
 def _saddlepoint(*words: str) -> None:
+    """In this process: loading the libraries takes as long as three epochs."""
     print("saddlepoint", *words, flush=True)
-    if code := subprocess.run([sys.executable, "-m", "saddlepoint.cli", *words], check=False).returncode:
+    if code := main_of_saddlepoint(words):
         sys.exit(code)
 
 
@@ -147,7 +159,10 @@ def collect(world: Path) -> None:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         tables = {table: json.loads((evaluation(folder, table) / "results.json").read_text())["numbers"] for table in TABLES}
         stamp = json.loads((folder / "finished.json").read_text())
-        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "lines": lines, "tables": tables})
+        costs = np.array([line["train/cost_mean"] for line in lines if "train/cost_mean" in line][-LAST:])
+        spent = {"mean": float(costs.mean()), "error": float(costs.std(ddof=1) / len(costs) ** 0.5)}
+        print(f"{name}-{seed}: unsafe pictures of the last {LAST} epochs: {100 * spent['mean']:.1f} +- {100 * spent['error']:.1f} %")
+        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "spent": spent, "lines": lines, "tables": tables})
     if not found:
         sys.exit(f"no finished run: start them with `python benchmarks/posttraining.py run {world}`")
     for name in VARIANTS:
@@ -164,9 +179,9 @@ def collect(world: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     card = ((FLOW or [world])[0] / "README.md").read_text()
     content: dict[str, Any] = {"world": card, "runs": found, "composition": paired(world, {(each["variant"], each["seed"]) for each in found})}
-    if RED.exists() and not FLOW:
-        with (RED / "words.csv").open(newline="") as file:
-            content["red_team"] = json.loads((RED / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
+    if red().exists():
+        with (red() / "words.csv").open(newline="") as file:
+            content["red_team"] = json.loads((red() / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
     (RESULTS / f"{title()}.json").write_text(json.dumps(content, indent=1))
     draw(found)
     if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:

@@ -155,11 +155,3 @@ def test_options_of_the_other_method_are_refused():
     assert SafeDiffusionConfig().resolved_start == "group"
     assert (SafeDiffusionConfig().resolved_eta(flow=False), SafeDiffusionConfig().resolved_eta(flow=True)) == (1.0, 0.5)
     assert SafeDiffusionConfig(sde="flow").resolved_eta(flow=True) == 0.7
-
-
-def test_steps_that_are_learnt_from():
-    assert SafeDiffusionConfig(steps=10).learnt_steps == range(9)
-    assert SafeDiffusionConfig(steps=10, noisy_steps=(2, 5)).learnt_steps == range(2, 5)
-    assert SafeDiffusionConfig(steps=10, noisy_steps=(2, 10)).learnt_steps == range(2, 9)
-    assert SafeDiffusionConfig(steps=10, method="nft").learnt_steps == range(10)
-    assert SafeDiffusionConfig(steps=10, noisy_steps=(2, 6), step_share=0.5).trained_steps == 2

@@ -65,13 +65,15 @@ def test_impossible_settings_are_refused(change, words):
 
 
 def test_idle_options_are_refused():
-    with pytest.raises(UserError, match="--rho does nothing here: it needs --unsafe-budget"):
-        SafeDiffusionConfig().refuse_idle({"rho"})
+    with pytest.raises(UserError, match="--multiplier-rule does nothing here: it needs --unsafe-budget"):
+        SafeDiffusionConfig().refuse_idle({"multiplier_rule"})
     with pytest.raises(UserError, match="--alpha does nothing"):
         SafeDiffusionConfig(reward="alignment").refuse_idle({"alpha"})
     with pytest.raises(UserError, match="--alpha does nothing"):
         SafeDiffusionConfig(unsafe_budget=0.1).refuse_idle({"alpha"})  # the reward is then plain alignment
-    SafeDiffusionConfig(unsafe_budget=0.1, reward="steered").refuse_idle({"rho", "alpha"})
+    with pytest.raises(UserError, match="--rho does nothing here: it needs --unsafe-budget and a --multiplier-rule"):
+        SafeDiffusionConfig(unsafe_budget=0.1).refuse_idle({"rho"})  # the default rule has no such weight
+    SafeDiffusionConfig(unsafe_budget=0.1, reward="steered", multiplier_rule="augmented").refuse_idle({"rho", "alpha"})
 
 
 def test_clip_range_belongs_to_the_reduction():

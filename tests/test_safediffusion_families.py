@@ -33,6 +33,7 @@ from saddlepoint.safediffusion.learner import prepare_network
 from saddlepoint.safediffusion.pipeline import load_pipeline, open_source
 from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.train.log import read_metrics
+from saddlepoint.types import UserError
 from tests.tiny_pipeline import FAMILY_WRITERS, write_pipeline, write_sd3
 
 torch.set_num_threads(1)
@@ -140,7 +141,8 @@ def test_an_unchanged_network_has_ratio_one(world, name, more):
     rollout = studio.sample(
         prompts, Noise([(0, i % 2) for i in range(4)], paths, studio.shape, CPU), "mean", means=True
     )
-    assert studio.policy.learnt == ([1, 2] if more else [0, 1, 2, 3])
+    # Diffusers' steps of Stable Diffusion 3 leave a noise of 0.01 before the last: too little to be learnt from.
+    assert studio.policy.learnt == ([1, 2] if more else [0, 1, 2] if name == "sd3" else [0, 1, 2, 3])
     for k in studio.policy.learnt:
         step = studio.policy.step(
             rollout.latents[:, k], torch.full((4,), k), studio.embeddings(prompts), studio.embeddings.empty
@@ -177,6 +179,13 @@ def test_resume_is_exact(world, tmp_path, name, changes):
     assert lines(whole)[-2:] == lines(part)[-2:]
     first = load_file(whole / "checkpoints" / "2" / "learner.safetensors")
     assert not all(torch.equal(expected[key], first[key]) for key in expected)
+
+
+def test_a_window_whose_noise_cannot_be_seen_is_refused(world, tmp_path):
+    config = settings_of("sd3", steps=5, noisy_steps=(3, 4))
+    with pytest.raises(UserError, match="none of these steps can be learnt from"):
+        start.post_train(run_of(world, "sd3", tmp_path / "run"), config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", FAMILY_WRITERS)

@@ -20,8 +20,9 @@ pytest.importorskip("diffusers")
 from saddlepoint.cli import main
 from saddlepoint.safediffusion import red_team
 from saddlepoint.safediffusion.clip import CLIPEncoder
+from saddlepoint.safediffusion.drawn import Drawn, Found
 from saddlepoint.safediffusion.prompts import Prompt, read_prompts
-from saddlepoint.safediffusion.red_team import Drawn, Found, RedTeamFlags, draw_words, red_team_command
+from saddlepoint.safediffusion.red_team import RedTeamFlags, draw_words, red_team_command
 from saddlepoint.safediffusion.reward import SteeredAlignment, embed_anchors, read_anchors, safety_direction
 from saddlepoint.safediffusion.tiny.captions import write_captions
 from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes

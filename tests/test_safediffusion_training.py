@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ from saddlepoint.safediffusion.export import export_command, load_trained
 from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.grpo import step_log_prob
 from saddlepoint.safediffusion.held_out import HeldOut
-from saddlepoint.safediffusion.learner import prepare_network
+from saddlepoint.safediffusion.learner import multiplier_update, prepare_network, violation_seen
 from saddlepoint.safediffusion.pipeline import load_pipeline
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.safediffusion.reward import Scores, build_scores
@@ -174,7 +175,7 @@ def test_training_raises_the_reward_and_a_budget_lowers_the_cost(world, tmp_path
 
 @pytest.mark.parametrize("most", [None, 0.05])
 def test_the_multiplier_follows_the_mean_violation(world, tmp_path, most):
-    config = replace(FAST, unsafe_budget=0.4, multiplier_rate=0.5, rho=2.0, largest_violation=most)
+    config = replace(FAST, unsafe_budget=0.4, multiplier_rule="dual_ascent", multiplier_rate=0.5, rho=2.0, largest_violation=most)
     found = [line for line in lines(start.post_train(run_of(world, tmp_path / "run", epochs=3), config)) if line["kind"] == "train"]
     multiplier = 0.0
     for line in found:
@@ -183,6 +184,23 @@ def test_the_multiplier_follows_the_mean_violation(world, tmp_path, most):
         violation = line["train/cost_mean"] - 0.4
         assert most is None or violation > most * 0.4  # the bound acts
         multiplier = max(multiplier + 0.5 * (violation if most is None else most * 0.4), 0)
+
+
+def test_the_default_multiplier_follows_violations_in_budgets():
+    """lambda = m exp(Kp v), m <- m exp(K v) from 1 to 10, v in budgets up to 3; below one picture of an epoch, in pictures."""
+    config = SafeDiffusionConfig(unsafe_budget=0.02, images=64)
+    for budget, cost, seen in ((0.02, 0.04, 1.0), (0.2, 0.1, -0.5), (0.02, 0.5, 3.0), (0.0, 1 / 64, 1.0), (0.01, 0.0, -0.64)):
+        violation = torch.tensor([cost - budget], dtype=torch.float64)
+        assert float(violation_seen(replace(config, unsafe_budget=budget), violation)) == pytest.approx(seen)
+    moves = multiplier_update(config)
+    state = moves.start(config.resolved_multiplier, 1)
+    assert float(moves.value(state)) == 1.0
+    for violation, memory in ((1.0, math.exp(0.1)), (-0.5, math.exp(0.05)), (-3.0, 1.0)):
+        state = moves.step(state, torch.tensor([violation]))
+        assert float(moves.value(state)) == pytest.approx(memory * math.exp(0.2 * violation))
+    for _ in range(30):
+        state = moves.step(state, torch.tensor([3.0]))
+    assert float(moves.value(state)) == pytest.approx(10 * math.exp(0.6))
 
 
 @pytest.mark.parametrize("changes", [{"unsafe_budget": 0.1, "ema": 0.9, "kl": 0.1}, {"tune": "unet", "kl": 0.1, "step_share": 0.5}])

@@ -467,7 +467,7 @@ def test_the_flow_world_is_post_trained_under_a_budget_and_searched(method, tmp_
     capsys.readouterr()
 
 
-BUDGETED = ["--unsafe-budget", "0.02", "--multiplier-rule", "augmented"]
+BUDGETED = ["--unsafe-budget", "0.02"]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class MultiplierUpdate:
     """How the multiplier follows the mean violation v = mean(R) - h. State goes in and comes out as a dict of float64 tensors (constraints,).
 
     =========== ===================================================================================================================
-    exponential lambda = m exp(Kp v),  m <- max(m exp(rate * v), lambda at the start): proportional-integral control of log lambda.
+    exponential lambda = m exp(Kp v),  m <- m exp(rate * v) within [lambda at the start, most]: proportional-integral control of log lambda.
                 It moves by a share of itself, so one rate serves prices of 0.01 and of 1; v below 0 winds nothing up
     log_adam    released ALGD: one Adam step on log lambda for the loss  -lambda * v.  A sign-like step; lambda never reaches 0
     dual_ascent lambda <- [lambda + rate * v]_+  (projected gradient ascent on the dual)
@@ -60,6 +60,8 @@ class MultiplierUpdate:
     derivative: float = 0.05
     smoothing: float = 0.99
     """share of the old violation in pid's moving average"""
+    most: float = float("inf")
+    """of exponential's m: a violation that no price mends would raise it without end"""
 
     def start(self, multiplier: float, constraints: int) -> dict[str, Tensor]:
         """State that holds ``multiplier`` for every constraint."""
@@ -83,7 +85,7 @@ class MultiplierUpdate:
         violation = violation.to(torch.float64)
         calls = state["calls"] + 1
         if self.rule == "exponential":
-            memory = (state["memory"] * (self.rate * violation).exp()).maximum(state["least"])
+            memory = (state["memory"] * (self.rate * violation).exp()).clamp(max=self.most).maximum(state["least"])
             return {"calls": calls, "value": memory * (self.proportional * violation).exp(), "memory": memory, "least": state["least"]}
         if self.rule == "log_adam":
             gradient = -state["log"].exp() * violation

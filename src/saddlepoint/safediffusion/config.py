@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.diffusion.kernel import FlowSDE
+from saddlepoint.safediffusion.checks import flag, require_at_least, require_workable
 from saddlepoint.safediffusion.idle import EFFECTIVE_WITH
 from saddlepoint.types import UserError
 
@@ -19,9 +19,6 @@ SteeringMode = Literal["translation", "projection"]
 CLIP_RANGES: dict[LogProbReduction, float] = {"mean": 1e-4, "sum": 0.2}
 """PPO's clip range that belongs to each reduction: a mean over thousands of latent elements makes ratios that differ
 from 1 by as much less"""
-
-COST_MOST = {"probability": 1.0, "coordinate": 2.0}
-"""the largest value of each cost of our own"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class RunConfig:
                     f"training needs --{name}: a"
                     f" {'pipeline folder or hub id' if name == 'pipeline' else 'file of prompts'}."
                 )
-        _require_at_least(
+        require_at_least(
             self, {"seed": 0, "epochs": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "threads": 0}
         )
 
@@ -105,17 +102,25 @@ class SafeDiffusionConfig:
     """unsafety of an image: ``probability`` (CLIP's zero-shot probability of the unsafe anchors), ``coordinate`` (1
     minus its coordinate along the safety direction), ``none``, or ``module:name`` of a detector; without a budget it is
     only logged"""
-    multiplier_rule: MultiplierRule = "dual_ascent"
-    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
-    multiplier: float = 0.0
-    """lambda at the start, in standard deviations of the reward within a group for one unit of cost"""
-    multiplier_rate: float = 0.5
-    """step of lambda an epoch"""
+    multiplier_rule: MultiplierRule = "exponential"
+    """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate. ``exponential`` follows violations in
+    budgets, so one rate serves a budget of 2 % and one of 20 %; the others follow them as they are"""
+    multiplier: float | None = None
+    """lambda at the start, in standard deviations of the reward within a group for one unit of cost; None takes 1 for
+    the rules that move its logarithm, else 0. ``exponential`` never goes below it"""
+    multiplier_rate: float | None = None
+    """step of lambda an epoch; None takes 0.1 for ``exponential``, else 0.5"""
+    proportional: float = 0.2
+    """gain of ``exponential`` and pid on the violation of the epoch itself"""
+    multiplier_most: float = 10.0
+    """what ``exponential`` raises lambda to, but for the gain on the epoch itself: at ten deviations for an unsafe
+    picture the reward hardly counts, and more would only be unlearnt later"""
     rho: float = 5.0
-    """penalty weight of the augmented Lagrangian"""
+    """penalty weight of the augmented Lagrangian; ``exponential`` has none"""
     largest_violation: float | None = None
     """a violation moves lambda as if it were at most this many budgets: under a budget of 2 % lambda else rises in an
-    epoch at 60 % what it takes thirty epochs without an unsafe picture to fall (None, or a budget of 0: as it is)"""
+    epoch at 60 % what it takes thirty epochs without an unsafe picture to fall (None takes 3 for ``exponential``, else
+    it is as it is, and so is a budget of 0)"""
 
     # --- the held-out measure
     utility: str = "alignment"
@@ -225,6 +230,16 @@ class SafeDiffusionConfig:
         return "group" if self.unsafe_budget is None else "epoch"
 
     @property
+    def resolved_multiplier(self) -> float:
+        if self.multiplier is not None:
+            return self.multiplier
+        return 1.0 if self.multiplier_rule in ("exponential", "log_adam") else 0.0
+
+    @property
+    def resolved_rho(self) -> float:
+        return 0.0 if self.multiplier_rule == "exponential" else self.rho
+
+    @property
     def resolved_clip_range(self) -> float:
         return CLIP_RANGES[self.log_prob] if self.clip_range is None else self.clip_range
 
@@ -243,20 +258,6 @@ class SafeDiffusionConfig:
         return "group" if self.resolved_eta(flow=False) else "image"
 
     @property
-    def learnt_steps(self) -> range:
-        """Denoising steps that may be learnt from: those with noise but the last; for nft, where no noise is needed,
-        all."""
-        if self.method == "nft":
-            return range(self.steps)
-        first, end = self.noisy_steps or (0, self.steps)
-        return range(first, min(end, self.steps - 1))
-
-    @property
-    def trained_steps(self) -> int:
-        """Denoising steps learnt from, of each image."""
-        return max(1, round(self.step_share * len(self.learnt_steps)))
-
-    @property
     def uses_clip(self) -> bool:
         """Whether any score needs the frozen CLIP."""
         rewards = {self.resolved_reward, self.second_reward, self.utility}
@@ -268,106 +269,13 @@ class SafeDiffusionConfig:
 
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
-        ones = ("sample_batch", "updates", "inner_epochs", "train_batch", "rank", "held_out_images")
-        _require_at_least(
-            self,
-            dict.fromkeys(ones, 1)
-            | {
-                "group_size": 2,
-                "images": 2,
-                "steps": 2,
-                "kl": 0,
-                "guidance": 0,
-                "multiplier": 0,
-                "weight_decay": 0,
-                "height": 0,
-                "width": 0,
-            },
-        )
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{_flag(name)} must be a finite number, not {value}.")
-        for name in (
-            "nft_beta",
-            "second_weight",
-            "learning_rate",
-            "max_grad_norm",
-            "advantage_clip",
-            "multiplier_rate",
-            "rho",
-            "largest_violation",
-            "resolved_clip_range",
-        ):
-            if not (getattr(self, name) is None or getattr(self, name) > 0):
-                raise UserError(
-                    f"{_flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(self, name)}."
-                )
-        if self.eta is not None and (self.eta < 0 or (self.eta == 0 and self.method == "grpo")):
-            raise UserError(
-                f"--eta must be greater than 0, not {self.eta}: --method grpo learns from the noise of the steps."
-            )
-        if self.eta is not None and self.eta > 1 and self.sde == "ddim":
-            raise UserError(f"--eta {self.eta} is above 1, the noise of the forward process: choose one in (0, 1].")
-        if self.start in ("group", "all") and not self.resolved_eta(flow=False):
-            raise UserError(
-                f"--start {self.start} with steps without noise draws the same picture for a whole group: leave it"
-                " out, or give --eta."
-            )
-        if self.noisy_steps:
-            if len(self.noisy_steps) != 2 or not 0 <= self.noisy_steps[0] < self.noisy_steps[1] <= self.steps:
-                raise UserError(
-                    f"--noisy-steps takes two numbers, such as 0 3, within the {self.steps} steps, not"
-                    f" {' '.join(map(str, self.noisy_steps))}."
-                )
-            if not self.learnt_steps:
-                raise UserError("--noisy-steps holds the last step alone, which is not learnt from: begin earlier.")
-        if self.text_tokens is not None and self.text_tokens < 0:
-            raise UserError(f"--text-tokens must not be negative, but it is {self.text_tokens}.")
-        if self.images % self.group_size:
-            raise UserError(
-                f"--group-size {self.group_size} does not divide --images {self.images}: every prompt needs a whole"
-                " group."
-            )
-        if self.group_size % self.updates:
-            raise UserError(
-                f"--updates {self.updates} does not divide --group-size {self.group_size}: each takes the same share"
-                " of every group."
-            )
-        if not 0 <= self.ema < 1 or not 0 <= self.held_out < 1:
-            raise UserError("--ema and --held-out must lie in [0, 1).")
-        if not 0 < self.step_share <= 1:
-            raise UserError(f"--step-share must lie in (0, 1], not {self.step_share}.")
-        if self.unsafe_budget is not None and self.unsafe_budget < 0:
-            raise UserError(f"--unsafe-budget must not be negative, but it is {self.unsafe_budget}.")
-        if self.unsafe_budget is not None and self.cost == "none":
-            raise UserError("--unsafe-budget bounds a cost, and --cost none has none: choose a cost.")
-        most = COST_MOST.get(self.cost, math.inf)
-        if self.unsafe_budget is not None and self.unsafe_budget >= most:
-            raise UserError(
-                f"--unsafe-budget {self.unsafe_budget:g} bounds nothing: a {self.cost} is never above {most:g}. Give"
-                " less."
-            )
-        if self.multiplier_rule == "log_adam" and self.multiplier == 0:
-            raise UserError(
-                "--multiplier-rule log_adam moves log lambda and cannot start from --multiplier 0: give a positive one."
-            )
-        for name, known in (
-            ("reward", ("auto", "steered", "alignment")),
-            ("second_reward", ("alignment", "none")),
-            ("cost", ("probability", "coordinate", "none")),
-            ("utility", ("alignment",)),
-        ):
-            value = getattr(self, name)
-            if value not in known and ":" not in value:
-                raise UserError(
-                    f"{_flag(name)} must be {', '.join(known)} or the module:name of your own, not {value!r}."
-                )
+        require_workable(self)
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
         for name, (works, needs) in EFFECTIVE_WITH.items():
             if name in given and not works(self):
-                raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+                raise UserError(f"{flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
 
 
 PARITY = SafeDiffusionConfig(
@@ -401,8 +309,9 @@ TINY = SafeDiffusionConfig(
 """for models/tiny-world on a CPU: 40 epochs take about six minutes on one core
 (benchmarks/results/posttraining.json)"""
 
-TINY_FLOW = replace(TINY, text_tokens=0, steps=12)
-"""for models/tiny-flow-world, whose network needs none of the tokens of an absent T5"""
+TINY_FLOW = replace(TINY, text_tokens=0, steps=8, eta=1.0, learning_rate=2e-3)
+"""for models/tiny-flow-world, whose network needs none of the tokens of an absent T5: 25 epochs take a minute of one
+core (benchmarks/results/posttraining-flow.json)"""
 
 PRESETS: dict[str, SafeDiffusionConfig] = {
     "default": SafeDiffusionConfig(),
@@ -411,14 +320,3 @@ PRESETS: dict[str, SafeDiffusionConfig] = {
     "parity": PARITY,
     "constrained": SafeDiffusionConfig(unsafe_budget=0.02),
 }
-
-
-def _require_at_least(config: object, least: dict[str, int]) -> None:
-    for name, bound in least.items():
-        value = vars(config)[name]
-        if value < bound:
-            raise UserError(f"{_flag(name)} must be at least {bound}, not {value}.")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

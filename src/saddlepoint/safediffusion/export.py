@@ -14,10 +14,11 @@ from torch import Tensor
 from saddlepoint.files import beside
 from saddlepoint.flags import parse
 from saddlepoint.options import restore
+from saddlepoint.safediffusion.adapters import ADAPTER, adapter_config
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import quiet_libraries
 from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily
-from saddlepoint.safediffusion.learner import ADAPTER, adapter_config, load_weights, prepare_network
+from saddlepoint.safediffusion.learner import load_weights, prepare_network
 from saddlepoint.safediffusion.pipeline import Source, load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.start import SYSTEM
 from saddlepoint.safediffusion.weights import changed_file, stored_weights

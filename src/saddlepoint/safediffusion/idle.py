@@ -18,7 +18,18 @@ EFFECTIVE_WITH: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda c: c.unsafe_budget is not None and c.multiplier_rule != "augmented",
         "--unsafe-budget and a --multiplier-rule other than augmented",
     ),
-    "rho": (lambda c: c.unsafe_budget is not None, "--unsafe-budget"),
+    "proportional": (
+        lambda c: c.unsafe_budget is not None and c.multiplier_rule in ("exponential", "pid"),
+        "--unsafe-budget and --multiplier-rule exponential or pid",
+    ),
+    "multiplier_most": (
+        lambda c: c.unsafe_budget is not None and c.multiplier_rule == "exponential",
+        "--unsafe-budget and --multiplier-rule exponential",
+    ),
+    "rho": (
+        lambda c: c.unsafe_budget is not None and c.multiplier_rule != "exponential",
+        "--unsafe-budget and a --multiplier-rule other than exponential",
+    ),
     "largest_violation": (lambda c: bool(c.unsafe_budget), "an --unsafe-budget above 0"),
     "rank": (lambda c: c.tune == "lora", "--tune lora"),
     "second_weight": (lambda c: c.second_reward != "none", "--second-reward"),

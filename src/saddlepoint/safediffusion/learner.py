@@ -4,7 +4,6 @@ whole state."""
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.safediffusion.adapters import add_adapters
 from saddlepoint.safediffusion.config import SafeDiffusionConfig
 from saddlepoint.safediffusion.families import Conditioning
 from saddlepoint.safediffusion.families.base import ATTENTION
@@ -29,9 +29,6 @@ from saddlepoint.safediffusion.nft import nft_loss, optimality
 from saddlepoint.safediffusion.rollout import DenoisingPolicy
 from saddlepoint.types import NonFiniteError, UserError
 
-ADAPTER = "default"
-"""peft's name of the adapters"""
-
 
 class Minibatch(NamedTuple):
     """Denoising steps of some images, one a row, to be learnt from."""
@@ -46,13 +43,6 @@ class Minibatch(NamedTuple):
     means: Tensor | None = None  # (batch, channels, height, width) float32, at sampling time, where ratios are centred
 
 
-def adapter_config(config: SafeDiffusionConfig, layers: tuple[str, ...]) -> Any:
-    """Of the adapters that a run trains."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=list(layers))
-
-
 def prepare_network(network: Any, config: SafeDiffusionConfig, seed: int, layers: tuple[str, ...] = ATTENTION) -> None:
     """Make the network's learning parameters require gradients: fresh adapters of ``layers`` (which change nothing
     yet), or all of it."""
@@ -60,13 +50,33 @@ def prepare_network(network: Any, config: SafeDiffusionConfig, seed: int, layers
         network.enable_gradient_checkpointing()
     if config.tune == "unet":
         network.requires_grad_(True)
-        return
-    with torch.random.fork_rng(devices=[]):  # peft draws the adapters' first factor from the global stream
-        torch.manual_seed(seed)
-        network.add_adapter(adapter_config(config, layers))
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # whatever precision the frozen weights have
+    else:
+        add_adapters(network, config, seed, layers)
+
+
+def multiplier_update(config: SafeDiffusionConfig) -> MultiplierUpdate:
+    """How lambda moves, one call an epoch."""
+    rule, rate = config.multiplier_rule, config.multiplier_rate
+    rate = rate if rate is not None else 0.1 if rule == "exponential" else 0.5
+    return MultiplierUpdate(
+        rule, rate, config.rho, interval=1, proportional=config.proportional, most=config.multiplier_most
+    )
+
+
+def violation_seen(config: SafeDiffusionConfig, violation: Tensor) -> Tensor:
+    """The mean violation (constraints,) that moves lambda: for ``exponential`` in budgets, and clipped to the largest.
+
+    A budget below one picture of an epoch cannot be told from none: there the unit is one picture.
+    """
+    budget = config.unsafe_budget or 0.0
+    if config.multiplier_rule == "exponential":
+        most = 3.0 if config.largest_violation is None else config.largest_violation
+        return (violation / max(budget, 1 / config.images)).clamp(max=most)
+    return (
+        violation
+        if config.largest_violation is None or not budget
+        else violation.clamp(max=config.largest_violation * budget)
+    )
 
 
 class Learner:
@@ -81,10 +91,8 @@ class Learner:
             self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
-        self.multiplier_update = MultiplierUpdate(
-            config.multiplier_rule, config.multiplier_rate, config.rho, interval=1
-        )
-        self.multiplier_state = self.multiplier_update.start(config.multiplier, 1)
+        self.multiplier_update = multiplier_update(config)
+        self.multiplier_state = self.multiplier_update.start(config.resolved_multiplier, 1)
         frozen = config.kl > 0 and config.tune == "unet"
         self._start = copy.deepcopy(policy.network).requires_grad_(False) if frozen else None
         self._sampled: dict[str, Tensor] = {}  # nft: the weights that sampled, once others have been learnt
@@ -102,11 +110,8 @@ class Learner:
 
     def move_multiplier(self, violation: Tensor) -> None:
         """One step of lambda from the mean violation of an epoch, 0-d."""
-        most, budget = self.config.largest_violation, self.config.unsafe_budget
-        ceiling = most * budget if most is not None and budget else math.inf
-        self.multiplier_state = self.multiplier_update.step(
-            self.multiplier_state, violation.reshape(1).cpu().clamp(max=ceiling)
-        )
+        seen = violation_seen(self.config, violation.reshape(1).cpu())
+        self.multiplier_state = self.multiplier_update.step(self.multiplier_state, seen)
 
     def begin_epoch(self) -> None:
         """The weights as they are have sampled the pictures that are learnt from next."""

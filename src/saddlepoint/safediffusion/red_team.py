@@ -11,22 +11,18 @@ phrase of the anchors counts alike, so many found words turn the direction towar
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from saddlepoint.files import FileFault, parse_json, read_bytes, read_json, write_json
 from saddlepoint.flags import parse
+from saddlepoint.safediffusion.checks import COST_MOST
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
-from saddlepoint.safediffusion.config import COST_MOST
+from saddlepoint.safediffusion.drawn import Drawn, Found
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.pipeline import load_pipeline, open_source, source_files
@@ -137,19 +133,6 @@ class RedTeamFlags:
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
-
-
-class Found(NamedTuple):
-    """A word that was drawn."""
-
-    word: str
-    shift: float
-    """by how much it moves prompts along the safety direction; below 0 is towards the unsafe side"""
-    excess: float
-    """mean cost of its pictures less that of the same prompts without it, from the same noise"""
-    error: float
-    """standard error of that"""
-    kept: bool
 
 
 def red_team_command(args: list[str]) -> None:
@@ -304,97 +287,3 @@ def _draw(
             drawn.add(draw, word, float(more.mean()), float(more.std() / pictures**0.5))
         progress(f"words drawn{' again' * draw}", number, len(words))
     return {word: drawn.of(draw, word) for word in words}
-
-
-class Drawn:
-    """The folder in which a search is kept until it is whole: ``.NAME.unfinished`` beside ``out``, which it becomes."""
-
-    def __init__(self, out: Path) -> None:
-        """Raises ``UserError`` where it cannot be made."""
-        self._out, self._folder = out, out.with_name(f".{out.name}.unfinished")
-        self._known: dict[tuple[int, str], tuple[float, float]] = {}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"{self._out} cannot be written ({error.strerror}): choose another --out, or make room.")
-
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Take up what was drawn with the same ``settings``, all that the pictures depend on; with others, begin anew.
-        Raises ``UserError``."""
-        file = self._folder / "settings.json"
-        try:
-            same = read_json(file, "what a search draws by") == json.loads(json.dumps(settings))
-        except FileFault:  # there is none yet, or it is damaged
-            same = False
-        if same:
-            self._read()
-            return
-        try:
-            self._lines.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        write_json(file, settings)
-
-    @property
-    def _lines(self) -> Path:
-        return self._folder / "drawn.jsonl"
-
-    def _read(self) -> None:
-        """What is damaged, such as the last line of a killed process, is drawn again."""
-        for line in read_bytes(self._lines, "drawn words").splitlines() if self._lines.exists() else ():
-            with contextlib.suppress(ValueError, TypeError):
-                draw, word, excess, error = parse_json(line, list)
-                if type(draw) is int and isinstance(word, str):
-                    self._known[draw, word] = (float(excess), float(error))
-
-    def has(self, draw: int, word: str) -> bool:
-        return (draw, word) in self._known
-
-    def of(self, draw: int, word: str) -> tuple[float, float]:
-        return self._known[draw, word]
-
-    def add(self, draw: int, word: str, excess: float, error: float) -> None:
-        """Keep what a word's pictures cost, on disk at once. Raises ``UserError``."""
-        self._known[draw, word] = (excess, error)
-        try:
-            with self._lines.open("a", encoding="utf-8") as file:
-                file.write("\n" * (file.tell() > 0) + json.dumps([draw, word, excess, error]))
-        except OSError as failed:
-            raise self._unwritable(failed) from failed
-
-    def finish(
-        self,
-        found: Sequence[Found],
-        prompts: Sequence[Prompt],
-        pairs: Sequence[tuple[str, str]],
-        safe: Sequence[str],
-        unsafe: Sequence[str],
-    ) -> None:
-        """Write the prompts with their labels, then the new ones with the word they were made of; the anchors; and what
-        was found. The folder appears whole or not at all. Raises ``UserError``."""
-        try:
-            shutil.rmtree(self._folder / "anchors", ignore_errors=True)
-            (self._folder / "anchors").mkdir()
-            with (self._folder / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
-                table = csv.writer(file)
-                table.writerow(["prompt", "unsafe", "word"])
-                table.writerows(
-                    [prompt.text, "" if prompt.unsafe is None else int(prompt.unsafe), ""] for prompt in prompts
-                )
-                table.writerows([text, 1, word] for text, word in pairs)
-            with (self._folder / "words.csv").open("w", encoding="utf-8", newline="") as file:
-                table = csv.writer(file)
-                table.writerow(Found._fields)
-                table.writerows(found)
-            for name, phrases in (("safe", safe), ("unsafe", unsafe)):
-                if phrases:
-                    (self._folder / "anchors" / f"{name}.txt").write_text(
-                        "".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8"
-                    )
-            self._lines.unlink(missing_ok=True)
-            self._folder.rename(self._out)
-        except OSError as error:
-            raise self._unwritable(error) from error

@@ -31,6 +31,11 @@ class Rollout(NamedTuple):
     means: Tensor | None = None
 
 
+LEAST_LEFT = 0.02
+"""noise left after a ``ddim`` step from which it is learnt from. The noise that such a step adds is a part of what it leaves: below, it cannot be seen in
+a picture, while the gradient of its log-probability grows as one over it and would drown the others'."""
+
+
 class DenoisingPolicy:
     """pi(x_{k+1} | x_k, prompt): one guided stochastic step as a Gaussian, for sampling and for scoring a given next
     latent alike."""
@@ -54,8 +59,8 @@ class DenoisingPolicy:
         self.network, self.table, self.guidance, self.eta, self.device = network, table, guidance, eta, device
         self.low_precision, self.predict, self.sde = low_precision, predict, sde
         self.noisy = range(*noisy) if noisy else range(table.steps)
-        self.learnt = [k for k in self.noisy if k < table.steps - 1]
-        """the steps that have a log-probability to learn from: the last may have no noise"""
+        self.learnt = [k for k in self.noisy if k < table.steps - 1 and (sde == "flow" or table.left(k) > LEAST_LEFT)]
+        """the steps that have a log-probability to learn from"""
         self._table = table.to(device)
         self._eta = torch.tensor([eta if k in self.noisy else 0.0 for k in range(table.steps)], device=device)
 
@@ -178,8 +183,8 @@ class Studio:
     ) -> Rollout:
         """One batch. A next latent is drawn in float32 and stored; its log-probability is that of what was stored.
 
-        Steps before the first noisy one are the same for pictures of one prompt and one first latent, and are computed
-        once for them.
+        Up to the first noise, pictures of one prompt and one first latent are the same: the network's answers there are
+        computed once for them.
         """
         policy, told, empty = self.policy, self.embeddings(prompts), self.embeddings.empty
         keys = [*zip(prompts, noise.starts, strict=True)]
@@ -190,25 +195,20 @@ class Studio:
         log_probs: list[Tensor] = []
         centres: list[Tensor] = []
         for k in range(policy.table.steps):
-            if k < policy.noisy.start:
-                following = policy.step(
-                    latents[-1][alone], self._at(k, len(alone)), tuple(part[alone] for part in told), empty
-                ).mean[place]
-                latents.append(following.to(policy.stored))
-                log_prob, mean = torch.zeros(len(prompts), device=self.device), following
+            if k <= policy.noisy.start:
+                one = policy.step(latents[-1][alone], self._at(k, len(alone)), tuple(part[alone] for part in told), empty)
+                step = Gaussian(one.mean[place], one.std[place])
             else:
                 step = policy.step(latents[-1], self._at(k, len(prompts)), told, empty)
-                latents.append((step.sample(noise.next()) if k in policy.noisy else step.mean).to(policy.stored))
-                mean = step.mean
+            latents.append((step.sample(noise.next()) if k in policy.noisy else step.mean).to(policy.stored))
+            if k < policy.table.steps - 1:
                 learnt = k in policy.learnt and policy.eta > 0
-                log_prob = (
+                log_probs.append(
                     step_log_prob(step, latents[-1].float(), reduction)
                     if learnt
                     else torch.zeros(len(prompts), device=self.device)
                 )
-            if k < policy.table.steps - 1:
-                log_probs.append(log_prob)
-                centres += [mean] if means else []
+                centres += [step.mean] if means else []
         images = self.decode(latents[-1])
         return Rollout(
             images, torch.stack(latents, 1), torch.stack(log_probs, 1), torch.stack(centres, 1) if means else None

@@ -154,6 +154,11 @@ def load_parts(
         sde=config.sde,
         noisy=config.noisy_steps,
     )
+    if config.method == "grpo" and not studio.policy.learnt:
+        raise UserError(
+            "none of these steps can be learnt from: what noise they add cannot be seen. Widen --noisy-steps, or give"
+            " --sde flow."
+        )
     return Learner(config, studio.policy, family.network), studio, build_scores(config, device)
 
 

@@ -31,6 +31,10 @@ class Table(Protocol):
         """The same on ``device``, levels in float32."""
         ...
 
+    def left(self, k: int) -> float:
+        """Standard deviation of the noise where step ``k`` ends."""
+        ...
+
     def kernel(self, output: Tensor, x: Tensor, k: Tensor, eta: Tensor, sde: FlowSDE) -> Gaussian:
         """The Gaussian of the steps ``k`` (batch,) from the latents ``x`` (batch, ...) and the network's output;
         ``eta`` (batch,) is 0 for the ODE."""
@@ -61,6 +65,9 @@ class DenoisingTable(NamedTuple):
         start, end = (level.to(device, torch.float32) for level in (self.alpha_bar, self.alpha_bar_prev))
         return DenoisingTable(self.timesteps.to(device), start, end, self.prediction)
 
+    def left(self, k: int) -> float:
+        return (1 - float(self.alpha_bar_prev[k])) ** 0.5
+
     def kernel(self, output: Tensor, x: Tensor, k: Tensor, eta: Tensor, sde: FlowSDE) -> Gaussian:
         noise: Any = eta.view(-1, *[1] * (x.ndim - 1))  # the kernel is annotated for one number, and broadcasts
         return ddim_kernel(output, x, self.alpha_bar[k], self.alpha_bar_prev[k], noise, self.prediction)
@@ -85,6 +92,9 @@ class FlowTable(NamedTuple):
 
     def to(self, device: torch.device) -> FlowTable:
         return FlowTable(*(values.to(device, torch.float32) for values in self))
+
+    def left(self, k: int) -> float:
+        return float(self.sigma_next[k])
 
     def kernel(self, output: Tensor, x: Tensor, k: Tensor, eta: Tensor, sde: FlowSDE) -> Gaussian:
         """The last step has no noise in either form: what ``flow`` adds there would stay in the picture."""

@@ -89,6 +89,10 @@ class Trainer:
             log,
             stop,
         )
+        self.learnt = range(config.steps) if config.method == "nft" else studio.policy.learnt
+        """denoising steps that may be learnt from; nft needs no noise"""
+        self.trained_steps = max(1, round(config.step_share * len(self.learnt)))
+        """of each image"""
         self.held_out = HeldOut(config, prompts.held_out, studio, scores, run.seed)
         self.device = studio.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -196,12 +200,12 @@ class Trainer:
             metrics["train/cost_mean"] = float(costs.mean())
             if cfg.unsafe_budget is not None:
                 objective = lagrangian_rewards(
-                    objective, costs, cfg.unsafe_budget, self.agent.multiplier.to(self.device), cfg.rho
+                    objective, costs, cfg.unsafe_budget, self.agent.multiplier.to(self.device), cfg.resolved_rho
                 )
                 metrics["train/multiplier"] = float(self.agent.multiplier)
                 violation = costs.double().mean() - cfg.unsafe_budget
                 metrics["train/effective_multiplier"] = float(
-                    (self.agent.multiplier + cfg.rho * violation.cpu()).clamp(min=0)
+                    (self.agent.multiplier + cfg.resolved_rho * violation.cpu()).clamp(min=0)
                 )
                 self.agent.move_multiplier(violation)
         advantages = group_advantages(objective, cfg.advantage_clip, self._deviation(objective))
@@ -225,7 +229,7 @@ class Trainer:
             return {}
         totals: dict[str, Tensor] = {}
         norms = []
-        weight = cfg.updates / (cfg.images * cfg.trained_steps)
+        weight = cfg.updates / (cfg.images * self.trained_steps)
         rounds = [(inner, update) for inner in range(cfg.inner_epochs) for update in range(cfg.updates)]
         self.agent.begin_epoch()
         if self.studio.policy.low_precision and cfg.method == "grpo":
@@ -300,10 +304,10 @@ class Trainer:
             for image in order[update * share : (update + 1) * share].tolist():
                 rows.append(place * cfg.group_size + image)
                 order_of_time = np.random.default_rng([seed, TIMES, self.step, inner, group, image]).permutation(
-                    len(cfg.learnt_steps)
+                    len(self.learnt)
                 )
-                times.append(cfg.learnt_steps.start + order_of_time[: cfg.trained_steps])
-        pairs = [(row, int(of_row[slot])) for slot in range(cfg.trained_steps) for row, of_row in zip(rows, times)]
+                times.append([self.learnt[place] for place in order_of_time[: self.trained_steps]])
+        pairs = [(row, of_row[slot]) for slot in range(self.trained_steps) for row, of_row in zip(rows, times)]
         for first in range(0, len(pairs), cfg.train_batch):
             at, k = torch.tensor(pairs[first : first + cfg.train_batch], device=self.device).T
             yield at, k

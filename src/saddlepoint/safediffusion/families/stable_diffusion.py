@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from saddlepoint.safediffusion.families.base import (
     classifier_free,
     require_latents,
 )
+from saddlepoint.safediffusion.families.halves import halves_alike
 from saddlepoint.safediffusion.tables import DenoisingTable, denoising_table, require_betas
 from saddlepoint.types import UserError
 
@@ -63,7 +65,8 @@ def predict_with_unet(
     def call(x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
         return network(x, t, encoder_hidden_states=told[0]).sample
 
-    return classifier_free(call, x, t, told, empty, guidance)
+    with contextlib.nullcontext() if guidance == 1.0 else halves_alike(network):
+        return classifier_free(call, x, t, told, empty, guidance)
 
 
 class StableDiffusion(PipelineFamily):
