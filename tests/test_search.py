@@ -266,7 +266,7 @@ def test_when_a_point_is_given_up() -> None:
 @pytest.mark.slow
 def test_a_search_on_ray_trains_prunes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = FILE.replace("trials = 16", "trials = 3\nprune_over = 1.0").replace("seeds = [0, 1]", "seeds = [0]").replace("_from = 0.3", "_from = 0.0")
-    text = text.replace("total_steps = 1000", "total_steps = 600\neval_every = 100\neval_episodes = 1")
+    text = text.replace("total_steps = 1000", "total_steps = 300\neval_every = 100\nupdates_per_step = 0.1")
     arguments: list[Any] = ["sweep", str(write(tmp_path, text)), "--out", str(tmp_path / "out"), "--quiet", "--jobs", "1"]
     assert main(arguments) == 0
     assert "Toy-v0/sac-lag:" in capsys.readouterr().out
