@@ -307,3 +307,17 @@ def test_a_checkpoint_that_is_removed_while_it_lies_aside_is_not_damage(tmp_path
 
     monkeypatch.setattr(checkpoint, "whole", late)
     assert newest(tmp_path, checkpoint.load_learner, checkpoint.LEARNER)[1:] == (20, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"action_low": ["a", -1.0]}, {"action_low": [None, -1.0]}, {"action_low": [[-1.0], -1.0]}, {"action_low": [-1.0]}, {"observation": 3.5},
+     {"observation": "3"}, {"constraints": None}, {"image": [3, "x", 4]}, {"action_dtype": "floats"}, {"budget_range": [1.0]}, {"budget_range": [1.0, "2"]}],
+)  # fmt: skip
+def test_a_damaged_shape_is_one_sentence(change: dict[str, object]) -> None:
+    from saddlepoint.train.run import shape_of
+
+    whole = {"observation": 3, "action_low": [-1.0, -1.0], "action_high": [1.0, 1.0], "constraints": 1}
+    assert shape_of({"shape": whole}).action == 2
+    with pytest.raises(UserError, match="no whole 'shape'"):
+        shape_of({"shape": whole | change})

@@ -207,3 +207,29 @@ def test_run_folders_have_no_colons() -> None:
     name = default_folder(replace(CONFIG, env="my_module:Arm-v0")).name
     assert ":" not in name
     assert name.startswith("my_module-Arm-5-")
+
+
+def test_a_full_disk_ends_tensorboard_s_curves_with_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard writes in a thread of its own, whose traceback is not shown; the run goes on."""
+    from saddlepoint.train.boards import TensorBoard
+
+    board = TensorBoard(tmp_path, {"seed": 0}, None)
+    board.write(1, {"eval/return_mean": 1.0})
+    board.flush()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    board._writer.file_writer.event_writer._async_writer._writer._writer.write = full  # what the thread calls
+    with pytest.warns(UserWarning, match="No space left on device.*curves end here"):
+        for step in range(2, 400):
+            board.write(step, {"eval/return_mean": 1.0})
+            board.flush()
+    board.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("odd", ["x", 3, [1], {"lines": "many"}, {}])
+def test_what_a_damaged_manifest_says_of_the_metrics_may_be_anything(odd: Any, tmp_path: Path) -> None:
+    (sentence,) = MetricsFile(tmp_path / "metrics.jsonl").resume(lambda line: True, lambda line: True, odd)
+    assert "is not as the checkpoint knew it" in sentence

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -35,26 +38,57 @@ class TensorBoard:
     def __init__(self, folder: Path, settings: Mapping[str, Any], purge_step: int | None) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # slow to import, so only by runs that write
 
+        _hush_writers()
         self._writer: SummaryWriter = SummaryWriter(str(folder / "tb"), purge_step=purge_step)
-        self._settings = settings
+        self._settings, self._folder, self._broken = settings, folder / "tb", False
         self._newest: dict[str, float] = {}
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        if self._broken:
+            return
+        with self._going_on():
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
         self._newest |= {
             name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("_mean")
         }
 
     def flush(self) -> None:
-        self._writer.flush()
+        if not self._broken:
+            with self._going_on():
+                self._writer.flush()
 
     def close(self) -> None:
-        if self._newest:
-            self._writer.add_hparams(
-                plain(self._settings), {f"final/{name}": value for name, value in self._newest.items()}, run_name="."
-            )
-        self._writer.close()
+        if self._broken:
+            return
+        with self._going_on():
+            if self._newest:
+                self._writer.add_hparams(
+                    plain(self._settings), {f"final/{name}": value for name, value in self._newest.items()}, run_name="."
+                )
+            self._writer.close()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A disk that is full ends these curves, with one warning, and not the run: that is for metrics.jsonl and checkpoints to say."""
+        try:
+            yield
+        except OSError as error:
+            self._broken = True
+            warnings.warn(f"{self._folder} cannot be written ({error.strerror}): TensorBoard's curves end here", stacklevel=2)
+
+
+def _hush_writers() -> None:
+    """Leave out the traceback of TensorBoard's own thread: ``TensorBoard`` gets the same error and says it."""
+    before = threading.excepthook
+    if getattr(before, "__name__", "") == "quiet":
+        return
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = quiet
 
 
 class WandB:

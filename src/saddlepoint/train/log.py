@@ -93,7 +93,8 @@ class MetricsFile:
                 kept.append(line.raw)
                 sentences.append(f"line {line.number} of {self.path} cannot be read ({reason}); it stays as it is")
         if seal is not None and seal != self.seal():
-            lost = int(seal.get("lines", 0)) - self._count
+            known = seal.get("lines") if isinstance(seal, dict) else None  # what a damaged manifest says may be anything
+            lost = known - self._count if isinstance(known, int) else 0
             what = (
                 f"lacks {lost} of its lines"
                 if lost > 0

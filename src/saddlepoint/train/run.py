@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.files import (
     SEAL,
@@ -121,14 +123,21 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
         bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
         dtype = shape.get("action_dtype", EnvShape._field_defaults["action_dtype"])
         span = shape.get("budget_range")
-        return EnvShape(
+        found = EnvShape(
             shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype,
             None if span is None else tuple(span),
         )  # fmt: skip
+        sizes = (found.observation, found.constraints, *(found.image or ()))
+        numbers = (*found.action_low, *found.action_high, *(found.budget_range or ()))
+        whole = all(type(size) is int and size >= 0 for size in sizes) and all(type(number) in (int, float) for number in numbers)
+        if not whole or not 0 < len(found.action_low) == len(found.action_high) or len(found.budget_range or (0, 0)) != 2:
+            raise TypeError(found)
+        np.dtype(found.action_dtype)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             "the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run."
         ) from error
+    return found
 
 
 def setup_of(content: dict[str, Any]) -> EnvSetup:
