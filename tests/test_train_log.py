@@ -221,10 +221,14 @@ def test_a_full_disk_ends_tensorboard_s_curves_with_a_warning(tmp_path: Path, ca
         raise OSError(28, "No space left on device")
 
     board._writer.file_writer.event_writer._async_writer._writer._writer.write = full  # what the thread calls
-    with pytest.warns(UserWarning, match="No space left on device.*curves end here"):
+
+    def write_on() -> None:
         for step in range(2, 400):
             board.write(step, {"eval/return_mean": 1.0})
             board.flush()
+
+    with pytest.warns(UserWarning, match="No space left on device.*curves end here"):
+        write_on()
     board.close()
     assert "Traceback" not in capfd.readouterr().err
 
