@@ -78,7 +78,7 @@ def draw(trials: list[Trial], path: Path) -> None:
                     column[1].plot(steps, [line[f"{prefix}/cost_mean"] / limit_of(task) for line in trial["eval"]], **look)
             figures.mark_budget(column[1], 1)
             column[0].set(title=task.removeprefix("saddlepoint/").removesuffix("-v0"))
-            column[1].set(xlabel="decisions", yscale="symlog", ylim=(0, None))
+            column[1].set(xlabel="decisions", ylim=(0, None))
             for axis in column:
                 axis.xaxis.set_major_formatter(figures.thousands)
         axes[0, 0].set(ylabel="return")
