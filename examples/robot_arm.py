@@ -94,7 +94,8 @@ run = train(config(STEPS), ALGD, SMALL, BUDGETS, resume=True)
 #
 # ## Evaluate
 #
-# Twenty episodes of each policy. The two constraints are counted apart.
+# Twenty episodes of each policy. The two constraints are counted apart. A run so short is far over its effort still, and
+# the verdict says so.
 
 # %%
 saddlepoint(["evaluate", str(run), "--episodes", "20"])
