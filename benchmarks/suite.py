@@ -21,7 +21,7 @@ from saddlepoint import figures
 from saddlepoint.envs.tasks import env_spec
 
 RESULTS = Path(__file__).resolve().parent / "results"
-POLICIES = (("eval", "-", "noise-free"), ("eval/stochastic", "--", "sampling"))
+POLICIES = (("eval", "-", "noise-free"), ("eval/stochastic", "--", "sampled"))
 COLOURS = dict(zip(("algd", "sac-lag", "sac-pid", "cal", "algd-plain"), figures.COLOURS, strict=False))
 
 Trial = dict[str, Any]
@@ -65,28 +65,51 @@ def table(trials: list[Trial]) -> str:
     return "\n".join(rows)
 
 
+NAMES = {"algd": "ALGD", "sac-lag": "SAC-Lag", "sac-pid": "SAC-PID", "cal": "CAL", "algd-plain": "ALGD, plain energy"}
+TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50)
+"""of costs in budgets"""
+
+
+def curves(axis: Any, series: list[np.ndarray], colour: str, dashes: str) -> None:
+    """(2, evaluations) steps and values of each seed; where there are several, thin beside their mean as far as all of them go."""
+    several = len(series) > 1
+    for curve in series:
+        axis.plot(*curve, dashes, color=colour, lw=0.9 if several else 1.8, alpha=0.4 if several else 1)
+    if several:
+        length = min(curve.shape[1] for curve in series)
+        axis.plot(series[0][0, :length], np.mean([curve[1, :length] for curve in series], 0), dashes, color=colour)
+
+
 def draw(trials: list[Trial], path: Path) -> None:
     tasks = list(dict.fromkeys(trial["environment"] for trial in trials))
+    labels = [label for label in COLOURS if any(trial["label"] == label for trial in trials)]
     with figures.style():
-        figure, axes = plt.subplots(2, len(tasks), figsize=(3.4 * len(tasks), 5.6), squeeze=False)
-        for column, task in zip(axes.T, tasks, strict=True):
-            for trial in (trial for trial in trials if trial["environment"] == task):
-                steps = [line["step"] for line in trial["eval"]]
-                for prefix, style, _ in POLICIES:
-                    look = {"color": COLOURS[trial["label"]], "ls": style, "lw": 1.2, "alpha": 0.85}
-                    column[0].plot(steps, [line[f"{prefix}/return_mean"] for line in trial["eval"]], **look)
-                    column[1].plot(steps, [line[f"{prefix}/cost_mean"] / limit_of(task) for line in trial["eval"]], **look)
-            figures.mark_budget(column[1], 1)
-            column[0].set(title=task.removeprefix("saddlepoint/").removesuffix("-v0"))
-            column[1].set(xlabel="decisions", ylim=(0, None))
-            for axis in column:
+        figure, axes = plt.subplots(2, len(tasks), figsize=(2.9 * len(tasks) + 0.4, 5.2), squeeze=False)
+        for (above, below), task in zip(axes.T, tasks, strict=True):
+            for label in labels:
+                own = [trial["eval"] for trial in trials if (trial["environment"], trial["label"]) == (task, label)]
+                for prefix, dashes, _ in POLICIES:
+                    for axis, name, unit in ((above, "return", 1.0), (below, "cost", limit_of(task))):
+                        series = [np.array([(line["step"], line[f"{prefix}/{name}_mean"] / unit) for line in lines]).T for lines in own]
+                        curves(axis, series, COLOURS[label], dashes)
+            figures.mark_budget(below, 1.0, f"budget {limit_of(task):g}")
+            most = max(float(np.max(line.get_ydata())) for line in below.get_lines())
+            if most > 4:  # an early spike would hide the rest
+                below.set_yscale("symlog", linthresh=1, linscale=1.4)
+            below.set_ylim(0, 1.25 * most)
+            below.set_yticks([tick for tick in TICKS if tick <= 1.25 * most])
+            below.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+            below.yaxis.set_major_formatter("{x:g}")
+            above.set(title=task.removeprefix("saddlepoint/").removesuffix("-v0"))
+            below.set(xlabel="decisions")
+            for axis in (above, below):
                 axis.xaxis.set_major_formatter(figures.thousands)
+                axis.locator_params(axis="x", nbins=4)
         axes[0, 0].set(ylabel="return")
         axes[1, 0].set(ylabel="cost of an episode, in budgets")
-        labels = [label for label in COLOURS if any(trial["label"] == label for trial in trials)]
-        lines = [plt.Line2D([], [], color=COLOURS[label], label=label) for label in labels]
-        lines += [plt.Line2D([], [], color="k", ls=style, label=name) for _, style, name in POLICIES]
-        axes[0, 0].legend(handles=lines, fontsize=8)
+        lines = [plt.Line2D([], [], color=COLOURS[label], label=NAMES.get(label, label)) for label in labels]
+        lines += [plt.Line2D([], [], color=figures.INK, ls=dashes, label=name) for _, dashes, name in POLICIES]
+        figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
         figure.savefig(path)
 
 
