@@ -66,6 +66,6 @@ def _first_line(name: str, path: Path) -> str:
     if name in FOLDERS:
         return FOLDERS[name]
     text = path.read_text()
-    if path.suffix == ".py":
-        return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
-    return next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "")
+    if path.suffix == ".py" and (docstring := ast.get_docstring(ast.parse(text))):
+        return docstring.splitlines()[0]
+    return next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ") and not line.startswith("# %%")), "")
