@@ -111,7 +111,7 @@ class ALGD:
     ) -> Metrics:  # fmt: skip
         """Critics, then the policy, then temperature and multiplier, then the targets, in the order of the release.
 
-        ``episode_cost`` (constraints,) in the units of h is what an episode cost lately (``Replay.spent``); with ``multiplier_actions`` "recent" it
+        ``episode_cost`` (constraints,) in the units of h is the measured cost of recent episodes (``Replay.spent``); with ``multiplier_actions`` "recent" it
         moves lambda. ``ahead`` is what followed the transitions where the cost critics look further than one step.
         Raises ``NonFiniteError`` naming the first loss or gradient that is not finite.
         """

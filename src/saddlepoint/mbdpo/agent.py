@@ -179,7 +179,8 @@ class MBDPO:
         3. lambda by its rule
         4. target critics by Polyak averaging
 
-        ``episode_cost`` (constraints,) in the units of h, what an episode cost lately (``Replay.spent``), moves lambda with ``multiplier_actions`` "recent".
+        ``episode_cost`` (constraints,) in the units of h, the measured cost of recent episodes (``Replay.spent``),
+        moves lambda with ``multiplier_actions`` "recent".
         """
         c, model, constraint = self.config, self.model, self.constraint()
         if c.episodic == "auto" and not self.episodic:

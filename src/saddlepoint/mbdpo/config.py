@@ -120,7 +120,7 @@ class MBDPOConfig:
     multiplier_rule: MultiplierRule = "exponential"
     """how lambda moves: see saddlepoint.constrained.lagrangian.MultiplierUpdate"""
     multiplier_actions: Literal["policy", "recent"] = "recent"
-    """what moves lambda: the risk of the TD target's actions at replayed states, or what an episode really cost lately"""
+    """what moves lambda: the risk of the TD target's actions at replayed states, or the measured cost of recent episodes"""
     recent_steps: int = 1500
     """environment steps that ``recent`` looks back; no less than an episode of each environment"""
     multiplier: float = 0.01

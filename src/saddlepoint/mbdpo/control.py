@@ -44,7 +44,7 @@ class CostControl:
         return Constraint(multiplier, budget, rho, c.risk_std, unit, c.penalty == "relative")
 
     def move(self, risk: Tensor, episode_cost: Tensor | None) -> Metrics:
-        """One step of lambda. ``risk`` (constraints,) of the TD target's actions, or what an episode cost lately, as ``multiplier_actions`` says.
+        """One step of lambda. ``risk`` (constraints,) of the TD target's actions, or the measured cost of recent episodes, as ``multiplier_actions`` says.
 
         Returns the multiplier that was in force, the slope of the penalty at the risk, the risk and the violation.
         """

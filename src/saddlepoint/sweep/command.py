@@ -151,7 +151,7 @@ class Source(Protocol):
         ...
 
     def given_up(self, trial: Trial) -> bool:
-        """Whether a running one is to be stopped for good."""
+        """Whether a running one is to be stopped, and not to be started again."""
         ...
 
     def ended(self, trial: Trial) -> None:

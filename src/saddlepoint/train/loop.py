@@ -111,7 +111,7 @@ class Loop:
         finished = self.sums.add(step.reward, step.cost, ended)
         if len(finished):
             self.finished = self.finished.join(finished)
-            self.log.show(summarise(self.finished, self.budgets, "train"))
+            self.log.show(summarise(self._whole(self.finished), self.budgets, "train"))
         self.observation = step.observation
         self._observe()
         self.step += self.config.num_envs

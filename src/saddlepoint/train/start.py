@@ -17,7 +17,7 @@ import torch
 from saddlepoint.constrained.budget import CostBudget, at_discount
 from saddlepoint.constrained.dial import Dial
 from saddlepoint.envs.batch import EnvBatch
-from saddlepoint.envs.tasks import PIXELS, action_repeat_of, env_spec
+from saddlepoint.envs.tasks import PIXELS, TaskSpec, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
 from saddlepoint.replay import Replay
@@ -41,7 +41,7 @@ from saddlepoint.train.loop import BUDGETS, ENVS, LEARNER, Loop, stream
 from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
-from saddlepoint.types import EnvSetup, EnvShape, UserError
+from saddlepoint.types import EnvShape, UserError
 
 C = TypeVar("C", contravariant=True)
 
@@ -70,6 +70,7 @@ def train(
     setup = config.setup()
     setup = replace(setup, action_repeat=action_repeat_of(setup))
     config = replace(config, env=setup.name, env_kwargs=dict(setup.kwargs), action_repeat=setup.action_repeat)
+    config = replace(config, episode_steps=episode_steps(config, env_spec(setup)))
     if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = config.out or default_folder(config)
@@ -89,7 +90,7 @@ def train(
         declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
         budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
         budgets = at_discount(budgets, cost_gamma(learner_config))
-        setup = replace(setup, longest=longest_episode(budgets), cut=cut_after(config, setup))
+        setup = replace(setup, longest=longest_episode(budgets), cut=cut_after(config, env_spec(setup)))
         envs: EnvBatch | DialledEnvs = EnvBatch(
             setup, config.num_envs, seed=seed, processes=config.env_processes, needs_cost=learner.needs_cost, stop=stop
         )
@@ -173,13 +174,17 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     return budgets
 
 
-def cut_after(config: TrainConfig, setup: EnvSetup) -> int | None:
+def episode_steps(config: TrainConfig, task: TaskSpec) -> int:
+    """``--episode-steps`` as a run keeps it, so that another version's defaults do not change it: with 0 the task's own, or where evaluations need
+    whole training episodes all of one."""
+    own = task.episode_steps if config.eval_envs else task.horizon
+    return config.episode_steps or own or 0
+
+
+def cut_after(config: TrainConfig, task: TaskSpec) -> int | None:
     """Steps after which training episodes are cut; None where they are whole. Raises ``UserError``."""
-    task = env_spec(setup)
-    cut = config.episode_steps or task.episode_steps
-    if cut is None or (task.horizon is not None and cut >= task.horizon):
-        return None
-    if not config.eval_envs and not config.episode_steps:
+    cut = config.episode_steps
+    if not cut or (task.horizon is not None and cut >= task.horizon):
         return None
     if not config.eval_envs:
         raise UserError("--episode-steps cuts training episodes, and --eval-envs 0 evaluates in the same environments: leave out one of them.")
