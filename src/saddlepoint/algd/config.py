@@ -148,10 +148,10 @@ class ALGDConfig:
     """let the cost critic bootstrap through the end of the task (the released navigation tasks do [15])"""
     policy_learning_rate: float = 3e-4
     """Adam's step for the policy"""
-    critic_learning_rate: float = 4e-4
+    critic_learning_rate: float = 1e-3
     """Adam's step for the reward critics"""
     cost_learning_rate: float = 4e-4
-    """Adam's step for the cost critics"""
+    """Adam's step for the cost critics: smaller, because costs are rare and their critics soon learn single layouts by heart"""
     temperature_rate: float = 1e-3
     """Adam's step for log beta when tuned"""
     batch_size: int = 128

@@ -46,7 +46,7 @@ class SACConfig:
     """discount of costs: of the cost critic where there is one, and of the discounted costs that the metrics report"""
     policy_learning_rate: float = 3e-4
     """Adam's step for the policy"""
-    critic_learning_rate: float = 4e-4
+    critic_learning_rate: float = 1e-3
     """Adam's step for the reward critics"""
     temperature_rate: float = 1e-3
     """Adam's step for log beta when tuned"""
