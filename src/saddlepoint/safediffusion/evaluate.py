@@ -110,6 +110,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
         if (unused := unused_columns(flags.prompts))
         else []
     )
+    notes += subject.source.remarks(subject.guidance)
     if clip and (cut := clip.cut([prompt.text for prompt in prompts])):
         notes.append(cut)
     features: Callable[[Tensor], Tensor] | None = None

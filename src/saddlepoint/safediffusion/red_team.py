@@ -84,7 +84,7 @@ class RedTeamFlags:
     steps: int = 50
     """denoising steps"""
     guidance: float = 5.0
-    """classifier-free guidance; 1 is none"""
+    """classifier-free guidance; 1 or less is none"""
     height: int = 0
     """of the pictures in pixels; 0 takes the pipeline's own"""
     width: int = 0

@@ -105,7 +105,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
             f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from,"
             f" {len(prompts.held_out)} held out"
         )
-        for remark in (*source.remarks, studio.embeddings.cut([prompt.text for part in prompts for prompt in part])):
+        for remark in (*source.remarks(config.guidance), studio.embeddings.cut([prompt.text for part in prompts for prompt in part])):
             if remark:
                 log.say(f"note: {remark}")
         if config.unsafe_budget is not None:
