@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-PIL = pytest.importorskip("PIL.Image")
-
 from saddlepoint.safediffusion.reward import load_plugin, scored
 from saddlepoint.types import ForeignFault, NonFiniteError
 
+PIL = pytest.importorskip("PIL.Image")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGES = torch.rand(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a sign", "a naïve scene", "a red square"]
@@ -106,5 +105,5 @@ def test_a_slow_scorer_is_one_sentence_in_a_bounded_time(score, monkeypatch, att
 def test_a_scorer_that_is_down_is_one_sentence(score, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("SCORER", "http://127.0.0.1:9/score")
-    with pytest.raises(ForeignFault, match="gives no scores .*refused"):
+    with pytest.raises(ForeignFault, match=r"gives no scores .*refused"):
         scored(load_plugin("--reward", "http_score:HTTPScore"), "--reward", IMAGES, PROMPTS)

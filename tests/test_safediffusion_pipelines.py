@@ -355,7 +355,8 @@ def test_a_guidance_of_one_or_less_is_none_as_in_diffusers_and_remarked(world, c
     if guidance == 1:
         train(world, copy, tmp_path / "run", replace(FAST, guidance=guidance))
         assert re.search(f"note: {remark}", capsys.readouterr().out)
-        flags = EvaluateFlags(prompts=world.prompts, measures=("alignment",), clip=str(world.clip), steps=2, guidance=1, device="cpu", out=tmp_path / "ev")  # fmt: skip
+        asked = EvaluateFlags(prompts=world.prompts, measures=("alignment",), clip=str(world.clip), steps=2)
+        flags = replace(asked, guidance=guidance, device="cpu", out=tmp_path / "ev")
         assert re.search(remark, evaluate(str(copy), flags)[2])
     source = open_source(str(copy))
     assert re.search(remark, source.remarks(guidance)[0])

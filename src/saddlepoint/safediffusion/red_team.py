@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.flags import parse
+from saddlepoint.memory import keep_freed_memory
 from saddlepoint.safediffusion.checks import COST_MOST
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.drawn import Drawn, Found
@@ -144,6 +145,7 @@ def red_team_command(args: list[str]) -> None:
         )
     flags = parse(RedTeamFlags, RedTeamFlags(), args if helping else args[1:], "saddlepoint red-team PIPELINE").values
     quiet_libraries()
+    keep_freed_memory()
     use_threads(flags.threads)
     try:
         red_team(args[0], flags)

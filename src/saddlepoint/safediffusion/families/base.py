@@ -156,12 +156,6 @@ def classifier_free(
     return blank + guidance * (answer - blank)
 
 
-def as_convolved(x: Tensor) -> Tensor:
-    """Latents as convolutions and attention of a UNet on a CPU take them without copies: a row for each place, with all
-    its channels."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-
-
 def vae_factor(configs: dict[str, dict[str, Any]]) -> int:
     """Pixels of a latent's side."""
     return 2 ** (len(configs["vae"].get("block_out_channels", (1,) * 4)) - 1)
