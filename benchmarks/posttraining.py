@@ -1,10 +1,12 @@
 """Post-training of the tiny world's pipeline: the runs behind the tables and pictures of docs/results.md.
 
-    python benchmarks/posttraining.py run WORLD [--only steered-0]     # resumes what was interrupted, skips what is done
+    python benchmarks/posttraining.py run WORLD [--only steered-0 ...] # resumes what was interrupted, skips what is done
+    python benchmarks/posttraining.py plan WORLD                      # what there is to run, and what is done of it
     python benchmarks/posttraining.py collect WORLD                   # results/posttraining.json and .png, and its pictures
 
 With ``--flow models/tiny-flow-world`` the pipeline is that of the flow world, the runs are shorter and the results are posttraining-flow.*. Runs go seed
-by seed, so what is finished at any time is one seed of every variant before two of any.
+by seed, so what is finished at any time is one seed of every variant before two of any; those named by --only go in that order. ``collect`` keeps the
+runs of the results that are there, and of which this checkout has no folder.
 
 WORLD is models/tiny-world, which is shipped, or a folder written by ``python -m saddlepoint.safediffusion.tiny``. Each run is an ordinary
 ``saddlepoint train safediffusion``; then its model and the start model draw every prompt of five files from the same noise (``saddlepoint evaluate``)
@@ -54,6 +56,7 @@ VARIANTS = {
     "constrained-10": "--unsafe-budget 0.1",
     "constrained-20": "--unsafe-budget 0.2",
     "constrained-composition": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition",
+    "constrained-composition-epoch": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition --advantage-scale epoch",
     "nft": "--reward steered --method nft",
     "nft-constrained": "--unsafe-budget 0.02 --method nft",
     "window": "--reward steered --noisy-steps 0 4",
@@ -61,9 +64,10 @@ VARIANTS = {
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
-beside a budget, DiffusionNFT for the steered reward and under a budget, and noise in the first four steps alone"""
-ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition", "red-team-constrained",
-           "projection", "plain")  # fmt: skip
+beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT for the steered reward and under a budget, and noise in
+the first four steps alone"""
+ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition",
+           "constrained-composition-epoch", "red-team-constrained", "projection", "plain")  # fmt: skip
 """in this order"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
@@ -123,9 +127,16 @@ def evaluation(folder: Path, table: str) -> Path:
     return folder / f"evaluation-{table}"
 
 
-def run(world: Path, only: str | None) -> None:
-    for name, seed, command, folder in runs(world):
-        if (only and only != f"{name}-{seed}") or (folder / "finished.json").exists():
+def plan(world: Path) -> None:
+    for name, seed, _, folder in runs(world):
+        begun = "begun" if (folder / "config.json").exists() else "to run"
+        print(f"{name}-{seed}: {'done' if (folder / 'finished.json').exists() else begun}")
+
+
+def run(world: Path, only: list[str]) -> None:
+    planned = {f"{name}-{seed}": (name, command, folder) for name, seed, command, folder in runs(world)}
+    for name, command, folder in (planned[key] for key in only or planned):
+        if (folder / "finished.json").exists():
             continue
         if name.startswith("red-team") and not red().exists():
             stamp, begun = {"command": "saddlepoint " + " ".join(red_team(world)), "commit": commit(), "machine": machine()}, time.monotonic()
@@ -162,7 +173,11 @@ def collect(world: Path) -> None:
         costs = np.array([line["train/cost_mean"] for line in lines if "train/cost_mean" in line][-LAST:])
         spent = {"mean": float(costs.mean()), "error": float(costs.std(ddof=1) / len(costs) ** 0.5)}
         print(f"{name}-{seed}: unsafe pictures of the last {LAST} epochs: {100 * spent['mean']:.1f} +- {100 * spent['error']:.1f} %")
-        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "spent": spent, "lines": lines, "tables": tables})
+        found.append({"variant": name, "seed": seed} | stamp | {"wall_s": lines[-1]["wall_s"], "spent": spent, "lines": lines, "tables": tables,
+                                                                "changes": changes_of(folder)})  # fmt: skip
+    path = RESULTS / f"{title()}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    found = together(found, earlier.get("runs", []))
     if not found:
         sys.exit(f"no finished run: start them with `python benchmarks/posttraining.py run {world}`")
     for name in VARIANTS:
@@ -178,33 +193,46 @@ def collect(world: Path) -> None:
             print(f"{name}, {len(of)} seeds, {table}: " + "; ".join(said))
     RESULTS.mkdir(exist_ok=True)
     card = ((FLOW or [world])[0] / "README.md").read_text()
-    content: dict[str, Any] = {"world": card, "runs": found, "composition": paired(world, {(each["variant"], each["seed"]) for each in found})}
+    content = earlier | {"world": card, "runs": found, "composition": earlier.get("composition", {}) | paired(found)}
     if red().exists():
         with (red() / "words.csv").open(newline="") as file:
             content["red_team"] = json.loads((red() / "finished.json").read_text()) | {"words": list(csv.DictReader(file))}
-    (RESULTS / f"{title()}.json").write_text(json.dumps(content, indent=1))
+    path.write_text(json.dumps(content, indent=1))
     draw(found)
-    if first := {each["variant"] for each in found if each["seed"] == SEEDS[0]}:
+    if first := {name for name, seed, _, folder in runs(world) if seed == SEEDS[0] and (folder / "finished.json").exists()}:
         draw_pictures(first, world)
 
 
-def paired(world: Path, finished: set[tuple[str, int]]) -> dict[str, dict[str, dict[str, float]]]:
-    """By how much compositional accuracy changed, prompt by prompt and from the same noise: the mean over a variant's seeds and its standard error over
-    the prompts, which the two rates by themselves overstate."""
-    measure = MEASURES[1]
-    changes: dict[str, dict[str, list[list[float]]]] = {}
-    for name, seed, _, folder in runs(world):
-        for table in TABLES if (name, seed) in finished else ():
-            pictures = json.loads((evaluation(folder, table) / "results.json").read_text())["pictures"]
-            changes.setdefault(name, {}).setdefault(table, []).append([each["after"][measure] - each["before"][measure] for each in pictures])
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, tables in changes.items():
-        for table, seeds in tables.items():
-            of_prompts = np.mean(seeds, 0)
-            found.setdefault(name, {})[table] = {"change": float(of_prompts.mean()), "error": float(of_prompts.std(ddof=1) / len(of_prompts) ** 0.5)}
-        said = (f"{table} {100 * each['change']:+.1f} +- {100 * each['error']:.1f} %" for table, each in found[name].items())
-        print(f"{name}: paired change of {measure}: " + "; ".join(said))
-    return found
+def changes_of(folder: Path) -> dict[str, list[float]]:
+    """By how much compositional accuracy changed, prompt by prompt and from the same noise, of every table."""
+    results = {table: json.loads((evaluation(folder, table) / "results.json").read_text())["pictures"] for table in TABLES}
+    return {table: [each["after"][MEASURES[1]] - each["before"][MEASURES[1]] for each in pictures] for table, pictures in results.items()}
+
+
+def together(found: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that were collected now and the others of an earlier collection, in the order of the seeds and variants."""
+    new = {(each["variant"], each["seed"]) for each in found}
+    for each in earlier:
+        if (each["variant"], each["seed"]) not in new:
+            print(f"kept: {each['variant']}-{each['seed']} (its folder is not here)")
+            found = [*found, each]
+    return sorted(found, key=lambda each: (each["seed"], [*VARIANTS].index(each["variant"])))
+
+
+def paired(found: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The mean change of compositional accuracy over a variant's seeds and its standard error over the prompts, which the two rates by themselves
+    overstate. A run that was collected before its changes were kept has none."""
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in VARIANTS:
+        of = [each for each in found if each["variant"] == name and "changes" in each]
+        for table in TABLES if of else ():
+            changes = np.mean([each["changes"][table] for each in of], 0)
+            error = float(changes.std(ddof=1) / len(changes) ** 0.5)
+            summary.setdefault(name, {})[table] = {"change": float(changes.mean()), "error": error, "seeds": [each["seed"] for each in of]}
+        if of:
+            said = (f"{table} {100 * each['change']:+.1f} +- {100 * each['error']:.1f} %" for table, each in summary[name].items())
+            print(f"{name}, {len(of)} seeds: paired change of {MEASURES[1]}: " + "; ".join(said))
+    return summary
 
 
 def draw(found: list[dict[str, Any]]) -> None:
@@ -253,18 +281,21 @@ def draw_pictures(variants: set[str], world: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["run", "collect", "redraw"])
+    parser.add_argument("verb", choices=["run", "plan", "collect", "redraw"])
     parser.add_argument("world", type=Path, help="folder of the tiny world's models")
-    parser.add_argument("--only", help="one run, such as steered-0")
+    parser.add_argument("--only", nargs="+", default=[], help="some runs, such as steered-0 plain-0, in this order")
     parser.add_argument("--flow", type=Path, help="folder of the tiny flow world, whose pipeline then is trained")
     arguments = parser.parse_args()
     FLOW.extend([arguments.flow] if arguments.flow else [])
     if not (arguments.world / "README.md").is_file():
         parser.error(f"{arguments.world} holds no finished tiny world: train one with `python -m saddlepoint.safediffusion.tiny`.")
-    if arguments.only and arguments.only not in [f"{name}-{seed}" for name, seed, _, _ in runs(arguments.world)]:
-        parser.error(f"there is no run {arguments.only}: use one such as steered-0.")
+    known = [f"{name}-{seed}" for name, seed, _, _ in runs(arguments.world)]
+    if unknown := [name for name in arguments.only if name not in known]:
+        parser.error(f"there is no run {unknown[0]}: there are {', '.join(known)}.")
     if arguments.verb == "redraw":
         draw(json.loads((RESULTS / f"{title()}.json").read_text())["runs"])
+    elif arguments.verb == "plan":
+        plan(arguments.world)
     elif arguments.verb == "run":
         run(arguments.world, arguments.only)
     else:

@@ -53,6 +53,7 @@ def serve_ours(world: Path, tune: str) -> None:
     import torch
     from accelerate import Accelerator
 
+    from saddlepoint.memory import keep_freed_memory
     from saddlepoint.safediffusion.config import PARITY, RunConfig
     from saddlepoint.safediffusion.pipeline import open_source
     from saddlepoint.safediffusion.start import load_parts, read_sets
@@ -61,6 +62,7 @@ def serve_ours(world: Path, tune: str) -> None:
     from saddlepoint.train.screen import Screen
     from saddlepoint.train.signals import StopRequest
 
+    keep_freed_memory()  # as a run does
     images = SIZE["prompts"] * SIZE["group"]
     config = replace(
         PARITY, clip=str(world / "clip"), cost="none", steps=SIZE["steps"], group_size=SIZE["group"], images=images, sample_batch=images,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,7 @@ from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.safediffusion.generation import read_table
 from saddlepoint.safediffusion.harm import read_harms
 from saddlepoint.safediffusion.held_out import HeldOut
-from saddlepoint.safediffusion.pipeline import load_pipeline, source_files
+from saddlepoint.safediffusion.pipeline import load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.safediffusion.reward import load_plugin, read_anchors
 from saddlepoint.safediffusion.start import post_train
@@ -282,6 +284,44 @@ def test_a_hub_id_is_evaluated_as_a_pipeline(tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     assert main(["evaluate", "someone/nowhere", "--prompts", str(tmp_path / "prompts.txt"), "--measures", "--checker", "tiny"]) == 2
     assert "the pipeline someone/nowhere cannot be read" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dead_hub(monkeypatch, tmp_path):
+    """A hub that takes connections and never answers, and a cache of its own."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("saddlepoint.safediffusion.pipeline.HUB_SECONDS", 0.2)
+        yield
+
+
+def test_a_hub_that_never_answers_is_one_sentence_in_a_bounded_time(dead_hub):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"the pipeline someone/nowhere cannot be read from the hub \(.*timed out") as error:
+        open_source("someone/nowhere")
+    with pytest.raises(UserError, match=r"the CLIP someone/nowhere cannot be read from the hub \(.*timed out"):
+        CLIPEncoder("someone/nowhere", torch.device("cpu"))
+    assert time.monotonic() - began < 10
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_taken_from_a_hub_that_is_dead_is_there(dead_hub, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    kept = tmp_path / "hub" / "models--someone--kept"
+    (kept / "snapshots").mkdir(parents=True)
+    write_pipeline(tmp_path / "a").rename(kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    source = open_source("someone/kept")
+    assert source.revision == commit
+    began = time.monotonic()
+    assert load_pipeline(source).unet.config.in_channels == 4
+    assert source_files("someone/kept") == {"revision": commit}
+    assert time.monotonic() - began < 10
 
 
 def test_a_negative_guidance_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from saddlepoint.safediffusion.reward import load_plugin, scored
 from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.safediffusion.tables import denoising_table, scheduler_remarks
 from saddlepoint.types import ForeignFault, UserError
-from tests.tiny_pipeline import write_clip, write_pipeline, write_sd3, write_sdxl
+from tests.tiny_pipeline import write_clip, write_flux, write_pipeline, write_sd3, write_sdxl
 
 torch.set_num_threads(1)
 HERE = "tests.test_safediffusion_pipelines"
@@ -333,8 +334,39 @@ def test_a_signal_of_almost_nothing_is_refused_and_leading_with_zero_snr_remarke
     betas = np.linspace(1e-4, 0.05, 1000)  # alpha_bar ends at 1e-11
     with pytest.raises(UserError, match="almost 0"):
         denoising_table(BETAS | {"trained_betas": betas.tolist()}, 999)
-    assert "trailing" in scheduler_remarks({"rescale_betas_zero_snr": True})[0]
-    assert not scheduler_remarks({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+    rescale, trailing = scheduler_remarks({"rescale_betas_zero_snr": True})
+    assert "guidance_rescale is not offered" in rescale
+    assert "trailing is usually meant" in trailing
+    assert scheduler_remarks({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}) == [rescale]
+    assert not scheduler_remarks({"timestep_spacing": "leading"})
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_a_guidance_of_one_or_less_is_none_as_in_diffusers_and_remarked(world, copy, tmp_path, guidance, capsys):
+    studio = build_studio(load_pipeline(str(copy)), Request(3), guidance, 0.0, CPU)
+    ours = studio.render(["a red square"], Noise([(3,)], [(3,)], studio.shape, CPU))
+    latents = Noise([(3,)], [(3,)], studio.shape, CPU).start()
+    plain = StableDiffusionPipeline.from_pretrained(copy, safety_checker=None)
+    theirs = plain(
+        "a red square", num_inference_steps=3, guidance_scale=guidance, latents=latents, output_type="pt", eta=0.0
+    ).images
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    remark = f"--guidance {guidance:g} draws without guidance, .* diffusers takes 7.5 for Stable Diffusion 1/2"
+    if guidance == 1:
+        train(world, copy, tmp_path / "run", replace(FAST, guidance=guidance))
+        assert re.search(f"note: {remark}", capsys.readouterr().out)
+        asked = EvaluateFlags(prompts=world.prompts, measures=("alignment",), clip=str(world.clip), steps=2)
+        flags = replace(asked, guidance=guidance, device="cpu", out=tmp_path / "ev")
+        assert re.search(remark, evaluate(str(copy), flags)[2])
+    source = open_source(str(copy))
+    assert re.search(remark, source.remarks(guidance)[0])
+    assert not source.remarks(1.5)
+
+
+def test_a_guidance_that_the_network_is_told_is_not_remarked(copy, tmp_path):
+    change_json(copy / "unet" / "config.json", time_cond_proj_dim=8)
+    assert not open_source(str(copy)).remarks(1.0)
+    assert not open_source(str(write_flux(tmp_path))).remarks(1.0)
 
 
 @pytest.mark.parametrize("size", [None, ...])

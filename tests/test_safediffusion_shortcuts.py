@@ -56,15 +56,16 @@ def test_what_precedes_the_text_is_computed_once(studio, monkeypatch):
         "conv_in": unet.conv_in,
         "resnet": unet.down_blocks[0].resnets[0],
         "self": attention.attn1.to_q,
-        "text": attention.attn2.to_q,
+        "queries": attention.attn2.to_q,
+        "text": attention.attn2.to_out[0],
     }
     for name, module in watched.items():
         module.register_forward_hook(lambda module, args, output, name=name: rows.update({name: len(args[0])}))
     short = answer_and_gradients(studio)
-    assert rows == {"conv_in": 2, "resnet": 2, "self": 2, "text": 4}
+    assert rows == {"conv_in": 2, "resnet": 2, "self": 2, "queries": 2, "text": 4}
     monkeypatch.setattr(stable_diffusion, "halves_alike", lambda network: contextlib.nullcontext())
     long = answer_and_gradients(studio)
-    assert rows == {"conv_in": 4, "resnet": 4, "self": 4, "text": 4}
+    assert rows == {"conv_in": 4, "resnet": 4, "self": 4, "queries": 4, "text": 4}
     require_close(short, long)
 
 

@@ -311,6 +311,14 @@ def test_a_reward_that_fails_is_one_sentence_and_loses_nothing(world, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_a_run_keeps_the_memory_that_it_frees(world, tmp_path, monkeypatch):
+    """Each pass of learning would fault its activations in anew: a tenth of an epoch on a CPU."""
+    kept = []
+    monkeypatch.setattr(start, "keep_freed_memory", lambda: kept.append(True))
+    start.post_train(run_of(world, tmp_path / "run", epochs=1), FAST)
+    assert kept
+
+
 def test_a_reward_that_is_a_network_is_as_good_as_a_function(world, tmp_path):
     runs = [start.post_train(run_of(world, tmp_path / name, epochs=1), replace(FAST, reward=f"{HERE}:{name}")) for name in ("brightness", "Network")]
     for expected, found in zip(*(weights(run, 1).values() for run in runs), strict=True):

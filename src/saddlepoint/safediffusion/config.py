@@ -150,7 +150,7 @@ class SafeDiffusionConfig:
     """first step with noise and the one before which it ends, such as 0 3: the others follow the ODE and are not learnt
     from; all steps when left out"""
     guidance: float = 5.0
-    """classifier-free guidance, 1 is none; for FLUX.1 the guidance that its transformer is told"""
+    """classifier-free guidance, 1 or less is none; for FLUX.1 the guidance that its transformer is told"""
     height: int = 0
     """of the pictures in pixels; 0 takes the pipeline's own"""
     width: int = 0

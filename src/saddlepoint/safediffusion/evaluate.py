@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saddlepoint.files import FileFault, read_json, write_json
 from saddlepoint.flags import Parsed, parse
+from saddlepoint.memory import keep_freed_memory
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
 from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
 from saddlepoint.safediffusion.distance import Moments, RunningMoments, few_pictures, frechet_distance, read_folder
@@ -61,6 +62,7 @@ def evaluate_command(source: str, args: list[str]) -> None:
     flags.validate()
     flags.refuse_idle(parsed.given)
     quiet_libraries()
+    keep_freed_memory()
     use_threads(flags.threads)
     out, sides, note = evaluate(source, flags)
     from rich.console import Console
@@ -110,6 +112,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
         if (unused := unused_columns(flags.prompts))
         else []
     )
+    notes += subject.source.remarks(subject.guidance)
     if clip and (cut := clip.cut([prompt.text for prompt in prompts])):
         notes.append(cut)
     features: Callable[[Tensor], Tensor] | None = None

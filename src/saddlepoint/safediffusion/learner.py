@@ -88,7 +88,10 @@ class Learner:
         self.config, self.policy, self.part = config, policy, part
         self.parameters = {name: p for name, p in policy.network.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=policy.device.type == "cpu" or None,  # None is PyTorch's own choice; on a CPU that is one loop for all
         )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
         self.multiplier_update = multiplier_update(config)
@@ -182,13 +185,16 @@ class Learner:
     def update(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """One step of AdamW with the accumulated gradients, which ``reduce`` sums over processes. Returns their norm,
         0-d."""
-        for name, parameter in self.parameters.items():
+        for parameter in self.parameters.values():
             # A process all of whose groups were skipped has no gradient, and must take part in the sum all the same.
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = reduce(gradient)
-            if not bool(parameter.grad.isfinite().all()):
-                raise NonFiniteError(f"the gradient of {name} is not finite: lower --learning-rate or --guidance.")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not bool(norm.isfinite()):
+            name = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "all")
+            raise NonFiniteError(f"the gradient of {name} is not finite: lower --learning-rate or --guidance.")
+        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.max_grad_norm, norm)
         if self.config.method == "nft" and not self._sampled:
             self._sampled = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser.step()

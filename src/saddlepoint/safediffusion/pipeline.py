@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 CONFIGS = ("*.json", "*.txt", "*.model")
+HUB_SECONDS = 10.0
+"""that the hub has to answer"""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,15 @@ class Source:
         """The parts that have weights."""
         return [name for name in (self.family.network, "vae", *self.family.encoders) if name in self.configs]
 
-    @property
-    def remarks(self) -> list[str]:
-        return [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
+    def remarks(self, guidance: float) -> list[str]:
+        """Sentences on settings that can be had and are rarely meant."""
+        found = [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
+        if guidance <= 1 and self.family.classifier_free(self.configs):
+            found.append(
+                f"--guidance {guidance:g} draws without guidance, and pictures follow their prompts less: diffusers"
+                f" takes {self.family.guidance:g} for {self.family.title}"
+            )
+        return found
 
     def check(self, request: Request) -> None:
         """Raises ``UserError`` for steps, a size or text tokens that this pipeline cannot have; no model is loaded."""
@@ -138,19 +146,34 @@ def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """The folder of a snapshot with these files, and its commit. Raises ``UserError``."""
+    """The folder of a snapshot with these files, and its commit; one that this machine keeps, where the hub does not
+    answer. Raises ``UserError``."""
     from huggingface_hub import snapshot_download
 
     name, _, own = place.partition("@")
+    wanted = revision or own or None
+    commit, fault = _ask_hub(name, wanted)
     try:
+        kept = commit is None
         folder = Path(
-            snapshot_download(name, revision=revision or own or None, allow_patterns=patterns, etag_timeout=10)
+            snapshot_download(name, revision=commit or wanted, allow_patterns=patterns, local_files_only=kept)
         )
     except Exception as error:  # the hub's client raises those of several libraries
         raise UserError(
-            f"the {what} {place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}"
+            f"the {what} {place} cannot be read from the hub ({first_line(fault or error)}): {NO_WEIGHTS}"
         ) from error
     return folder, folder.name
+
+
+def _ask_hub(name: str, revision: str | None) -> tuple[str | None, Exception | None]:
+    """The commit that the hub has of a model, or why it says none: the client by itself waits without end for one that
+    takes the connection and does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha, None
+    except Exception as error:  # as above
+        return None, error
 
 
 def _read(path: Path, place: str) -> dict[str, Any]:
@@ -206,11 +229,14 @@ def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bo
 def _with_weights(source: Source, kind: Any) -> Path:
     if source.revision is None:
         return source.folder
+    name = source.place.partition("@")[0]
+    commit, fault = _ask_hub(name, source.revision)
     try:
-        return Path(kind.download(source.place.partition("@")[0], revision=source.revision, use_safetensors=True))
+        kept = commit is None
+        return Path(kind.download(name, revision=source.revision, use_safetensors=True, local_files_only=kept))
     except Exception as error:
         raise UserError(
-            f"the pipeline {source.place} cannot be read from the hub ({first_line(error)}): {NO_WEIGHTS}"
+            f"the pipeline {source.place} cannot be read from the hub ({first_line(fault or error)}): {NO_WEIGHTS}"
         ) from error
 
 

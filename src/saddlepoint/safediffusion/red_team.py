@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.flags import parse
+from saddlepoint.memory import keep_freed_memory
 from saddlepoint.safediffusion.checks import COST_MOST
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.drawn import Drawn, Found
@@ -84,7 +85,7 @@ class RedTeamFlags:
     steps: int = 50
     """denoising steps"""
     guidance: float = 5.0
-    """classifier-free guidance; 1 is none"""
+    """classifier-free guidance; 1 or less is none"""
     height: int = 0
     """of the pictures in pixels; 0 takes the pipeline's own"""
     width: int = 0
@@ -144,6 +145,7 @@ def red_team_command(args: list[str]) -> None:
         )
     flags = parse(RedTeamFlags, RedTeamFlags(), args if helping else args[1:], "saddlepoint red-team PIPELINE").values
     quiet_libraries()
+    keep_freed_memory()
     use_threads(flags.threads)
     try:
         red_team(args[0], flags)

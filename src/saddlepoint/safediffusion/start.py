@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from saddlepoint.memory import keep_freed_memory
 from saddlepoint.safediffusion.clip import check_clip
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.extras import require_extra
@@ -70,6 +71,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     source = open_source(run.pipeline, pinned)
     check_request(source, config)
     accelerator = join_processes(run.device)
+    keep_freed_memory()
     # After the accelerator, which sets them too; a resumed run keeps its own, because they decide the last bits.
     use_threads(run.threads or (saved["resolved"]["threads"] if saved else 0))
     if config.prompts % accelerator.num_processes:
@@ -105,7 +107,7 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
             f"{learning:,} learning parameters on {device}; {len(prompts.training)} prompts to learn from,"
             f" {len(prompts.held_out)} held out"
         )
-        for remark in (*source.remarks, studio.embeddings.cut([prompt.text for part in prompts for prompt in part])):
+        for remark in (*source.remarks(config.guidance), studio.embeddings.cut([prompt.text for part in prompts for prompt in part])):
             if remark:
                 log.say(f"note: {remark}")
         if config.unsafe_budget is not None:

@@ -144,12 +144,18 @@ def require_betas(settings: dict[str, Any], source: str) -> None:
 
 def scheduler_remarks(settings: dict[str, Any]) -> list[str]:
     """Sentences on settings that are used but are rarely meant."""
-    if settings.get("rescale_betas_zero_snr") and settings.get("timestep_spacing", "leading") == "leading":
-        return [
+    if not settings.get("rescale_betas_zero_snr"):
+        return []
+    found = [
+        "the scheduler has zero terminal SNR, where much guidance overexposes pictures, and guidance_rescale is not"
+        " offered: a lower --guidance does without it"
+    ]
+    if settings.get("timestep_spacing", "leading") == "leading":
+        found.append(
             "the scheduler has zero terminal SNR and timestep_spacing leading, which never starts from its last level:"
             " trailing is usually meant"
-        ]
-    return []
+        )
+    return found
 
 
 def noise_schedule(settings: dict[str, Any]) -> Tensor:

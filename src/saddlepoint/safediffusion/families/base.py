@@ -85,6 +85,10 @@ class PipelineFamily(ABC):
         """The guided answer of the network for latents ``x`` (batch, channels, height, width) at times ``t`` (batch,);
         float32, of the latents' shape."""
 
+    def classifier_free(self, configs: dict[str, dict[str, Any]]) -> bool:
+        """Whether guidance is a second answer, to no prompt, and not an input of the network."""
+        return True
+
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32, not yet clipped to
         [0, 1]."""
@@ -144,8 +148,8 @@ def classifier_free(
     empty: Conditioning,
     guidance: float,
 ) -> Tensor:
-    """u + g (c - u) of one pass with twice the batch; c alone at g = 1."""
-    if guidance == 1.0:
+    """u + g (c - u) of one pass with twice the batch; c alone at g <= 1, as in diffusers."""
+    if guidance <= 1.0:
         return call(x, t, told).float()
     both = tuple(torch.cat([none.expand_as(some), some]) for none, some in zip(empty, told, strict=True))
     blank, answer = call(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)

@@ -65,7 +65,7 @@ def predict_with_unet(
     def call(x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
         return network(x, t, encoder_hidden_states=told[0]).sample
 
-    with contextlib.nullcontext() if guidance == 1.0 else halves_alike(network):
+    with contextlib.nullcontext() if guidance <= 1.0 else halves_alike(network):
         return classifier_free(call, x, t, told, empty, guidance)
 
 
@@ -101,6 +101,9 @@ class StableDiffusion(PipelineFamily):
         self, network: Any, x: Tensor, t: Tensor, told: Conditioning, empty: Conditioning, guidance: float
     ) -> Tensor:
         return predict_with_unet(network, x, t, told, empty, guidance)
+
+    def classifier_free(self, configs: dict[str, dict[str, Any]]) -> bool:
+        return configs["unet"].get("time_cond_proj_dim") is None
 
     def channels(self, configs: dict[str, dict[str, Any]]) -> int:
         return configs["unet"].get("in_channels", 4)

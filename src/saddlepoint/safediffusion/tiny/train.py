@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saddlepoint.memory import keep_freed_memory
 from saddlepoint.safediffusion.extras import quiet_libraries
 from saddlepoint.safediffusion.tiny.flow import FlowStage, build_transformer
 from saddlepoint.safediffusion.tiny.models import build_clip, build_unet, build_vae, load_world, train_tokenizer
@@ -324,6 +325,7 @@ def train_tiny(config: TinyConfig) -> Path:
     config.validate()
     quiet_libraries()
     assert config.out is not None
+    keep_freed_memory()
     use_threads(config.threads)
     if config.out.exists() and any(config.out.iterdir()) and not (config.out / WORK).is_dir():
         raise UserError(
