@@ -1,10 +1,11 @@
 """Time of one ALGD update and of acting, against the released program and against size.
 
-    python benchmarks/algd_update.py [--official PATH] [--threads 2] [--rounds 15] [--compiled]
+    python benchmarks/algd_update.py [--official PATH] [--threads 2] [--rounds 15] [--compiled] [--label MACHINE]
     python benchmarks/algd_update.py --scaling [--compiled] (--redraw draws its figure again, from the numbers that it left)
 
 ``--official`` is a clone of the authors' repository (Wenxuan52/ALGD on GitHub); none of it is in ours. Every variant lives in a process of its own and they
-take turns, so that a noisy machine hits them alike; medians and ratios of medians are printed and kept in benchmarks/results/.
+take turns, so that a noisy machine hits them alike; medians and ratios of medians, by the clock and in the processor's time, are printed and kept in
+benchmarks/results/. The presets ``parity`` and ``earlier`` have the networks and the batch of the release, ``default`` is today's with its own.
 Ours includes drawing the batch from the replay and all noise; the released time is its ``update_parameters`` on a ready numpy batch.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,22 +25,26 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from interleave import Work, Worker, interleaved, provenance, serve  # noqa: E402
+from interleave import Times, Work, Worker, interleaved, provenance, serve  # noqa: E402
 
 RESULTS = HERE / "results"
 SIZES = {"observation": 60, "action": 2, "batch": 256, "steps": 5, "proposals": 4, "members": 4}
+"""the release's; also of the presets with its networks"""
+DEFAULT = SIZES | {"batch": 128, "members": 2}
+"""today's default"""
 
 
-def gigaflop(size: dict[str, int], hidden: int = 256, policy: int = 128, embedding: int = 16) -> float:
+def gigaflop(size: dict[str, int], hidden: int = 256, policy: int = 128, embedding: int = 16, views: int = 1, chains: int = 2) -> float:
     """Multiply-adds (times two) that one update must do, in 1e9: both critics' targets, forward, weight gradients; the energy forward and back to the
-    action on (1 + N) rows, the state's part of the first layer once; two chains forward and one back."""
-    nets, s, a, b = 2 + size["members"], size["observation"], size["action"], size["batch"]
+    action on (1 + N) rows, the state's part of the first layer once; ``chains`` forward and one back. Networks see ``views`` numbers for each of an
+    observation's."""
+    nets, s, a, b = 2 + size["members"], views * size["observation"], size["action"], size["batch"]
     inner, first = hidden * hidden + hidden, (s + a) * hidden
     critics = b * nets * (2 * (first + inner) + (first + 2 * inner))
     rows = b * (1 + size["proposals"])
     energy = nets * (b * s * hidden + rows * (2 * a * hidden + 2 * inner))
     layer = (s + a + embedding) * policy + 2 * policy * policy + policy * a
-    chain = b * layer * (size["steps"] * 2 + (size["steps"] + 1) * 2)
+    chain = b * layer * (size["steps"] * chains + (size["steps"] + 1) * 2)
     return 2 * (critics + energy + chain) / 1e9
 
 
@@ -67,12 +73,13 @@ def ours(preset: str, precision: str, compiled: bool, limit: float, size: dict[s
     shape = EnvShape(size["observation"], (-1.0,) * size["action"], (1.0,) * size["action"], 1)
     agent = ALGD(config, shape, (CostBudget(limit),), compile=compiled)
     rng = np.random.default_rng(0)
-    replay = Replay(100_000, size["observation"], size["action"], 1)
-    never = np.zeros(1, bool)
-    for _ in range(20_000):
-        observation, following = rng.normal(size=(2, 1, size["observation"])).astype(np.float32)
-        action, reward = rng.uniform(-1, 1, (1, size["action"])).astype(np.float32), rng.normal(size=1).astype(np.float32)
-        replay.add(observation, action, reward, rng.random((1, 1)).astype(np.float32), following, never, never)
+    replay = Replay(100_000, size["observation"], size["action"], 1, num_envs=100)
+    never = np.zeros(100, bool)
+    for _ in range(200):
+        observation, following = rng.normal(size=(2, 100, size["observation"])).astype(np.float32)
+        action, reward = rng.uniform(-1, 1, (100, size["action"])).astype(np.float32), rng.normal(size=100).astype(np.float32)
+        replay.add(observation, action, reward, rng.random((100, 1)).astype(np.float32), following, never, never)
+        agent.observe(torch.from_numpy(observation))
     generator, state = torch.Generator().manual_seed(0), torch.randn(1, size["observation"])
     return {"update": lambda: agent.update(replay, 1), "act": lambda: agent.act(state, "explore", generator)}
 
@@ -121,7 +128,7 @@ def official(path: str, size: dict[str, int]) -> Work:
     }
 
 
-def products(precision: str, size: dict[str, int]) -> Work:
+def products(precision: str, size: dict[str, int], gigaflop: float) -> Work:
     """The arithmetic of one update in nothing but products of the energy's shape, (rows, hidden) @ (hidden, hidden): what no update can be faster than."""
     import torch
 
@@ -129,7 +136,7 @@ def products(precision: str, size: dict[str, int]) -> Work:
 
     dtype, rows, hidden = getattr(torch, precision), size["batch"] * (1 + size["proposals"]), 256
     x, weight = torch.randn(rows, hidden, dtype=dtype), torch.randn(hidden, hidden, dtype=dtype)
-    count = round(gigaflop(size) * 1e9 / (2 * rows * hidden * hidden))
+    count = round(gigaflop * 1e9 / (2 * rows * hidden * hidden))
 
     def update() -> None:
         for _ in range(count):
@@ -141,48 +148,68 @@ def products(precision: str, size: dict[str, int]) -> Work:
 # ------------------------------------------------------------------------------------------------ the comparisons
 
 
-def timed(variants: dict[str, dict[str, Any]], threads: int, rounds: int, tasks: dict[str, int]) -> dict[str, dict[str, float]]:
+def timed(variants: dict[str, dict[str, Any]], threads: int, rounds: int, tasks: dict[str, int]) -> Times:
     workers = {name: Worker(__file__, variant, threads) for name, variant in variants.items()}
     return interleaved(workers, rounds, tasks)
 
 
-def our(
-    preset: str, precision: str, compiled: bool = False, penalty: str = "active", **changes: int
-) -> dict[str, Any]:
-    """``penalty`` idle: the policy is far below its budget, lambda is 0 and no cost gradient is needed; active: every row needs one."""
-    limit = {"active": 0.0, "idle": 1e6}[penalty]
-    return {"kind": "ours", "preset": preset, "precision": precision, "compiled": compiled, "limit": limit,
-            "size": SIZES | changes}  # fmt: skip
+PENALTIES = {"active": 0.0, "idle": 1e6}
+"""limits by which the penalty pushes everywhere, and nowhere: lambda is 0 and no cost gradient is needed"""
+
+
+def our(preset: str, precision: str, compiled: bool = False, limit: float = 0.0, size: dict[str, int] = SIZES) -> dict[str, Any]:
+    return {"kind": "ours", "preset": preset, "precision": precision, "compiled": compiled, "limit": limit, "size": size}
+
+
+def variants_of(presets: Sequence[str], compiled: bool) -> dict[str, dict[str, Any]]:
+    """By name. The penalty of the released multiplier, and of today's default, never rests."""
+    found = {}
+    for preset, precision, path in itertools.product(presets, ("float32", "bfloat16"), ("eager", "compiled") if compiled else ("eager",)):
+        name = f"{preset} {precision} {path}"
+        if preset == "earlier":
+            for penalty, limit in PENALTIES.items():
+                found[f"{name}, penalty {penalty}"] = our(preset, precision, path == "compiled", limit)
+        elif preset == "parity":
+            found[name] = our(preset, precision, path == "compiled")
+        else:
+            found[name] = our(preset, precision, path == "compiled", 25.0, DEFAULT)
+    return found
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    paths = {"eager": False, "compiled": True} if arguments.compiled else {"eager": False}
-    presets, penalties = arguments.preset or ("parity", "earlier", "default"), ("active", "idle")
-    kinds = itertools.product(presets, ("float32", "bfloat16"), paths, penalties)
-    variants = {
-        f"{preset} {precision} {path}, penalty {penalty}": our(preset, precision, paths[path], penalty)
-        for preset, precision, path, penalty in kinds
-        if preset != "parity" or penalty == "active"  # the released multiplier never reaches 0
-    }
+    presets = arguments.preset or ("parity", "earlier", "default")
+    variants = variants_of(presets, arguments.compiled)
+    variants = {name: variant for name, variant in variants.items() if name in (arguments.only or variants)}
     if arguments.official:
         variants = {"released": {"kind": "official", "path": arguments.official, "size": SIZES}} | variants
-    result = {"command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(), "size": SIZES,
-              "gigaflop": gigaflop(SIZES), "ms": timed(variants, arguments.threads, arguments.rounds, {"update": 8, "act": 60})}  # fmt: skip
-    bare = {name: {"kind": "products", "precision": name, "size": SIZES} for name in ("float32", "bfloat16")}
-    result["bare_products_ms"] = {n: ms["update"] for n, ms in timed(bare, arguments.threads, arguments.rounds, {"update": 8}).items()}
-    base = result["ms"].get("released")
-    print(f"{'':44s}{'update ms':>10s}{'ratio':>8s}{'GFLOP/s':>9s}{'act ms':>8s}{'ratio':>8s}")
-    for name, ms in result["ms"].items():
-        ratios = [f"{base[task] / ms[task]:.2f}x" if base else "" for task in ("update", "act")]
-        print(
-            f"{name:44s}{ms['update']:10.1f}{ratios[0]:>8s}{result['gigaflop'] / ms['update'] * 1e3:9.0f}{ms['act']:8.3f}{ratios[1]:>8s}"
-        )
-    for name, ms in result["bare_products_ms"].items():
-        print(f"{'the same arithmetic in bare products, ' + name:44s}{ms:10.1f}{'':8s}{result['gigaflop'] / ms * 1e3:9.0f}")
+    work = {"release": gigaflop(SIZES), "default": gigaflop(DEFAULT, views=3, chains=3)}
+    sizes = {"release": SIZES, "default": DEFAULT}
+    bare = {
+        f"{name} in {dtype} products": {"kind": "products", "precision": dtype, "size": sizes[name], "gigaflop": work[name]}
+        for name, dtype in itertools.product([name for name in work if name == "release" or name in presets], ("float32", "bfloat16"))
+    }
+    times = timed(variants, arguments.threads, arguments.rounds, {"update": 4, "act": 40})
+    of_products = timed(bare, arguments.threads, arguments.rounds, {"update": 4})
+    result = {"command": "python benchmarks/algd_update.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(),
+              "size": SIZES, "default_size": DEFAULT, "gigaflop": work["release"], "default_gigaflop": work["default"],
+              "ms": times.wall, "cpu_ms": times.cpu,
+              "bare_products_ms": {name: ms["update"] for name, ms in of_products.wall.items()},
+              "bare_products_cpu_ms": {name: ms["update"] for name, ms in of_products.cpu.items()}}  # fmt: skip
+    print(f"{'':44s}" + "".join(f"{task + ' ' + kind:>14s}{'ratio':>8s}" for task in ("update", "act") for kind in ("ms", "cpu ms")))
+    for name in times.wall:
+        row = ""
+        for task, found in itertools.product(("update", "act"), times):
+            base = found.get("released")
+            row += f"{found[name][task]:14.3f}{f'{base[task] / found[name][task]:.2f}x' if base else '':>8s}"
+        print(f"{name:44s}{row}")
+    for name in bare:
+        wall, cpu = (found[name]["update"] for found in of_products)
+        print(f"{'the arithmetic of ' + name:44s}{wall:14.3f}{'':8s}{cpu:14.3f}")
     if not arguments.official:
         return  # the committed files hold comparisons only
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"algd_update_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
+    label = f"_{arguments.label}" if arguments.label else ""
+    (RESULTS / f"algd_update_{arguments.threads}threads{label}.json").write_text(json.dumps(result, indent=1))
 
 
 SWEEPS = {
@@ -206,11 +233,11 @@ def scaling(arguments: argparse.Namespace) -> None:
     }
     for name, values in SWEEPS.items():
         ms = timed(
-            {str(v): our("default", "bfloat16", arguments.compiled, **{name: v}) for v in values},
+            {str(v): our("default", "bfloat16", arguments.compiled, size=SIZES | {name: v}) for v in values},
             arguments.threads,
             arguments.rounds,
             {"update": 5},
-        )
+        ).wall
         times, work = [ms[str(v)]["update"] for v in values], [gigaflop(SIZES | {name: v}) for v in values]
         result["sweeps"][name] = {"values": values, "ms": times, "gigaflop": work}
         print(name, [f"{v}: {t:.1f} ms, {w:.2f} GFLOP" for v, t, w in zip(values, times, work)], flush=True)
@@ -255,12 +282,14 @@ def draw_scaling(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", help="clone of the authors' repository")
+    parser.add_argument("--label", default="", help="the machine's name, at the end of the file's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also time the compiled update (a minute each)")
     parser.add_argument(
         "--preset", action="append", choices=["parity", "earlier", "default"], help="only this preset (may be repeated)"
     )
+    parser.add_argument("--only", action="append", help="only this variant of ours, by its row's name (may be repeated)")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--redraw", action="store_true", help="only draw the figure of the last --scaling again")
     parser.add_argument("--serve", help=argparse.SUPPRESS)

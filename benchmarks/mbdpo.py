@@ -1,6 +1,6 @@
 """Time of one MBDPO action and of one update, against the released program.
 
-    python benchmarks/mbdpo.py [--official PATH --official-python PYTHON] [--threads 2] [--rounds 7] [--compiled]
+    python benchmarks/mbdpo.py [--official PATH --official-python PYTHON] [--threads 2] [--rounds 20] [--compiled] [--label MACHINE]
 
 ``--official`` is a clone of the authors' repository (Edmond1Cheng/MBDPO on GitHub); none of it is in ours. It needs tensordict, which ours does not:
 ``--official-python`` is the interpreter of an environment that has it. Every variant lives in a process of its own and they take turns, so that a noisy
@@ -11,6 +11,7 @@ Ours includes all noise, and for an update the batch from the replay; the releas
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -118,32 +119,36 @@ def compare(arguments: argparse.Namespace) -> None:
     variants = {name: {"kind": "ours", "compiled": arguments.compiled, **own} for name, own in VARIANTS.items() if name in (arguments.only or VARIANTS)}
     pythons = dict.fromkeys(variants, sys.executable)
     if arguments.official:
-        theirs = {"released": False, "released, score network": True}
+        theirs = {"released": False}
+        theirs |= {"released, score network": True} if any("score" in name for name in variants) else {}
         variants = {name: {"kind": "official", "path": arguments.official, "score": score} for name, score in theirs.items()} | variants
         pythons |= dict.fromkeys(theirs, arguments.official_python)
     workers = {name: Worker(__file__, variant, arguments.threads, pythons[name]) for name, variant in variants.items()}
-    ms = interleaved(workers, arguments.rounds, {"update": 3, "act": 3})
-    base = {False: ms.get("released"), True: ms.get("released, score network")}
+    times = interleaved(workers, arguments.rounds, {"update": 1, "act": 1})
     print(f"{arguments.threads} threads; {gigaflop():.0f} GFLOP in the proposals of an action at the default size")
-    print(f"{'':28s}{'update ms':>10s}{'ratio':>8s}{'act ms':>10s}{'ratio':>8s}")
-    for name, own in ms.items():
-        theirs_ms = base["score" in name]
-        ratios = [f"{theirs_ms[task] / own[task]:.2f}x" if theirs_ms else "" for task in ("update", "act")]
-        print(f"{name:28s}{own['update']:10.1f}{ratios[0]:>8s}{own['act']:10.2f}{ratios[1]:>8s}")
+    print(f"{'':32s}" + "".join(f"{task + ' ' + kind:>14s}{'ratio':>8s}" for task in ("update", "act") for kind in ("ms", "cpu ms")))
+    for name in variants:
+        row = ""
+        for task, found in itertools.product(("update", "act"), times):
+            base = found.get("released, score network" if "score" in name else "released")
+            row += f"{found[name][task]:14.2f}{f'{base[task] / found[name][task]:.2f}x' if base else '':>8s}"
+        print(f"{name:32s}{row}")
     if not arguments.official:
         return  # the committed files hold comparisons only
     RESULTS.mkdir(exist_ok=True)
     result = {"command": "python benchmarks/mbdpo.py " + " ".join(sys.argv[1:]), "threads": arguments.threads, **provenance(),
-              "gigaflop": gigaflop(), "ms": ms}  # fmt: skip
-    (RESULTS / f"mbdpo_{arguments.threads}threads.json").write_text(json.dumps(result, indent=1))
+              "gigaflop": gigaflop(), "ms": times.wall, "cpu_ms": times.cpu}  # fmt: skip
+    label = f"_{arguments.label}" if arguments.label else ""
+    (RESULTS / f"mbdpo_{arguments.threads}threads{label}.json").write_text(json.dumps(result, indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", help="clone of the authors' repository")
     parser.add_argument("--official-python", default=sys.executable, help="interpreter of an environment with tensordict")
+    parser.add_argument("--label", default="", help="the machine's name, at the end of the file's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--compiled", action="store_true", help="compile the imagined steps (about 20 s each)")
     parser.add_argument("--only", action="append", choices=list(VARIANTS), help="only this variant of ours (may be repeated)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)

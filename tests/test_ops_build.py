@@ -6,6 +6,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,70 @@ def test_a_damaged_library_is_built_again(fresh, tmp_path):
     assert ops.native_available()
     assert built == [library]
     assert not library.exists()
+
+
+def test_checkouts_with_the_same_sources_share_one_library(monkeypatch, tmp_path):
+    here = build._digest()
+    for name in (*build.SOURCES, *build.HEADERS):
+        (tmp_path / name).write_bytes((build.HERE / name).read_bytes())
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    assert build._digest() == here
+
+
+STARTER = """
+import os, shutil, sys, time
+from pathlib import Path
+import torch
+from saddlepoint.nn.ops.native import build
+
+def slow(library):  # a build of two seconds, of the library that this machine has
+    scratch = library.parent / f"build-{os.getpid()}"
+    scratch.mkdir()
+    with (library.parent / "builders").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    if "hang" in sys.argv:
+        time.sleep(600)
+    time.sleep(2)
+    shutil.copy(sys.argv[1], scratch / library.name)
+    torch.ops.load_library(scratch / library.name)
+    os.replace(scratch / library.name, library)
+    scratch.rmdir()
+
+build._build = slow
+build._load()
+print(torch.ops.saddlepoint.ensemble_fit)
+"""
+
+
+@NATIVE
+def test_of_processes_that_start_at_once_one_builds_and_a_killed_build_is_taken_over(monkeypatch, tmp_path):
+    assert ops.native_available()  # on this machine, in the usual place
+    there = build._cache() / build._digest() / "saddlepoint_ops.so"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = build._cache() / build._digest()
+
+    def started(*how: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", STARTER, str(there), *how]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    killed = started("hang")
+    while not list(folder.glob("build-*")):
+        assert killed.poll() is None, killed.stderr and killed.stderr.read()
+        time.sleep(0.05)
+    others = [started(), started()]
+    for other in others:  # both are at the lock before the first is killed
+        assert other.stderr is not None
+        assert "waiting for another process" in other.stderr.readline()
+    killed.kill()
+    killed.communicate()
+    for other in others:
+        out, complaint = other.communicate(timeout=300)
+        assert other.returncode == 0, complaint
+        assert "saddlepoint.ensemble_fit" in out
+    assert sorted(path.name for path in folder.iterdir()) == ["builders", "lock", there.name]
+    builders = (folder / "builders").read_text().split()
+    assert len(builders) == 2
+    assert builders[0] == str(killed.pid)
 
 
 def test_another_processor_or_another_source_is_another_library(monkeypatch, tmp_path):

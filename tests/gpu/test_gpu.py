@@ -21,6 +21,7 @@ from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.start import train
 from tests.ops_cases import Draw, only, require_equal
 
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: PyTorch finds no CUDA device here")
 SMALL = ALGDConfig(critic_hidden=(32, 32), policy_hidden=(32, 32), batch_size=16)
 
 

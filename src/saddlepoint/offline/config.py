@@ -36,11 +36,11 @@ class PretrainConfig:
     log_every: int = 500
     """updates between lines of training metrics"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where the learner lives; auto takes CUDA if there is one"""
+    """where the learner lives; auto takes CUDA if there is one, which has not been tested on a GPU yet"""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile updates and plans; auto does so on a CPU, where it is C++ that takes some 15 s to build once, from a
+    """compile updates and plans; auto does so on a CPU, where it is C++ that takes about a minute to build once, from a
     thousand updates on where the processor has AVX-512"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""

@@ -80,12 +80,12 @@ class TrainConfig:
     log_every: int = 1_000
     """steps between lines of training metrics"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where the learner lives; auto takes CUDA if there is one"""
+    """where the learner lives; auto takes CUDA if there is one, which has not been tested on a GPU yet"""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes some 15 s to build once, from a thousand updates on where the
-    processor has AVX-512; on CUDA in long runs"""
+    """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes about a minute to build once, from a thousand updates on where
+    the processor has AVX-512; on CUDA (not tested on a GPU yet) in long runs"""
     track: Track = "none"
     """a board beside TensorBoard: wandb is Weights & Biases (pip install saddlepoint[wandb]; WANDB_MODE=offline keeps it on the disk)"""
     out: Path | None = None

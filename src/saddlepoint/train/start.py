@@ -46,8 +46,8 @@ from saddlepoint.types import EnvShape, UserError
 C = TypeVar("C", contravariant=True)
 
 COMPILE_PAYS_AFTER = 1_000
-"""updates from which ``--compile auto`` compiles on a CPU: building the C++ passes takes some 15 s, once for each machine and version, and saves ALGD 15 ms an
-update and more, MBDPO's `small` preset 30 (benchmarks/results/algd_update_2threads.json; docs/results.md)"""
+"""updates from which ``--compile auto`` compiles on a CPU: building the C++ passes takes about a minute, once for each machine and version, and saves ALGD 15
+ms an update and more, MBDPO's `small` preset 30 (benchmarks/results/algd_update_2threads.json; docs/results.md)"""
 CUDA_COMPILE_PAYS_AFTER = 40_000
 """the same where PyTorch compiles whole updates, which takes a minute or two"""
 

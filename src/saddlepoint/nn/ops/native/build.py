@@ -1,4 +1,8 @@
-"""Builds the native operations for the processor at hand, once for each user, and loads them."""
+"""Builds the native operations for the processor at hand, once for each user, and loads them.
+
+What is built depends on the sources' bytes, PyTorch and the processor (``_digest``), never on where the sources lie:
+checkouts and installed copies with the same sources share one library.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -56,8 +61,8 @@ COMMON = (
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
 )
-WAIT = 600.0
-"""seconds to wait for another process that is building"""
+WAIT = 3600.0
+"""seconds to wait for another process that is building: a minute's work takes many on a core that others use as well"""
 REQUIRED = "SADDLEPOINT_REQUIRE_NATIVE"
 
 logger = logging.getLogger(__name__)
@@ -105,18 +110,26 @@ def loaded() -> bool:
 
 def _load() -> None:
     library = _cache() / _digest() / "saddlepoint_ops.so"
-    if library.exists():
-        try:
-            torch.ops.load_library(library)
-            return
-        except OSError:  # damaged
-            library.unlink()
+    if _loads(library):
+        return
     library.parent.mkdir(parents=True, exist_ok=True)
     with _locked(library.parent / "lock"):
-        if library.exists():  # another process has built it
-            torch.ops.load_library(library)
-        else:
-            _build(library)
+        if _loads(library):  # another process has built it
+            return
+        for left in (*library.parent.glob("build-*"), library):  # by a killed build, and what is damaged
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        _build(library)
+
+
+def _loads(library: Path) -> bool:
+    """Whether the library is there and whole; loads it."""
+    if not library.exists():
+        return False
+    try:
+        torch.ops.load_library(library)
+    except OSError:  # damaged
+        return False
+    return True
 
 
 def _build(library: Path) -> None:
@@ -166,14 +179,17 @@ def _locked(path: Path) -> Iterator[None]:
     import fcntl  # there is none on Windows, which has no native backend
 
     with path.open("w") as file:
-        end = time.monotonic() + WAIT
+        start, told = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > end:
+                if time.monotonic() > start + WAIT:
                     raise TimeoutError(f"another process has been building in {path.parent} for {WAIT:.0f} s") from None
+                if not told:
+                    print("saddlepoint: waiting for another process that builds the native operations", file=sys.stderr, flush=True)
+                told = True
                 time.sleep(0.2)
         yield
 
