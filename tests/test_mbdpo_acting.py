@@ -11,10 +11,10 @@ from torch import Tensor
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
-from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.config import PRESETS, MBDPOConfig
 from saddlepoint.mbdpo.losses import UpdateNoise, plans_taken
 from saddlepoint.mbdpo.peers import share_noise
-from saddlepoint.mbdpo.search import Search
+from saddlepoint.mbdpo.search import Search, noise_levels
 from saddlepoint.mbdpo.shield import Imagined, budget_left, checked, pay
 from saddlepoint.mbdpo.transfer import adopt
 from saddlepoint.nn.ops import Imagined as Rolled
@@ -234,6 +234,32 @@ def test_targets_of_the_search_itself_find_what_pays(generator, monkeypatch):
         torch.testing.assert_close(got, torch.tensor(first)[:, None].expand(3, 16))
 
 
+def test_targets_of_the_small_preset_reach_what_pays_most(generator, monkeypatch):
+    """In the toy's world the best first action is 1. Seven levels that cross the box come to it from nothing; two levels with the first version's betas to
+    0.40, so that TD targets valued a far weaker policy than the one that acts."""
+    small = PRESETS["small"]
+    quiet = replace(
+        TINY, td_action="plan", action_noise=0.0, energy_weight=0.0, steps=8, proposals=small.proposals, elites=small.elites, policy_rollouts=0,
+        score_proposals=small.score_proposals,
+    )  # fmt: skip
+    reached = {}
+    for name, config in (
+        ("small", replace(quiet, levels=small.levels, spread_first=small.spread_first, spread_last=small.spread_last, td_levels=small.td_levels)),
+        ("first version", replace(quiet, levels="betas", beta_last=2.5e-2, td_levels=2)),
+    ):
+        reached[name] = float(targets_of(config, generator, monkeypatch, torch.zeros(3, 16, 2))[0].mean())
+    assert reached["small"] > 0.95
+    assert reached["first version"] < 0.5
+
+
+def test_geometric_levels_spread_by_one_factor():
+    config = replace(TINY, levels="geometric", steps=8, spread_first=0.03, spread_last=1.7)
+    alpha_bar = noise_levels(config).alpha_bar.numpy()
+    np.testing.assert_allclose(np.sqrt((1 - alpha_bar) / alpha_bar), np.geomspace(0.03, 1.7, 8))
+    with pytest.raises(UserError, match="--spread-first 2 must be below"):
+        replace(config, spread_first=2).validate()
+
+
 def test_shares_of_the_targets_noise_make_the_whole(generator):
     agent = agent_of(replace(TINY, td_action="plan"))
     noise = UpdateNoise.draw(agent.model, 16, generator)
@@ -247,7 +273,10 @@ def test_shares_of_the_targets_noise_make_the_whole(generator):
 
 
 def test_options_that_need_others_are_refused():
-    for given, config in (("average_acts", TINY), ("td_levels", replace(TINY, td_action="prior")), ("score_weight", replace(TINY, td_action="plan"))):
+    for given, config in (
+        ("average_acts", TINY), ("td_levels", replace(TINY, td_action="prior")), ("score_weight", replace(TINY, td_action="plan")),
+        ("spread_last", replace(TINY, levels="betas")), ("beta_last", TINY),
+    ):  # fmt: skip
         with pytest.raises(UserError, match="does nothing here"):
             config.refuse_idle({given})
     replace(TINY, td_action="plan").refuse_idle({"score_proposals", "td_levels", "action_noise"})
