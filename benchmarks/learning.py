@@ -89,8 +89,8 @@ def control(
     """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (``seeds``) and other ``planners`` (one seed)."""
     return Experiment(
         f"dmc/{task}, 50,000 environment steps: MBDPO's small preset",
-        f"--preset small {FIRST_SMALL} --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every} --checkpoint-every 12500 --replay-size 25000"
-        " --threads 1 --quiet",
+        f"--preset small {FIRST_SMALL} --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every}"
+        " --checkpoint-every 12500 --replay-size 25000 --threads 1 --quiet",
         {name: PLANNERS[name] for name in planners}, (0,), anchors, seeds_of={"denoise": seeds, "wide": seeds}, system="mbdpo",
     )  # fmt: skip
 
@@ -146,8 +146,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "halfcheetah-mbdpo": Experiment(
         "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
-        f"--preset small {FIRST_SMALL} --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000 --checkpoint-every 5000"
-        " --replay-size 20000 --threads 1 --quiet",
+        f"--preset small {FIRST_SMALL} --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000"
+        " --checkpoint-every 5000 --replay-size 20000 --threads 1 --quiet",
         {"safe": "--cost-polyak 0.01"}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
     ),
     "halfcheetah-half-speed": Experiment(
