@@ -74,6 +74,8 @@ NAMES = {
     "safe": "Safe MBDPO", "safe-mbdpo": "Safe MBDPO, slow cost targets", "safe-mbdpo-quick": "Safe MBDPO",
 }  # fmt: skip
 """what figures call a variant; the others are called as they are"""
+FIRST_SMALL = "--levels betas --beta-last 0.025 --td-levels 2 --warmup-actions random --no-catch-up"
+"""the preset small of the runs before ``full_length``"""
 CORRECTIONS = {
     "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
     "released-score": "--td-action prior --score-training released",
@@ -87,13 +89,37 @@ def control(
     """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (``seeds``) and other ``planners`` (one seed)."""
     return Experiment(
         f"dmc/{task}, 50,000 environment steps: MBDPO's small preset",
-        f"--preset small --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every} --checkpoint-every 12500 --replay-size 25000"
-        " --threads 1 --quiet",
+        f"--preset small {FIRST_SMALL} --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every}"
+        " --checkpoint-every 12500 --replay-size 25000 --threads 1 --quiet",
         {name: PLANNERS[name] for name in planners}, (0,), anchors, seeds_of={"denoise": seeds, "wide": seeds}, system="mbdpo",
     )  # fmt: skip
 
 
+PUBLISHED = {
+    "cartpole-swingup": (839, 881), "pendulum-swingup": (724, 997), "walker-walk": (962, 986), "cheetah-run": (519, 761), "reacher-easy": (937, 994),
+    "finger-spin": (948, 969), "cup-catch": (981, 980), "acrobot-swingup": (179, 401),
+}  # fmt: skip
+"""TD-MPC2's and MBDPO's returns after 100,000 environment steps, from the released results: means of three seeds, MBDPO's look like the best of ten episodes"""
+LAPTOP = {"small": "", "prior": "--td-action prior", "noise": "--reverse-start noise"}
+AVERAGE = "--acting-average 500 --average-acts evaluation"
+
+
+def laptop(task: str, decisions: int = 50_000, warmup: int = 5_000) -> Experiment:
+    """A DMControl task at 100,000 environment steps by default: the preset small, three seeds, and what its choices are compared with, one seed.
+
+    All checkpoints are kept, so that each can be evaluated with the averaged and with the last weights.
+    """
+    return Experiment(
+        f"dmc/{task}, {2 * decisions:,} environment steps: MBDPO's small preset",
+        f"--preset small --env dmc/{task} --total-steps {decisions} --warmup-steps {warmup} --eval-every 5000 --checkpoint-every 5000 --keep-checkpoints 10"
+        f" --replay-size {decisions} --threads 1 --quiet {AVERAGE}",
+        LAPTOP, (0,), tuple(zip(("TD-MPC2 at 100,000 steps (published)", "MBDPO (published)"), PUBLISHED[task])), seeds_of={"small": (0, 1, 2)}, system="mbdpo",
+    )  # fmt: skip
+
+
 EXPERIMENTS: dict[str, Experiment] = {
+    **{f"laptop-{task}": laptop(task) for task in PUBLISHED},
+    **{f"laptop-half-{task}": laptop(task, 25_000) for task in PUBLISHED},
     "cartpole-swingup": control(
         "cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881)), ("denoise", "mppi", "prior-targets", "bfloat16"),
     ),
@@ -102,7 +128,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "cartpole-corrections": Experiment(
         "dmc/cartpole-swingup, the score network acting: corrections of MBDPO taken back",
-        "--preset small --planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
+        f"--preset small {FIRST_SMALL} --planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
         " --replay-size 25000 --threads 1 --quiet",
         CORRECTIONS,
         (0, 1),
@@ -120,8 +146,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "halfcheetah-mbdpo": Experiment(
         "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
-        "--preset small --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000 --checkpoint-every 5000"
-        " --replay-size 20000 --threads 1 --quiet",
+        f"--preset small {FIRST_SMALL} --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000"
+        " --checkpoint-every 5000 --replay-size 20000 --threads 1 --quiet",
         {"safe": "--cost-polyak 0.01"}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
     ),
     "halfcheetah-half-speed": Experiment(
@@ -129,7 +155,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "--env saddlepoint/HalfCheetahSpeed-v0 --cost-limit 76 --total-steps 20000 --warmup-steps 2000 --eval-every 10000 --checkpoint-every 5000"
         " --replay-size 20000 --threads 1 --quiet",
         {
-            "safe-mbdpo": "--preset small --cost-polyak 0.01", "safe-mbdpo-quick": "--preset small --cost-polyak 0.05",
+            "safe-mbdpo": f"--preset small {FIRST_SMALL} --cost-polyak 0.01", "safe-mbdpo-quick": f"--preset small {FIRST_SMALL} --cost-polyak 0.05",
             "algd": "--precision bfloat16 --compile off --entropy tuned", "algd-fixed": "--precision bfloat16",
         },
         system_of={"safe-mbdpo": "mbdpo", "safe-mbdpo-quick": "mbdpo"},

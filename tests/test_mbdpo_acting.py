@@ -11,10 +11,10 @@ from torch import Tensor
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.mbdpo.agent import MBDPO
-from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.mbdpo.config import PRESETS, MBDPOConfig
 from saddlepoint.mbdpo.losses import UpdateNoise, plans_taken
 from saddlepoint.mbdpo.peers import share_noise
-from saddlepoint.mbdpo.search import Search
+from saddlepoint.mbdpo.search import Search, noise_levels
 from saddlepoint.mbdpo.shield import Imagined, budget_left, checked, pay
 from saddlepoint.mbdpo.transfer import adopt
 from saddlepoint.nn.ops import Imagined as Rolled
@@ -70,6 +70,41 @@ def test_an_average_is_handed_on_and_begins_at_the_weights_where_there_is_none(g
         model = given.model if wanted is None else wanted.model
         for name, value in target.average.model.named_parameters():
             assert torch.equal(value, model.get_parameter(name)), name
+
+
+NETWORKS = {
+    "encoder": "denoise", "dynamics": "denoise", "reward_head": "denoise", "energy_head": "denoise", "critics": "denoise", "cost_head": "denoise",
+    "cost_critics": "denoise", "policy_head": "policy", "score_head": "score",
+}  # fmt: skip
+"""networks that act, and a planner whose actions depend on each"""
+
+
+@pytest.mark.parametrize(("network", "planner"), NETWORKS.items())
+def test_the_average_acts_with_every_network_together(generator, network, planner):
+    """In an evaluation the agent acts as one whose every network is averaged, whatever plans; leave one network out of the average, and it does not."""
+    config = replace(AVERAGED, average_acts="evaluation", energy_weight=1.0, multiplier=1.0, multiplier_actions="policy")
+    trained, state = agent_of(config, 1), torch.randn(6, 5, generator=generator)
+    for _ in range(30):
+        trained.update_sequences(batch_of(trained, generator), UpdateNoise.draw(trained.model, 16, generator))
+    assert trained.average is not None
+    parameters = {name for name, value in trained.model.named_parameters() if value.requires_grad}
+    assert {name.split(".")[0] for name in parameters} == {*NETWORKS, "termination_head"}
+    assert parameters == {name for name, _ in trained.average.model.named_parameters()}
+
+    def acted(average: dict[str, Tensor], averaged: bool) -> Tensor:
+        agent = agent_of(replace(config, planner=planner), 1) if averaged else agent_of(replace(TINY, planner=planner, energy_weight=1.0, multiplier=1.0), 1)
+        saved = trained.state_dict()
+        for name, value in average.items():
+            saved[f"average.{name}" if averaged else f"model.{name}"] = value
+        agent.load_state_dict(saved)
+        return agent.act_on(state, torch.zeros(6, agent.memory_size), "stochastic", torch.Generator().manual_seed(1))[0]
+
+    whole = dict(trained.average.model.named_parameters())
+    online = dict(trained.model.named_parameters())
+    broken = {name: (online if name.startswith(f"{network}.") else whole)[name] for name in whole}
+    wanted = acted(whole, averaged=False)
+    assert torch.equal(acted(whole, averaged=True), wanted)
+    assert not torch.equal(acted(broken, averaged=True), wanted)
 
 
 # ---------------------------------------------------------------------------------------------------- the shield
@@ -136,12 +171,12 @@ def test_the_check_is_numpys(generator):
     assert kinds == {"found", "best", "least"}
 
 
-def toy_model(agent: MBDPO, monkeypatch) -> None:
-    """A world that pays the first action of each step and charges its positive part, and nothing after a plan."""
+def toy_model(agent: MBDPO, monkeypatch, unavoidable: float = 0.0) -> None:
+    """A world that pays the first action of each step and charges its positive part and what is unavoidable, and nothing after a plan."""
 
     def imagined(_, z, plans, task, episodic, costly):
         first, steps = plans[..., 0], torch.arange(plans.shape[-2])
-        gain, cost = agent.config.gamma**steps * first, agent.config.cost_gamma**steps * first.clamp(min=0)
+        gain, cost = agent.config.gamma**steps * first, agent.config.cost_gamma**steps * (first.clamp(min=0) + unavoidable)
         return Rolled(gain.sum(-1), cost.sum(-1)[None] if costly else None, None, z.expand(*plans.shape[:2], -1))
 
     for search in (agent.search, agent.averaged_search, agent.targets.planner):
@@ -151,19 +186,38 @@ def toy_model(agent: MBDPO, monkeypatch) -> None:
     monkeypatch.setattr(agent.model, "cost_value_logits", lambda z, a, task: torch.zeros(agent.config.cost_members, *a.shape[:-1]))
 
 
+SHIELDED = replace(TINY, proposals=128, elites=16, policy_rollouts=0, energy_weight=0.0, multiplier=1e-9, shield=True)
+
+
+def test_where_every_plan_costs_too_much_the_least_costly_acts(generator, monkeypatch):
+    """Each step costs 1/2 whatever is done and the positive part of the action beside it, and 20 steps may cost 5. Until what is left cannot be kept to the
+    shield lets actions pay; from then on none adds to the cost that nothing avoids."""
+    agent = MBDPO(SHIELDED, SHAPE._replace(constraints=1), (CostBudget(5.0, horizon=20),))
+    toy_model(agent, monkeypatch, unavoidable=0.5)
+    state, memory, extra = torch.randn(4, 5, generator=generator), torch.zeros(4, agent.memory_size), []
+    for _ in range(20):
+        action, memory = agent.act_on(state, memory, "deterministic", generator)
+        extra.append(((action - agent.box.bias) / agent.box.scale)[:, :1].clamp(min=0))
+        memory = agent.paid(memory, extra[-1] + 0.5)
+    assert float(extra[0].max()) > 0.1
+    hopeless = torch.stack(extra[8:])  # 12 steps cost 6 at least
+    assert float(hopeless.max()) < 0.02
+
+
+@pytest.mark.parametrize("discounted", [False, True])
 @pytest.mark.parametrize("planner", ["denoise", "mppi"])
-def test_with_a_true_model_no_episode_costs_more_than_its_budget(generator, planner, monkeypatch):
+def test_with_a_true_model_no_episode_costs_more_than_its_budget(generator, planner, discounted, monkeypatch):
     """20 steps that may cost 5: without the shield each costs nearly 1; with it the sum stays below 5 and comes near it, with no multiplier at all."""
     spent = {}
-    config = replace(TINY, planner=planner, proposals=128, elites=16, policy_rollouts=0, energy_weight=0.0, multiplier=1e-9)
+    config = replace(SHIELDED, planner=planner)
     for shield in (False, True):
-        agent = MBDPO(replace(config, shield=shield), SHAPE._replace(constraints=1), (CostBudget(5.0, horizon=20),))
+        agent = MBDPO(replace(config, shield=shield), SHAPE._replace(constraints=1), (CostBudget(5.0, horizon=20, discounted=discounted),))
         toy_model(agent, monkeypatch)
         state, memory, spent[shield] = torch.randn(4, 5, generator=generator), torch.zeros(4, agent.memory_size), torch.zeros(4, 1)
-        for _ in range(20):
+        for step in range(20):
             action, memory = agent.act_on(state, memory, "deterministic", generator)
             cost = ((action - agent.box.bias) / agent.box.scale)[:, :1].clamp(min=0)
-            spent[shield] += cost
+            spent[shield] += cost * (0.99**step if discounted else 1.0)
             memory = agent.paid(memory, cost)
         if shield:
             torch.testing.assert_close(memory[:, -2:], torch.cat([spent[True], torch.full((4, 1), 20.0)], 1))
@@ -234,6 +288,32 @@ def test_targets_of_the_search_itself_find_what_pays(generator, monkeypatch):
         torch.testing.assert_close(got, torch.tensor(first)[:, None].expand(3, 16))
 
 
+def test_targets_of_the_small_preset_reach_what_pays_most(generator, monkeypatch):
+    """In the toy's world the best first action is 1. Seven levels that cross the box come to it from nothing; two levels with the first version's betas to
+    0.40, so that TD targets valued a far weaker policy than the one that acts."""
+    small = PRESETS["small"]
+    quiet = replace(
+        TINY, td_action="plan", action_noise=0.0, energy_weight=0.0, steps=8, proposals=small.proposals, elites=small.elites, policy_rollouts=0,
+        score_proposals=small.score_proposals,
+    )  # fmt: skip
+    reached = {}
+    for name, config in (
+        ("small", replace(quiet, levels=small.levels, spread_first=small.spread_first, spread_last=small.spread_last, td_levels=small.td_levels)),
+        ("first version", replace(quiet, levels="betas", beta_last=2.5e-2, td_levels=2)),
+    ):
+        reached[name] = float(targets_of(config, generator, monkeypatch, torch.zeros(3, 16, 2))[0].mean())
+    assert reached["small"] > 0.95
+    assert reached["first version"] < 0.5
+
+
+def test_geometric_levels_spread_by_one_factor():
+    config = replace(TINY, levels="geometric", steps=8, spread_first=0.03, spread_last=1.7)
+    alpha_bar = noise_levels(config).alpha_bar.numpy()
+    np.testing.assert_allclose(np.sqrt((1 - alpha_bar) / alpha_bar), np.geomspace(0.03, 1.7, 8))
+    with pytest.raises(UserError, match="--spread-first 2 must be below"):
+        replace(config, spread_first=2).validate()
+
+
 def test_shares_of_the_targets_noise_make_the_whole(generator):
     agent = agent_of(replace(TINY, td_action="plan"))
     noise = UpdateNoise.draw(agent.model, 16, generator)
@@ -247,7 +327,10 @@ def test_shares_of_the_targets_noise_make_the_whole(generator):
 
 
 def test_options_that_need_others_are_refused():
-    for given, config in (("average_acts", TINY), ("td_levels", replace(TINY, td_action="prior")), ("score_weight", replace(TINY, td_action="plan"))):
+    for given, config in (
+        ("average_acts", TINY), ("td_levels", replace(TINY, td_action="prior")), ("score_weight", replace(TINY, td_action="plan")),
+        ("spread_last", replace(TINY, levels="betas")), ("beta_last", TINY),
+    ):  # fmt: skip
         with pytest.raises(UserError, match="does nothing here"):
             config.refuse_idle({given})
     replace(TINY, td_action="plan").refuse_idle({"score_proposals", "td_levels", "action_noise"})

@@ -12,10 +12,12 @@ import torch
 
 from saddlepoint import ALGD, ALGDConfig, TrainConfig, load_policy, train
 from saddlepoint.cli import main
+from saddlepoint.commands import fresh_run, parse_training
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.check import check_env
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import PRESETS
+from saddlepoint.systems import SYSTEMS
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import EnvShape, UserError
@@ -78,6 +80,17 @@ def test_the_command_line_on_the_toy(tmp_path, capsys):
     assert line.keys() >= {"train/reward_loss", "train/cost_loss", "train/multiplier", "train/effective_multiplier", "train/score_loss"}
     assert main(["evaluate", str(run)]) == 0
     assert "over budget" in capsys.readouterr().out
+
+
+def test_the_small_preset_says_how_a_run_begins():
+    def begun(*flags: str) -> tuple[str, bool]:
+        run, _, _ = fresh_run(parse_training("mbdpo", ["--env", FREE, *flags]), SYSTEMS["mbdpo"])
+        return run.warmup_actions, run.catch_up
+
+    assert begun() == ("random", False)
+    assert begun("--preset", "small") == ("turns", True)
+    assert begun("--preset", "small", "--warmup-actions", "random", "--no-catch-up") == ("random", False)
+    assert begun("--preset", "small", "--warmup-steps", "0")[1] is False
 
 
 def test_an_environment_without_a_cost(tmp_path, capsys):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from saddlepoint.baselines.config import SACConfig
 from saddlepoint.baselines.sac import SAC
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.train import loop
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.signals import Interrupted
@@ -284,6 +286,44 @@ def test_held_actions_stand_at_a_bound_for_twenty_steps_and_through_a_resume(tmp
     with pytest.raises(Interrupted, match="stopped at step 90"):
         go(stopped, learner=Stopping, **changes)
     assert_same_runs(whole, go(stopped, resume=True, **changes))
+
+
+class Dull(Drift):
+    """Earns the same whatever is done."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return observation, 0.0, *rest
+
+
+gym.register("tests/Dull-v0", Dull, max_episode_steps=50)
+
+
+@pytest.mark.parametrize(("env", "random_too"), [(ENV, True), ("tests/Dull-v0", False)])
+def test_held_and_random_actions_take_turns_once_rewards_are_not_rare(tmp_path: Path, monkeypatch: Any, env: str, random_too: bool) -> None:
+    """Turns of 40 steps: held, random, held; held throughout where all rewards are the same. A run stopped in a random turn draws what is left of it."""
+    monkeypatch.setattr(loop, "TURN_STEPS", 40)
+    changes = {"warmup_actions": "turns", "warmup_steps": 240, "total_steps": 260, "num_envs": 2, "env": env}
+    whole = go(tmp_path / "whole", **changes)
+    taken = load(latest(whole)[0]).replay["action"].view(-1, 2)[:120]
+    space = Drift.action_space
+    at_bounds = ((taken == float(space.low[0])) | (taken == float(space.high[0]))).all(1).view(3, 40)
+    assert at_bounds[0].all()
+    assert at_bounds[2].all()
+    assert bool(at_bounds[1].all()) != random_too
+    blocks = taken.view(6, 20, 2)
+    assert (blocks[[0, 1, 4, 5]] == blocks[[0, 1, 4, 5], :1]).all()
+
+    class Stopping(Tiny):
+        def observe(self, observation: torch.Tensor) -> None:
+            super().observe(observation)
+            if len(observation) == 2 and (count := getattr(self, "looked", 0) + 1) == 51:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.looked = count
+
+    with pytest.raises(Interrupted, match="stopped at step 100"):
+        go(tmp_path / "stopped", learner=Stopping, **changes)
+    assert_same_runs(whole, go(tmp_path / "stopped", resume=True, **changes))
 
 
 def test_another_thread_can_train(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[C
     for name in ("start_from", "start_task"):
         if name in parsed.given:  # `train` itself asks before; a sweep cannot
             raise UserError(f"--{name.replace('_', '-')} does nothing here: --start-from is for `saddlepoint train`, and --start-task for use with it.")
-    return _new_run(parsed, system, presets[preset])
+    return _new_run(parsed, system, presets[preset], preset)
 
 
 def _started(parsed: Parsed, name: str) -> tuple[LearnerFactory[Any], Any]:
@@ -179,9 +179,11 @@ def _started(parsed: Parsed, name: str) -> tuple[LearnerFactory[Any], Any]:
     return learner, base
 
 
-def _new_run(parsed: Parsed, system: System, base: Any) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:
-    """The settings of a new run: ``base`` with what was given."""
+def _new_run(parsed: Parsed, system: System, base: Any, preset: str | None = None) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:
+    """The settings of a new run: ``base``, and what ``preset`` says of the run, with what was given."""
     config: TrainConfig = parsed.values.run
+    if preset is not None:
+        config = replace(config, **{name: value for name, value in system.preset_run(preset, config).items() if name not in parsed.given})
     if not config.env:
         raise UserError("training needs an environment: give --env (`saddlepoint envs` lists some), or --resume RUN.")
     if "warmup_actions" in parsed.given and not config.warmup:

@@ -291,6 +291,13 @@ class Replay:
         self._require_filled()
         return float(self._fields.reward[: len(self)].abs().mean(dtype=torch.float64)) or 1.0
 
+    def unusual_rewards(self, rows: int) -> float:
+        """Share of the rewards in the first ``rows`` rows of the ring that are not the median of them: 0 where all are the same. Raises ``UserError`` when the
+        replay is empty."""
+        self._require_filled()
+        reward = self._fields.reward[: min(rows, self._filled) * self.num_envs]
+        return float((reward != reward.median()).double().mean())
+
     def sample_sequences(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
         """``batch_size`` sub-sequences of ``length`` steps, (batch, time, ...), uniformly with replacement.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from saddlepoint.options import require_config
 from saddlepoint.train import run
+from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.contract import LearnerFactory, checked_for
 from saddlepoint.types import UserError
 
@@ -65,6 +66,8 @@ class System:
     """from a stored learner, its run's config.json, a task's name, the run folder and the device to the policy of that
     task, its environment and shape, or to None where the run has one task only; None where that is always so"""
     verbs: Verbs = Verbs()
+    preset_runs: Place | Mapping[str, Mapping[str, Any]] | None = None
+    """settings of the run's warm-up (fields of ``TrainConfig``) that go with a preset where they are not given; None: none do"""
 
     def learner_class(self) -> LearnerFactory[Any]:
         return find(self.learner)
@@ -74,6 +77,10 @@ class System:
 
     def presets(self) -> Mapping[str, Any]:
         return {"default": self.config_class()()} if self.preset_table is None else find(self.preset_table)
+
+    def preset_run(self, preset: str, config: TrainConfig) -> Mapping[str, Any]:
+        """Settings of a run's warm-up that go with ``preset``, where ``config`` has a warm-up."""
+        return {} if self.preset_runs is None or not config.warmup else find(self.preset_runs).get(preset, {})
 
     @property
     def exporter(self) -> Callable[[Any, ExportMode], Exportable | nn.Module] | None:
@@ -97,7 +104,7 @@ SYSTEMS: dict[str, System] = {
     "cal": System(".baselines.constrained:CAL", ".baselines.config:CALConfig", ".baselines.config:CAL_PRESETS", _BASELINES),
     "mbdpo": System(
         ".mbdpo.agent:MBDPO", ".mbdpo.config:MBDPOConfig", ".mbdpo.config:PRESETS", pretrained=".mbdpo.transfer:start_from_stored",
-        options=".mbdpo.tasks:learner_options", chooser=".mbdpo.transfer:choose_task",
+        options=".mbdpo.tasks:learner_options", chooser=".mbdpo.transfer:choose_task", preset_runs=".mbdpo.config:PRESET_RUNS",
     ),
 }  # fmt: skip
 """those that learn in environments; ``register_system`` and ``find_system`` add others"""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saddlepoint.diffusion.schedule import Schedule, linear_betas, vp_schedule
+from saddlepoint.diffusion.schedule import Schedule, linear_betas, prior_reaching_betas, vp_schedule
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.mbdpo.imagine import Constraint, Prospects, policy_rollouts, prospects, roll
 from saddlepoint.mbdpo.planner import X, denoise, denoising_step, mppi, plan_score, propose, score_of_mean, visited
@@ -57,6 +57,15 @@ def draw_critics(critics: int, rounds: int, generator: torch.Generator) -> Tenso
     return torch.rand(rounds, critics, generator=generator, device=generator.device).argsort(-1)[:, :2]
 
 
+def noise_levels(config: MBDPOConfig) -> Schedule:
+    """The schedule that ``config.levels`` names. Its proposals spread sigma/alpha about a plan."""
+    c = config
+    if c.levels == "betas":
+        return vp_schedule(linear_betas(c.steps, c.beta_first, c.beta_last))
+    least, most = (spread / (1 + spread**2) ** 0.5 for spread in (c.spread_first, c.spread_last))
+    return vp_schedule(prior_reaching_betas(c.steps, least, most))
+
+
 def _lower(model: WorldModel, native: bool) -> WorldModel:
     """A copy of the model whose products are in bfloat16: by native operations, or else with all its weights so.
 
@@ -79,7 +88,7 @@ class Search:
         """Without ``acts`` it serves learning alone, whose plans are imagined in the model's own precision. ``levels``: of denoising, where not all."""
         self.config, self.model = config, model
         self.levels = visited(config.steps, levels)
-        self.schedule: Schedule = vp_schedule(linear_betas(config.steps, config.beta_first, config.beta_last))
+        self.schedule = noise_levels(config)
         self.alpha_bar: list[float] = self.schedule.alpha_bar.tolist()
         # The one compile site. On a CPU the networks' passes are native operations; elsewhere PyTorch compiles the imagined steps, which are nearly
         # all of a plan's work.

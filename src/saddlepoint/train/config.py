@@ -43,9 +43,9 @@ class TrainConfig:
     """environment steps of the whole run, rounded up to whole steps of all environments"""
     warmup_steps: int | None = None
     """steps without an update, at the start; by default 5,000, and no more than a tenth of the run"""
-    warmup_actions: Literal["random", "held", "policy"] = "random"
-    """actions of these steps: uniformly random; at random ends of their bounds, each kept for twenty steps, which goes further; or the policy's own, which
-    is what a run with --start-from takes"""
+    warmup_actions: Literal["random", "held", "turns", "policy"] = "random"
+    """actions of these steps: uniformly random; at random ends of their bounds, each kept for twenty steps, which goes further; these two by turns of 500
+    steps, but held ones as long as rewards are rare; or the policy's own, which is what a run with --start-from takes"""
     catch_up: bool = False
     """make the updates of the warm-up's steps as well, all of them when it ends (as TD-MPC2 does)"""
     updates_per_step: float = 1.0

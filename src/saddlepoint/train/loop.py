@@ -29,6 +29,10 @@ LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART, BUDGETS = range(7)
 """the streams of random numbers that are derived from a run's seed"""
 HELD_STEPS = 20
 """steps of a held action of the warm-up: of 40 episodes of dmc/pendulum-swingup 8 then met a reward, of 40 with a new uniform action each step none"""
+TURN_STEPS = 500
+"""steps of held and of random actions of the warm-up ``turns``, held ones first: an episode of DeepMind Control"""
+RARE = 0.01
+"""share of the steps until then below which rewards other than the usual are rare, so that ``turns`` goes on holding actions (docs/deviations.md)"""
 AT_ONCE = 64
 """updates between two looks at a signal"""
 
@@ -146,12 +150,19 @@ class Loop:
     def _action(self) -> np.ndarray:
         config = self.config
         if self.step < config.warmup and config.warmup_actions != "policy":
-            generator, held = self.warmup_generator, config.warmup_actions == "held"
+            generator, held = self.warmup_generator, self._holds()
             if held:  # what is drawn depends on its time alone: a resumed run keeps an action that is being held
                 generator = torch.Generator().manual_seed(stream(config.seed, WARMUP, self.step // config.num_envs // HELD_STEPS))
             uniform = torch.rand(config.num_envs, len(self.low), generator=generator).numpy()
             return self.low + (self.high - self.low) * (uniform.round() if held else uniform)
         return self.actor.act(self.observation, "explore", self.generator)
+
+    def _holds(self) -> bool:
+        """Whether the actions of the warm-up are held now."""
+        if self.config.warmup_actions != "turns":
+            return self.config.warmup_actions == "held"
+        turns = self.step // self.config.num_envs // TURN_STEPS
+        return turns % 2 == 0 or self.replay.unusual_rewards(turns * TURN_STEPS) < RARE
 
     def _observe(self) -> None:
         self.agent.observe(self._tensor(self.observation))
