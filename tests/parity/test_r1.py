@@ -63,7 +63,8 @@ def test_guided_sampling_chain(recording):
         x = step.sample(noise)
         log_probs.append(step_log_prob(step, x, "mean"))
         chain.append(x)
-    recording.close(torch.stack(chain, 1), "chain.latents", atol=1e-4)
+    largest = float(recording["chain.latents"].abs().max())  # grows with the guidance, and float32's rounding with it
+    recording.close(torch.stack(chain, 1), "chain.latents", atol=2e-6 * largest)
     recording.close(torch.stack(log_probs, 1), "chain.log_probs", atol=1e-4)
 
 
