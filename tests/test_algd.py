@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -374,6 +375,15 @@ def test_presets_are_valid_and_act_inside_asymmetric_bounds(preset, generator):
         assert action.shape == (50, 2)
         assert (action >= torch.tensor([-2.0, 0.0]) - 1e-6).all()
         assert (action <= torch.tensor([1.0, 0.5]) + 1e-6).all()
+
+
+def test_bounds_are_as_exact_as_the_agent():
+    """-0.3 and 0.8 have no exact mean in float32."""
+    low, high = (-0.3, -1.0), (0.8, 2.1)
+    agent = ALGD(PRESETS["parity"], EnvShape(3, low, high, 1), (CostBudget(1.0),), dtype=torch.float64)
+    box = agent.policy.box
+    np.testing.assert_array_equal(box.scale, np.subtract(high, low) / 2)
+    np.testing.assert_array_equal(box.bias, np.add(high, low) / 2)
 
 
 @pytest.mark.parametrize("schedule", ["ve", "vp"])

@@ -78,6 +78,7 @@ def test_idle_options_are_refused():
 
 def test_clip_range_belongs_to_the_reduction():
     assert PARITY.resolved_clip_range == CLIP_RANGES["mean"]
+    assert (PARITY.resolved_clip_range, PARITY.advantage_clip) == (1e-4, 2.5)  # the release
     assert SafeDiffusionConfig(log_prob="sum").resolved_clip_range == CLIP_RANGES["sum"]
     assert SafeDiffusionConfig(log_prob="sum", clip_range=0.3).resolved_clip_range == 0.3
 

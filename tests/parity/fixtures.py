@@ -17,8 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def folder(name: str) -> Path:
-    """The fixture folder of one system; skips the test with a message when there is none."""
+    """The fixture folder of one system; skips the test with a message when there is none.
+
+    Raises ``FileNotFoundError`` when SADDLEPOINT_FIXTURES names no folder: a wrong name must not pass as skipped tests.
+    """
     named = os.environ.get("SADDLEPOINT_FIXTURES")
+    if named and not Path(named).is_dir():
+        raise FileNotFoundError(f"SADDLEPOINT_FIXTURES names no folder: {named}")
     places = [Path(named)] if named else [ROOT.parent / "shared" / "fixtures", ROOT / "tests" / "data" / "fixtures"]
     for place in places:
         if (place / name).is_dir():

@@ -17,6 +17,11 @@ PLACE = folder("navigation")
 META = json.loads((PLACE / "navigation.json").read_text())
 ARRAYS = np.load(PLACE / "navigation.npz", allow_pickle=False)
 NAMES = list(META["envs"])
+FLIPPED = {
+    state: int(found["cost_mismatch"])
+    for state, found in json.loads((PLACE / "tolerances.json").read_text())["hand_by_label_mujoco_4.0.0"].items()
+}
+"""how many steps from a hand-made state (label/robot) have another cost under MuJoCo 4.0.0 than under the recorded one"""
 
 
 class Recorded:

@@ -61,7 +61,7 @@ def policy_names(eps_head: bool) -> dict[str, str]:
 def agent_of(r: Recording, mode: str = "upd_sg", **changes) -> ALGD:
     """Our agent with the recorded sizes, constants and weights, in float64."""
     s = r.scalars
-    vp = "sched.T1.beta" in r.arrays
+    vp = is_vp(r)
     hidden = int(s["score_hidden"])
     config = replace(
         PARITY_VP if vp else PARITY, steps=s["T"], proposals=s["N"], cost_members=s["E"], rho=s["rho"], beta=s["beta"],
@@ -77,13 +77,18 @@ def agent_of(r: Recording, mode: str = "upd_sg", **changes) -> ALGD:
     else:
         budget = CostBudget(s["vel_lim"], discounted=True, gamma=s["sgamma"])
     agent = ALGD(config, shape, (budget,), dtype=torch.float64)
-    assert agent.budget.item() == pytest.approx(s[f"{mode}.target_cost"], abs=1e-12)
+    assert agent.budget.item() == pytest.approx(s[f"{mode}.target_cost"], rel=1e-12)
     agent.critic.load_state_dict(critic_state(r, "critic"))
     agent.critic_target.load_state_dict(critic_state(r, "critic_target"))
     agent.cost_critic.load_state_dict(cost_state(r, "qc"))
     agent.cost_target.load_state_dict(cost_state(r, "qc_target"))
     agent.policy.load_state_dict({ours: r[f"init.policy.{theirs}"] for ours, theirs in policy_names(vp).items()})
     return agent
+
+
+def is_vp(r: Recording) -> bool:
+    """Whether this is the recording of the DDPM agent."""
+    return "qsample.t" in r.arrays
 
 
 def schedule_ends(r: Recording, vp: bool) -> dict[str, float]:
@@ -94,10 +99,10 @@ def schedule_ends(r: Recording, vp: bool) -> dict[str, float]:
 
 
 def test_schedules(recording):
-    vp = "sched.T1.beta" in recording.arrays
+    vp = is_vp(recording)
     ends = list(schedule_ends(recording, vp).values())
     lengths = {int(name.split(".")[1][1:]) for name in recording.arrays if name.startswith("sched.T")}
-    assert len(lengths) > 2
+    assert lengths
     for steps in lengths:
         if vp:
             betas = linear_betas(steps, *ends)

@@ -6,6 +6,7 @@ first step of an episode begins with contacts at a distance of exactly zero, whe
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from saddlepoint.envs.navigation.layout import sample_layout
 from saddlepoint.envs.navigation.lidar import lidar
-from tests.parity.navigation import ARRAYS, META, NAMES, Recorded
+from tests.parity.navigation import ARRAYS, FLIPPED, META, NAMES, Recorded
 
 each = pytest.mark.parametrize("name", NAMES)
 EXACT = 1e-10
@@ -45,7 +46,7 @@ CONTACT = {
     "Point": Tolerance(1e-3, np.inf, np.inf, np.inf, np.inf, 5e-3, np.inf),
     "Car": Tolerance(5e-3, np.inf, np.inf, np.inf, np.inf, 3e-2, np.inf),
 }
-FLIPS = 0.01  # share of steps with contacts whose cost may differ
+FLIPS = 0.01  # share of steps with contacts whose cost may differ, beside those that it is known of
 OPEN_LOOP = {  # after 8 steps: position, rotation
     "settled": {"Point": (1e-5, 1e-3), "Car": (3e-3, 2e-2)},
     "rstep": {"Point": (1e-3, 2e-2), "Car": (1e-1, 2e-1)},
@@ -204,18 +205,19 @@ def test_one_step_without_contacts(name: str) -> None:
     assert compared > 0
 
 
-@pytest.mark.parametrize("robot", ["Point", "Car"])
+@pytest.mark.parametrize("robot", [robot for robot in CONTACT if any(name.startswith(robot) for name in NAMES)])
 def test_one_step_with_contacts(robot: str) -> None:
     """From the hand-made states, with the recorded random stream."""
-    differ = steps = 0
+    differ, steps = Counter[str](), 0
     for name in (name for name in NAMES if name.startswith(robot)):
         recorded, last = Recorded(name), -1
         for i, state in enumerate(recorded.groups["sstep"]["state_index"]):
             seed = recorded.meta["states"][state]["rng_seed"] if state != last else None
             recorded.put(recorded.before("sstep", i), 0, seed)
-            differ += not compare(recorded, "sstep", 0, (i,), CONTACT[robot])
+            differ[f"{recorded.meta['states'][state]['label']}/{robot}"] += not compare(recorded, "sstep", 0, (i,), CONTACT[robot])
             steps, last = steps + 1, state
-    assert differ <= FLIPS * steps
+    unknown = sum(max(count - FLIPPED.get(label, 0), 0) for label, count in differ.items())
+    assert unknown <= FLIPS * steps, +differ
 
 
 @each

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from torch import Tensor
 
 from saddlepoint.diffusion.kernel import ddim_kernel
 from tests.parity.fixtures import Recording
@@ -14,31 +17,30 @@ def recording() -> Recording:
     return Recording.load("r1", "r1")
 
 
+def ends(recording: Recording, timesteps: Tensor, steps: int) -> Tensor:
+    """The timesteps where steps end that start at ``timesteps``, of a sampler with so many ``steps``. Shape as ``timesteps``."""
+    return (timesteps - len(recording["sched.alphas_cumprod"]) // steps).clamp(min=0)
+
+
 def test_ddim_step_and_its_log_probability(recording):
-    cases = sorted(
-        {next(iter(name.split(".", 2)[1:])) for name in recording.arrays if name.startswith("ddim50.") and ".eta" in name}
-    )
-    etas = sorted(
-        {name.split(".eta")[1][:3] for name in recording.arrays if name.startswith("ddim50.") and ".eta" in name}
-    )
-    assert cases
-    assert etas
+    """Every sampler, kind of network output and eta that the recording has."""
+    found = {re.fullmatch(r"ddim(\d+)\.(\w+)\.eta([\d.]+)\.mean", name) for name in recording.arrays} - {None}
+    assert found
     alpha_bar = recording["sched.alphas_cumprod"]
-    timesteps = recording["sched.timesteps50"]
-    stride = int(timesteps[0] - timesteps[1])
-    t = recording["ddim50.t"]
-    now, before = alpha_bar[t], alpha_bar[(t - stride).clamp(min=0)]
-    sample, noise = recording["ddim50.sample"], recording["ddim50.noise"]
-    for prediction in cases:
-        for eta in etas:
-            output = recording["ddim50.model_output"].clone().requires_grad_()
-            step = ddim_kernel(output, sample, now, before, float(eta), prediction)
-            name = f"ddim50.{prediction}.eta{eta}"
-            recording.close(step.mean, f"{name}.mean")
-            recording.close(step.std.flatten(), f"{name}.std")
-            log_prob = step.log_prob(recording["ddim50.prev_sample"]).mean((1, 2, 3))
-            recording.close(log_prob, f"{name}.log_prob")
-            (gradient,) = torch.autograd.grad(log_prob.sum(), output)
-            recording.close(gradient, f"{name}.grad")
-            recording.close(step.sample(noise), f"{name}.sampled_prev")
-            recording.close(step.log_prob(step.sample(noise)).mean((1, 2, 3)), f"{name}.sampled_log_prob")
+    for match in found:
+        steps, prediction, eta = match.groups()
+        sampler, name = f"ddim{steps}", match.group().removesuffix(".mean")
+        t, sample, noise = recording[f"{sampler}.t"], recording[f"{sampler}.sample"], recording[f"{sampler}.noise"]
+        levels = alpha_bar[t], alpha_bar[ends(recording, t, int(steps))]
+        output = recording[f"{sampler}.model_output"].clone().requires_grad_()
+        step = ddim_kernel(output, sample, *levels, float(eta), prediction)
+        recording.close(step.mean, f"{name}.mean")
+        recording.close(step.std.flatten(), f"{name}.std")
+        log_prob = step.log_prob(recording[f"{sampler}.prev_sample"]).mean((1, 2, 3))
+        recording.close(log_prob, f"{name}.log_prob")
+        (gradient,) = torch.autograd.grad(log_prob.sum(), output)
+        recording.close(gradient, f"{name}.grad")
+        recording.close(step.sample(noise), f"{name}.sampled_prev")
+        recording.close(step.log_prob(step.sample(noise)).mean((1, 2, 3)), f"{name}.sampled_log_prob")
+        clean = ddim_kernel(output, sample, levels[0], 1.0, 0.0, prediction).mean  # a step to the level without noise
+        recording.close(clean, f"{sampler}.{prediction}.x0")

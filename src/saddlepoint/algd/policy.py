@@ -70,7 +70,7 @@ class DiffusionPolicy(nn.Module):
         self.network = network(*sizes, self.guided, generator)
         self.gain, self.shift = score_of_output(config, self.schedule)
         self.table = self.process.of_output(self.gain, self.shift).table
-        self.place(torch.device("cpu"), torch.float32)
+        self.place(box.scale.device, box.scale.dtype)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> DiffusionPolicy:
         """Move everything, tables included, to ``device`` and ``dtype``."""
