@@ -24,7 +24,7 @@ from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
-from saddlepoint.files import SEAL, sealed
+from saddlepoint.files import SEAL, FileFault, sealed
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.options import restore
 from saddlepoint.policies import load_policy
@@ -162,6 +162,14 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--env", TOY, "--cost-limit", "-3"], "cost limit must be"),
     (["train", "algd", "--env", TOY, "--cost-limit", "1", "2"], "1 constraints, not 2"),
     (["train", "algd", "--env", TOY, "--config", "none.json"], "cannot be read"),
+    (["train", "algd", "--env", TOY, "--out", ""], "--out is given an empty name"),
+    (["report", "nowhere", "--out", ""], "--out is given an empty name"),
+    (["train", "algd", "--env", TOY, "--seed", "9" * 26], "--seed must lie from 0 to"),
+    (["evaluate", "nowhere", "--seed", "9" * 26], "--seed must lie from 0 to"),
+    (["evaluate", "nowhere", "--episodes", "9" * 26], "--episodes must lie from 1 to 1,000,000"),
+    (["train", "algd", "--env", TOY, "--eval-episodes", "9" * 26], "--eval-episodes must lie from 10 to 1,000,000"),
+    (["train", "algd", "--env", TOY, "--steps", "1000000000"], "--steps must be at most 1,000 diffusion steps"),
+    (["train", "mbdpo", "--env", TOY, "--steps", "1000000000"], "--steps must be at most 1,000 noise levels"),
     (["train", "algd", "--env", "Toy-v9"], "no environment is called"),
     (["train", "algd", "--env", "CartPole-v1", "--cost-limit", "1"], "Discrete"),
     (["train", "algd", "--env", "Pendulum-v1"], "declares no cost budget of its own: give one with --cost-limit"),
@@ -171,6 +179,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--resume", "nowhere"], "not a run folder"),
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
+    (["evaluate", "/dev/null"], "/dev/null is not a run folder"),
     (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
     (["envs", "nosuchtask"], "no task has"),
     (["envs", "--all"], "has no flag --all"),
@@ -271,6 +280,17 @@ def test_evaluate_prints_and_keeps_what_the_policy_does(command: Run, trained: P
     kept = json.loads((trained / "evaluation-120.json").read_text())
     assert kept["eval/episodes"] == 3
     assert (trained / "videos" / "120.mp4").stat().st_size > 0
+
+
+def test_a_run_that_may_only_be_read_is_evaluated_all_the_same(command: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, content: object) -> None:
+        raise FileFault(f"{path} cannot be written (Permission denied)")
+
+    monkeypatch.setattr("saddlepoint.commands.write_json", forbidden)
+    code, out, err = command("evaluate", trained, "--episodes", "2", "--threads", "1")
+    assert (code, err) == (0, "")
+    assert "verdict: " in out
+    assert "note: the numbers are not kept: " in out
 
 
 def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path) -> None:

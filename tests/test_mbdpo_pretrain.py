@@ -362,6 +362,8 @@ def test_mistakes(folder, tmp_path, capsys):
         ([], "pretraining is for world models"),
         (["mbdpo"], "give --data FOLDER"),
         (["mbdpo", "--data", str(tmp_path)], "is not a data set"),
+        (["mbdpo", *data, "--seed", "9" * 26], "--seed must lie from 0"),
+        (["mbdpo", *data, "--eval-episodes", "9"], "--eval-episodes must lie from 10"),
         (["mbdpo", *data, "--gamma", "0.9"], "--gamma does nothing here: each task has"),
         (["mbdpo", *data, "--rho", "2"], "costs are not part of the data"),
         (["mbdpo", *data, "--eval-tasks", "other"], "has no task 'other': name one with --eval-tasks"),

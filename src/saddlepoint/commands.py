@@ -14,7 +14,7 @@ from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
 from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, field_names, parse, parse_with_file
-from saddlepoint.options import require_seed, restore
+from saddlepoint.options import require_episodes, require_seed, restore
 from saddlepoint.policies import load_policy, start_from
 from saddlepoint.systems import (
     SYSTEMS,
@@ -291,6 +291,7 @@ def evaluate_command(args: list[str]) -> None:
     if flags.threads < 0:
         raise UserError(f"--threads must be at least 0, not {flags.threads}.")
     require_seed(flags.seed)
+    require_episodes(flags.episodes)
     if flags.eval_envs < 1:
         raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)
