@@ -161,6 +161,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--env", TOY, "--warmup-steps", "100000"], "--warmup-steps"),
     (["train", "algd", "--env", TOY, "--cost-limit", "-3"], "cost limit must be"),
     (["train", "algd", "--env", TOY, "--cost-limit", "1", "2"], "1 constraints, not 2"),
+    (["train", "algd", "--env", TOY, "--cost-limit"], "--cost-limit needs a number for each constraint"),
+    (["train", "mbdpo", "--env", TOY, "--cost-limit"], "--cost-limit needs a number for each constraint"),
+    (["train", "sac", "--env", TOY, "--cost-limit"], "--cost-limit needs a number for each constraint"),
     (["train", "algd", "--env", TOY, "--config", "none.json"], "cannot be read"),
     (["train", "algd", "--env", TOY, "--out", ""], "--out is given an empty name"),
     (["report", "nowhere", "--out", ""], "--out is given an empty name"),
@@ -308,8 +311,9 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     ]  # fmt: skip
     for words, said in (
         (["evaluation"], "--acting evaluation: give NAME=VALUE"), (["rho=2"], "rho is no setting of acting of algd: take one of evaluation, "),
-        (["evaluation=worst"], "worst"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
-        (["evaluation_samples=3"], "--evaluation-samples does nothing here: it needs --evaluation best_of_n"),
+        (["evaluation=worst"], "acting: invalid choice 'worst' for argument 'evaluation'"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
+        (["evaluation_samples=3"], "acting: evaluation_samples does nothing here: it needs evaluation best_of_n"),
+        (["evaluation=best_of_n", "evaluation_samples=0"], "acting: evaluation_samples must be greater than 0, not 0"),
     ):  # fmt: skip
         code, _, err = command("evaluate", trained, "--acting", *words)
         assert code == 2

@@ -279,9 +279,9 @@ def test_a_trained_agent_may_plan_otherwise(whole):
     assert all(abs(action[0]) <= 2 for action in actions)
     for acting, sentence in (
         ({"horizon": 2}, "horizon is no setting of acting of mbdpo: take one of action_noise, average_acts, elites"),
-        ({"planner": "foo"}, "--planner cannot be 'foo'"),
-        ({"proposals": "64"}, "--proposals cannot be '64'"), ({"planner": "score", "temperature": 1.0}, "--temperature does nothing here"),
-        ({"planner": "mppi", "action_noise": 0.1}, "--action-noise does nothing here"),
+        ({"planner": "foo"}, "acting: planner cannot be 'foo'"),
+        ({"proposals": "64"}, "proposals cannot be '64'"), ({"planner": "score", "temperature": 1.0}, "temperature does nothing here"),
+        ({"planner": "mppi", "action_noise": 0.1}, "action_noise does nothing here"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
             load_policy(whole, task="swing", acting=acting)
