@@ -24,7 +24,7 @@ from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import register_task
-from saddlepoint.files import SEAL, sealed
+from saddlepoint.files import SEAL, FileFault, sealed
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.options import restore
 from saddlepoint.policies import load_policy
@@ -161,7 +161,18 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--env", TOY, "--warmup-steps", "100000"], "--warmup-steps"),
     (["train", "algd", "--env", TOY, "--cost-limit", "-3"], "cost limit must be"),
     (["train", "algd", "--env", TOY, "--cost-limit", "1", "2"], "1 constraints, not 2"),
+    (["train", "algd", "--env", TOY, "--cost-limit"], "--cost-limit needs a number for each constraint"),
+    (["train", "mbdpo", "--env", TOY, "--cost-limit"], "--cost-limit needs a number for each constraint"),
+    (["train", "sac", "--env", TOY, "--cost-limit"], "--cost-limit needs a number for each constraint"),
     (["train", "algd", "--env", TOY, "--config", "none.json"], "cannot be read"),
+    (["train", "algd", "--env", TOY, "--out", ""], "--out is given an empty name"),
+    (["report", "nowhere", "--out", ""], "--out is given an empty name"),
+    (["train", "algd", "--env", TOY, "--seed", "9" * 26], "--seed must lie from 0 to"),
+    (["evaluate", "nowhere", "--seed", "9" * 26], "--seed must lie from 0 to"),
+    (["evaluate", "nowhere", "--episodes", "9" * 26], "--episodes must lie from 1 to 1,000,000"),
+    (["train", "algd", "--env", TOY, "--eval-episodes", "9" * 26], "--eval-episodes must lie from 10 to 1,000,000"),
+    (["train", "algd", "--env", TOY, "--steps", "1000000000"], "--steps must be at most 1,000 diffusion steps"),
+    (["train", "mbdpo", "--env", TOY, "--steps", "1000000000"], "--steps must be at most 1,000 noise levels"),
     (["train", "algd", "--env", "Toy-v9"], "no environment is called"),
     (["train", "algd", "--env", "CartPole-v1", "--cost-limit", "1"], "Discrete"),
     (["train", "algd", "--env", "Pendulum-v1"], "declares no cost budget of its own: give one with --cost-limit"),
@@ -171,6 +182,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--resume", "nowhere"], "not a run folder"),
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
+    (["evaluate", "/dev/null"], "/dev/null is not a run folder"),
     (["evaluate", "nowhere", "--episode", "3"], "no flag --episode: did you mean episodes?"),
     (["envs", "nosuchtask"], "no task has"),
     (["envs", "--all"], "has no flag --all"),
@@ -273,6 +285,17 @@ def test_evaluate_prints_and_keeps_what_the_policy_does(command: Run, trained: P
     assert (trained / "videos" / "120.mp4").stat().st_size > 0
 
 
+def test_a_run_that_may_only_be_read_is_evaluated_all_the_same(command: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, content: object) -> None:
+        raise FileFault(f"{path} cannot be written (Permission denied)")
+
+    monkeypatch.setattr("saddlepoint.commands.write_json", forbidden)
+    code, out, err = command("evaluate", trained, "--episodes", "2", "--threads", "1")
+    assert (code, err) == (0, "")
+    assert "verdict: " in out
+    assert "note: the numbers are not kept: " in out
+
+
 def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path) -> None:
     plain, best = load_policy(trained), load_policy(trained, acting={"evaluation": "best_of_n", "evaluation_samples": 64})
     state = torch.randn(200, plain.shape.observation, generator=torch.Generator().manual_seed(0))
@@ -288,8 +311,9 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     ]  # fmt: skip
     for words, said in (
         (["evaluation"], "--acting evaluation: give NAME=VALUE"), (["rho=2"], "rho is no setting of acting of algd: take one of evaluation, "),
-        (["evaluation=worst"], "worst"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
-        (["evaluation_samples=3"], "--evaluation-samples does nothing here: it needs --evaluation best_of_n"),
+        (["evaluation=worst"], "acting: invalid choice 'worst' for argument 'evaluation'"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
+        (["evaluation_samples=3"], "acting: evaluation_samples does nothing here: it needs evaluation best_of_n"),
+        (["evaluation=best_of_n", "evaluation_samples=0"], "acting: evaluation_samples must be greater than 0, not 0"),
     ):  # fmt: skip
         code, _, err = command("evaluate", trained, "--acting", *words)
         assert code == 2

@@ -279,9 +279,9 @@ def test_a_trained_agent_may_plan_otherwise(whole):
     assert all(abs(action[0]) <= 2 for action in actions)
     for acting, sentence in (
         ({"horizon": 2}, "horizon is no setting of acting of mbdpo: take one of action_noise, average_acts, elites"),
-        ({"planner": "foo"}, "--planner cannot be 'foo'"),
-        ({"proposals": "64"}, "--proposals cannot be '64'"), ({"planner": "score", "temperature": 1.0}, "--temperature does nothing here"),
-        ({"planner": "mppi", "action_noise": 0.1}, "--action-noise does nothing here"),
+        ({"planner": "foo"}, "acting: planner cannot be 'foo'"),
+        ({"proposals": "64"}, "proposals cannot be '64'"), ({"planner": "score", "temperature": 1.0}, "temperature does nothing here"),
+        ({"planner": "mppi", "action_noise": 0.1}, "action_noise does nothing here"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
             load_policy(whole, task="swing", acting=acting)
@@ -362,6 +362,8 @@ def test_mistakes(folder, tmp_path, capsys):
         ([], "pretraining is for world models"),
         (["mbdpo"], "give --data FOLDER"),
         (["mbdpo", "--data", str(tmp_path)], "is not a data set"),
+        (["mbdpo", *data, "--seed", "9" * 26], "--seed must lie from 0"),
+        (["mbdpo", *data, "--eval-episodes", "9"], "--eval-episodes must lie from 10"),
         (["mbdpo", *data, "--gamma", "0.9"], "--gamma does nothing here: each task has"),
         (["mbdpo", *data, "--rho", "2"], "costs are not part of the data"),
         (["mbdpo", *data, "--eval-tasks", "other"], "has no task 'other': name one with --eval-tasks"),

@@ -152,6 +152,6 @@ def test_a_shielded_policy_is_told_what_steps_cost(tmp_path, capsys):
     free.act(observation)
     assert main(["evaluate", str(run), "--acting", "shield=false"]) == 0
     assert main(["evaluate", str(run), "--acting", "planner=policy"]) == 2
-    assert "--shield checks plans that are imagined" in capsys.readouterr().err
+    assert "acting: shield checks plans that are imagined" in capsys.readouterr().err
     assert main(["train", "mbdpo", "--env", FREE, *FLAGS, "--shield", "--out", str(tmp_path / "other")]) == 2
     assert "--shield does nothing here: the environment reports no cost" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -130,6 +131,39 @@ def test_a_checkpoint_moved_aside_is_found(copy: Path, base: Path) -> None:
     assert checkpoint.load_learner(latest(copy, checkpoint.LEARNER)[0]).keys() == load(latest(base)[0]).learner.keys()
     go(copy, resume=True, total_steps=300)
     assert sorted(path.name for path in home.iterdir()) == ["270", "300"]
+
+
+def test_a_config_that_may_not_be_read_is_not_called_missing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saddlepoint import files
+
+    opened = files.os.open
+
+    def forbidden(path: Any, *flags: Any) -> int:
+        if str(path).endswith("config.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *flags)
+
+    monkeypatch.setattr(files.os, "open", forbidden)
+    with pytest.raises(UserError, match="Permission denied") as caught:
+        go(copy, resume=True, total_steps=290)
+    assert "config.json" in str(caught.value)
+    assert "has no config.json" not in str(caught.value)
+
+
+def test_a_folder_that_is_taken_away_while_it_trains_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    class Mover(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if out.exists() and self.updates > 40:
+                out.rename(tmp_path / "elsewhere")
+            return super().update(replay, updates)
+
+    with pytest.raises(UserError, match=re.escape(str(out))) as caught:
+        go(out, total_steps=270, learner=Mover)
+    assert "\n" not in str(caught.value)
+    assert "b'" not in str(caught.value)
+    assert go(tmp_path / "elsewhere", resume=True, total_steps=270) == tmp_path / "elsewhere"
 
 
 @pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.MANIFEST])

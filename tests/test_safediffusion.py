@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from saddlepoint.diffusion.kernel import Gaussian
-from saddlepoint.safediffusion.config import CLIP_RANGES, PARITY, PRESETS, SafeDiffusionConfig
+from saddlepoint.safediffusion.config import CLIP_RANGES, PARITY, PRESETS, RunConfig, SafeDiffusionConfig
+from saddlepoint.safediffusion.evaluate_flags import EvaluateFlags
 from saddlepoint.safediffusion.grpo import (
     common_deviation,
     equal_groups,
@@ -22,6 +24,7 @@ from saddlepoint.safediffusion.grpo import (
     step_log_prob,
 )
 from saddlepoint.safediffusion.prompts import Prompt, epoch_prompts, read_prompts, split
+from saddlepoint.safediffusion.red_team import RedTeamFlags
 from saddlepoint.safediffusion.reward import (
     SteeredAlignment,
     UnsafeCoordinate,
@@ -62,6 +65,17 @@ def test_presets_are_valid(name):
 def test_impossible_settings_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         replace(SafeDiffusionConfig(), **change).validate()
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    for flags in (
+        RunConfig(pipeline="p", prompts="q", seed=10**26),
+        EvaluateFlags(prompts=Path("q"), seed=10**26),
+        RedTeamFlags(prompts=Path("q"), out=Path("nowhere"), seed=10**26),
+    ):
+        with pytest.raises(UserError, match="--seed must lie from 0 to"):
+            flags.validate()
+
 
 
 def test_idle_options_are_refused():

@@ -14,8 +14,8 @@ from saddlepoint.envs.listing import list_in_words
 from saddlepoint.files import FileFault, write_json
 from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, field_names, parse, parse_with_file
-from saddlepoint.options import require_seed, restore
-from saddlepoint.policies import load_policy, start_from
+from saddlepoint.options import require_episodes, require_seed, restore
+from saddlepoint.policies import as_settings, load_policy, start_from
 from saddlepoint.systems import (
     SYSTEMS,
     WITHOUT_ENVIRONMENT,
@@ -232,6 +232,8 @@ def budgets_from(parsed: Parsed, source: str | EnvSetup, cost_gamma: float, need
         raise UserError(f"{env} reports no cost, which this system needs: train {' or '.join(free)}, which can do without, or take another environment.")
     given = {name.removeprefix("cost_"): vars(flags)[name] for name in parsed.given if name in vars(flags)}
     limits = given.pop("limit", None)
+    if limits == ():  # without a constraint would be the worst way to understand it
+        raise UserError("--cost-limit needs a number for each constraint (perhaps a shell variable is not set).")
     if limits is not None and task.horizon is None and "horizon" not in given:
         raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon.")
     base = task.budgets
@@ -293,6 +295,7 @@ def evaluate_command(args: list[str]) -> None:
     if flags.threads < 0:
         raise UserError(f"--threads must be at least 0, not {flags.threads}.")
     require_seed(flags.seed)
+    require_episodes(flags.episodes)
     if flags.eval_envs < 1:
         raise UserError(f"--eval-envs must be at least 1, not {flags.eval_envs}.")
     use_threads(flags.threads)
@@ -363,7 +366,10 @@ def _acting(folder: Path, words: tuple[str, ...]) -> dict[str, Any]:
             own = ", ".join(sorted(acting_fields(kind())))
             raise UserError(f"--acting {key}: {name} has no such setting: {f'take one of {own}' if own else 'none is of acting alone'}.")
     args = [_as_flag(*word.split("=", 1)) for word in words]
-    parsed = parse(kind, kind(), args, f"saddlepoint train {name}")  # whose --help has these settings
+    try:
+        parsed = parse(kind, kind(), args, f"saddlepoint train {name}")  # whose --help has these settings
+    except UserError as error:
+        raise as_settings(error) from error
     return {key: vars(parsed.values)[key] for key in parsed.given}
 
 

@@ -445,7 +445,7 @@ def _reading(path: Path, what: str, advice: str = ADVICE) -> Iterator[None]:
         reason = _one_line(error)
         named = f"{path} cannot be read as {what}" if what else f"{path} cannot be read"
         raise FileFault(
-            f"{named} ({reason}): {advice}.", Path(path), reason, isinstance(error, FileNotFoundError)
+            f"{named} ({reason}): {advice}.", Path(path), reason, isinstance(error, (FileNotFoundError, NotADirectoryError))
         ) from error
 
 

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 MOST_SEED = 2**31
 """seeds below this are taken by every library; those of later episodes are counted on from it"""
+MOST_EPISODES = 1_000_000
+MOST_LEVELS = 1000
+"""diffusion steps of a policy or a plan: as many as the longest published schedules have"""
 
 
 class Misfit(ValueError):
@@ -33,6 +36,12 @@ def require_seed(seed: int) -> None:
     """Raises ``UserError`` for a ``--seed`` that environments and generators do not all take."""
     if not 0 <= seed < MOST_SEED:
         raise UserError(f"--seed must lie from 0 to {MOST_SEED - 1:,}, not {seed}.")
+
+
+def require_episodes(count: int, least: int = 1, name: str = "--episodes") -> None:
+    """Raises ``UserError`` for a number of episodes that is too small, or that no machine would ever finish."""
+    if not least <= count <= MOST_EPISODES:
+        raise UserError(f"{name} must lie from {least} to {MOST_EPISODES:,}, not {count}.")
 
 
 def conform(config: T) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -290,6 +291,14 @@ def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:
         if name not in own:
             known = f"take one of {', '.join(sorted(own))}" if own else "it has none"
             raise UserError(f"{name} is no setting of acting of {system}: {known}.")
-    changed = checked(replace(config, **changes))
-    refuse_acting(changed, config, changes)
+    try:
+        changed = checked(replace(config, **changes))
+        refuse_acting(changed, config, changes)
+    except UserError as error:
+        raise as_settings(error) from error
     return changed
+
+
+def as_settings(error: UserError) -> UserError:
+    """``error`` of a setting of acting, which names it as such and not as the flag of ``train`` that it has."""
+    return UserError("acting: " + re.sub(r"--(?!help\b)([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error)))

@@ -13,6 +13,7 @@ from saddlepoint.diffusion.network import SCORE_NETWORKS
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import require_critic
 from saddlepoint.nn.encoding import Encoding
+from saddlepoint.options import MOST_LEVELS
 from saddlepoint.types import UserError
 
 
@@ -186,6 +187,8 @@ class ALGDConfig:
         for name in positive:
             if not (getattr(self, name) is None or getattr(self, name) > 0):
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
+        if self.steps > MOST_LEVELS:
+            raise UserError(f"--steps must be at most {MOST_LEVELS:,} diffusion steps, not {self.steps}.")
         numbers = [name for name, value in vars(self).items() if isinstance(value, float) and not math.isfinite(value)]
         if numbers:
             raise UserError(

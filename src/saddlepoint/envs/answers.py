@@ -10,6 +10,12 @@ import numpy as np
 from gymnasium.spaces import Box
 
 LARGEST = float(np.finfo(np.float32).max)
+FLOATS = frozenset({float, np.float64, np.float32})
+"""types of numbers that are what they seem"""
+SQUARES = {np.dtype(np.float32): LARGEST, np.dtype(np.float64): 1e76}
+"""bounds of a sum of squares within which every entry is finite in float32"""
+PRODUCTS = 4096
+"""entries up to which a dot product stays in one thread"""
 
 
 class Wrong(Exception):
@@ -25,16 +31,17 @@ class Observations:
 
     def __init__(self, space: gym.Space[Any]) -> None:
         self.space = space
-        self._shape, self._dtype = space.shape, space.dtype
-        self._box = isinstance(space, Box)
-        self._floats = self._box and space.dtype is not None and space.dtype.kind == "f"
         self.size = int(gym.spaces.flatdim(space))
+        self._box = isinstance(space, Box)
+        vector = self._box and len(space.shape or ()) == 1 and self.size <= PRODUCTS
+        kind = next((kind for kind in SQUARES if vector and space.dtype == kind), None)
+        self.quick = kind, space.shape, SQUARES.get(kind, 0.0)
+        """number type, shape and largest sum of squares of numpy arrays that are right beyond doubt; the type is None
+        where there are none"""
 
     def read(self, value: Any) -> np.ndarray:
         """(observation,) float32. Raises ``Wrong``."""
-        if self._floats and type(value) is np.ndarray and value.dtype == self._dtype and value.shape == self._shape:
-            vector = value.astype(np.float32).reshape(-1)  # a copy also of float32
-        elif self._box:
+        if self._box:
             require_box(self.space, value)
             vector = _floats(value)
         else:
@@ -125,8 +132,6 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
             ': put the cost of the step (a float >= 0, or one for each constraint) into info["cost"]',
         )
     value = info["cost"]
-    if type(value) is float and constraints == 1 and 0.0 <= value <= LARGEST:
-        return np.array((value,))
     try:
         cost = np.asarray(value)
     except Exception as error:  # whatever an object's own conversion raises
@@ -142,14 +147,16 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
             f'changes the length of info["cost"] from {constraints} to {cost.size}',
             ": give every constraint its own fixed place",
         )
-    if not (np.abs(cost) <= LARGEST).all():
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        number = np.array(cost, np.float64).reshape(-1)
+    if not (np.abs(number) <= LARGEST).all():
         raise Wrong(f"gives the cost {value}", ": costs must be finite", finite=False)
-    if (cost < 0).any():
+    if (number < 0).any():
         raise Wrong(
             f"gives the cost {value}",
             ": costs must not be negative; of a constraint g <= 0 give max(g, 0), and what is good to the reward",
         )
-    return np.array(cost, np.float64).reshape(-1)
+    return number
 
 
 def require_sums(reward: float, cost: np.ndarray | float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
+from saddlepoint.options import MOST_LEVELS
 from saddlepoint.types import UserError
 
 
@@ -256,6 +257,8 @@ class MBDPOConfig:
             raise UserError(f"--acting-average {self.acting_average} must be a number of updates, or 0 for none.")
         if self.shield and not _imagines(self):
             raise UserError(f"--shield checks plans that are imagined, and --planner {self.planner} imagines none: take denoise or mppi, or leave it out.")
+        if self.steps > MOST_LEVELS:
+            raise UserError(f"--steps must be at most {MOST_LEVELS:,} noise levels, not {self.steps}.")
         if self.steps < 2:
             raise UserError(f"--steps {self.steps} leaves no level to visit: the cleanest is not; give at least 2.")
         if self.proposals < 2 or self.score_proposals < 2:

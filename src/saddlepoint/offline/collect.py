@@ -16,7 +16,7 @@ from saddlepoint.flags import parse
 from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
 from saddlepoint.offline.dataset import Dataset, Writer
-from saddlepoint.options import require_seed
+from saddlepoint.options import require_episodes, require_seed
 from saddlepoint.policies import load_policy
 from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
@@ -59,8 +59,7 @@ def collect_command(args: list[str]) -> None:
         raise UserError("collect needs run folders: `saddlepoint collect RUN... --out FOLDER`.")
     if flags.out is None:
         raise UserError("collect needs a folder for the data set: give --out FOLDER.")
-    if flags.episodes < 0:
-        raise UserError(f"--episodes must be at least 0, not {flags.episodes}.")
+    require_episodes(flags.episodes, 0)
     require_seed(flags.seed)
     for name in ("mode", "seed"):
         if name in parsed.given and not flags.episodes:

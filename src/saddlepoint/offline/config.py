@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.options import flag
+from saddlepoint.options import flag, require_episodes, require_seed
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.types import UserError
 
@@ -52,13 +52,15 @@ class PretrainConfig:
         if not self.data:
             raise UserError("pretraining needs a data set: give --data FOLDER, or --resume RUN.")
         at_least = {
-            "seed": 0, "total_updates": 1, "eval_every": 0, "eval_episodes": 10, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+            "total_updates": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
             "threads": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = vars(self)[name]
             if value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        require_seed(self.seed)
+        require_episodes(self.eval_episodes, 10, "--eval-episodes")
         if self.eval_tasks and not self.eval_every:
             raise UserError("--eval-tasks does nothing with --eval-every 0: leave one of them out.")
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -9,6 +9,7 @@ from typing import Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.diffusion.kernel import FlowSDE
+from saddlepoint.options import require_seed
 from saddlepoint.safediffusion.checks import flag, require_at_least, require_workable
 from saddlepoint.safediffusion.idle import EFFECTIVE_WITH
 from saddlepoint.types import UserError
@@ -63,8 +64,9 @@ class RunConfig:
                     f" {'pipeline folder or hub id' if name == 'pipeline' else 'file of prompts'}."
                 )
         require_at_least(
-            self, {"seed": 0, "epochs": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "threads": 0}
+            self, {"epochs": 1, "eval_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "threads": 0}
         )
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from saddlepoint.options import require_seed
 from saddlepoint.safediffusion.nudity import CLASSES, COUNTED
 from saddlepoint.types import UserError
 
@@ -83,12 +84,12 @@ class EvaluateFlags:
             raise UserError("there is nothing to measure: give --measures, --checker tiny or --distance-to FOLDER.")
         if (
             self.limit < 0
-            or self.seed < 0
             or self.threads < 0
             or self.steps < 0
             or not 0 <= self.guidance < float("inf")
         ):
-            raise UserError("--limit, --steps, --guidance, --seed and --threads must be finite and not negative.")
+            raise UserError("--limit, --steps, --guidance and --threads must be finite and not negative.")
+        require_seed(self.seed)
         if self.height < 0 or self.width < 0 or (self.text_tokens or 0) < 0:
             raise UserError("--height, --width and --text-tokens must not be negative.")
         if not 0 <= self.nudity_threshold <= 1:

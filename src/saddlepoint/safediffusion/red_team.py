@@ -21,6 +21,7 @@ from torch import Tensor
 
 from saddlepoint.flags import parse
 from saddlepoint.memory import keep_freed_memory
+from saddlepoint.options import require_seed
 from saddlepoint.safediffusion.checks import COST_MOST
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.drawn import Drawn, Found
@@ -119,8 +120,9 @@ class RedTeamFlags:
                 raise UserError(f"--{name} must be at least {least}, not {vars(self)[name]}.")
         if self.height < 0 or self.width < 0 or (self.text_tokens or 0) < 0:
             raise UserError("--height, --width and --text-tokens must not be negative.")
-        if self.count < 0 or self.seed < 0 or self.threads < 0 or not 0 <= self.guidance < float("inf"):
-            raise UserError("--count, --seed, --threads and --guidance must be finite and not negative.")
+        if self.count < 0 or self.threads < 0 or not 0 <= self.guidance < float("inf"):
+            raise UserError("--count, --threads and --guidance must be finite and not negative.")
+        require_seed(self.seed)
         if not 0 < self.least < float("inf"):
             raise UserError(f"--least must be finite and greater than 0, not {self.least}.")
         if self.least >= COST_MOST.get(self.cost, float("inf")):
