@@ -11,6 +11,7 @@ import torch
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.calibration import blindness
 from saddlepoint.envs.batch import EnvBatch, EnvStep
+from saddlepoint.nn.usual import usual_torch
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
@@ -132,7 +133,8 @@ class Loop:
             if self.stop():
                 return False
             some = min(due, AT_ONCE)
-            self.metrics = self.agent.update(self.replay, some)
+            with usual_torch():
+                self.metrics = self.agent.update(self.replay, some)
             self.updates += some
             self.log.progress(self.step, self.updates)
         return True
@@ -154,7 +156,8 @@ class Loop:
         return self.actor.act(self.observation, "explore", self.generator)
 
     def _observe(self) -> None:
-        self.agent.observe(self._tensor(self.observation))
+        with usual_torch():
+            self.agent.observe(self._tensor(self.observation))
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)
