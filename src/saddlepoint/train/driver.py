@@ -18,6 +18,7 @@ from torch import Tensor
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.faults import explain
 from saddlepoint.foreign import foreign
+from saddlepoint.nn.usual import usual_torch
 from saddlepoint.train import best, checkpoint
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.log import RunLog
@@ -300,9 +301,9 @@ class RunDriver:
             return
         self.best = {"step": self.training.step, "merit": found}
         if self.peers.main:
-            best.keep(
-                self.folder, self.training.step, self._finite(self.training.agent.state_dict()), metrics, self._seals()
-            )
+            with usual_torch():
+                learner = self._finite(self.training.agent.state_dict())
+            best.keep(self.folder, self.training.step, learner, metrics, self._seals())
 
     def _call(self, call: Callable[[Callback], bool | None]) -> None:
         for callback in self.callbacks:

@@ -77,8 +77,9 @@ class Loop:
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint; environments that cannot be restored start new episodes."""
-        self.agent.load_state_dict(saved.learner)
-        self.replay.load_state_dict(saved.replay)
+        with usual_torch():
+            self.agent.load_state_dict(saved.learner)
+            self.replay.load_state_dict(saved.replay)
         state = saved.state
         self.step, self.updates, self.metrics = saved.step, int(state["updates"]), state["metrics"]
         self.sums.load_state_dict(state["sums"])
@@ -101,7 +102,8 @@ class Loop:
 
     def advance(self) -> None:
         """One step of every environment."""
-        action = self._action()
+        with usual_torch():
+            action = self._action()
         require_finite_action(action)
         step = self._stepped(action)
         self.replay.add(
@@ -215,4 +217,5 @@ class Loop:
             "envs": (self.envs_before or self.envs.snapshot()) if self.envs_whole else None,
             **self.actor.state_dict(),
         }
-        return Parts(self.agent.state_dict(), self.replay.state_dict(), state)
+        with usual_torch():
+            return Parts(self.agent.state_dict(), self.replay.state_dict(), state)
