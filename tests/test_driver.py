@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,32 @@ LOOSE, TIGHT = CostBudget(limit=1e6, horizon=12), CostBudget(limit=0.0, horizon=
 
 def go(out: Path, *callbacks: Callback, budget: CostBudget = BUDGET, resume: bool = False, learner: Any = Tiny, **changes: Any) -> Path:
     return train(replace(CONFIG, out=out, **changes), learner, TinyConfig(), budget, resume=resume, callbacks=callbacks)
+
+
+class Hoarder(Callback):
+    """Has a state that no checkpoint can hold."""
+
+    def __init__(self, state: Any) -> None:
+        self.state, self.loaded = state, False
+
+    def state_dict(self) -> dict[str, Any]:
+        if isinstance(self.state, Exception):
+            raise self.state
+        return {"state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded = True
+
+
+@pytest.mark.parametrize("state", [object(), RuntimeError("broken"), {1: 2}, [[[]]] * 3, np.array([None]), "\ud800"], ids=lambda state: type(state).__name__)
+def test_a_callback_s_state_never_costs_what_is_learnt(state: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = go(tmp_path / "run", Hoarder(state), total_steps=120)
+    sound = state == [[[]]] * 3 if isinstance(state, list) else False
+    assert ("warning: the state of the callback Hoarder cannot be saved" in capsys.readouterr().out) is not sound
+    again = Hoarder(state)
+    go(run, again, total_steps=150, resume=True)
+    assert again.loaded is sound
+    assert latest(run)[0].name == "150"
 
 
 class Diary(Callback):

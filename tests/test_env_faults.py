@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +17,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Text, Tuple
 
+from saddlepoint.baselines.config import SACConfig
+from saddlepoint.baselines.sac import SAC
+from saddlepoint.cli import main
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import EnvBatch, check_env
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.foreign import foreign
-from saddlepoint.policies import TrainedPolicy
+from saddlepoint.policies import TrainedPolicy, load_policy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.evaluate import evaluate
-from saddlepoint.train.signals import stop_on_signal
+from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, NotMade, UserError
@@ -433,3 +440,179 @@ def test_a_success_that_cannot_be_read_is_told_once_and_left_out() -> None:
         answers = [env.step(np.zeros(1, np.float32)) for _ in range(3)]
     assert len(told) == 1
     assert all(np.isnan(answer.success) for answer in answers)
+
+
+class Panic(BaseException):
+    """As a simulator written in Rust raises."""
+
+
+@pytest.mark.parametrize("kind", [Panic, asyncio.CancelledError, GeneratorExit, StopIteration, MemoryError, BrokenPipeError])
+def test_whatever_is_raised_is_a_fault_of_the_environment(kind: type[BaseException], tmp_path: Path) -> None:
+    def fail() -> None:
+        raise kind("gone")
+
+    with pytest.raises(ForeignFault, match=f"x raised {kind.__name__}: gone"):
+        foreign("x", fail)
+
+    class Failing(Drift):
+        def step(self, action: np.ndarray) -> Any:
+            if self.steps >= SOUND:
+                fail()
+            return super().step(action)
+
+    with pytest.raises(ForeignFault, match=rf"raised {kind.__name__}: gone .* the last good checkpoint is of step 40\)"):
+        go(tmp_path / "run", lambda: Failing())  # type: ignore[arg-type]
+    assert latest(tmp_path / "run")[0].name == "40"
+
+
+class Meddling(Drift):
+    """Changes what belongs to the whole process: when it is made, at a reset, or at a step that the check does not come to."""
+
+    def __init__(self, what: str = "folder", when: str = "made") -> None:
+        super().__init__()
+        self.what, self.when = what, when
+        self.meddle("made")
+
+    def reset(self, **arguments: Any) -> Any:
+        self.meddle("reset")
+        return super().reset(**arguments)
+
+    def step(self, action: np.ndarray) -> Any:
+        self.meddle("step" if self.steps > 240 else "before")
+        return super().step(action)
+
+    def meddle(self, when: str) -> None:
+        if when == self.when:
+            MEDDLES[self.what]()
+
+
+def at_random() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+MEDDLES: dict[str, Any] = {
+    "folder": lambda: os.chdir("/"),
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "numbers": lambda: torch.set_default_dtype(torch.float64),
+    "device": lambda: torch.set_default_device("meta"),
+    "seeds": at_random,
+    "errors": lambda: np.seterr(all="raise"),
+}
+for _what in MEDDLES:
+    for _when in ("made", "reset", "step", "never"):
+        gym.register(f"tests/Meddling-{_what}-{_when}-v0", Meddling, max_episode_steps=12, kwargs={"what": _what, "when": _when})
+
+
+@pytest.fixture
+def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    errors, dtype = np.geterr(), torch.get_default_dtype()
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(None)
+    np.seterr(**errors)
+
+
+@pytest.mark.parametrize("when", ["made", "reset", "step"])
+@pytest.mark.parametrize("what", MEDDLES)
+@pytest.mark.usefixtures("as_before")
+def test_what_an_environment_does_to_the_process_changes_no_run(what: str, when: str, tmp_path: Path) -> None:
+    """The run lies in the folder that was named, and learns to the bit what it learns beside a quiet environment."""
+    quick = {"total_steps": 60, "warmup_steps": 30, "num_envs": 1, "checkpoint_every": 1000, "eval_every": 1000}
+    learner = SACConfig(critic_hidden=(8,), policy_hidden=(8,), batch_size=8)
+    for name in ("never", when):
+        config = replace(CONFIG, env=f"tests/Meddling-{what}-{name}-v0", out=Path(name), **quick)  # type: ignore[arg-type]
+        assert train(config, SAC, learner, (BUDGET,)) == tmp_path / name
+    quiet, meddled = (load(latest(tmp_path / name)[0]) for name in ("never", when))
+    for part in ("learner", "replay"):
+        for name, tensor in vars(quiet)[part].items():
+            assert torch.equal(vars(meddled)[part][name], tensor), name
+    policy = load_policy(tmp_path / when)
+    assert np.isfinite(policy.act(np.zeros(2, np.float32))).all()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_the_commands_keep_to_their_folders_where_an_environment_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--total-steps 40 --warmup-steps 30 --batch-size 8 --critic-hidden 8 --policy-hidden 8 --cost-limit 2 --quiet --compile off".split()
+    assert main(["train", "sac", "--env", "tests/Meddling-folder-made-v0", *small, "--out", "run"]) == 0
+    assert "finished: run; " in capsys.readouterr().out
+    os.chdir(tmp_path)
+    assert main(["train", "--resume", "run", "--total-steps", "50"]) == 0
+    os.chdir(tmp_path)
+    assert main(["evaluate", "run"]) == 0
+    assert {"config.json", "evaluation-50.json"} <= set(os.listdir(tmp_path / "run"))
+    os.chdir(tmp_path)
+    assert main(["collect", "run", "--episodes", "2", "--out", "data"]) == 0
+    assert (tmp_path / "data" / "dataset.json").is_file()
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])
+def test_signals_are_taken_back_from_an_environment(handler: Any, tmp_path: Path) -> None:
+    class Selfish(Drift):
+        def reset(self, **arguments: Any) -> Any:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, handler)
+            return super().reset(**arguments)
+
+        def step(self, action: np.ndarray) -> Any:
+            if self.steps == 250:
+                threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(0.1)
+            return super().step(action)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped at step"):
+        go(tmp_path / "run", lambda: Selfish())  # type: ignore[arg-type]
+    assert int(latest(tmp_path / "run")[0].name) >= 30
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "words"),
+    [
+        (Dict({}), {}, "observations without a number"), (Tuple(()), (), "observations without a number"),
+        (Dict({"a": Box(0, 1, (0,))}), {"a": np.zeros(0, np.float32)}, "observations without a number"),
+        (Dict({"a": Tuple(())}), {"a": ()}, "observations without a number"), (None, None, "NoneType observations"), ([1], None, "list observations"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_spaces_without_a_number_are_refused(space: Any, value: Any, words: str) -> None:
+    class Empty(Drift):
+        observation_space = space
+
+        def _observation(self) -> Any:
+            return value
+
+    with pytest.raises(UserError, match=words):
+        check_env(EnvSetup(lambda: Empty(), flatten=True))
+
+
+def test_texts_of_an_observation_are_flattened() -> None:
+    class Saying(Drift):
+        observation_space = Dict({"said": Text(4, charset="abc"), "x": Box(-9, 9, (1,), np.float32)})  # type: ignore[assignment]
+
+        def _observation(self) -> Any:
+            return {"said": "cab", "x": np.zeros(1, np.float32)}
+
+    batch = EnvBatch(EnvSetup(lambda: Saying(), flatten=True), 1, seed=0)
+    np.testing.assert_array_equal(batch.reset()[0], gym.spaces.flatten(Saying.observation_space, Saying()._observation()))
+
+
+@pytest.mark.parametrize("name", ["action_space", "observation_space"])
+def test_a_space_that_raises_is_a_fault(name: str) -> None:
+    def broken(self: Any) -> None:
+        raise RuntimeError("not connected")
+
+    kind = type("Unready", (Drift,), {name: property(broken)})
+    with pytest.raises(UserError, match="raised RuntimeError: not connected"):
+        check_env(EnvSetup(lambda: kind()))
+
+
+def test_a_range_that_float32_cannot_divide_is_refused() -> None:
+    class Narrow(Drift):
+        action_space = Box(0, np.float32(1e-45), (1,), np.float32)
+
+    with pytest.raises(UserError, match="whose low is not below its high"):
+        check_env(lambda: Narrow())

@@ -53,6 +53,38 @@ def play(env, actions):
     return seen, ends
 
 
+class Boasting(Sound):
+    """Says that it can be captured, and gives what no checkpoint can hold or give back."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def snapshot(self):
+        return self.state
+
+    def restore(self, state):
+        assert state == self.state
+
+
+def nested(levels):
+    return {"": nested(levels - 1)} if levels else 0
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"x": 1j}, {"x": np.complex64(1)}, {"x": np.datetime64("2026")}, {"x": nested(200)}, {"x": 10**5000}, {"\ud800": 1}, {"x": "\ud800"},
+        {"x": [0] * 200_000}, {"x": np.array([None])}, {"x": np.zeros(2, [("a", object)])}, None,
+    ],
+    ids=lambda state: type(state).__name__,
+)  # fmt: skip
+def test_what_no_checkpoint_can_hold_is_not_restorable(state):
+    found = snapshot(Boasting(state))
+    assert found["restorable"] is (state is None)
+    assert through_files(found) == found
+
+
 ROBOTS = ("Hopper", "HalfCheetah", "Ant", "Humanoid", "Walker2d", "Swimmer")
 TASKS = (*(f"{robot}Velocity" for robot in ROBOTS), "AntSpeed", "HumanoidSpeed", "Toy", "ToyTwo")
 

@@ -13,12 +13,25 @@ import pytest
 import torch
 
 import saddlepoint
-from saddlepoint import ALGD, SAC, ALGDConfig, SACConfig, TrainConfig, load_policy
+from saddlepoint import (
+    ALGD,
+    SAC,
+    ALGDConfig,
+    Callback,
+    SACConfig,
+    StopAfter,
+    StopWhenSafe,
+    TrainConfig,
+    check_env,
+    load_policy,
+    register_system,
+)
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.flags import read_integer
 from saddlepoint.options import conform, restore
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
+from saddlepoint.train.evaluate import evaluate
 from saddlepoint.types import UserError
 from tests.toys import ENV, Tiny, TinyConfig
 
@@ -45,7 +58,9 @@ class Outer:
 @pytest.mark.parametrize(
     ("given", "taken"),
     [
-        ({"count": 2e4}, {"count": 20_000}), ({"count": np.int64(3)}, {"count": 3}), ({"rate": 2}, {"rate": 2.0}),
+        ({"count": 2e4}, {"count": 20_000}), ({"count": np.int64(3)}, {"count": 3}), ({"count": torch.tensor(3)}, {"count": 3}),
+        ({"rate": torch.tensor(0.5)}, {"rate": 0.5}), ({"rate": np.array(0.5)}, {"rate": 0.5}), ({"flag": torch.tensor(True)}, {"flag": True}),
+        ({"rate": 2}, {"rate": 2.0}),
         ({"rate": np.float32(0.5)}, {"rate": 0.5}), ({"layers": [4, 4]}, {"layers": (4, 4)}), ({"layers": np.array([4, 5])}, {"layers": (4, 5)}),
         ({"out": "runs/x"}, {"out": Path("runs/x")}), ({"limit": 3}, {"limit": 3.0}), ({"limit": None}, {"limit": None}),
         ({"mode": "y"}, {"mode": "y"}), ({"flag": np.bool_(True)}, {"flag": True}), ({"inner": Inner(rate=1)}, {"inner": Inner(rate=1.0)}),
@@ -105,12 +120,22 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(replace(where, device="gpu"), SAC, SACConfig()), "--device cannot be 'gpu': use one of auto, cpu, cuda"),
         (lambda: saddlepoint.train(replace(where, binds="noisefree"), SAC, SACConfig()), "--binds cannot be 'noisefree'"),
         (lambda: saddlepoint.train(where, SAC, SACConfig(), [60]), "budgets are CostBudgets, not int"),  # type: ignore[list-item]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), 60), "budgets are CostBudgets, not int"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), CostBudget), "budgets are CostBudgets, not CostBudget"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, "sac", SACConfig()), "takes a system's class second, such as saddlepoint.ALGD, not 'sac'"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SACConfig(), SAC), "takes a system's class second"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, None, SACConfig()), "takes a system's class second"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=None), "callbacks are Callbacks, not NoneType"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=Callback), "callbacks are Callbacks, not Callback"),  # type: ignore[arg-type]
+        (lambda: load_policy(None), "load_policy takes the folder of a run first, not None"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(replace(where, env="a\nb"), SAC, SACConfig()), r"no environment is called 'a\\nb'.*my_module:ID"),
         (lambda: saddlepoint.train(replace(where, total_steps="1e4"), SAC, SACConfig()), "--total-steps cannot be '1e4'"),
         (lambda: CostBudget(60, per="epsiode"), "--per cannot be 'epsiode': use one of episode, step"),  # type: ignore[arg-type]
         (lambda: CostBudget("60"), "--limit cannot be '60'"),  # type: ignore[arg-type]
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as caught:
             call()
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -158,6 +183,39 @@ def test_a_policy_acts_by_the_names_of_others(policy: Any) -> None:
     drawn = policy.act(seen, "stochastic", torch.Generator().manual_seed(policy.seed))
     np.testing.assert_array_equal(drawn, first)
     np.testing.assert_array_equal(policy.predict(seen, episode_start=np.ones(3, bool))[0], free)
+
+
+def test_numbers_of_the_python_api_are_checked(policy: Any) -> None:
+    learner, env = policy.learner, policy.env
+    for call, words in (
+        (lambda: CostBudget(10**400), "--limit cannot be 1000"), (lambda: CostBudget(5, horizon=10**400), "fewer than"),
+        (lambda: load_policy("x", "gpu"), "cannot act on the device 'gpu'"), (lambda: load_policy("x", None), "cannot act on the device None"),  # type: ignore[arg-type]
+        (lambda: load_policy("x", acting="a=1"), "acting are settings by name"),  # type: ignore[arg-type]
+        (lambda: policy.reset("x"), "reset takes which episodes ended"), (lambda: policy.reset([1]), "reset takes which episodes ended"),
+        (lambda: check_env(env, steps="x"), "steps cannot be 'x'"), (lambda: check_env(env, seed=-1), "seed must be at least 0"),  # type: ignore[arg-type]
+        (lambda: evaluate(learner, env, (), 1.5, 0), "episodes cannot be 1.5"), (lambda: evaluate(learner, env, (), 2, -1), "seed must be at least 0"),  # type: ignore[arg-type]
+        (lambda: evaluate(learner, env, 25, 2, 0), "budgets are CostBudgets, not int"), (lambda: evaluate(learner, env, None, 2, 0), "budgets are CostBudgets"),  # type: ignore[arg-type]
+        (lambda: evaluate(policy, env, (), 2, 0), "takes a learner first, not TrainedPolicy"), (lambda: evaluate(None, env, (), 2, 0), "not NoneType"),  # type: ignore[arg-type]
+        (lambda: StopWhenSafe("x"), "StopWhenSafe's evaluations cannot be 'x'"), (lambda: StopAfter(hours=float("nan")), "hours must be finite"),  # type: ignore[arg-type]
+        (lambda: register_system(None, Tiny, TinyConfig), "cannot be called None"),  # type: ignore[arg-type]
+        (lambda: register_system("tiny", Tiny, TinyConfig, [1]), "give a dict, not list"),  # type: ignore[arg-type]
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            call()
+
+
+def test_a_policy_takes_every_array(policy: Any) -> None:
+    seen = np.linspace(-1, 1, policy.shape.observation, dtype=np.float32)
+    wanted = policy.act(seen)
+    grown = torch.tensor(seen, requires_grad=True)
+    for same in (seen.tolist(), seen[::-1].copy()[::-1], seen.astype(">f4"), torch.tensor(seen), grown, seen.astype(np.longdouble)):
+        np.testing.assert_array_equal(policy.act(same), wanted)
+
+
+@pytest.mark.parametrize("odd", [None, "x", ["a", "b"], [[1.0, 2.0], [3.0]], {1.0}, np.zeros(2, complex), np.array([None, 1.0])], ids=str)
+def test_a_policy_takes_numbers_only(policy: Any, odd: Any) -> None:
+    with pytest.raises(UserError, match=r"takes an observation (of numbers|of shape)"):
+        policy.act(odd)
 
 
 def test_a_policy_refuses_what_contradicts_itself(policy: Any) -> None:

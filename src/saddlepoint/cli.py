@@ -182,7 +182,7 @@ def _drop_output() -> None:
 
 
 def _complain(sentence: str) -> int:
-    print(f"saddlepoint: error: {sentence}", file=sys.stderr)
+    print(f"saddlepoint: error: {' '.join(sentence.splitlines())}", file=sys.stderr)  # names may have line ends
     return 2
 
 

@@ -37,7 +37,7 @@ from saddlepoint.train.contract import (
     refuse_idle,
 )
 from saddlepoint.train.evaluate import evaluate
-from saddlepoint.train.start import train
+from saddlepoint.train.start import default_folder, train
 from saddlepoint.train.threads import use_threads
 from saddlepoint.train.verdict import verdict_in_words
 from saddlepoint.train.video import record_video, render_headless
@@ -117,6 +117,7 @@ def _resumed_folder(args: list[str]) -> Path | None:
 
 def train_in_environments(name: str, args: list[str]) -> None:
     """Everything after `saddlepoint train NAME`, for a system that learns in environments. Raises ``UserError``; ``Interrupted`` after a checkpoint."""
+    home = Path.cwd()  # an environment's module may go elsewhere
     system, parsed = SYSTEMS[name], parse_training(name, args)
     budgets: tuple[CostBudget, ...] | None
     learner: LearnerFactory[Any] = system.learner_class()
@@ -134,7 +135,8 @@ def train_in_environments(name: str, args: list[str]) -> None:
         # A resumed run keeps its own budgets; cost flags given beside --resume must say the same.
         stated = parsed.given & vars(parsed.values.budget).keys()
         budgets = _budgets(parsed, config, learner_config, system) if stated else None
-    folder = train(config, learner, learner_config, budgets, resume=parsed.values.launch.resume is not None)
+    folder = config.out or default_folder(config)
+    train(replace(config, out=home / folder), learner, learner_config, budgets, resume=parsed.values.launch.resume is not None)
     print(f"finished: {folder}; look at it with `saddlepoint evaluate {folder}` or `tensorboard --logdir {folder}`")
 
 
@@ -302,14 +304,15 @@ def evaluate_command(args: list[str]) -> None:
     if flags.video:
         render_headless()
     folder = Path(args[0])
+    where = folder.absolute()  # an environment may go elsewhere
     for limit in flags.budget or (None,):
-        _evaluate(folder, flags, limit)
+        _evaluate(folder, where, flags, limit)
 
 
-def _evaluate(folder: Path, flags: EvaluateFlags, limit: float | None) -> None:
-    """Evaluate a run, a policy of --budget-range turned to ``limit``, print what was found and keep it in the run folder."""
-    acting = _acting(folder, flags.acting)
-    policy = load_policy(folder, flags.device, flags.task, acting, checkpoint=flags.checkpoint, compile=True, budget=limit)
+def _evaluate(folder: Path, where: Path, flags: EvaluateFlags, limit: float | None) -> None:
+    """Evaluate the run in ``folder``, which lies at ``where``, a policy of --budget-range turned to ``limit``, print what was found and keep it there."""
+    acting = _acting(where, flags.acting)
+    policy = load_policy(where, flags.device, flags.task, acting, checkpoint=flags.checkpoint, compile=True, budget=limit)
     turned = [] if limit is None else [f"budget={limit:g}"]
     name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting, *turned]).replace("/", "-")
     if policy.note:
@@ -327,17 +330,17 @@ def _evaluate(folder: Path, flags: EvaluateFlags, limit: float | None) -> None:
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""
         print(f"{title}: return {_spread(metrics, f'{prefix}/return')}{cost}{success}")
     if policy.budgets:
-        print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(folder)['train'].get('binds', 'both'))}")
+        print(f"verdict: {verdict_in_words(metrics, policy.budgets, run.read(where)['train'].get('binds', 'both'))}")
     if blind := blindness(metrics, policy.budgets, "eval/stochastic"):
         print(f"note: {blind}")
     try:
-        write_json(folder / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), "budget": limit, **metrics})
+        write_json(where / f"evaluation-{name}.json", {"step": policy.step, **asdict(flags), "budget": limit, **metrics})
     except FileFault as error:  # a colleague's run, which one may only read
         print(f"note: the numbers are not kept: {error}")
     if flags.video:
-        path = folder / "videos" / f"{name}.mp4"
-        steps = record_video(policy.learner, policy.setup, path, flags.seed, device=flags.device, budgets=policy.budgets)
-        print(f"video: {path} ({steps} steps)")
+        path = Path("videos") / f"{name}.mp4"
+        steps = record_video(policy.learner, policy.setup, where / path, flags.seed, device=flags.device, budgets=policy.budgets)
+        print(f"video: {folder / path} ({steps} steps)")
 
 
 def _own_evaluation(args: list[str]) -> Callable[[str, list[str]], None] | None:

@@ -31,8 +31,7 @@ def foreign(name: str, call: Callable[..., T], *arguments: Any, **named: Any) ->
 
 def blame(name: str, error: BaseException) -> ForeignFault:
     """The fault that ``error``, raised in code of ``name``, is; raises ``error`` itself where it is not that code's."""
-    ours = isinstance(error, UserError) or not isinstance(error, (Exception, SystemExit, KeyboardInterrupt))
-    if ours or (isinstance(error, KeyboardInterrupt) and _from_the_keyboard(error)):
+    if isinstance(error, UserError) or (isinstance(error, KeyboardInterrupt) and _from_the_keyboard(error)):
         raise error
     return ForeignFault(f"{name} raised {describe(error)}: correct it.")
 

@@ -3,8 +3,9 @@ file, sweep, checkpoint or Python."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -42,6 +43,37 @@ def require_episodes(count: int, least: int = 1, name: str = "--episodes") -> No
     """Raises ``UserError`` for a number of episodes that is too small, or that no machine would ever finish."""
     if not least <= count <= MOST_EPISODES:
         raise UserError(f"{name} must lie from {least} to {MOST_EPISODES:,}, not {count}.")
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """``value`` as an int of at least ``least``. Raises ``UserError`` that calls it ``name``."""
+    try:
+        found = int(fit(value, int))
+    except Misfit as misfit:
+        raise UserError(f"{name} cannot be {value!r:.60}: {misfit}.") from None
+    if found < least:
+        raise UserError(f"{name} must be at least {least}, not {found}.")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a finite float. Raises ``UserError`` that calls it ``name``."""
+    try:
+        found = float(fit(value, float))
+    except Misfit as misfit:
+        raise UserError(f"{name} cannot be {value!r:.60}: {misfit}.") from None
+    if not math.isfinite(found):
+        raise UserError(f"{name} must be finite, not {found}.")
+    return found
+
+
+def several(what: str, given: Any, kind: type[T], example: str) -> tuple[T, ...]:
+    """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``."""
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    if odd := [item for item in found if not isinstance(item, kind)]:
+        name = odd[0].__name__ if isinstance(odd[0], type) else type(odd[0]).__name__
+        raise UserError(f"{what} are {kind.__name__}s, not {name}: give such as {example}.")
+    return found
 
 
 def conform(config: T) -> T:
@@ -139,7 +171,9 @@ def _fit_one(value: Any, hints: tuple[Any, ...]) -> Any:
 
 
 def _fit_plain(value: Any, hint: type[Any]) -> Any:
-    boolean = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # one number of NumPy or PyTorch
+        value = value.item()
+    boolean = isinstance(value, bool)
     if hint is bool:
         if boolean:
             return bool(value)
@@ -152,7 +186,10 @@ def _fit_plain(value: Any, hint: type[Any]) -> Any:
         raise Misfit("give a whole number")
     if hint is float:
         if isinstance(value, Real) and not boolean:
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise Misfit("it is too large") from None
         raise Misfit("give a number")
     if hint is Path:
         if isinstance(value, str | os.PathLike):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.normaliser import NormalisedLearner, normalised
+from saddlepoint.nn.usual import usual_torch
 from saddlepoint.options import restore
 from saddlepoint.systems import find, find_system
 from saddlepoint.train import best, run
@@ -79,6 +81,7 @@ class TrainedPolicy:
         if isinstance(observation, Mapping):
             how = "gymnasium.spaces.flatten(env.observation_space, observation)"
             raise UserError(f"a policy of {self.env} takes one vector, not a Dict: give {how}, as --flatten did in training.")
+        observation = _numbers(observation, self.env)
         if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
             raise UserError(
                 f"a policy of {self.env} takes an observation of shape ({self.shape.observation},), or (envs, {self.shape.observation}),"
@@ -144,6 +147,10 @@ class TrainedPolicy:
 
     def reset(self, ended: np.ndarray | None = None) -> None:
         """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
+        if ended is not None:
+            ended = np.atleast_1d(np.asarray(ended))
+            if ended.dtype != bool or any(ended.shape != (slots,) for slots in self._actors):
+                raise UserError(f"reset takes which episodes ended, a truth value for each environment, not {ended!r:.60}.")
         if ended is None:
             self._generators.clear()
             self._given.clear()
@@ -151,6 +158,28 @@ class TrainedPolicy:
             self._unpaid.clear()
         for actor in self._actors.values():
             actor.restart(ended)
+
+
+def _numbers(observation: Any, env: str) -> np.ndarray:
+    """An observation as an array of numbers. Raises ``UserError`` where it is none."""
+    try:
+        found = np.asarray(observation.detach().cpu() if isinstance(observation, torch.Tensor) else observation)
+    except Exception as error:  # whatever an object's own conversion raises
+        raise UserError(f"a policy of {env} takes an observation of numbers, not {observation!r:.60}.") from error
+    if found.dtype.kind not in "biuf":
+        raise UserError(f"a policy of {env} takes an observation of numbers, not {observation!r:.60}.")
+    with np.errstate(over="ignore"):  # what is too large is not finite
+        return found.astype(np.float32)
+
+
+def _device(device: Any) -> torch.device:
+    """Raises ``UserError`` for what is no device here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"a policy cannot act on the device {device!r:.40}: give such as 'cpu', or 'cuda' where there is one.") from error
+    return found
 
 
 def _mode(mode: ActMode | None, deterministic: bool | None) -> ActMode:
@@ -182,7 +211,11 @@ def load_policy(
     A run of `saddlepoint pretrain` has a policy for each ``task``, by its name or environment. The replay is not read, so it may be damaged or missing;
     neither are the environments nor the training loop imported.
     """
-    folder = Path(folder)
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"load_policy takes the folder of a run first, not {folder!r:.60}.")
+    folder, device = Path(folder), _device(device)
+    if not isinstance(acting, Mapping):
+        raise UserError(f"acting are settings by name, not {acting!r:.40}: give such as {{'evaluation': 'best_of_n'}}.")
     learner, content, step, note = load_learner(folder, device, acting, checkpoint=checkpoint, compile=compile)
     system = find_system(content["system"], content.get("module"), folder)
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
@@ -254,11 +287,12 @@ def load_learner(
     state, step, note = stored_learner(folder, checkpoint)
     further = find(system.options)(content) if system.options else {}
     compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
-    learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **further)
-    if content["train"].get("normalise_observations", False):
-        learner = normalised(learner, shape.observation, device)
-    with checkpoints.reading(folder):
-        learner.load_state_dict(state)
+    with usual_torch():
+        learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **further)
+        if content["train"].get("normalise_observations", False):
+            learner = normalised(learner, shape.observation, device)
+        with checkpoints.reading(folder):
+            learner.load_state_dict(state)
     return learner, content, step, note
 
 

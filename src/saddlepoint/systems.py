@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
+from saddlepoint.foreign import blame, describe
 from saddlepoint.options import require_config
 from saddlepoint.train import run
 from saddlepoint.train.config import TrainConfig
@@ -138,7 +139,7 @@ def register_system(
     verb, from the working directory or an installed package. A package can name its systems in the entry-point group
     ``saddlepoint.systems`` instead; then NAME is enough. A run remembers the module. Raises ``UserError``.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"a system cannot be called {name!r}: use letters, digits, '-', '_' and '.'.")
     if name in BUILT_IN:
         raise UserError(f"there is a system {name!r} in saddlepoint already: give yours another name.")
@@ -154,6 +155,8 @@ def register_system(
             f"the config of {name!r} cannot be made without arguments ({error}): give every field a default."
         ) from error
     require_config(default)
+    if not isinstance(presets, Mapping | None):
+        raise UserError(f"the presets of {name!r} are named: give a dict, not {type(presets).__name__}.")
     known = {"default": default, **(presets or {})}
     for preset in known.values():
         if type(preset) is not config:
@@ -227,10 +230,9 @@ def import_user_module(module: str, run_folder: Path | None = None) -> None:
         import_module(module)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"the module {module} cannot be imported ({type(error).__name__}: {error}): correct it."
-        ) from error
+    except BaseException as error:
+        blame(module, error)  # raises what is not the module's
+        raise UserError(f"the module {module} cannot be imported ({describe(error)}): correct it.") from error
 
 
 def _load_entry_point(name: str) -> None:
@@ -243,7 +245,6 @@ def _load_entry_point(name: str) -> None:
                 found()
         except UserError:
             raise
-        except Exception as error:
-            raise UserError(
-                f"the system {name!r} of {point.value} cannot be loaded ({type(error).__name__}: {error}): correct that package."
-            ) from error
+        except BaseException as error:
+            blame(point.value, error)
+            raise UserError(f"the system {name!r} of {point.value} cannot be loaded ({describe(error)}): correct that package.") from error

@@ -29,6 +29,8 @@ def discounted_budget(limit: float, gamma: float, horizon: int) -> float:
     return limit * geometric_sum(gamma, horizon) / horizon
 
 
+MOST_HORIZON = 2**53
+"""a float counts no further"""
 DEFAULT_HORIZON = 1000
 """steps of an episode where nothing says otherwise, as in Safety-Gymnasium"""
 
@@ -64,9 +66,10 @@ class CostBudget:
             raise UserError(
                 f"a cost limit must be a finite number >= 0, not {self.limit}: give --cost-limit such a number."
             )
-        if self.horizon is not None and self.horizon < 1:
+        if self.horizon is not None and not 1 <= self.horizon < MOST_HORIZON:
             raise UserError(
-                f"a budget needs a horizon of at least one step, not {self.horizon}: give --cost-horizon the length of an episode."
+                f"a budget needs a horizon of at least one step, and of fewer than {MOST_HORIZON:,}, not {self.horizon!s:.20}:"
+                " give --cost-horizon the length of an episode."
             )
         if not 0.0 < self.gamma <= 1.0:
             raise UserError(f"the cost discount must lie in (0, 1], not {self.gamma}: change --cost-gamma.")

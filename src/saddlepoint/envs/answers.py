@@ -86,7 +86,7 @@ def require_inside(space: gym.Space[Any], value: Any) -> None:
             raise Wrong("returns an observation", f" that is no tuple of the {len(space.spaces)} parts of its space")
         for part, item in zip(space.spaces, value):
             require_inside(part, item)
-    elif isinstance(value, (str, bytes)) or not space.contains(value):
+    elif isinstance(value, (str, bytes)) != isinstance(space, gym.spaces.Text) or not space.contains(value):
         raise Wrong(
             f"returns {str(value)[:40]!r} for a part of its observation", f", which is not in {str(space)[:60]}"
         )

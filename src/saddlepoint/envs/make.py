@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -14,11 +14,14 @@ from gymnasium.wrappers import FlattenObservation
 from saddlepoint.envs.drawing import cannot_draw, choose_renderer, gl_stops_mujoco
 from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.envs.tasks import PIXELS, env_spec, maker_of, split_id
-from saddlepoint.foreign import blame, describe
+from saddlepoint.foreign import blame, describe, foreign
 from saddlepoint.types import EnvSetup, NotMade, UserError
 
 LARGEST_BOUND = 1e6
 """of an action: what is larger stands for "unbounded", and networks that see such numbers learn nothing"""
+
+LEAST_RANGE = 1e-30
+"""between the bounds of an action; of what is smaller float32 cannot say where in it an action lies"""
 
 
 def make_env(
@@ -135,7 +138,7 @@ def require_spaces(env: gym.Env[Any, Any], name: str, several: bool = False) -> 
     """Raises ``UserError``, one sentence a fault, unless actions are a bounded Box (action,) of floats and observations
     a Box of numbers, or with ``several`` anything that Gymnasium can flatten.
     """
-    actions, observations = getattr(env, "action_space", None), getattr(env, "observation_space", None)
+    actions, observations = (foreign(name, getattr, env, space, None) for space in ("action_space", "observation_space"))
     if not isinstance(actions, Box):
         raise UserError(
             f"{name} has {type(actions).__name__} actions, "
@@ -154,13 +157,24 @@ def require_spaces(env: gym.Env[Any, Any], name: str, several: bool = False) -> 
                 f"{name} has {kind} observations, but a Box is needed: give --flatten, which makes one vector of them"
                 " as gymnasium.wrappers.FlattenObservation does."
             )
-        if observations is None or not observations.is_np_flattenable:
+        if not isinstance(observations, gym.Space) or not observations.is_np_flattenable:
             raise UserError(f"{name} has {kind} observations, which --flatten cannot make a vector of: wrap it.")
+        if not any(part.shape is None or all(part.shape) for part in _parts(observations)):
+            raise UserError(f"{name} has observations without a number in them: there is nothing to learn from.")
         return
     if observations.dtype.kind not in "fiub" or int(np.prod(observations.shape)) == 0:
         raise UserError(
             f"{name} has observations of shape {observations.shape} and type {observations.dtype}: numbers are needed."
         )
+
+
+def _parts(space: gym.Space[Any]) -> Iterator[gym.Space[Any]]:
+    """The parts that a space of several is made of; of any other the space itself."""
+    if not isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        yield space
+        return
+    for part in space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces:
+        yield from _parts(part)
 
 
 def _require_bounds(actions: Box, name: str) -> None:
@@ -172,7 +186,7 @@ def _require_bounds(actions: Box, name: str) -> None:
             " actions with gymnasium.wrappers.RescaleAction."
         )
     low, high = inner_bounds(actions)
-    if not (low < high).all():
+    if not (high - low >= LEAST_RANGE).all():
         raise UserError(
             f"{name} has an action whose low is not below its high: remove that action or correct its bounds."
         )

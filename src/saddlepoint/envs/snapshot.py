@@ -25,6 +25,9 @@ _CONSTANT = frozenset({
 """Attributes that belong to how an environment was made, not to where it is; its random generator is kept apart."""
 
 
+MOST_DEPTH, MOST_BITS, MOST_ITEMS = 50, 10_000, 100_000
+"""more than such levels of nesting, bits of a whole number or entries of a list no checkpoint could be read with; arrays
+may be of any size"""
 RUNNING = "RunningMeanStd"
 """Gymnasium's running statistics, whose attributes are plain"""
 
@@ -169,20 +172,32 @@ def _set_attributes(layer: Any, attributes: dict[str, Any]) -> None:
         setattr(layer, name, _like(vars(layer).get(name), value))
 
 
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype != object:
+def _plain(value: Any, where: str, depth: int = 0) -> Any:
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.copy()
     if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
+        value = value.item()
+    if depth > MOST_DEPTH:
+        raise _NotPlainError(f"{where} is nested more than {MOST_DEPTH} levels deep")
+    if value is None or isinstance(value, (bool, float)):
         return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, int) and value.bit_length() <= MOST_BITS:
+        return value
+    if isinstance(value, str) and _is_text(value):
+        return value
+    if isinstance(value, (list, tuple)) and len(value) <= MOST_ITEMS:
+        return [_plain(item, where, depth + 1) for item in value]
+    if isinstance(value, dict) and len(value) <= MOST_ITEMS and all(isinstance(key, str) and _is_text(key) for key in value):
+        return {key: _plain(item, where, depth + 1) for key, item in value.items()}
     if type(value).__name__ == RUNNING:  # of Gymnasium's normalising wrappers
-        return {RUNNING: {name: _plain(part, f"{where}.{name}") for name, part in vars(value).items()}}
-    raise _NotPlainError(f"{where} is a {type(value).__name__}, which has no exact plain form")
+        return {RUNNING: {name: _plain(part, f"{where}.{name}", depth + 1) for name, part in vars(value).items()}}
+    large = f" of {len(value):,} entries" if isinstance(value, (list, tuple, dict)) else ""
+    raise _NotPlainError(f"{where} is a {type(value).__name__}{large}, which has no exact plain form")
+
+
+def _is_text(text: str) -> bool:
+    """Not where it holds half a surrogate pair, which no file can."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _like(current: Any, stored: Any) -> Any:

@@ -187,9 +187,10 @@ def _gymnasium_task(id: str) -> TaskSpec:
         names = {name.lower(): name for name in gym.registry}
         near = [names[match] for match in difflib.get_close_matches(id.lower(), names, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(near)}?" if near else "`saddlepoint envs` lists those that come with it."
+        as_id = id if id.isprintable() and 0 < len(id) < 100 else "ID"
         raise UserError(
-            f"no environment is called {id!r}: if it is your own, name the module that registers it, as --env"
-            f" my_module:{id} (for an existing run set {MODULES}=my_module); {hint}"
+            f"no environment is called {id!r:.100}: if it is your own, name the module that registers it, as --env"
+            f" my_module:{as_id} (for an existing run set {MODULES}=my_module); {hint}"
         ) from error
     return TaskSpec(id, f"{id}, registered with Gymnasium", (), None, registered.max_episode_steps, "gymnasium")
 

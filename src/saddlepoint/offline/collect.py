@@ -67,12 +67,12 @@ def collect_command(args: list[str]) -> None:
                 f"--{name} does nothing here: without --episodes the stored replay is taken. Leave it out, or give"
                 " --episodes."
             )
-    data = collect([Path(folder) for folder in runs], flags.out, flags.episodes, flags.mode, flags.seed)
+    data = collect([Path(folder).absolute() for folder in runs], flags.out.absolute(), flags.episodes, flags.mode, flags.seed)
     for task in data.tasks:
         print(f"task {task.name}: {len(task.action_low)} actions, episodes of {task.episode_length} steps")
     print(
-        f"{data.folder}: {len(data):,} episodes and {data.steps:,} steps; learn from it with `saddlepoint pretrain"
-        f" mbdpo --data {data.folder}`"
+        f"{flags.out}: {len(data):,} episodes and {data.steps:,} steps; learn from it with `saddlepoint pretrain"
+        f" mbdpo --data {flags.out}`"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saddlepoint.nn.usual import usual_torch
 from saddlepoint.types import ActMode, CountsCost, Planner, Policy
 
 
@@ -21,12 +22,12 @@ class Actor:
 
     def act(self, observation: np.ndarray, mode: ActMode, generator: torch.Generator) -> np.ndarray:
         """(envs, observation) -> (envs, action), in the environment's own units."""
-        batch = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
-        with torch.no_grad():
+        with usual_torch(), torch.no_grad():
+            batch = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
             if self.planner is None:
                 return self.policy.act(batch, mode, generator).cpu().numpy()
             action, self.memory = self.planner.act_on(batch, self.memory, mode, generator)
-        return action.cpu().numpy()
+            return action.cpu().numpy()
 
     def follow(self, cost: np.ndarray, ended: np.ndarray) -> None:
         """After a step: it cost (envs, constraints), and these episodes ``ended``, (envs,) bool."""

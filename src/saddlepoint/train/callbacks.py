@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saddlepoint.options import number, whole_number
 from saddlepoint.types import UserError
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ class StopWhenSafe(Callback):
     the budget binds (``binds``)."""
 
     def __init__(self, evaluations: int = 5) -> None:
-        if evaluations < 1:
-            raise UserError(f"StopWhenSafe needs at least one evaluation, not {evaluations}.")
-        self.evaluations = evaluations
+        self.evaluations = whole_number("StopWhenSafe's evaluations", evaluations, 1)
         self.safe = 0
         """evaluations within the budget since the last one over it"""
 
@@ -83,7 +82,9 @@ class StopAfter(Callback):
             raise UserError("StopAfter takes metric= and at_least= together.")
         if hours is None and steps is None and metric is None:
             raise UserError("StopAfter needs hours=, steps= or metric= with at_least=.")
-        self.hours, self.steps, self.metric, self.at_least = hours, steps, metric, at_least
+        self.hours = None if hours is None else number("StopAfter's hours", hours)
+        self.steps = None if steps is None else whole_number("StopAfter's steps", steps)
+        self.metric, self.at_least = metric, None if at_least is None else number("StopAfter's at_least", at_least)
         self._began: float | None = None
 
     def on_step(self, run: Run) -> None:

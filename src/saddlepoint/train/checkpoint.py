@@ -24,7 +24,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saddlepoint.files import FileFault, StoredTensors, digest, flush, read_arrays, read_json, read_tensors, reason_of
+from saddlepoint.files import (
+    TEXT_LIMIT,
+    FileFault,
+    StoredTensors,
+    digest,
+    flush,
+    parse_json,
+    read_arrays,
+    read_json,
+    read_tensors,
+    reason_of,
+)
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
@@ -324,6 +335,17 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def require_storable(state: Any) -> None:
+    """Raises ``TypeError`` or ``ValueError`` for a state that a checkpoint could not hold, or not give back."""
+    try:
+        text = json.dumps(_pack([[{"": state}]], {}))  # as deep in it as it will be
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if len(text) > TEXT_LIMIT:
+        raise ValueError(f"it has more than {TEXT_LIMIT:,} characters outside of arrays")
+    parse_json(text, object)
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.faults import explain
 from saddlepoint.foreign import foreign
+from saddlepoint.nn.usual import usual_torch
 from saddlepoint.train import best, checkpoint
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.log import RunLog
@@ -179,6 +180,7 @@ class RunDriver:
     def run(self) -> None:
         """Go on until all is done."""
         schedule, training = self.schedule, self.training
+        self.stop.hold()
         while True:
             last = training.step >= schedule.total
             with self._faults():
@@ -276,6 +278,7 @@ class RunDriver:
         except UserError as error:  # of an environment, or a score: the training is whole
             self._salvage()
             raise type(error)(f"in an evaluation, {error}") from error
+        self.stop.hold()
         if metrics is None:
             return
         self.evaluated = training.step
@@ -298,9 +301,9 @@ class RunDriver:
             return
         self.best = {"step": self.training.step, "merit": found}
         if self.peers.main:
-            best.keep(
-                self.folder, self.training.step, self._finite(self.training.agent.state_dict()), metrics, self._seals()
-            )
+            with usual_torch():
+                learner = self._finite(self.training.agent.state_dict())
+            best.keep(self.folder, self.training.step, learner, metrics, self._seals())
 
     def _call(self, call: Callable[[Callback], bool | None]) -> None:
         for callback in self.callbacks:
@@ -327,12 +330,23 @@ class RunDriver:
             self.log.flush()
             state = parts.state | {
                 "evaluated": self.evaluated, "settled": self.settled, "best": self.best, "wall_s": self.log.wall_s,
-                "callbacks": [[type(callback).__name__, callback.state_dict()] for callback in self.callbacks],
+                "callbacks": [[type(callback).__name__, state] for callback in self.callbacks if (state := self._state_of(callback)) is not None],
             }  # fmt: skip
             whole = checkpoint.Checkpoint(self.training.step, learner, parts.replay, state, self._seals())
             checkpoint.save(self.folder, whole, self.schedule.keep_checkpoints)
         self.peers.wait()
         self.saved, self.kept = self.training.step, self._reached()
+
+    def _state_of(self, callback: Callback) -> dict[str, Any] | None:
+        """What a callback has saved; None, which is told, where that fails: it never costs what is learnt."""
+        name = type(callback).__name__
+        try:
+            state = foreign(f"the callback {name}", callback.state_dict)
+            checkpoint.require_storable(state)
+        except (UserError, TypeError, ValueError) as error:
+            self.log.say(f"warning: the state of the callback {name} cannot be saved, so a resumed run starts it afresh: {error}")
+            return None
+        return state
 
     def _seals(self) -> dict[str, Any]:
         """What a checkpoint says of the files beside it, so that their damage is noticed."""

@@ -14,6 +14,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.envs.tasks import env_spec
+from saddlepoint.options import several, whole_number
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.foresight import Foresees, Foresight
@@ -40,8 +41,12 @@ def evaluate(
 
     Raises ``UserError`` for fewer than one episode, ``NonFiniteError`` for a value that is not finite.
     """
+    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed)
     if episodes < 1:
         raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
+    if not hasattr(policy, "act") or type(policy).__name__ == "TrainedPolicy":  # which takes arrays
+        raise UserError(f"evaluate takes a learner first, not {type(policy).__name__}: give such as load_policy(run).learner.")
+    budgets = several("budgets", budgets, CostBudget, "CostBudget(25)")
     setup = EnvSetup.of(env)
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
     batch = open_for_episodes(setup, min(episodes, envs), seed, bool(budgets))

@@ -11,6 +11,7 @@ import torch
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.calibration import blindness
 from saddlepoint.envs.batch import EnvBatch, EnvStep
+from saddlepoint.nn.usual import usual_torch
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
@@ -80,8 +81,9 @@ class Loop:
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint; environments that cannot be restored start new episodes."""
-        self.agent.load_state_dict(saved.learner)
-        self.replay.load_state_dict(saved.replay)
+        with usual_torch():
+            self.agent.load_state_dict(saved.learner)
+            self.replay.load_state_dict(saved.replay)
         state = saved.state
         self.step, self.updates, self.metrics = saved.step, int(state["updates"]), state["metrics"]
         self.sums.load_state_dict(state["sums"])
@@ -104,7 +106,8 @@ class Loop:
 
     def advance(self) -> None:
         """One step of every environment."""
-        action = self._action()
+        with usual_torch():
+            action = self._action()
         require_finite_action(action)
         step = self._stepped(action)
         self.replay.add(
@@ -136,7 +139,8 @@ class Loop:
             if self.stop():
                 return False
             some = min(due, AT_ONCE)
-            self.metrics = self.agent.update(self.replay, some)
+            with usual_torch():
+                self.metrics = self.agent.update(self.replay, some)
             self.updates += some
             self.log.progress(self.step, self.updates)
         return True
@@ -165,7 +169,8 @@ class Loop:
         return turns % 2 == 0 or self.replay.unusual_rewards(turns * TURN_STEPS) < RARE
 
     def _observe(self) -> None:
-        self.agent.observe(self._tensor(self.observation))
+        with usual_torch():
+            self.agent.observe(self._tensor(self.observation))
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)
@@ -223,4 +228,5 @@ class Loop:
             "envs": (self.envs_before or self.envs.snapshot()) if self.envs_whole else None,
             **self.actor.state_dict(),
         }
-        return Parts(self.agent.state_dict(), self.replay.state_dict(), state)
+        with usual_torch():
+            return Parts(self.agent.state_dict(), self.replay.state_dict(), state)

@@ -18,6 +18,7 @@ from saddlepoint.files import (
     hold_lock,
     is_sealed,
     read_json,
+    reason_of,
     remove_unfinished,
     seal_of,
     sealed,
@@ -220,9 +221,12 @@ def opened(run: Path, saved: dict[str, Any] | None, main: bool = True) -> Iterat
 def require_new(run: Path) -> None:
     """Raises ``UserError`` when the folder already holds a run or other files. One that holds what a start left which
     was killed before its first checkpoint is new."""
-    if not run.exists():
-        return
-    names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
+    try:
+        if not run.exists():
+            return
+        names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte; a folder that may not be read
+        raise UserError(f"the run folder {str(run)!r:.300} cannot be looked at ({reason_of(error)}): choose another --out.") from error
     foreign = {name for name in names if name not in STILLBORN and not name.startswith(".writing-")}
     metrics = run / "metrics.jsonl"
     if _has_checkpoint(run):
@@ -264,8 +268,8 @@ def only_writer(run: Path) -> Iterator[None]:
     """Hold the run's lock, freed even after kill -9. Raises ``UserError`` when another process has it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the run folder {run} cannot be written ({error.strerror}): choose another --out.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"the run folder {str(run)!r:.300} cannot be written ({reason_of(error)}): choose another --out.") from error
     with hold_lock(run / LOCK, f"another process is training in {run}: wait for it, or choose another --out."):
         yield
 

@@ -17,6 +17,8 @@ SIGNALS = tuple(
 """Ctrl-C; what systems send to end a process; a closed terminal; Slurm's warnings before a time limit"""
 INSISTING = (signal.SIGINT, signal.SIGTERM)
 """those that stop at once when they come again"""
+ENDING = (*INSISTING, getattr(signal, "SIGHUP", None))
+"""those that end a process which does not handle them; others may be what a simulator's own processes say to each other"""
 GRACE_SECONDS = 1.0
 """after which a second signal is meant as one: launchers pass the first on to the process and to its group"""
 
@@ -33,9 +35,19 @@ class StopRequest:
         self.last_good: Callable[[], str] = lambda: "nothing is half-written"
         """what the user finds when they stop at once"""
         self._when = 0.0
+        self.held: tuple[int, ...] = ()
+        """the signals that are taken back from whoever else takes them"""
 
     def __call__(self) -> bool:
+        if any(signal.getsignal(number) != self._make for number in self.held):
+            self.hold()
         return self.made
+
+    def hold(self) -> None:
+        """Take the signals back: simulators install handlers of their own, and what is learnt would end with them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self.held:
+                signal.signal(number, self._make)
 
     def _make(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -63,9 +75,11 @@ def stop_on_signal() -> Iterator[StopRequest]:
     }
     for number in caught:
         signal.signal(number, request._make)
+    request.held = tuple(number for number in caught if number in ENDING)
     try:
         yield request
     finally:
+        request.held = ()
         for number, handler in caught.items():
             signal.signal(number, handler)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -20,6 +20,8 @@ from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, TaskSpec, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
+from saddlepoint.nn.usual import usual_torch
+from saddlepoint.options import several
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
 from saddlepoint.train.callbacks import Callback
@@ -60,11 +62,13 @@ def train(
     if not isinstance(config, TrainConfig):
         given = config.__name__ if isinstance(config, type) else type(config).__name__
         raise UserError(f"train takes a TrainConfig first, not {given}: train(TrainConfig(env=...), learner, learner_config).")
+    _require_learner(learner)
+    home = Path() if config.out is not None and Path(config.out).is_absolute() else Path.cwd()  # an environment may go elsewhere
     source = config.env  # an id, a class or a maker
     config = replace(checked(replace(config, env=source if isinstance(source, str) else "a maker")), env=source)
     learner_config = checked_for(learner, learner_config)
-    budgets = (budgets,) if isinstance(budgets, CostBudget) else None if budgets is None else tuple(budgets)
-    callbacks = _callbacks(callbacks)
+    budgets = None if budgets is None else several("budgets", budgets, CostBudget, "CostBudget(25)")
+    callbacks = several("callbacks", callbacks, Callback, "StopWhenSafe()")
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
     setup = config.setup()
@@ -73,7 +77,7 @@ def train(
     config = replace(config, episode_steps=episode_steps(config, env_spec(setup)))
     if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
-    folder = config.out or default_folder(config)
+    folder = home / (config.out or default_folder(config))
     saved = run.read(folder) if resume else None
     if config.warmup_steps is None:  # a run that goes on for longer keeps its own
         config = replace(config, warmup_steps=saved["train"].get("warmup_steps") if saved else config.warmup)
@@ -107,16 +111,17 @@ def train(
             content = run.describe(learner.system, config, learner_config, shape, budgets, resolved, module_of(learner))
             if saved:
                 run.require_same(saved, content, folder)
-            sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
-            stored = torch.from_numpy(envs.observation).dtype  # bytes stay bytes
-            replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored, cut=setup.cut is not None)
-            agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
-            if config.normalise_observations:
-                if shape.image is not None:
-                    raise UserError(
-                        f"--normalise-observations does nothing for pictures, which {config.env} gives: leave it out."
-                    )
-                agent = normalised(agent, shape.observation, device)
+            with usual_torch():
+                sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
+                stored = torch.from_numpy(envs.observation).dtype  # bytes stay bytes
+                replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored, cut=setup.cut is not None)
+                agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
+                if config.normalise_observations:
+                    if shape.image is not None:
+                        raise UserError(
+                            f"--normalise-observations does nothing for pictures, which {config.env} gives: leave it out."
+                        )
+                    agent = normalised(agent, shape.observation, device)
             first = None if saved else envs.reset()
             screen = Screen(config.total_steps, Loop.unit, budgets=budgets, quiet=config.quiet)
             settings = {"system": learner.system, **content["train"], **content["learner"]}
@@ -154,10 +159,8 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 def with_horizons(budgets: tuple[CostBudget, ...], horizon: int | None, env: str) -> tuple[CostBudget, ...]:
-    """``budgets``, those without a horizon with the environment's own. Raises ``UserError`` where it has none, and for what is no budget."""
+    """``budgets``, those without a horizon with the environment's own. Raises ``UserError`` where it has none."""
     for budget in budgets:
-        if not isinstance(budget, CostBudget):
-            raise UserError(f"budgets are CostBudgets, not {type(budget).__name__}: give such as CostBudget(25).")
         if budget.horizon is None and horizon is None:
             raise UserError(f"{env} has no time limit, so a budget needs the length of an episode: give --cost-horizon, or CostBudget(horizon=...).")
     return tuple(budget if budget.horizon is not None else replace(budget, horizon=horizon) for budget in budgets)
@@ -166,7 +169,7 @@ def with_horizons(budgets: tuple[CostBudget, ...], horizon: int | None, env: str
 def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) -> tuple[CostBudget, ...]:
     """``budgets`` when there is one for each constraint, else ``UserError``."""
     if not shape.constraints and budgets:
-        raise UserError(f"{env} has no cost that a budget could limit: leave out the cost flags.")
+        raise UserError(f'{env} puts no "cost" into info that a budget could limit: put it there, or leave out the budget (the cost flags).')
     if not budgets and shape.constraints:
         raise UserError(f"{env} declares no cost budget of its own: give one with --cost-limit.")
     if len(budgets) != shape.constraints:
@@ -203,11 +206,12 @@ def require_dial(config: TrainConfig, learner: LearnerFactory[C], budgets: tuple
     Dial.of(config.budget_range, budgets)
 
 
-def _callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
-    found = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
-    if odd := next((callback for callback in found if not isinstance(callback, Callback)), None):
-        raise UserError(f"a callback must be an instance of saddlepoint.Callback, not {getattr(odd, '__name__', type(odd).__name__)}.")
-    return found
+def _require_learner(learner: Any) -> None:
+    """Raises ``UserError`` for what cannot be a system's class."""
+    if callable(learner) and isinstance(getattr(learner, "system", None), str) and hasattr(learner, "needs_cost"):
+        return
+    given = learner.__name__ if isinstance(learner, type) else repr(learner)
+    raise UserError(f"train takes a system's class second, such as saddlepoint.ALGD, not {given:.60}.")
 
 
 def module_of(learner: LearnerFactory[C]) -> str | None:
