@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,24 +12,9 @@ def ensemble_risk(values: Tensor, k: float = 1.0) -> Tensor:
     Off-policy cost critics underestimate; the deviation makes up for it (CAL, arXiv 2401.14758; ALGD, Eq. for R).
     """
     mean = values.mean(0)
-    if len(values) == 1:
+    if len(values) == 1 or k == 0:  # a deviation and its gradient take as long as ten small operations
         return mean
     return mean + k * values.std(0, unbiased=True)
-
-
-def ensemble_risk_gradient(values: Tensor, k: float = 1.0) -> tuple[Tensor, Tensor]:
-    """R and dR/dQ_m = 1/M + k (Q_m - mean) / ((M - 1) std), with 0 for the second term where all members agree.
-
-    (members, batch) -> (batch,), (members, batch).
-    """
-    members = len(values)
-    mean = values.mean(0)
-    share = values.new_full((), 1.0 / members)
-    if members == 1:
-        return mean, share.expand_as(values)
-    deviation = values - mean
-    spread, share_of_spread = deviation.square().sum(0).sqrt(), k / math.sqrt(members - 1)  # k std = share_of_spread * spread
-    return mean + share_of_spread * spread, share + deviation * (share_of_spread / spread.clamp(min=1e-12))
 
 
 def cautious(members: Tensor, pair: bool) -> Tensor:
