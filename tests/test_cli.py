@@ -180,6 +180,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--env", "tests/Costless-v0"], "Costless-v0 reports no cost, which this system needs: train "),
     (["train", "algd", "--env", "tests/Costless-v0", "--cost-limit", "1"], "reports no cost"),
     (["train", "algd", "--resume", "nowhere"], "not a run folder"),
+    (["train", "--resume"], "--resume needs the run folder: "),
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["evaluate", "/dev/null"], "/dev/null is not a run folder"),
