@@ -312,7 +312,8 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     ]  # fmt: skip
     for words, said in (
         (["evaluation"], "--acting evaluation: give NAME=VALUE"), (["rho=2"], "rho is no setting of acting of algd: take one of evaluation, "),
-        (["evaluation=worst"], "acting: invalid choice 'worst' for argument 'evaluation'"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
+        (["evaluation=worst"], "acting: invalid choice 'worst' for argument 'evaluation'"),
+        (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
         (["evaluation_samples=3"], "acting: evaluation_samples does nothing here: it needs evaluation best_of_n"),
         (["evaluation=best_of_n", "evaluation_samples=0"], "acting: evaluation_samples must be greater than 0, not 0"),
     ):  # fmt: skip
