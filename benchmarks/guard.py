@@ -5,13 +5,14 @@ any training loop must (actions inside the bounds, a float32 copy of the observa
 and checks nothing; and ``guarded``. An episode is cut into pieces of a few steps, and the fastest of all rounds counts
 for each piece, because other programs only ever slow a piece down.
 
-    python benchmarks/guard.py        # benchmarks/results/guard.json
+    python benchmarks/guard.py [ROUNDS]        # benchmarks/results/guard.json
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from saddlepoint.types import EnvSetup
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TASKS = ("saddlepoint/HalfCheetahVelocity-v0", "saddlepoint/PointGoal1-v0")
-ROUNDS, PIECES, STEPS = 300, 8, 16
+PIECES, STEPS = 8, 16
 
 
 class Carried(GuardedEnv):
@@ -52,7 +53,7 @@ def seconds(step: Callable[[Any], Any], actions: list[np.ndarray]) -> float:
     return (time.process_time() - began) / len(actions)
 
 
-def main() -> None:
+def main(rounds: int = 300) -> None:
     found = {}
     for task in TASKS:
         setup = EnvSetup(task, {}, action_repeat=1)
@@ -62,7 +63,7 @@ def main() -> None:
         pieces = [list(piece) for piece in np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)]
         best = {name: np.full(PIECES, np.inf) for name in envs}
         draw = random.Random(0)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for env in envs.values():
                 env.reset(seed=0)
             for i, piece in enumerate(pieces):
@@ -74,9 +75,9 @@ def main() -> None:
             "checks_us": round(guarded - carried, 2), "checks_share": round((guarded - carried) / own, 4),
         }  # fmt: skip
         print(task, found[task], flush=True)
-    content = {"command": "python benchmarks/guard.py", "commit": commit(), "machine": machine(), "rounds": ROUNDS, "tasks": found}
+    content = {"command": f"python benchmarks/guard.py {rounds}", "commit": commit(), "machine": machine(), "tasks": found}
     (RESULTS / "guard.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -180,6 +180,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "algd", "--env", "tests/Costless-v0"], "Costless-v0 reports no cost, which this system needs: train "),
     (["train", "algd", "--env", "tests/Costless-v0", "--cost-limit", "1"], "reports no cost"),
     (["train", "algd", "--resume", "nowhere"], "not a run folder"),
+    (["train", "--resume"], "--resume needs the run folder: "),
     (["evaluate"], "needs the run folder"),
     (["evaluate", "nowhere"], "not a run folder"),
     (["evaluate", "/dev/null"], "/dev/null is not a run folder"),
@@ -311,7 +312,8 @@ def test_a_trained_policy_may_act_by_other_settings(command: Run, trained: Path)
     ]  # fmt: skip
     for words, said in (
         (["evaluation"], "--acting evaluation: give NAME=VALUE"), (["rho=2"], "rho is no setting of acting of algd: take one of evaluation, "),
-        (["evaluation=worst"], "acting: invalid choice 'worst' for argument 'evaluation'"), (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
+        (["evaluation=worst"], "acting: invalid choice 'worst' for argument 'evaluation'"),
+        (["evaluation_sample=3"], "--acting evaluation_sample: algd has no such setting: take one of evaluation, "),
         (["evaluation_samples=3"], "acting: evaluation_samples does nothing here: it needs evaluation best_of_n"),
         (["evaluation=best_of_n", "evaluation_samples=0"], "acting: evaluation_samples must be greater than 0, not 0"),
     ):  # fmt: skip

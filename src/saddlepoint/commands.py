@@ -92,6 +92,8 @@ def train_command(args: list[str]) -> None:
     folder = _resumed_folder(rest)
     saved = run.read(folder) if folder else None
     if not name:
+        if saved is None and "--resume" in rest:
+            raise UserError("--resume needs the run folder: `saddlepoint train --resume RUN`.")
         if saved is None:
             raise UserError(f"train needs a system: use `saddlepoint train {' | '.join(system_names())} ...`, with --help for its flags.")
         name = saved["system"]
@@ -213,7 +215,7 @@ def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, An
             raise UserError(f"--resume {folder} takes everything from that run: leave out --{other.replace('_', '-')}.")
     saved = run.read(folder)
     if saved["system"] != name:
-        raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train` with that.")
+        raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train --resume {folder}`.")
     where = folder / "config.json"
     config = replace(restore(TrainConfig, saved["train"], where), out=folder)
     learner_config = restore(system.config_class(), saved["learner"], where)
