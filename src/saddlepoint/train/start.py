@@ -20,7 +20,6 @@ from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, TaskSpec, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
-from saddlepoint.nn.usual import usual_torch
 from saddlepoint.options import several
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
@@ -44,6 +43,7 @@ from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, UserError
+from saddlepoint.usual import usual_torch
 
 C = TypeVar("C", contravariant=True)
 
