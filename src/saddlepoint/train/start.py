@@ -63,10 +63,10 @@ def train(
         given = config.__name__ if isinstance(config, type) else type(config).__name__
         raise UserError(f"train takes a TrainConfig first, not {given}: train(TrainConfig(env=...), learner, learner_config).")
     _require_learner(learner)
-    home = Path() if config.out is not None and Path(config.out).is_absolute() else Path.cwd()  # an environment may go elsewhere
     source = config.env  # an id, a class or a maker
     config = replace(checked(replace(config, env=source if isinstance(source, str) else "a maker")), env=source)
     learner_config = checked_for(learner, learner_config)
+    home = Path() if config.out is not None and config.out.is_absolute() else Path.cwd()  # an environment may go elsewhere
     budgets = None if budgets is None else several("budgets", budgets, CostBudget, "CostBudget(25)")
     callbacks = several("callbacks", callbacks, Callback, "StopWhenSafe()")
     if resume and config.out is None:
