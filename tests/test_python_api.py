@@ -127,6 +127,9 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(where, None, SACConfig()), "takes a system's class second"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=None), "callbacks are Callbacks, not NoneType"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=Callback), "callbacks are Callbacks, not Callback"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(replace(where, out="a\0b"), SAC, SACConfig()), r"the run folder '.*a\\x00b' cannot be written"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(replace(where, out=5), SAC, SACConfig()), "--out cannot be 5: give a path"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(replace(where, out="x" * 300), SAC, SACConfig()), "cannot be looked at .File name too long"),  # type: ignore[arg-type]
         (lambda: load_policy(None), "load_policy takes the folder of a run first, not None"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(replace(where, env="a\nb"), SAC, SACConfig()), r"no environment is called 'a\\nb'.*my_module:ID"),
         (lambda: saddlepoint.train(replace(where, total_steps="1e4"), SAC, SACConfig()), "--total-steps cannot be '1e4'"),

@@ -355,3 +355,11 @@ def test_a_damaged_shape_is_one_sentence(change: dict[str, object]) -> None:
     assert shape_of({"shape": whole}).action == 2
     with pytest.raises(UserError, match="no whole 'shape'"):
         shape_of({"shape": whole | change})
+
+
+@pytest.mark.parametrize("seed", [None, "3", True, 1.5, [3]], ids=str)
+def test_a_seed_that_is_no_number_is_one_sentence(seed: object, tmp_path: Path) -> None:
+    content = {"format": run.FORMAT, "system": "sac", "train": {"seed": seed, "env": "x"}, "learner": {}, "resolved": {}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no whole 'train'"):
+        run.read(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +120,9 @@ def _resumed_folder(args: list[str]) -> Path | None:
 
 def train_in_environments(name: str, args: list[str]) -> None:
     """Everything after `saddlepoint train NAME`, for a system that learns in environments. Raises ``UserError``; ``Interrupted`` after a checkpoint."""
-    home = Path.cwd()  # an environment's module may go elsewhere
+    home = Path()
+    with suppress(OSError):  # a folder that was removed
+        home = Path.cwd()  # an environment's module may go elsewhere
     system, parsed = SYSTEMS[name], parse_training(name, args)
     budgets: tuple[CostBudget, ...] | None
     learner: LearnerFactory[Any] = system.learner_class()

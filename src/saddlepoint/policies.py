@@ -15,7 +15,6 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.normaliser import NormalisedLearner, normalised
-from saddlepoint.nn.usual import usual_torch
 from saddlepoint.options import restore
 from saddlepoint.systems import find, find_system
 from saddlepoint.train import best, run
@@ -24,6 +23,7 @@ from saddlepoint.train.acting import Actor
 from saddlepoint.train.at_budget import at_budget, plain_shape
 from saddlepoint.train.contract import LearnerFactory, acting_fields, checked, refuse_acting
 from saddlepoint.types import ActMode, EnvSetup, EnvShape, Policy, UserError
+from saddlepoint.usual import usual_torch
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def landscape_command(args: list[str]) -> None:
 
     use_threads(flags.threads)
     run = Path(args[0])
-    home = Path.cwd()  # an environment may go elsewhere
+    where, out = run.absolute(), None if flags.out is None else flags.out.absolute()  # an environment may go elsewhere
     found = landscape(run, flags.states, flags.seed, flags.dims)
     path = flags.out or run / f"landscape-{found.step}.png"
-    save_picture(found, home / path)
+    save_picture(found, out or where / path.name)
     print(f"{found.describe()}\npicture: {path}")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from saddlepoint.nn.usual import usual_torch
 from saddlepoint.types import ActMode, CountsCost, Planner, Policy
+from saddlepoint.usual import usual_torch
 
 
 class Actor:

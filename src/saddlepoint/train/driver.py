@@ -18,7 +18,6 @@ from torch import Tensor
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.faults import explain
 from saddlepoint.foreign import foreign
-from saddlepoint.nn.usual import usual_torch
 from saddlepoint.train import best, checkpoint
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.log import RunLog
@@ -26,6 +25,7 @@ from saddlepoint.train.schedule import Line, Schedule
 from saddlepoint.train.signals import Interrupted, StopRequest
 from saddlepoint.train.verdict import Binds, within_budget
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
+from saddlepoint.usual import usual_torch
 
 
 class Parts(NamedTuple):

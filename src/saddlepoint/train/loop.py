@@ -11,7 +11,6 @@ import torch
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.calibration import blindness
 from saddlepoint.envs.batch import EnvBatch, EnvStep
-from saddlepoint.nn.usual import usual_torch
 from saddlepoint.replay import Replay
 from saddlepoint.train import checkpoint
 from saddlepoint.train.acting import Actor
@@ -25,6 +24,7 @@ from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
 from saddlepoint.train.verdict import evaluation_in_words, ranked_return, within_budget
 from saddlepoint.types import ForeignFault, Learner, NonFiniteError
+from saddlepoint.usual import usual_torch
 
 LEARNER, ENVS, EVALUATION, WARMUP, ACTING, RESTART, BUDGETS = range(7)
 """the streams of random numbers that are derived from a run's seed"""
@@ -110,11 +110,12 @@ class Loop:
             action = self._action()
         require_finite_action(action)
         step = self._stepped(action)
-        self.replay.add(
-            self.observation, action, step.reward, step.cost, step.next_observation, step.terminated, step.truncated
-        )
         ended = step.terminated | step.truncated
-        self.actor.follow(step.cost, ended)
+        with usual_torch():
+            self.replay.add(
+                self.observation, action, step.reward, step.cost, step.next_observation, step.terminated, step.truncated
+            )
+            self.actor.follow(step.cost, ended)
         finished = self.sums.add(step.reward, step.cost, ended)
         if len(finished):
             self.finished = self.finished.join(finished)

@@ -101,7 +101,7 @@ def read(run: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
     train = content["train"]
     elsewhere = "tasks" in content or "pipeline" in train  # what is learnt in several environments, or in none
-    if "seed" not in train or not (elsewhere or isinstance(train.get("env"), str)):
+    if type(train.get("seed")) is not int or not (elsewhere or isinstance(train.get("env"), str)):
         raise UserError(f"{path} is damaged (it has no whole 'train'): restore it, or start a new run.")
     return content
 

@@ -20,7 +20,6 @@ from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, TaskSpec, action_repeat_of, env_spec
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
-from saddlepoint.nn.usual import usual_torch
 from saddlepoint.options import several
 from saddlepoint.replay import Replay
 from saddlepoint.train import run
@@ -44,6 +43,7 @@ from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import EnvShape, UserError
+from saddlepoint.usual import usual_torch
 
 C = TypeVar("C", contravariant=True)
 
@@ -63,10 +63,10 @@ def train(
         given = config.__name__ if isinstance(config, type) else type(config).__name__
         raise UserError(f"train takes a TrainConfig first, not {given}: train(TrainConfig(env=...), learner, learner_config).")
     _require_learner(learner)
-    home = Path() if config.out is not None and Path(config.out).is_absolute() else Path.cwd()  # an environment may go elsewhere
     source = config.env  # an id, a class or a maker
     config = replace(checked(replace(config, env=source if isinstance(source, str) else "a maker")), env=source)
     learner_config = checked_for(learner, learner_config)
+    home = Path() if config.out is not None and config.out.is_absolute() else Path.cwd()  # an environment may go elsewhere
     budgets = None if budgets is None else several("budgets", budgets, CostBudget, "CostBudget(25)")
     callbacks = several("callbacks", callbacks, Callback, "StopWhenSafe()")
     if resume and config.out is None:
