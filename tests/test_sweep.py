@@ -255,6 +255,15 @@ def run_scripted(
     return {entry["seed"]: (entry["state"], entry["attempts"], entry["wall_s"]) for entry in written["trials"]}
 
 
+def test_where_ray_does_not_start_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr("ray.init", slow)
+    with pytest.raises(UserError, match=r"^Ray cannot be started \(.*timed out.*\): .* tries again\.$"):
+        pool.RayPool(None, 1, 0.0)
+
+
 def test_a_killed_trial_resumes_and_a_failing_one_does_not_stop_the_others(tmp_path: Path) -> None:
     found = plan(tmp_path, ONE)
 

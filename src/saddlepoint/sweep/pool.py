@@ -83,12 +83,11 @@ class RayPool:
                     address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_BYTES,
                     _temp_dir=self._home, **quiet,
                 )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises bare ones, such as where its start takes longer than it waits
             self.close()
-            where = f"the Ray cluster at {address}" if address else "Ray"
-            raise UserError(
-                f"{where} cannot be started or reached ({_line(error)}): mind --address and its version."
-            ) from error
+            what = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot be started"
+            advice = "mind --address and its version" if address else "where the machine was too busy, the same command tries again"
+            raise UserError(f"{what} ({_line(error)}): {advice}.") from error
 
     @property
     def cpus(self) -> int:
