@@ -144,7 +144,7 @@ class GuardedEnv:
             and type(reward := answer[1]) in FLOATS and -LARGEST <= reward <= LARGEST
             and type(terminated := answer[2]) is bool and type(truncated := answer[3]) is bool
             and type(info := answer[4]) is dict and self.constraints == 1
-            and type(cost := info.get("cost")) in FLOATS and 0.0 <= cost <= LARGEST
+            and type(cost := info.get("cost")) in FLOATS and 0.0 <= cost <= LARGEST  # type: ignore[operator]
             and type(seen := answer[0]) is np.ndarray and seen.dtype is self._kind and seen.shape == self._shape
             and np.vdot(seen, seen) <= self._square  # false for one NaN; unlike dot it warns of no overflow
         ):  # fmt: skip
