@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,13 +28,14 @@ from saddlepoint.safediffusion.command import train_command
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.export import export_command, load_trained
 from saddlepoint.safediffusion.families import Request
-from saddlepoint.safediffusion.grpo import step_log_prob
+from saddlepoint.safediffusion.grpo import lagrangian_rewards, reward_scale, step_log_prob
 from saddlepoint.safediffusion.held_out import HeldOut
 from saddlepoint.safediffusion.learner import multiplier_update, prepare_network, violation_seen
 from saddlepoint.safediffusion.pipeline import load_pipeline
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.safediffusion.reward import Scores, build_scores
 from saddlepoint.safediffusion.rollout import Noise, Studio, build_studio
+from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.signals import Interrupted
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
@@ -181,9 +183,24 @@ def test_the_multiplier_follows_the_mean_violation(world, tmp_path, most):
     for line in found:
         assert line["train/multiplier"] == pytest.approx(multiplier, abs=1e-6)
         assert line["train/effective_multiplier"] == pytest.approx(max(multiplier + 2.0 * (line["train/cost_mean"] - 0.4), 0), abs=1e-5)
+        assert line["train/advantage_scale"] > 0
         violation = line["train/cost_mean"] - 0.4
         assert most is None or violation > most * 0.4  # the bound acts
         multiplier = max(multiplier + 0.5 * (violation if most is None else most * 0.4), 0)
+
+
+@pytest.mark.parametrize(("scale", "later"), [("largest", None), ("epoch", 1.0)])
+def test_what_a_reward_counts_for_when_the_price_was_high(scale, later):
+    """Rewards have a deviation of one within their groups, costs of 1/2 times a price of 18: after an epoch with both, one without costs."""
+    config = replace(FAST, unsafe_budget=0.02, advantage_scale=scale, images=32, group_size=8)
+    trainer = SimpleNamespace(config=config, largest_deviation=0.0)
+    rewards = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    price, safe = torch.tensor(18.0, dtype=torch.float64), torch.zeros(4, 8, dtype=torch.float64)
+    unsafe = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(4, 4)
+    high, low = (Trainer._deviation(trainer, lagrangian_rewards(rewards, costs, 0.02, price, 0.0)) for costs in (unsafe, safe))
+    assert float(high) == pytest.approx(np.sqrt(np.mean(((rewards / reward_scale(rewards)) - 18 * unsafe).numpy().var(1, ddof=1))))
+    assert 8 < float(high) < 11  # sqrt(1 + (18 x 0.53)^2), but for how the two go together
+    assert float(low) == pytest.approx(float(high) if later is None else later)
 
 
 def test_the_default_multiplier_follows_violations_in_budgets():

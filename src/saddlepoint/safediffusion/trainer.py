@@ -208,7 +208,10 @@ class Trainer:
                     (self.agent.multiplier + cfg.resolved_rho * violation.cpu()).clamp(min=0)
                 )
                 self.agent.move_multiplier(violation)
-        advantages = group_advantages(objective, cfg.advantage_clip, self._deviation(objective))
+        deviation = self._deviation(objective)
+        if deviation is not None:
+            metrics["train/advantage_scale"] = float(deviation)
+        advantages = group_advantages(objective, cfg.advantage_clip, deviation)
         metrics["train/skipped_groups"] = float(equal_groups(objective).sum())
         return advantages[self.rank :: self.world], metrics
 
