@@ -120,6 +120,12 @@ def laptop(task: str, decisions: int = 50_000, warmup: int = 5_000) -> Experimen
 EXPERIMENTS: dict[str, Experiment] = {
     **{f"laptop-{task}": laptop(task) for task in PUBLISHED},
     **{f"laptop-half-{task}": laptop(task, 25_000) for task in PUBLISHED},
+    "walker-snapshots": Experiment(
+        "dmc/walker-walk, 50,000 environment steps: MBDPO's small preset, evaluated with averaged weights",
+        "--preset small --env dmc/walker-walk --total-steps 25000 --warmup-steps 2500 --eval-every 2500 --checkpoint-every 2500 --keep-checkpoints 10"
+        f" --replay-size 25000 --threads 1 --quiet {AVERAGE}",
+        {"small": ""}, anchors=(("TD-MPC2 at 100,000 steps (published)", 962), ("MBDPO at 100,000 steps (published)", 986)), system="mbdpo",
+    ),
     "cartpole-swingup": control(
         "cartpole-swingup", (("TD-MPC2 at 100,000 steps (published)", 839), ("MBDPO (published)", 881)), ("denoise", "mppi", "prior-targets", "bfloat16"),
     ),
@@ -264,6 +270,8 @@ def collect(name: str) -> None:
                 line |= {"training_cost_mean": float(np.mean(paid)), "training_cost_most": max(paid)}
         runs.append({"label": label, "seed": seed, **json.loads((folder / "started.json").read_text()),
                      "wall_s": lines[-1]["wall_s"], "eval": evals, "train": trains})  # fmt: skip
+        if later := [json.loads(path.read_text()) for path in sorted(folder.glob("evaluation-*.json"))]:
+            runs[-1]["evaluations"] = later  # by `saddlepoint evaluate`, of chosen checkpoints
         budgets = json.loads((folder / "config.json").read_text())["budgets"]
         last = evals[-1]
         half = [
