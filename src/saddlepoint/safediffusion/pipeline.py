@@ -59,9 +59,9 @@ class Source:
         return [name for name in (self.family.network, "vae", *self.family.encoders) if name in self.configs]
 
     def remarks(self, guidance: float) -> list[str]:
-        """Sentences on settings that can be had and are rarely meant."""
+        """Sentences on settings that work and are rarely meant."""
         found = [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
-        if guidance <= 1 and self.family.classifier_free(self.configs):
+        if guidance <= 1 and not self.family.guidance_is_input(self.configs):
             found.append(
                 f"--guidance {guidance:g} draws without guidance, and pictures follow their prompts less: diffusers"
                 f" takes {self.family.guidance:g} for {self.family.title}"
