@@ -186,6 +186,8 @@ def test_a_policy_acts_by_the_names_of_others(policy: Any) -> None:
     drawn = policy.act(seen, "stochastic", torch.Generator().manual_seed(policy.seed))
     np.testing.assert_array_equal(drawn, first)
     np.testing.assert_array_equal(policy.predict(seen, episode_start=np.ones(3, bool))[0], free)
+    for rows in (1, 2):  # other numbers of environments than before
+        np.testing.assert_array_equal(policy.predict(seen[:rows], episode_start=np.ones(rows, bool))[0], free[:rows])
 
 
 def test_numbers_of_the_python_api_are_checked(policy: Any) -> None:
