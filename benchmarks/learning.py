@@ -74,12 +74,17 @@ NAMES = {
     "safe": "Safe MBDPO", "safe-mbdpo": "Safe MBDPO, slow cost targets", "safe-mbdpo-quick": "Safe MBDPO",
 }  # fmt: skip
 """what figures call a variant; the others are called as they are"""
-FIRST_SMALL = "--levels betas --beta-last 0.025 --td-levels 2 --warmup-actions random --no-catch-up"
-"""the preset small of the runs before ``full_length``"""
 CORRECTIONS = {
     "default": "", "released-pairs": "--energy-pairs released", "first-critics": "--target-critics first", "prior-targets": "--td-action prior",
     "released-score": "--td-action prior --score-training released",
 }  # fmt: skip
+
+
+def first_small(flags: str = "") -> str:
+    """A variant of the preset small as it first was, for the runs before ``laptop``; without the flags that do nothing beside ``flags``."""
+    levels = [] if "--planner mppi" in flags else ["--levels betas --beta-last 0.025"]
+    searched = [] if "--td-action prior" in flags else ["--td-levels 2"]
+    return " ".join(["--preset small", *levels, *searched, "--warmup-actions random --no-catch-up", flags])
 
 
 def control(
@@ -89,9 +94,9 @@ def control(
     """A DMControl task, 25,000 decisions of two environment steps each: the denoising planner (``seeds``) and other ``planners`` (one seed)."""
     return Experiment(
         f"dmc/{task}, 50,000 environment steps: MBDPO's small preset",
-        f"--preset small {FIRST_SMALL} --env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every}"
+        f"--env dmc/{task} --total-steps 25000 --warmup-steps 2500 --eval-every {eval_every}"
         " --checkpoint-every 12500 --replay-size 25000 --threads 1 --quiet",
-        {name: PLANNERS[name] for name in planners}, (0,), anchors, seeds_of={"denoise": seeds, "wide": seeds}, system="mbdpo",
+        {name: first_small(PLANNERS[name]) for name in planners}, (0,), anchors, seeds_of={"denoise": seeds, "wide": seeds}, system="mbdpo",
     )  # fmt: skip
 
 
@@ -134,9 +139,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "cartpole-corrections": Experiment(
         "dmc/cartpole-swingup, the score network acting: corrections of MBDPO taken back",
-        f"--preset small {FIRST_SMALL} --planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
+        "--planner score --env dmc/cartpole-swingup --warmup-steps 2500 --eval-every 5000 --checkpoint-every 10000"
         " --replay-size 25000 --threads 1 --quiet",
-        CORRECTIONS,
+        {name: first_small(flags) for name, flags in CORRECTIONS.items()},
         (0, 1),
         anchors=(("TD-MPC2 at 100,000 environment steps (published)", 839), ("MBDPO (published)", 881)),
         steps_of={f"{name}-{seed}": 10_000 for name in CORRECTIONS for seed in range(2)} | {"default-0": 25_000},
@@ -152,16 +157,16 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "halfcheetah-mbdpo": Experiment(
         "HalfCheetahVelocity-v0, cost 1 above 3.21 m/s, 25 an episode: Safe MBDPO's small preset",
-        f"--preset small {FIRST_SMALL} --env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000"
+        "--env saddlepoint/HalfCheetahVelocity-v0 --total-steps 20000 --warmup-steps 2000 --eval-every 20000"
         " --checkpoint-every 5000 --replay-size 20000 --threads 1 --quiet",
-        {"safe": "--cost-polyak 0.01"}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
+        {"safe": first_small("--cost-polyak 0.01")}, anchors=(("ALGD after 20,000 steps, mean of three seeds (comparison.json)", 1972),), system="mbdpo",
     ),
     "halfcheetah-half-speed": Experiment(
         "HalfCheetahSpeed-v0: discounted speed at most 76, half the paper's budget",
         "--env saddlepoint/HalfCheetahSpeed-v0 --cost-limit 76 --total-steps 20000 --warmup-steps 2000 --eval-every 10000 --checkpoint-every 5000"
         " --replay-size 20000 --threads 1 --quiet",
         {
-            "safe-mbdpo": f"--preset small {FIRST_SMALL} --cost-polyak 0.01", "safe-mbdpo-quick": f"--preset small {FIRST_SMALL} --cost-polyak 0.05",
+            "safe-mbdpo": first_small("--cost-polyak 0.01"), "safe-mbdpo-quick": first_small("--cost-polyak 0.05"),
             "algd": "--precision bfloat16 --compile off --entropy tuned", "algd-fixed": "--precision bfloat16",
         },
         system_of={"safe-mbdpo": "mbdpo", "safe-mbdpo-quick": "mbdpo"},

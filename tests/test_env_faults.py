@@ -29,6 +29,7 @@ from saddlepoint.foreign import foreign
 from saddlepoint.policies import TrainedPolicy, load_policy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.evaluate import evaluate
+from saddlepoint.train.foresight import Foresight
 from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video
@@ -531,6 +532,21 @@ def test_what_an_environment_does_to_the_process_changes_no_run(what: str, when:
             assert torch.equal(vars(meddled)[part][name], tensor), name
     policy = load_policy(tmp_path / when)
     assert np.isfinite(policy.act(np.zeros(2, np.float32))).all()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_what_critics_predict_is_asked_with_the_usual_settings() -> None:
+    class Constant:
+        config = SACConfig()
+
+        def predict(self, observation: torch.Tensor, action: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"reward": torch.ones(len(observation))}
+
+    MEDDLES["device"]()
+    MEDDLES["numbers"]()
+    found = Foresight(Constant(), (), torch.device("cpu")).expect(np.zeros((2, 3)), np.zeros((2, 1)))
+    np.testing.assert_array_equal(found, np.ones((2, 1), np.float32))
+    assert found.dtype == np.float32
 
 
 @pytest.mark.usefixtures("as_before")

@@ -310,8 +310,9 @@ def test_geometric_levels_spread_by_one_factor():
     config = replace(TINY, levels="geometric", steps=8, spread_first=0.03, spread_last=1.7)
     alpha_bar = noise_levels(config).alpha_bar.numpy()
     np.testing.assert_allclose(np.sqrt((1 - alpha_bar) / alpha_bar), np.geomspace(0.03, 1.7, 8))
-    with pytest.raises(UserError, match="--spread-first 2 must be below"):
-        replace(config, spread_first=2).validate()
+    for first, last in ((2.0, 1.7), (1.0, 1.0), (0.0, 1.0), (1e-12, 1.0), (0.03, 1e9), (0.03, 1e200)):
+        with pytest.raises(UserError, match=r"--spread-first .* must satisfy 1e-6 <= first < last <= 1e6"):
+            replace(config, spread_first=first, spread_last=last).validate()
 
 
 def test_shares_of_the_targets_noise_make_the_whole(generator):

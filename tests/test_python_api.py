@@ -186,6 +186,8 @@ def test_a_policy_acts_by_the_names_of_others(policy: Any) -> None:
     drawn = policy.act(seen, "stochastic", torch.Generator().manual_seed(policy.seed))
     np.testing.assert_array_equal(drawn, first)
     np.testing.assert_array_equal(policy.predict(seen, episode_start=np.ones(3, bool))[0], free)
+    for rows in (1, 2):  # other numbers of environments than before
+        np.testing.assert_array_equal(policy.predict(seen[:rows], episode_start=np.ones(rows, bool))[0], free[:rows])
 
 
 def test_numbers_of_the_python_api_are_checked(policy: Any) -> None:
@@ -195,8 +197,8 @@ def test_numbers_of_the_python_api_are_checked(policy: Any) -> None:
         (lambda: load_policy("x", "gpu"), "cannot act on the device 'gpu'"), (lambda: load_policy("x", None), "cannot act on the device None"),  # type: ignore[arg-type]
         (lambda: load_policy("x", acting="a=1"), "acting are settings by name"),  # type: ignore[arg-type]
         (lambda: policy.reset("x"), "reset takes which episodes ended"), (lambda: policy.reset([1]), "reset takes which episodes ended"),
-        (lambda: check_env(env, steps="x"), "steps cannot be 'x'"), (lambda: check_env(env, seed=-1), "seed must be at least 0"),  # type: ignore[arg-type]
-        (lambda: evaluate(learner, env, (), 1.5, 0), "episodes cannot be 1.5"), (lambda: evaluate(learner, env, (), 2, -1), "seed must be at least 0"),  # type: ignore[arg-type]
+        (lambda: check_env(env, steps="x"), "steps cannot be 'x'"), (lambda: check_env(env, seed=-1), "seed must lie from 0 to"),  # type: ignore[arg-type]
+        (lambda: evaluate(learner, env, (), 1.5, 0), "episodes cannot be 1.5"), (lambda: evaluate(learner, env, (), 2, 2**31), "seed must lie from 0 to"),  # type: ignore[arg-type]
         (lambda: evaluate(learner, env, 25, 2, 0), "budgets are CostBudgets, not int"), (lambda: evaluate(learner, env, None, 2, 0), "budgets are CostBudgets"),  # type: ignore[arg-type]
         (lambda: evaluate(policy, env, (), 2, 0), "takes a learner first, not TrainedPolicy"), (lambda: evaluate(None, env, (), 2, 0), "not NoneType"),  # type: ignore[arg-type]
         (lambda: StopWhenSafe("x"), "StopWhenSafe's evaluations cannot be 'x'"), (lambda: StopAfter(hours=float("nan")), "hours must be finite"),  # type: ignore[arg-type]

@@ -77,7 +77,6 @@ def test_a_seed_that_no_generator_takes_is_refused():
             flags.validate()
 
 
-
 def test_idle_options_are_refused():
     with pytest.raises(UserError, match="--multiplier-rule does nothing here: it needs --unsafe-budget"):
         SafeDiffusionConfig().refuse_idle({"multiplier_rule"})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +32,7 @@ from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.safediffusion.generation import read_table
 from saddlepoint.safediffusion.harm import read_harms
 from saddlepoint.safediffusion.held_out import HeldOut
-from saddlepoint.safediffusion.pipeline import load_pipeline, open_source, source_files
+from saddlepoint.safediffusion.pipeline import from_hub, load_pipeline, open_source, source_files
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.safediffusion.reward import load_plugin, read_anchors
 from saddlepoint.safediffusion.start import post_train
@@ -322,6 +324,45 @@ def test_what_was_taken_from_a_hub_that_is_dead_is_there(dead_hub, tmp_path):
     assert load_pipeline(source).unet.config.in_channels == 4
     assert source_files("someone/kept") == {"revision": commit}
     assert time.monotonic() - began < 10
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one model of one file."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_GET(self) -> None:
+        about = {"id": "someone/model", "sha": self.commit}
+        listed = [{"type": "file", "path": "config.json", "size": 2, "oid": "a" * 40}]
+        body = json.dumps(listed if "/tree/" in self.path else about if "/api/" in self.path else {}).encode()
+        self.send_response(200)
+        for name, value in (("ETag", f'"{"a" * 40}"'), ("X-Repo-Commit", self.commit), ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_was_downloaded_is_used_once_the_hub_is_gone(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("saddlepoint.safediffusion.pipeline.HUB_SECONDS", 5.0)
+    fetched = from_hub("model", "someone/model", None, ["*.json"])
+    server.shutdown()
+    server.server_close()
+    assert fetched[1] == Hub.commit
+    assert from_hub("model", "someone/model", None, ["*.json"]) == fetched
 
 
 def test_a_negative_guidance_is_refused():

@@ -260,7 +260,7 @@ def test_where_ray_does_not_start_it_is_one_sentence(monkeypatch: pytest.MonkeyP
         raise Exception("The current node timed out during startup.\nMore of it.")
 
     monkeypatch.setattr("ray.init", slow)
-    with pytest.raises(UserError, match=r"^Ray cannot be started \(.*timed out.*\): .* tries again\.$"):
+    with pytest.raises(UserError, match=r"^Ray cannot be started \(.*timed out.*\): .* run the same command again\.$"):
         pool.RayPool(None, 1, 0.0)
 
 

@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:
 
 def test_evaluation_can_be_left_and_refuses_nonsense() -> None:
     assert evaluate(POLICY, ENV, (BUDGET,), 10, 0, stop=lambda: True) is None
-    with pytest.raises(UserError, match="at least one episode"):
+    with pytest.raises(UserError, match="episodes must lie from 1 to 1,000,000, not 0"):
         evaluate(POLICY, ENV, (BUDGET,), 0, 0)
 
     class Lost(Tiny):

@@ -33,26 +33,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def require_seed(seed: int) -> None:
-    """Raises ``UserError`` for a ``--seed`` that environments and generators do not all take."""
-    if not 0 <= seed < MOST_SEED:
-        raise UserError(f"--seed must lie from 0 to {MOST_SEED - 1:,}, not {seed}.")
+def require_seed(seed: Any, name: str = "--seed") -> int:
+    """``seed``, or ``UserError`` where not every library takes it."""
+    return whole_number(name, seed, 0, MOST_SEED - 1)
 
 
-def require_episodes(count: int, least: int = 1, name: str = "--episodes") -> None:
-    """Raises ``UserError`` for a number of episodes that is too small, or that no machine would ever finish."""
-    if not least <= count <= MOST_EPISODES:
-        raise UserError(f"{name} must lie from {least} to {MOST_EPISODES:,}, not {count}.")
+def require_episodes(count: Any, least: int = 1, name: str = "--episodes") -> int:
+    """``count``, or ``UserError`` for a number of episodes that is too small, or that no machine would ever finish."""
+    return whole_number(name, count, least, MOST_EPISODES)
 
 
-def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """``value`` as an int of at least ``least``. Raises ``UserError`` that calls it ``name``."""
+def whole_number(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """``value`` as an int from ``least`` to ``most``. Raises ``UserError`` that calls it ``name``."""
     try:
         found = int(fit(value, int))
     except Misfit as misfit:
         raise UserError(f"{name} cannot be {value!r:.60}: {misfit}.") from None
-    if found < least:
-        raise UserError(f"{name} must be at least {least}, not {found}.")
+    if found < least or (most is not None and found > most):
+        wanted = f"be at least {least}" if most is None else f"lie from {least} to {most:,}"
+        raise UserError(f"{name} must {wanted}, not {found!s:.60}.")
     return found
 
 

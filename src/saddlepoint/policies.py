@@ -129,7 +129,10 @@ class TrainedPolicy:
         """``act``, as Stable-Baselines3 calls it: (action, None). The plans of environments whose episode begins (``episode_start``, (envs,) bool) are
         forgotten first."""
         if episode_start is not None:
-            self.reset(np.atleast_1d(np.asarray(episode_start, bool)))
+            started = np.atleast_1d(np.asarray(episode_start, bool))
+            if len(started) not in self._actors:  # another number of environments than before
+                self._actors.clear()
+            self.reset(started)
         return self.act(observation, deterministic=deterministic), None
 
     def pay(self, cost: float | np.ndarray) -> None:

@@ -228,10 +228,8 @@ def import_user_module(module: str, run_folder: Path | None = None) -> None:
                 f"{run_folder} wants {spec.origin} imported, which lies in that folder itself: move it elsewhere if you trust it."
             )
         import_module(module)
-    except UserError:
-        raise
     except BaseException as error:
-        blame(module, error)  # raises what is not the module's
+        blame(module, error)  # raises a UserError and Ctrl-C themselves
         raise UserError(f"the module {module} cannot be imported ({describe(error)}): correct it.") from error
 
 
@@ -243,8 +241,6 @@ def _load_entry_point(name: str) -> None:
                 SYSTEMS[name] = found
             elif callable(found) and name not in SYSTEMS:
                 found()
-        except UserError:
-            raise
         except BaseException as error:
-            blame(point.value, error)
+            blame(point.value, error)  # as above
             raise UserError(f"the system {name!r} of {point.value} cannot be loaded ({describe(error)}): correct that package.") from error

@@ -26,8 +26,8 @@ _CONSTANT = frozenset({
 
 
 MOST_DEPTH, MOST_BITS, MOST_ITEMS = 50, 10_000, 100_000
-"""more than such levels of nesting, bits of a whole number or entries of a list no checkpoint could be read with; arrays
-may be of any size"""
+"""the most levels of nesting, bits of a whole number and entries of a list or dict that a checkpoint can be read back with;
+arrays may be of any size"""
 RUNNING = "RunningMeanStd"
 """Gymnasium's running statistics, whose attributes are plain"""
 

@@ -237,7 +237,7 @@ class MBDPOConfig:
     def validate(self) -> None:
         """Raise ``UserError`` for values or combinations that cannot work."""
         positive = (
-            "horizon", "steps", "spread_first", "temperature", "mppi_iterations", "mppi_min_std", "energy_clip", "td_levels", "score_states",
+            "horizon", "steps", "temperature", "mppi_iterations", "mppi_min_std", "energy_clip", "td_levels", "score_states",
             "score_proposals", "rho", "budget_share", "cost_members", "multiplier_rate", "multiplier_interval", "recent_steps", "batch_size", "learning_rate",
             "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex",
             "bin_limit", "time_embedding", "task_embedding",
@@ -271,8 +271,8 @@ class MBDPOConfig:
             raise UserError(f"--mppi-min-std {self.mppi_min_std} must not exceed --mppi-max-std {self.mppi_max_std}.")
         if not 0 < self.beta_first <= self.beta_last < 1:
             raise UserError(f"--beta-first {self.beta_first} and --beta-last {self.beta_last} must satisfy 0 < first <= last < 1.")
-        if not self.spread_first < self.spread_last:
-            raise UserError(f"--spread-first {self.spread_first} must be below --spread-last {self.spread_last}: levels run from clean to noisy.")
+        if not 1e-6 <= self.spread_first < self.spread_last <= 1e6:  # beyond, levels round to no noise or no signal
+            raise UserError(f"--spread-first {self.spread_first} and --spread-last {self.spread_last} must satisfy 1e-6 <= first < last <= 1e6.")
         if self.largest_violation is not None and not self.largest_violation > 0:
             raise UserError(f"--largest-violation must be greater than 0, or None, not {self.largest_violation}.")
         if self.smoothing >= 1:

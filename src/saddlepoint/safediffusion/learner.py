@@ -192,7 +192,7 @@ class Learner:
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norm = torch.nn.utils.get_total_norm(gradients.values())
         if not bool(norm.isfinite()):
-            name = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "all")
+            name = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), "the network")
             raise NonFiniteError(f"the gradient of {name} is not finite: lower --learning-rate or --guidance.")
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.max_grad_norm, norm)
         if self.config.method == "nft" and not self._sampled:

@@ -59,9 +59,9 @@ class Source:
         return [name for name in (self.family.network, "vae", *self.family.encoders) if name in self.configs]
 
     def remarks(self, guidance: float) -> list[str]:
-        """Sentences on settings that can be had and are rarely meant."""
+        """Sentences on settings that work and are rarely meant."""
         found = [] if self.family.flow else scheduler_remarks(self.configs["scheduler"])
-        if guidance <= 1 and self.family.classifier_free(self.configs):
+        if guidance <= 1 and not self.family.guidance_is_input(self.configs):
             found.append(
                 f"--guidance {guidance:g} draws without guidance, and pictures follow their prompts less: diffusers"
                 f" takes {self.family.guidance:g} for {self.family.title}"
@@ -152,11 +152,10 @@ def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -
 
     name, _, own = place.partition("@")
     wanted = revision or own or None
-    commit, fault = _ask_hub(name, wanted)
-    try:
-        kept = commit is None
+    fault = _ask_hub(name, wanted)
+    try:  # by the name of the branch, whose commit the client then keeps for when the hub does not answer
         folder = Path(
-            snapshot_download(name, revision=commit or wanted, allow_patterns=patterns, local_files_only=kept)
+            snapshot_download(name, revision=wanted, allow_patterns=patterns, local_files_only=fault is not None)
         )
     except Exception as error:  # the hub's client raises those of several libraries
         raise UserError(
@@ -165,15 +164,16 @@ def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -
     return folder, folder.name
 
 
-def _ask_hub(name: str, revision: str | None) -> tuple[str | None, Exception | None]:
-    """The commit that the hub has of a model, or why it says none: the client by itself waits without end for one that
-    takes the connection and does not answer."""
+def _ask_hub(name: str, revision: str | None) -> Exception | None:
+    """Why the hub does not answer for a model; None where it does. The client by itself waits without end for a hub
+    that takes the connection and does not answer."""
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha, None
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # as above
-        return None, error
+        return error
+    return None
 
 
 def _read(path: Path, place: str) -> dict[str, Any]:
@@ -230,10 +230,10 @@ def _with_weights(source: Source, kind: Any) -> Path:
     if source.revision is None:
         return source.folder
     name = source.place.partition("@")[0]
-    commit, fault = _ask_hub(name, source.revision)
+    fault = _ask_hub(name, source.revision)
+    offline = fault is not None
     try:
-        kept = commit is None
-        return Path(kind.download(name, revision=source.revision, use_safetensors=True, local_files_only=kept))
+        return Path(kind.download(name, revision=source.revision, use_safetensors=True, local_files_only=offline))
     except Exception as error:
         raise UserError(
             f"the pipeline {source.place} cannot be read from the hub ({first_line(fault or error)}): {NO_WEIGHTS}"

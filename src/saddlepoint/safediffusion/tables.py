@@ -147,8 +147,8 @@ def scheduler_remarks(settings: dict[str, Any]) -> list[str]:
     if not settings.get("rescale_betas_zero_snr"):
         return []
     found = [
-        "the scheduler has zero terminal SNR, where much guidance overexposes pictures, and guidance_rescale is not"
-        " offered: a lower --guidance does without it"
+        "the scheduler has zero terminal SNR: strong guidance overexposes its pictures, and guidance_rescale is not"
+        " offered here, so take a lower --guidance"
     ]
     if settings.get("timestep_spacing", "leading") == "leading":
         found.append(

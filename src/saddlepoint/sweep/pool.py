@@ -86,7 +86,7 @@ class RayPool:
         except Exception as error:  # Ray raises bare ones, such as where its start takes longer than it waits
             self.close()
             what = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot be started"
-            advice = "mind --address and its version" if address else "where the machine was too busy, the same command tries again"
+            advice = "mind --address and its version" if address else "if the machine was too busy, run the same command again"
             raise UserError(f"{what} ({_line(error)}): {advice}.") from error
 
     @property

@@ -18,7 +18,7 @@ class Actor:
         self.policy, self.device = policy, torch.device(device)
         self.planner = policy if isinstance(policy, Planner) else None
         self.counts_cost = isinstance(policy, CountsCost) and policy.counts_cost
-        self.memory = torch.zeros(num_envs, self.planner.memory_size if self.planner else 0, device=self.device)
+        self.memory = torch.zeros(num_envs, self.planner.memory_size if self.planner else 0, dtype=torch.float32, device=self.device)
 
     def act(self, observation: np.ndarray, mode: ActMode, generator: torch.Generator) -> np.ndarray:
         """(envs, observation) -> (envs, action), in the environment's own units."""

@@ -330,7 +330,7 @@ class RunDriver:
             self.log.flush()
             state = parts.state | {
                 "evaluated": self.evaluated, "settled": self.settled, "best": self.best, "wall_s": self.log.wall_s,
-                "callbacks": [[type(callback).__name__, state] for callback in self.callbacks if (state := self._state_of(callback)) is not None],
+                "callbacks": [[type(callback).__name__, own] for callback in self.callbacks if (own := self._state_of(callback)) is not None],
             }  # fmt: skip
             whole = checkpoint.Checkpoint(self.training.step, learner, parts.replay, state, self._seals())
             checkpoint.save(self.folder, whole, self.schedule.keep_checkpoints)

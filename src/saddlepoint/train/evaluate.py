@@ -14,7 +14,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.envs.tasks import env_spec
-from saddlepoint.options import several, whole_number
+from saddlepoint.options import require_episodes, require_seed, several
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.foresight import Foresees, Foresight
@@ -39,11 +39,9 @@ def evaluate(
     ``summarise``, ``success_rate`` where the task reports a success (the share of episodes whose last step has it, as
     TD-MPC2 counts), and ``eval/episodes``. Returns None when ``stop`` asked to leave early.
 
-    Raises ``UserError`` for fewer than one episode, ``NonFiniteError`` for a value that is not finite.
+    Raises ``UserError`` for wrong arguments, ``NonFiniteError`` for a value that is not finite.
     """
-    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed)
-    if episodes < 1:
-        raise UserError(f"an evaluation needs at least one episode, not {episodes}: raise --episodes.")
+    episodes, seed = require_episodes(episodes, name="episodes"), require_seed(seed, "seed")
     if not hasattr(policy, "act") or type(policy).__name__ == "TrainedPolicy":  # which takes arrays
         raise UserError(f"evaluate takes a learner first, not {type(policy).__name__}: give such as load_policy(run).learner.")
     budgets = several("budgets", budgets, CostBudget, "CostBudget(25)")

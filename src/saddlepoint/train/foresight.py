@@ -12,6 +12,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.constrained.calibration import Calibration, calibration, has_future, metrics, to_go
 from saddlepoint.envs.batch import EnvStep
 from saddlepoint.types import UserError
+from saddlepoint.usual import usual_torch
 
 
 @runtime_checkable
@@ -39,12 +40,12 @@ class Foresight:
         self._steps: list[tuple[np.ndarray, ...]] = []
         self._waves: list[list[tuple[np.ndarray, ...]]] = []
 
-    @torch.no_grad()
     def expect(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """(envs, 1 + constraints): the discounted reward and costs that are expected."""
-        found = self.learner.predict(*(torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in (observation, action)))
-        values = [found["reward"].unsqueeze(-1), *([found["cost"]] if "cost" in found else [])]
-        return torch.cat(values, -1).cpu().numpy()
+        with usual_torch(), torch.no_grad():
+            found = self.learner.predict(*(torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in (observation, action)))
+            values = [found["reward"].unsqueeze(-1), *([found["cost"]] if "cost" in found else [])]
+            return torch.cat(values, -1).cpu().numpy()
 
     def add(self, expected: np.ndarray, step: EnvStep, playing: np.ndarray) -> None:
         paid = np.concatenate([step.reward[:, None], step.cost], -1)[:, : expected.shape[1]]

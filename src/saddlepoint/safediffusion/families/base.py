@@ -85,9 +85,9 @@ class PipelineFamily(ABC):
         """The guided answer of the network for latents ``x`` (batch, channels, height, width) at times ``t`` (batch,);
         float32, of the latents' shape."""
 
-    def classifier_free(self, configs: dict[str, dict[str, Any]]) -> bool:
-        """Whether guidance is a second answer, to no prompt, and not an input of the network."""
-        return True
+    def guidance_is_input(self, configs: dict[str, dict[str, Any]]) -> bool:
+        """Whether the network is told the guidance, instead of answering to no prompt as well."""
+        return False
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Latents (batch, channels, height, width) -> pictures (batch, 3, height, width), float32, not yet clipped to

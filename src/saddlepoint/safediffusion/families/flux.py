@@ -84,8 +84,8 @@ class Flux(PipelineFamily):
         ).sample
         return unpack(answer.float(), height, width)
 
-    def classifier_free(self, configs: dict[str, dict[str, Any]]) -> bool:
-        return False
+    def guidance_is_input(self, configs: dict[str, dict[str, Any]]) -> bool:
+        return True
 
     def channels(self, configs: dict[str, dict[str, Any]]) -> int:
         return (configs["transformer"].get("in_channels") or 64) // PACK**2

@@ -94,8 +94,8 @@ class StableDiffusionXL(PipelineFamily):
         scaled = latents * rows[1] / vae.config.scaling_factor + rows[0]
         return vae.decode(scaled.to(vae.dtype)).sample.float() / 2 + 0.5
 
-    def classifier_free(self, configs: dict[str, dict[str, Any]]) -> bool:
-        return configs["unet"].get("time_cond_proj_dim") is None
+    def guidance_is_input(self, configs: dict[str, dict[str, Any]]) -> bool:
+        return configs["unet"].get("time_cond_proj_dim") is not None
 
     def channels(self, configs: dict[str, dict[str, Any]]) -> int:
         return configs["unet"].get("in_channels", 4)

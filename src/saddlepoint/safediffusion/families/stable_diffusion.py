@@ -102,8 +102,8 @@ class StableDiffusion(PipelineFamily):
     ) -> Tensor:
         return predict_with_unet(network, x, t, told, empty, guidance)
 
-    def classifier_free(self, configs: dict[str, dict[str, Any]]) -> bool:
-        return configs["unet"].get("time_cond_proj_dim") is None
+    def guidance_is_input(self, configs: dict[str, dict[str, Any]]) -> bool:
+        return configs["unet"].get("time_cond_proj_dim") is not None
 
     def channels(self, configs: dict[str, dict[str, Any]]) -> int:
         return configs["unet"].get("in_channels", 4)
