@@ -30,7 +30,8 @@ SOURCES = (RUNS / "cartpole-swingup" / "denoise-0", RUNS / "pendulum-swingup" / 
 HOME = RUNS / "offline"
 STAGES: dict[str, str] = {
     "data": f"collect {SOURCES[0]} {SOURCES[1]} --out {HOME / 'data'}",
-    "pretrained": f"pretrain mbdpo --preset small --data {HOME / 'data'} --total-updates 15000 --eval-every 7500 --checkpoint-every 5000 --threads 1 --quiet",
+    "pretrained": f"pretrain mbdpo --preset small --levels betas --beta-last 0.025 --td-levels 2 --data {HOME / 'data'}"
+    " --total-updates 15000 --eval-every 7500 --checkpoint-every 5000 --threads 1 --quiet",
     "online": f"train mbdpo --start-from {HOME / 'pretrained'} --start-task {TASK} --env {TASK} --total-steps 5000 --warmup-steps 500 --eval-every 2500"
     " --checkpoint-every 2500 --replay-size 5000 --threads 1 --quiet",
 }

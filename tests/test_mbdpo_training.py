@@ -79,7 +79,9 @@ def test_the_command_line_on_the_toy(tmp_path, capsys):
     assert line["train/updates"] == 60
     assert line.keys() >= {"train/reward_loss", "train/cost_loss", "train/multiplier", "train/effective_multiplier", "train/score_loss"}
     assert main(["evaluate", str(run)]) == 0
-    assert "over budget" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "over budget" in said
+    assert "note: --preset small of mbdpo also sets --warmup-actions=turns --catch-up" in said
 
 
 def test_the_small_preset_says_how_a_run_begins():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
@@ -129,6 +129,9 @@ def train_in_environments(name: str, args: list[str]) -> None:
     if parsed.values.launch.resume is None:
         if parsed.values.launch.start_from is None:
             config, learner_config, budgets = fresh_run(parsed, system)
+            own = system.preset_run(parsed.values.launch.preset, config)
+            if said := _as_flags({name: value for name, value in own.items() if name not in parsed.given}):
+                print(f"note: --preset {parsed.values.launch.preset} of {name} also sets {said}")
         else:
             learner, base = _started(parsed, name)
             config, learner_config, budgets = _new_run(parsed, system, base)
@@ -150,14 +153,23 @@ def parse_training(name: str, args: list[str]) -> Parsed:
     kind = find_system(name).config_class()
     flags, prog = train_flags(kind), f"saddlepoint train {name}"
     default = flags(Launch(), TrainConfig(env=""), kind(), BudgetFlags())
-    presets = ", ".join(find_system(name).presets())
+    system = find_system(name)
+    presets = ", ".join(system.presets())
+    settings = {preset: system.preset_run(preset, TrainConfig(env="")) for preset in system.presets()}
+    runs = [f"{preset} also sets {_as_flags(own)}" for preset, own in settings.items() if own]
 
     def help() -> str:
         parts = {"Where settings come from": default.launch, "The run": default.run, "The cost budget": default.budget}
         parts[f"The algorithm, {name}"] = default.system
-        return render(prog, "Train a system on an environment with a cost budget.", parts, FIRST, [f"Presets of {name}, for --preset: {presets}."])
+        notes = ["; ".join([f"Presets of {name}, for --preset: {presets}", *runs]) + "."]
+        return render(prog, "Train a system on an environment with a cost budget.", parts, FIRST, notes)
 
     return parse_with_file(flags, default, args, prog, help)
+
+
+def _as_flags(settings: Mapping[str, Any]) -> str:
+    """Settings of a run as they are written on the command line."""
+    return " ".join(_as_flag(name, str(value)) for name, value in settings.items())
 
 
 def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:

@@ -188,7 +188,7 @@ def _require_bounds(actions: Box, name: str) -> None:
     low, high = inner_bounds(actions)
     if not (high - low >= LEAST_RANGE).all():
         raise UserError(
-            f"{name} has an action whose low is not below its high: remove that action or correct its bounds."
+            f"{name} has an action whose low is not below its high, or by too little: remove that action or correct its bounds."
         )
 
 

@@ -38,13 +38,14 @@ class Actor:
     def pay(self, cost: np.ndarray) -> None:
         """Count what a step cost, (envs, constraints), where the policy acts by it."""
         if self.counts_cost and isinstance(self.policy, CountsCost):
-            self.memory = self.policy.paid(self.memory, torch.as_tensor(cost, dtype=torch.float32, device=self.device))
+            with usual_torch():
+                self.memory = self.policy.paid(self.memory, torch.as_tensor(cost, dtype=torch.float32, device=self.device))
 
     def restart(self, ended: np.ndarray | None = None) -> None:
         """Forget what belongs to the episodes that ``ended``, (envs,) bool; all of them when None."""
         keep = np.zeros(len(self.memory), bool) if ended is None else ~ended
-        # Multiplying would keep a nan.
-        self.memory = torch.where(torch.as_tensor(keep, device=self.device)[:, None], self.memory, 0.0)
+        with usual_torch():  # multiplying would keep a nan
+            self.memory = torch.where(torch.as_tensor(keep, device=self.device)[:, None], self.memory, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """``memory`` (envs, memory_size), for a planner; nothing for a policy without one."""
