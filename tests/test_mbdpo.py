@@ -73,7 +73,8 @@ def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator
     state = torch.randn(200, 5, generator=generator)
     spreads, calm = {}, {}
     for start in ("plan", "noise"):
-        agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=0, policy_rollouts=0, reverse_start=start, steps=8))
+        levels = {"steps": 8, "levels": "betas", "beta_last": 2.5e-2}
+        agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=0, policy_rollouts=0, reverse_start=start, **levels))
         monkeypatch.setattr(agent.search, "values", lambda z, plans, *_: torch.zeros(plans.shape[:2]))
         monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: 0 * x)
         for mode, into in (("explore", spreads), ("deterministic", calm)):

@@ -70,8 +70,8 @@ def several(what: str, given: Any, kind: type[T], example: str) -> tuple[T, ...]
     """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``."""
     found = tuple(given) if isinstance(given, Iterable) else (given,)
     if odd := [item for item in found if not isinstance(item, kind)]:
-        name = odd[0].__name__ if isinstance(odd[0], type) else type(odd[0]).__name__
-        raise UserError(f"{what} are {kind.__name__}s, not {name}: give such as {example}.")
+        name = f"the class {odd[0].__name__}" if isinstance(odd[0], type) else type(odd[0]).__name__
+        raise UserError(f"{what} must be instances of {kind.__name__}, not {name}: give {example}, for example.")
     return found
 
 

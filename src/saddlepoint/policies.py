@@ -181,7 +181,7 @@ def _device(device: Any) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(f"a policy cannot act on the device {device!r:.40}: give such as 'cpu', or 'cuda' where there is one.") from error
+        raise UserError(f"a policy cannot act on the device {device!r:.40}: give 'cpu', or 'cuda' where there is one.") from error
     return found
 
 
@@ -218,7 +218,7 @@ def load_policy(
         raise UserError(f"load_policy takes the folder of a run first, not {folder!r:.60}.")
     folder, device = Path(folder), _device(device)
     if not isinstance(acting, Mapping):
-        raise UserError(f"acting are settings by name, not {acting!r:.40}: give such as {{'evaluation': 'best_of_n'}}.")
+        raise UserError(f"acting are settings by name, not {acting!r:.40}: give {{'evaluation': 'best_of_n'}}, for example.")
     learner, content, step, note = load_learner(folder, device, acting, checkpoint=checkpoint, compile=compile)
     system = find_system(content["system"], content.get("module"), folder)
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None

@@ -214,7 +214,7 @@ def system_names() -> list[str]:
 def import_user_module(module: str, run_folder: Path | None = None) -> None:
     """Import a module of the user's, from the working directory too. Raises ``UserError``."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
-        raise UserError(f"{module!r} is not the name of a module: give such as my_algorithm or my_package.algorithm.")
+        raise UserError(f"{module!r} is not the name of a module: give my_algorithm or my_package.algorithm, for example.")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -43,7 +43,7 @@ def evaluate(
     """
     episodes, seed = require_episodes(episodes, name="episodes"), require_seed(seed, "seed")
     if not hasattr(policy, "act") or type(policy).__name__ == "TrainedPolicy":  # which takes arrays
-        raise UserError(f"evaluate takes a learner first, not {type(policy).__name__}: give such as load_policy(run).learner.")
+        raise UserError(f"evaluate takes a learner first, not {type(policy).__name__}: give load_policy(run).learner, for example.")
     budgets = several("budgets", budgets, CostBudget, "CostBudget(25)")
     setup = EnvSetup.of(env)
     setup = replace(setup, longest=setup.longest or longest_episode(budgets))
