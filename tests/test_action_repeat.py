@@ -21,7 +21,7 @@ from saddlepoint.policies import load_policy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.evaluate import evaluate
-from saddlepoint.train.start import cut_after, episode_steps, train
+from saddlepoint.train.start import as_kept, cut_after, train
 from saddlepoint.types import EnvSetup, EnvShape, UserError
 from tests.test_envs_batch import HOPPER, SPOILT, seeds
 from tests.test_envs_snapshot import through_files
@@ -209,8 +209,10 @@ def test_navigation_holds_and_cuts_by_itself() -> None:
     assert (goal.action_repeat, goal.horizon, goal.episode_steps, goal.budgets[0].episode) == (4, 250, 100, 25.0)
     assert (fixed.action_repeat, fixed.episode_steps) == (4, None)
     config = TrainConfig(env=goal.id, total_steps=100)  # what a run keeps, so that another version's defaults do not change it
-    assert episode_steps(config, goal) == 100
-    assert episode_steps(replace(config, episode_steps=70), goal) == 70
-    assert episode_steps(replace(config, eval_envs=0), goal) == 250  # evaluated in the training environments: whole episodes
+    kept = as_kept(config, None)
+    assert (kept.action_repeat, kept.episode_steps, kept.warmup_steps) == (4, 100, 10)
+    assert as_kept(config, {"train": {"warmup_steps": 7}}).warmup_steps == 7
+    assert as_kept(replace(config, episode_steps=70), None).episode_steps == 70
+    assert as_kept(replace(config, eval_envs=0), None).episode_steps == 250  # evaluated in the training environments: whole episodes
     assert cut_after(replace(config, episode_steps=250, eval_envs=0), goal) is None
-    assert episode_steps(config, fixed) == 0
+    assert as_kept(replace(config, env=fixed.id), None).episode_steps == 0

@@ -20,7 +20,7 @@ import torch
 
 from saddlepoint.cli import main
 from saddlepoint.sweep import pool
-from saddlepoint.sweep.check import settle
+from saddlepoint.sweep.check import require_agreement, settle
 from saddlepoint.sweep.command import PAUSE_SECONDS, Listed, conduct
 from saddlepoint.sweep.outcome import Outcome
 from saddlepoint.sweep.plan import Plan, read
@@ -253,6 +253,17 @@ def run_scripted(
         conduct(Listed(todo), outcome, pool, 2, retries, progress, stop)
     written = json.loads((found.out / "sweep.json").read_text())
     return {entry["seed"]: (entry["state"], entry["attempts"], entry["wall_s"]) for entry in written["trials"]}
+
+
+def test_what_the_task_decides_is_no_contradiction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Navigation holds actions and cuts episodes by itself, and the warm-up is a tenth of the run: a finished trial that leaves these open is gone on with."""
+    task = TINY.replace("warmup_steps = 60", 'env_kwargs = "max_episode_steps=40"').replace("total_steps = 120", "total_steps = 40")
+    found = plan(tmp_path, f'environments = ["saddlepoint/PointGoal1-v0"]\nseeds = [0]\n{task}\n[algorithms.algd]\n')
+    (trial,) = found.trials
+    assert main(trial.train()) == 0, capsys.readouterr()
+    kept = run_folder.read(trial.folder)["train"]
+    assert (kept["action_repeat"], kept["episode_steps"], kept["warmup_steps"]) == (4, 100, 4)
+    require_agreement(trial, settle(found)[trial.name])
 
 
 def test_where_ray_does_not_start_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

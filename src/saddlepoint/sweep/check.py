@@ -8,12 +8,11 @@ from typing import Any
 
 from saddlepoint.commands import fresh_run, parse_training
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs.tasks import action_repeat_of
 from saddlepoint.sweep.plan import Plan, Trial
 from saddlepoint.systems import find_system
 from saddlepoint.train import run
 from saddlepoint.train.config import TrainConfig
-from saddlepoint.train.start import compiles
+from saddlepoint.train.start import as_kept, compiles
 from saddlepoint.types import UserError
 
 
@@ -53,7 +52,7 @@ def _settle(trial: Trial) -> Settled:
 def require_agreement(trial: Trial, settled: Settled) -> None:
     """Raises ``UserError`` when the folder holds a run that was started with other settings."""
     saved = run.read(trial.folder)
-    config = replace(settled.config, out=trial.folder, action_repeat=action_repeat_of(settled.config.setup()))  # as `train` keeps it
+    config = as_kept(replace(settled.config, out=trial.folder), saved)
     system = trial.system.rpartition(":")[2]
     now = run.describe(system, config, settled.learner, run.shape_of(saved), settled.budgets, saved["resolved"])
     run.require_same(saved, now, trial.folder)

@@ -74,13 +74,11 @@ def train(
     setup = config.setup()
     setup = replace(setup, action_repeat=action_repeat_of(setup))
     config = replace(config, env=setup.name, env_kwargs=dict(setup.kwargs), action_repeat=setup.action_repeat)
-    config = replace(config, episode_steps=episode_steps(config, env_spec(setup)))
     if env_spec(setup).pixels and not isinstance(learner, SeesPixels):
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = home / (config.out or default_folder(config))
     saved = run.read(folder) if resume else None
-    if config.warmup_steps is None:  # a run that goes on for longer keeps its own
-        config = replace(config, warmup_steps=saved["train"].get("warmup_steps") if saved else config.warmup)
+    config = as_kept(config, saved)
     if saved is None:
         run.require_new(folder)
     else:  # before the environment is looked at, which may be another one
@@ -177,11 +175,16 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     return budgets
 
 
-def episode_steps(config: TrainConfig, task: TaskSpec) -> int:
-    """``--episode-steps`` as a run keeps it, so that another version's defaults do not change it: with 0 the task's own, or where evaluations need
-    whole training episodes all of one."""
+def as_kept(config: TrainConfig, saved: dict[str, Any] | None) -> TrainConfig:
+    """``config`` as a run keeps it, so that another version's defaults do not change it: where it leaves ``--action-repeat`` and ``--episode-steps`` open the
+    task's own (evaluations in the training environments need whole episodes), and the warm-up of the ``saved`` config.json where the run goes on."""
+    setup = config.setup()
+    setup = replace(setup, action_repeat=action_repeat_of(setup))
+    task, warmup = env_spec(setup), config.warmup_steps
     own = task.episode_steps if config.eval_envs else task.horizon
-    return config.episode_steps or own or 0
+    if warmup is None:  # a run that goes on for longer keeps its own
+        warmup = saved["train"].get("warmup_steps") if saved else config.warmup
+    return replace(config, action_repeat=setup.action_repeat, episode_steps=config.episode_steps or own or 0, warmup_steps=warmup)
 
 
 def cut_after(config: TrainConfig, task: TaskSpec) -> int | None:
