@@ -209,10 +209,10 @@ def test_navigation_holds_and_cuts_by_itself() -> None:
     assert (goal.action_repeat, goal.horizon, goal.episode_steps, goal.budgets[0].episode) == (4, 250, 100, 25.0)
     assert (fixed.action_repeat, fixed.episode_steps) == (4, None)
     config = TrainConfig(env=goal.id, total_steps=100)  # what a run keeps, so that another version's defaults do not change it
-    kept = as_kept(config, None)
+    kept = as_kept(config, config.setup(), None)
     assert (kept.action_repeat, kept.episode_steps, kept.warmup_steps) == (4, 100, 10)
-    assert as_kept(config, {"train": {"warmup_steps": 7}}).warmup_steps == 7
-    assert as_kept(replace(config, episode_steps=70), None).episode_steps == 70
-    assert as_kept(replace(config, eval_envs=0), None).episode_steps == 250  # evaluated in the training environments: whole episodes
+    assert as_kept(config, config.setup(), {"train": {"warmup_steps": 7}}).warmup_steps == 7
+    assert as_kept(replace(config, episode_steps=70), config.setup(), None).episode_steps == 70
+    assert as_kept(replace(config, eval_envs=0), config.setup(), None).episode_steps == 250  # evaluated in the training environments: whole episodes
     assert cut_after(replace(config, episode_steps=250, eval_envs=0), goal) is None
-    assert as_kept(replace(config, env=fixed.id), None).episode_steps == 0
+    assert as_kept(config, TrainConfig(env=fixed.id).setup(), None).episode_steps == 0

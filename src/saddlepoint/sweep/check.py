@@ -52,7 +52,7 @@ def _settle(trial: Trial) -> Settled:
 def require_agreement(trial: Trial, settled: Settled) -> None:
     """Raises ``UserError`` when the folder holds a run that was started with other settings."""
     saved = run.read(trial.folder)
-    config = as_kept(replace(settled.config, out=trial.folder), saved)
+    config = as_kept(replace(settled.config, out=trial.folder), settled.config.setup(), saved)
     system = trial.system.rpartition(":")[2]
     now = run.describe(system, config, settled.learner, run.shape_of(saved), settled.budgets, saved["resolved"])
     run.require_same(saved, now, trial.folder)

@@ -42,7 +42,7 @@ from saddlepoint.train.loop import BUDGETS, ENVS, LEARNER, Loop, stream
 from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import stop_on_signal
 from saddlepoint.train.threads import use_threads
-from saddlepoint.types import EnvShape, UserError
+from saddlepoint.types import EnvSetup, EnvShape, UserError
 from saddlepoint.usual import usual_torch
 
 C = TypeVar("C", contravariant=True)
@@ -78,7 +78,7 @@ def train(
         raise UserError(f"{learner.system} has no encoder of pictures, which {config.env} gives: leave out {PIXELS}, or train mbdpo.")
     folder = home / (config.out or default_folder(config))
     saved = run.read(folder) if resume else None
-    config = as_kept(config, saved)
+    config = as_kept(config, setup, saved)
     if saved is None:
         run.require_new(folder)
     else:  # before the environment is looked at, which may be another one
@@ -175,10 +175,10 @@ def require_budgets(budgets: tuple[CostBudget, ...], shape: EnvShape, env: str) 
     return budgets
 
 
-def as_kept(config: TrainConfig, saved: dict[str, Any] | None) -> TrainConfig:
-    """``config`` as a run keeps it, so that another version's defaults do not change it: where it leaves ``--action-repeat`` and ``--episode-steps`` open the
-    task's own (evaluations in the training environments need whole episodes), and the warm-up of the ``saved`` config.json where the run goes on."""
-    setup = config.setup()
+def as_kept(config: TrainConfig, setup: EnvSetup, saved: dict[str, Any] | None) -> TrainConfig:
+    """``config`` as a run keeps it, so that another version's defaults do not change it: where it leaves ``--action-repeat`` and ``--episode-steps`` open,
+    those of the task that ``setup`` makes (evaluations in the training environments need whole episodes), and the warm-up of the ``saved`` config.json
+    where the run goes on."""
     setup = replace(setup, action_repeat=action_repeat_of(setup))
     task, warmup = env_spec(setup), config.warmup_steps
     own = task.episode_steps if config.eval_envs else task.horizon
