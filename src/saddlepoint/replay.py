@@ -110,7 +110,9 @@ class Replay:
     ``age`` counts the steps of the same unbroken episode before a transition. A sub-sequence of ``length`` steps may
     end at a transition exactly when its age is at least ``length - 1`` and its first step has not been overwritten.
 
-    ``cut`` says that its episodes are cut short, so that sums over them say nothing of whole ones (``spent``).
+    ``cut`` says that its episodes are cut short, so that sums over them say nothing of whole ones (``spent``). ``surcharge`` (constraints,) is what an
+    episode of the policy that the budget binds costs more than these, in the units of each h (``train.verdict.surcharge``); a checkpoint of the replay
+    does not hold it.
 
     Raises ``UserError`` when the ring needs more than ``memory_limit`` bytes (default: what the machine has available).
     """
@@ -154,6 +156,7 @@ class Replay:
         self._filled = 0  # rows that hold data
         self._written = self._looked = 0  # rows ever written, and those of them that ``_paying_steps`` has seen
         self._paying = Rising(self.device)
+        self.surcharge = torch.zeros(constraints, dtype=torch.float64)
 
     @staticmethod
     def bytes_needed(
@@ -276,10 +279,10 @@ class Replay:
         return cost.index_select(0, row)[..., 0].flatten(), seen[..., -1].index_select(0, row).flatten()
 
     def spent(self, budgets: tuple[CostBudget, ...], steps: int) -> Tensor:
-        """The measured cost of recent episodes, (constraints,) float64 in the units of each h (``budget.spent``), from the last
+        """The measured cost of recent episodes and the ``surcharge``, (constraints,) float64 in the units of each h (``budget.spent``), from the last
         ``steps`` or a whole episode of each environment. Raises ``UserError`` when the replay is empty.
         """
-        return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)), self.cut)
+        return spent(budgets, *self.recent(steps, max(budget.steps for budget in budgets)), self.cut) + self.surcharge
 
     def _require_filled(self) -> None:
         if not len(self):

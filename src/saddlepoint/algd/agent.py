@@ -131,13 +131,16 @@ class ALGD:
 
     def _fit_critics(self, batch: Batch, noise: UpdateNoise, ahead: Ahead | None) -> CriticLosses:
         with torch.no_grad():
-            state, action = batch.next_observation, self.policy.sample(batch.next_observation, noise.next)[None]
+            state = batch.next_observation
+            latents = self.policy.path(state, noise.next)
+            action = self.policy.box.squash(latents[0])[None]
+            bonus = self._temperature() * self.policy.path_entropy(latents, noise.next) if self.config.soft_values else 0.0
             reward = self.critic_target(state, action)[:, 0]
             if ahead is not None:
                 state = self.encoder(ahead.observation)
                 action = self.policy.sample(state, noise.next)[None]
             cost = self.cost_target(state, action)[:, 0]
-            wanted = bellman_targets(self.config, batch, ahead or Ahead.of(batch, self.config.cost_gamma), reward, cost)
+            wanted = bellman_targets(self.config, batch, ahead or Ahead.of(batch, self.config.cost_gamma), reward, cost, bonus)
         losses = self.critic_losses(self.config, self.critic, self.cost_critic, batch, *wanted)
         self.critic_optimiser.step(
             losses.reward + losses.cost, self.updates, reward_critic_loss=losses.reward, cost_critic_loss=losses.cost
@@ -145,12 +148,16 @@ class ALGD:
         return CriticLosses(losses.reward.detach(), losses.cost.detach())
 
     def _improve_policy(self, state: Tensor, constraint: Constraint, noise: UpdateNoise) -> PolicyLoss:
-        beta, critics = torch.tensor(self.beta * self.value_size.value, dtype=self.dtype, device=self.device), (self.critic, self.cost_critic)
+        beta, critics = self._temperature(), (self.critic, self.cost_critic)
         with frozen(*critics):
             loss = self.policy_loss(self.config, self.policy, critics, self.energy, constraint, state, noise, beta)
             self.policy_optimiser.step(loss.total, self.updates, policy_loss=loss.total)
         self.value_size.follow(loss.values)
         return loss
+
+    def _temperature(self) -> Tensor:
+        """beta in the units of the critics' values, 0-d."""
+        return torch.tensor(self.beta * self.value_size.value, dtype=self.dtype, device=self.device)
 
     def _tune_temperature(self, entropy: Tensor) -> None:
         """One Adam step on log beta towards the target entropy."""

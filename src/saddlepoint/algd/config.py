@@ -61,6 +61,8 @@ class ALGDConfig:
     ``target_entropy``, so that it does not; or none (released)"""
     beta: float = 5e-4
     """temperature of pi ~ exp(-L_A / beta), in units of reward (``reward_unit``); the start value when tuned"""
+    soft_values: bool = False
+    """count beta times the path entropy of what follows among the rewards that the critics learn, as in soft actor-critic and DIME"""
     target_entropy: float = -0.8
     """wanted path entropy per action dimension, in nats, for actions scaled to [-1, 1] (a Gaussian of std 0.11 has -0.8)"""
 
@@ -279,6 +281,7 @@ EFFECTIVE_WITH: dict[str, Effect] = {
     "beta_last": (lambda c: c.schedule == "vp" and c.vp_betas == "released", "--schedule vp --vp-betas released"),
     "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
     "temperature_rate": (lambda c: c.entropy == "tuned", "--entropy tuned"),
+    "soft_values": (lambda c: c.entropy != "none", "an --entropy other than none"),
     "proposals": SCORE,
     "score_form": SCORE,
     "score_loss_scale": SCORE,

@@ -22,7 +22,7 @@ from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
-from saddlepoint.train.verdict import evaluation_in_words, ranked_return, within_budget
+from saddlepoint.train.verdict import evaluation_in_words, ranked_return, surcharge, within_budget
 from saddlepoint.types import ForeignFault, Learner, NonFiniteError
 from saddlepoint.usual import usual_torch
 
@@ -34,6 +34,8 @@ TURN_STEPS = 500
 """steps of held and of random actions of the warm-up ``turns``, held ones first: an episode of DeepMind Control"""
 RARE = 0.01
 """share of the steps until then below which rewards other than the usual are rare, so that ``turns`` goes on holding actions (docs/deviations.md)"""
+LARGEST_SURCHARGE = 0.5
+"""of a budget: the mean cost of a few episodes is uncertain"""
 AT_ONCE = 64
 """updates between two looks at a signal"""
 
@@ -47,7 +49,7 @@ class Loop:
     """The training that ``train.driver`` drives in environments: its state, and how it moves by one step.
 
     Every random draw comes from a generator that is saved, or from a seed made of the run's seed, and evaluation
-    touches none of them; so a run depends on its configuration only, to the bit on a CPU with a given number of
+    touches none of them: it moves lambda alone (``_charge``). So a run depends on its configuration only, to the bit on a CPU with a given number of
     threads.
     """
 
@@ -88,6 +90,8 @@ class Loop:
         self.step, self.updates, self.metrics = saved.step, int(state["updates"]), state["metrics"]
         self.sums.load_state_dict(state["sums"])
         self.finished = Episodes(**state["finished"])
+        if "surcharge" in state:  # not in checkpoints from before it was measured
+            self.replay.surcharge = torch.from_numpy(state["surcharge"])
         self.warmup_generator.set_state(torch.from_numpy(state["warmup_generator"]))
         self.generator.set_state(torch.from_numpy(state["generator"]))
         self.observation = state["observation"]
@@ -177,6 +181,19 @@ class Loop:
         return torch.as_tensor(array, device=self.device)
 
     def evaluate(self) -> dict[str, float] | None:
+        metrics = self._evaluated()
+        regular = self.config.schedule().due(self.step, self.config.eval_every)  # the one at the end is not made where the run goes on
+        if metrics is not None and self.budgets and regular:
+            self._charge(surcharge(metrics, self.budgets, self.config.binds))
+        return metrics
+
+    def _charge(self, found: list[float]) -> None:
+        """What moves lambda counts the mean of this surcharge and the one before it, which is itself such a mean."""
+        for i, (budget, new) in enumerate(zip(self.budgets, found, strict=True)):
+            most = LARGEST_SURCHARGE * budget.critic
+            self.replay.surcharge[i] = (self.replay.surcharge[i] + min(max(new, -most), most)) / 2
+
+    def _evaluated(self) -> dict[str, float] | None:
         config, seed = self.config, stream(self.config.seed, EVALUATION)
         policy = at_budget(self.agent, self.budgets[0].limit if self.budgets else None, self.envs.shape)
         episodes, before = config.eval_episodes, None if config.eval_envs else self.envs.snapshot()
@@ -223,6 +240,7 @@ class Loop:
             "metrics": {name: float(value) for name, value in self.metrics.items()},
             "sums": self.sums.state_dict(),
             "finished": self.finished._asdict(),
+            "surcharge": self.replay.surcharge.numpy().copy(),
             "observation": self.observation,
             "warmup_generator": self.warmup_generator.get_state().numpy(),
             "generator": self.generator.get_state().cpu().numpy(),

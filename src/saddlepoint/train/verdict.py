@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.constrained.budget import CostBudget, discounted_budget
 
 Binds: TypeAlias = Literal["sampled", "noise-free", "both"]
 """the policy that a budget binds: a sample of it, its noise-free action, or each of the two"""
@@ -36,6 +36,19 @@ def within_budget(metrics: dict[str, float], budgets: tuple[CostBudget, ...], bi
     return all(
         cost <= limit * (1 + 1e-9) for prefix in PREFIXES[binds] for cost, limit in mean_costs(metrics, budgets, prefix)
     )
+
+
+def surcharge(metrics: dict[str, float], budgets: tuple[CostBudget, ...], binds: Binds) -> list[float]:
+    """By how much the mean episode of the policy that the budget ``binds`` cost more than a sampled one, in the units of each h: one number a constraint.
+
+    Where it binds both, the dearer of the two counts, so that no number is below 0.
+    """
+    noise_free, sampled = (mean_costs(metrics, budgets, prefix) for prefix in ("eval", "eval/stochastic"))
+    more = [
+        own - acted if budget.discounted else discounted_budget(own - acted, budget.gamma, budget.steps)
+        for budget, (own, _), (acted, _) in zip(budgets, noise_free, sampled, strict=True)
+    ]
+    return {"sampled": [0.0] * len(more), "noise-free": more, "both": [max(one, 0.0) for one in more]}[binds]
 
 
 def ranked_return(metrics: dict[str, float], binds: Binds) -> float:
