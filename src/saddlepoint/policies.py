@@ -66,7 +66,8 @@ class TrainedPolicy:
 
         ``mode`` is "deterministic", the noise-free action and the default, "stochastic", a sample of the policy, or "explore", the policy of training;
         ``deterministic`` True or False says the first or the second as well. Draws are from ``generator``, or from one of the policy's own, of the
-        run's seed, which ``reset`` of all episodes sets back. A policy that plans goes on from its last plan: call ``reset`` when an episode begins.
+        run's seed, which ``reset`` of all episodes sets back. What it carries on, MBDPO's plan or the noise of ALGD's
+        samples, is of one episode: call ``reset`` when another begins.
 
         A policy with a shield (MBDPO's ``shield``) acts by what the episode has cost: call ``pay`` after each step.
 

@@ -176,11 +176,11 @@ class Policy(Protocol):
 
 @runtime_checkable
 class Planner(Policy, Protocol):
-    """A policy whose next action starts from what it planned last; ``act`` is that of an episode's first step."""
+    """A policy whose next action starts from the last: from what it planned, or from the noise that it drew. ``act`` is that of an episode's first step."""
 
     @property
     def memory_size(self) -> int:
-        """Numbers that are carried from step to step for each environment."""
+        """Numbers that are carried from step to step for each environment; 0 for a policy that carries nothing."""
         ...
 
     def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:

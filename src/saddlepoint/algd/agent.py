@@ -131,16 +131,13 @@ class ALGD:
 
     def _fit_critics(self, batch: Batch, noise: UpdateNoise, ahead: Ahead | None) -> CriticLosses:
         with torch.no_grad():
-            state = batch.next_observation
-            latents = self.policy.path(state, noise.next)
-            action = self.policy.box.squash(latents[0])[None]
-            bonus = self._temperature() * self.policy.path_entropy(latents, noise.next) if self.config.soft_values else 0.0
+            state, action = batch.next_observation, self.policy.sample(batch.next_observation, noise.next)[None]
             reward = self.critic_target(state, action)[:, 0]
             if ahead is not None:
                 state = self.encoder(ahead.observation)
                 action = self.policy.sample(state, noise.next)[None]
             cost = self.cost_target(state, action)[:, 0]
-            wanted = bellman_targets(self.config, batch, ahead or Ahead.of(batch, self.config.cost_gamma), reward, cost, bonus)
+            wanted = bellman_targets(self.config, batch, ahead or Ahead.of(batch, self.config.cost_gamma), reward, cost)
         losses = self.critic_losses(self.config, self.critic, self.cost_critic, batch, *wanted)
         self.critic_optimiser.step(
             losses.reward + losses.cost, self.updates, reward_critic_loss=losses.reward, cost_critic_loss=losses.cost
@@ -148,16 +145,12 @@ class ALGD:
         return CriticLosses(losses.reward.detach(), losses.cost.detach())
 
     def _improve_policy(self, state: Tensor, constraint: Constraint, noise: UpdateNoise) -> PolicyLoss:
-        beta, critics = self._temperature(), (self.critic, self.cost_critic)
+        beta, critics = torch.tensor(self.beta * self.value_size.value, dtype=self.dtype, device=self.device), (self.critic, self.cost_critic)
         with frozen(*critics):
             loss = self.policy_loss(self.config, self.policy, critics, self.energy, constraint, state, noise, beta)
             self.policy_optimiser.step(loss.total, self.updates, policy_loss=loss.total)
         self.value_size.follow(loss.values)
         return loss
-
-    def _temperature(self) -> Tensor:
-        """beta in the units of the critics' values, 0-d."""
-        return torch.tensor(self.beta * self.value_size.value, dtype=self.dtype, device=self.device)
 
     def _tune_temperature(self, entropy: Tensor) -> None:
         """One Adam step on log beta towards the target entropy."""
@@ -276,9 +269,30 @@ class ALGD:
         """Count in new observations (envs, observation) for the encoding."""
         self.encoder.observe(observation.to(self.device, self.dtype))
 
+    @property
+    def memory_size(self) -> int:
+        """Numbers that ``act_on`` hands on to its next call: the noise of the last chain, and 1 to say that there was one; none without correlation."""
+        return (self.config.steps + 1) * self.shape.action + 1 if self.config.noise_correlation > 0 else 0
+
+    @torch.inference_mode()
+    def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(envs, observation), (envs, memory_size), zeros at an episode's start -> (envs, action) as ``act``, and the new memory.
+
+        A sample's noise is  z_t = rho z_{t-1} + sqrt(1 - rho^2) xi,  rho = ``noise_correlation``: standard normal, as xi is.
+        """
+        if mode == "deterministic" or not self.memory_size:
+            return self.act(observation, mode, generator), memory
+        raw = observation.to(self.device, self.dtype)
+        drawn = torch.cat([part.reshape(-1, *raw.shape[:1], self.shape.action) for part in self.policy.draw(len(raw), generator)])
+        before, begun = memory.to(self.device, self.dtype)[:, :-1].unflatten(1, (-1, self.shape.action)).transpose(0, 1), memory[:, -1].bool()
+        rho = self.config.noise_correlation
+        noise = torch.where(begun[:, None], rho * before + math.sqrt(1 - rho**2) * drawn, drawn)
+        action = self.policy.sample(self.encoder(raw), ChainNoise(noise[0], noise[1:]))
+        return action, torch.cat([noise.transpose(0, 1).flatten(1), torch.ones_like(noise[0, :, :1])], dim=1).to(memory)
+
     @torch.inference_mode()
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
-        """(envs, observation) -> (envs, action) inside the bounds."""
+        """(envs, observation) -> (envs, action) inside the bounds: the first action of an episode."""
         raw = observation.to(self.device, self.dtype)
         state = self.encoder(raw)
         if mode != "deterministic":

@@ -54,13 +54,11 @@ class PolicyLoss(NamedTuple):
     """(constraints,), mean slope of the energy in the risk, by the constraint's unit"""
 
 
-def bellman_targets(
-    config: ALGDConfig, batch: Batch, ahead: Ahead, reward: Tensor, cost: Tensor, bonus: Tensor | float = 0.0
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """r + gamma (1 - terminated) (min_j Q'_j(s', a') + bonus), (batch,), and  sum_{k<m} gamma_c^k c_k + gamma_c^m (1 - terminated) Qc'_m(s_m, a_m).
+def bellman_targets(config: ALGDConfig, batch: Batch, ahead: Ahead, reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """r + gamma (1 - terminated) min_j Q'_j(s', a'), (batch,), and  sum_{k<m} gamma_c^k c_k + gamma_c^m (1 - terminated) Qc'_m(s_m, a_m).
 
     The second is (constraints * members, batch), m steps ahead (``cost_steps``). ``reward`` (heads, batch) are the target critics' values at
-    a' ~ pi(s'), ``cost`` (constraints * members, batch) those at a_m ~ pi(s_m). ``bonus`` is beta H(a'|s') with ``soft_values``.
+    a' ~ pi(s'), ``cost`` (constraints * members, batch) those at a_m ~ pi(s_m).
     """
     constraints = batch.cost.shape[-1]
     members = cost.unflatten(0, (constraints, -1))
@@ -69,7 +67,7 @@ def bellman_targets(
     members = members.clamp(min=0) if config.nonnegative_costs else members
     goes_on = ahead.discount if config.cost_through_termination else ahead.discount * (1 - ahead.terminated)
     cost_target = ahead.cost.T.unsqueeze(1) + goes_on * members
-    return batch.reward + config.gamma * (1 - batch.terminated) * (reward.amin(0) + bonus), cost_target.flatten(0, 1)
+    return batch.reward + config.gamma * (1 - batch.terminated) * reward.amin(0), cost_target.flatten(0, 1)
 
 
 def critic_losses(

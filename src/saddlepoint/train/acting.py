@@ -16,7 +16,7 @@ class Actor:
 
     def __init__(self, policy: Policy, num_envs: int, device: torch.device | str) -> None:
         self.policy, self.device = policy, torch.device(device)
-        self.planner = policy if isinstance(policy, Planner) else None
+        self.planner = policy if isinstance(policy, Planner) and policy.memory_size else None
         self.counts_cost = isinstance(policy, CountsCost) and policy.counts_cost
         self.memory = torch.zeros(num_envs, self.planner.memory_size if self.planner else 0, dtype=torch.float32, device=self.device)
 
@@ -48,9 +48,9 @@ class Actor:
             self.memory = torch.where(torch.as_tensor(keep, device=self.device)[:, None], self.memory, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """``memory`` (envs, memory_size), for a planner; nothing for a policy without one."""
+        """``memory`` (envs, memory_size); nothing for a policy without one."""
         return {} if self.planner is None else {"memory": self.memory.cpu().numpy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.planner is not None:
+        if self.planner is not None and "memory" in state:  # checkpoints of ALGD from before its noise was carried on have none
             self.memory = torch.as_tensor(state["memory"], device=self.device)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saddlepoint.types import ActMode, EnvShape, Metrics, Policy
+from saddlepoint.types import ActMode, EnvShape, Metrics, Planner, Policy
 
 
 class AtBudget:
@@ -26,6 +26,13 @@ class AtBudget:
 
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
         return self.learner.act(self.seen(observation), mode, generator)
+
+    @property
+    def memory_size(self) -> int:
+        return self.learner.memory_size if isinstance(self.learner, Planner) else 0
+
+    def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.learner.act_on(self.seen(observation), memory, mode, generator)
 
     def predict(self, observation: Tensor, action: Tensor) -> Metrics:
         """What the learner's critics expect (``train.foresight.Foresees``)."""

@@ -1,0 +1,102 @@
+"""The noise of ALGD's samples goes from step to step of an episode, and from a checkpoint to the run that goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saddlepoint.algd.agent import ALGD
+from saddlepoint.algd.config import EARLIER, PARITY, PARITY_VP, ALGDConfig
+from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.policies import load_policy
+from saddlepoint.train.acting import Actor
+from saddlepoint.train.at_budget import at_budget
+from saddlepoint.train.checkpoint import latest, load
+from saddlepoint.train.start import train
+from saddlepoint.types import EnvShape
+from tests.test_algd_training import SMALL, config
+
+SHAPE = EnvShape(3, (-1.0, -1.0), (1.0, 1.0), 1)
+
+
+def agent(shape: EnvShape = SHAPE, **changes: Any) -> ALGD:
+    return ALGD(ALGDConfig(critic_hidden=(8,), policy_hidden=(8,), **changes), shape, (CostBudget(1.0, horizon=10),))
+
+
+def numbers(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_noise_stays_standard_normal_and_decays_geometrically() -> None:
+    learner, generator, seen = agent(noise_correlation=0.8), numbers(), torch.zeros(4000, 3)
+    memory, drawn = torch.zeros(4000, learner.memory_size), []
+    for _ in range(4):
+        _, memory = learner.act_on(seen, memory, "explore", generator)
+        drawn.append(memory[:, :-1].numpy().ravel())
+    assert drawn[0].size == 4000 * 6 * 2  # the start and five steps of two actions
+    for lag in range(4):
+        assert np.corrcoef(drawn[0], drawn[lag])[0, 1] == pytest.approx(0.8**lag, abs=0.02)
+        assert drawn[lag].mean() == pytest.approx(0, abs=0.02)
+        assert drawn[lag].std() == pytest.approx(1, abs=0.02)
+
+
+def test_the_first_action_of_an_episode_is_that_of_act() -> None:
+    learner, seen = agent(noise_correlation=0.8), torch.randn(5, 3, generator=numbers(1))
+    first, memory = learner.act_on(seen, torch.zeros(5, learner.memory_size), "stochastic", numbers())
+    assert torch.equal(first, learner.act(seen, "stochastic", numbers()))
+    second, _ = learner.act_on(seen, memory, "stochastic", numbers(2))
+    assert not torch.allclose(second, learner.act(seen, "stochastic", numbers(2)))
+    free, kept = learner.act_on(seen, memory, "deterministic", numbers())
+    assert torch.equal(free, learner.act(seen, "deterministic", numbers()))
+    assert torch.equal(kept, memory)
+
+
+@pytest.mark.parametrize("preset", [EARLIER, PARITY, PARITY_VP])
+def test_the_released_agents_draw_all_noise_anew(preset: ALGDConfig) -> None:
+    learner = ALGD(preset, SHAPE, (CostBudget(1.0, horizon=10),))
+    assert learner.memory_size == 0
+    actor, seen = Actor(learner, 2, "cpu"), np.zeros((2, 3), np.float32)
+    assert actor.state_dict() == {}
+    generator, other = numbers(), numbers()
+    for _ in range(2):
+        assert np.array_equal(actor.act(seen, "explore", generator), learner.act(torch.as_tensor(seen), "explore", other).numpy())
+
+
+def test_an_episode_that_ends_forgets_its_noise() -> None:
+    learner = agent(noise_correlation=0.999)
+    actor, seen, generator = Actor(learner, 2, "cpu"), np.zeros((2, 3), np.float32), numbers()
+    first = actor.act(seen, "explore", generator)
+    actor.restart(np.array([True, False]))
+    second = actor.act(seen, "explore", generator)
+    assert np.abs(second - first)[1].max() < 0.1 < np.abs(second - first)[0].max()
+
+
+def test_a_policy_of_many_budgets_carries_its_noise_too() -> None:
+    learner = agent(SHAPE._replace(observation=4, budget_range=(1.0, 5.0)), noise_correlation=0.999)
+    actor, seen, generator = Actor(at_budget(learner, 2.0, learner.shape), 2, "cpu"), np.zeros((2, 3), np.float32), numbers()
+    assert np.abs(actor.act(seen, "explore", generator) - actor.act(seen, "explore", generator)).max() < 0.1
+
+
+def test_checkpoints_hold_the_noise_and_those_of_before_load(tmp_path: Path) -> None:
+    run = train(config("saddlepoint/Toy-v0", out=tmp_path / "run", total_steps=130), ALGD, SMALL)
+    memory = load(latest(run)[0]).state["memory"]
+    assert memory.shape == (1, (SMALL.steps + 1) * 2 + 1)
+    assert memory[0, -1] == 1
+    actor = Actor(agent(), 1, "cpu")
+    actor.load_state_dict({})  # nothing is known of the noise: the next action begins anew
+    assert not actor.memory.any()
+
+
+def test_a_trained_policy_can_draw_all_noise_anew(tmp_path: Path) -> None:
+    run = train(config("saddlepoint/Toy-v0", out=tmp_path / "run", total_steps=70), ALGD, SMALL)
+    seen = np.zeros(load_policy(run).shape.observation, np.float32)
+    steps = {}
+    for rho in (0.999, 0.0):
+        policy = load_policy(run, acting={"noise_correlation": rho})
+        actions = np.array([policy.act(seen, "stochastic") for _ in range(20)])
+        steps[rho] = np.abs(np.diff(actions, axis=0)).mean()
+    assert steps[0.999] < 0.2 * steps[0.0]
