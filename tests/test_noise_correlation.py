@@ -1,4 +1,4 @@
-"""The noise of ALGD's samples goes from step to step of an episode, and from a checkpoint to the run that goes on from it."""
+"""The noise of samples, ALGD's and the baselines', goes from step to step of an episode, and from a checkpoint to the run that goes on from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 
 from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import EARLIER, PARITY, PARITY_VP, ALGDConfig
+from saddlepoint.baselines.config import CAL_RELEASED, SAC_LAG_PRESETS, SACLagConfig
+from saddlepoint.baselines.constrained import CAL, SACLag
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.nn.noise import carried
 from saddlepoint.policies import load_policy
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.at_budget import at_budget
@@ -44,8 +47,23 @@ def test_noise_stays_standard_normal_and_decays_geometrically() -> None:
         assert drawn[lag].std() == pytest.approx(1, abs=0.02)
 
 
-def test_the_first_action_of_an_episode_is_that_of_act() -> None:
-    learner, seen = agent(noise_correlation=0.8), torch.randn(5, 3, generator=numbers(1))
+def test_the_carried_noise_is_an_autoregressive_process() -> None:
+    drawn = np.random.default_rng(0).normal(size=(30, 2, 3)).astype(np.float32)
+    memory, wanted = torch.zeros(2, 4), drawn[0].copy()
+    for t in range(30):
+        if t == 20:  # another episode begins in the second environment
+            memory[1] = 0
+        noise, memory = carried(torch.from_numpy(drawn[t]), memory, 0.6)
+        wanted = np.where([[t > 0], [t not in (0, 20)]], 0.6 * wanted + 0.8 * drawn[t], drawn[t])
+        np.testing.assert_allclose(noise.numpy(), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["algd", "sac-lag"])
+def test_the_first_action_of_an_episode_is_that_of_act(kind: str) -> None:
+    learner: Any = agent(noise_correlation=0.8)
+    if kind == "sac-lag":
+        learner = SACLag(SACLagConfig(critic_hidden=(8,), policy_hidden=(8,), noise_correlation=0.8), SHAPE, (CostBudget(1.0, horizon=10),))
+    seen = torch.randn(5, 3, generator=numbers(1))
     first, memory = learner.act_on(seen, torch.zeros(5, learner.memory_size), "stochastic", numbers())
     assert torch.equal(first, learner.act(seen, "stochastic", numbers()))
     second, _ = learner.act_on(seen, memory, "stochastic", numbers(2))
@@ -55,9 +73,9 @@ def test_the_first_action_of_an_episode_is_that_of_act() -> None:
     assert torch.equal(kept, memory)
 
 
-@pytest.mark.parametrize("preset", [EARLIER, PARITY, PARITY_VP])
-def test_the_released_agents_draw_all_noise_anew(preset: ALGDConfig) -> None:
-    learner = ALGD(preset, SHAPE, (CostBudget(1.0, horizon=10),))
+@pytest.mark.parametrize("make", [*((ALGD, each) for each in (EARLIER, PARITY, PARITY_VP)), (CAL, CAL_RELEASED), (SACLag, SAC_LAG_PRESETS["earlier"])])
+def test_the_released_agents_draw_all_noise_anew(make: tuple[Any, Any]) -> None:
+    learner = make[0](make[1], SHAPE, (CostBudget(1.0, horizon=10),))
     assert learner.memory_size == 0
     actor, seen = Actor(learner, 2, "cpu"), np.zeros((2, 3), np.float32)
     assert actor.state_dict() == {}

@@ -22,6 +22,7 @@ from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.noise import carried
 from saddlepoint.nn.ops import native_wins, resolve_precision
 from saddlepoint.nn.optim import Flat, Optimiser, frozen
 from saddlepoint.nn.state import load_learner, save_learner
@@ -278,17 +279,15 @@ class ALGD:
     def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(envs, observation), (envs, memory_size), zeros at an episode's start -> (envs, action) as ``act``, and the new memory.
 
-        A sample's noise is  z_t = rho z_{t-1} + sqrt(1 - rho^2) xi,  rho = ``noise_correlation``: standard normal, as xi is.
+        The noise of a sample's chain follows that of the step before (``nn.noise.carried``).
         """
         if mode == "deterministic" or not self.memory_size:
             return self.act(observation, mode, generator), memory
-        raw = observation.to(self.device, self.dtype)
-        drawn = torch.cat([part.reshape(-1, *raw.shape[:1], self.shape.action) for part in self.policy.draw(len(raw), generator)])
-        before, begun = memory.to(self.device, self.dtype)[:, :-1].unflatten(1, (-1, self.shape.action)).transpose(0, 1), memory[:, -1].bool()
-        rho = self.config.noise_correlation
-        noise = torch.where(begun[:, None], rho * before + math.sqrt(1 - rho**2) * drawn, drawn)
-        action = self.policy.sample(self.encoder(raw), ChainNoise(noise[0], noise[1:]))
-        return action, torch.cat([noise.transpose(0, 1).flatten(1), torch.ones_like(noise[0, :, :1])], dim=1).to(memory)
+        state, drawn = self.encoder(observation.to(self.device, self.dtype)), self.policy.draw(len(observation), generator)
+        every = torch.cat([drawn.start[None], drawn.steps]).transpose(0, 1).flatten(1)  # (envs, (K + 1) * action)
+        noise, memory = carried(every, memory, self.config.noise_correlation)
+        start, *steps = noise.unflatten(1, (-1, self.shape.action)).unbind(1)
+        return self.policy.sample(state, ChainNoise(start, torch.stack(steps))), memory
 
     @torch.inference_mode()
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:

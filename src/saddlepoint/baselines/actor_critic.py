@@ -19,6 +19,7 @@ from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
+from saddlepoint.nn.noise import carried
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.optim import Flat, Optimiser
 from saddlepoint.nn.state import load_learner, save_learner
@@ -139,14 +140,28 @@ class ActorCritic(ABC, Generic[C]):
         """Count in new observations (envs, observation) for the encoding."""
         self.encoder.observe(observation.to(self.device, self.dtype))
 
+    @property
+    def memory_size(self) -> int:
+        """Numbers that ``act_on`` hands on to its next call: the last noise, and 1 to say that there was one; none without correlation."""
+        return self.shape.action + 1 if self.config.noise_correlation > 0 else 0
+
     @torch.inference_mode()
-    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
-        """(envs, observation) -> (envs, action) inside the bounds."""
+    def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(envs, observation), (envs, memory_size), zeros at an episode's start -> (envs, action) as ``act``, and the new memory.
+
+        The noise of a sample follows that of the step before (``nn.noise.carried``).
+        """
         state = self.encoder(observation.to(self.device, self.dtype))
         if mode == "deterministic":
-            return self.policy.mean_action(state)
+            return self.policy.mean_action(state), memory
         noise = torch.randn(len(state), self.shape.action, generator=generator, device=self.device, dtype=self.dtype)
-        return self.policy.sample(state, noise).action
+        if self.memory_size:
+            noise, memory = carried(noise, memory, self.config.noise_correlation)
+        return self.policy.sample(state, noise).action, memory
+
+    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
+        """(envs, observation) -> (envs, action) inside the bounds: the first action of an episode."""
+        return self.act_on(observation, observation.new_zeros(len(observation), self.memory_size), mode, generator)[0]
 
     @torch.no_grad()
     def predict(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:

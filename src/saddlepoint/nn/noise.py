@@ -1,0 +1,19 @@
+"""Noise that goes from step to step of an episode: with it a policy that is sampled keeps to what it does."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def carried(drawn: Tensor, memory: Tensor, correlation: float) -> tuple[Tensor, Tensor]:
+    """z_t = rho z_{t-1} + sqrt(1 - rho^2) xi, standard normal as xi is; and the memory of the next step.
+
+    ``drawn`` xi (envs, n) is standard normal, ``memory`` (envs, n + 1) is z_{t-1} and 1, or zeros at the start of an episode, where z = xi.
+    Returns (envs, n), and (envs, n + 1) in the memory's type. An autoregressive process of order 1.
+    """
+    before, begun = memory[:, :-1].to(drawn), memory[:, -1:].bool().to(drawn.device)
+    noise = torch.where(begun, correlation * before + math.sqrt(1 - correlation**2) * drawn, drawn)
+    return noise, torch.cat([noise, torch.ones_like(noise[:, :1])], dim=1).to(memory)
