@@ -85,6 +85,13 @@ class Odd(gym.Env):
         return np.zeros((16, 16, 3), np.uint8)
 
 
+class Leaving:
+    """Ends the program when it is read as a number."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        sys.exit(0)
+
+
 ODD: dict[str, tuple[str, Any]] = {
     "observation-of-one": ("observation", np.full(1, 7.0, np.float32)),
     "observation-number": ("observation", 7.0),
@@ -93,6 +100,7 @@ ODD: dict[str, tuple[str, Any]] = {
     "observation-none": ("observation", None),
     "observation-texts": ("observation", np.array(["0.5", "0.5"])),
     "observation-huge": ("observation", np.full(2, 1e300)),
+    "observation-masked": ("observation", np.ma.masked_array(np.zeros(2, np.float32), mask=[True, False])),
     "reward-array": ("reward", np.array([1.0, 2.0])),
     "reward-row": ("reward", np.array([1.0])),
     "reward-text": ("reward", "0.5"),
@@ -107,8 +115,11 @@ ODD: dict[str, tuple[str, Any]] = {
     "cost-dict": ("info", {"cost": {"hazards": 1.0}}),
     "cost-two": ("info", {"cost": np.array([1.0, 2.0])}),
     "cost-huge": ("info", {"cost": 1e300}),
+    "cost-endless": ("info", {"cost": 10**5000}),
     "cost-negative": ("info", {"cost": -1.0}),
     "cost-missing": ("info", {}),
+    "cost-masked": ("info", {"cost": np.ma.masked}),
+    "success-exits": ("info", {"cost": 0.0, "success": Leaving()}),
 }
 FAULTS = [*ODD, "four", "exit", "keyboard", "reset-alone", "reset-info"]
 
