@@ -7,6 +7,8 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +19,8 @@ from saddlepoint import __version__
 from saddlepoint.faults import explain
 from saddlepoint.streams import drop_output, hold_streams, kept_streams, open_closed_streams
 
+THREAD_SECONDS = 5.0
+"""how long a thread that is not ours may go on after a command"""
 BROKEN_PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has no such signal
 USAGE = """\
 usage: saddlepoint VERB ...
@@ -43,7 +47,15 @@ that registers environments or systems; `saddlepoint --version` prints the versi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 141 when what reads its output has ended."""
     open_closed_streams()
-    args = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _answer(list(argv))
+    code = _answer(sys.argv[1:])  # of the program, which ends now
+    _end_threads(code)
+    return code
+
+
+def _answer(args: list[str]) -> int:
+    """What ``main`` does, for ``args``."""
     try:
         try:
             with kept_streams():
@@ -164,6 +176,18 @@ def _output_fails() -> bool:
             drop_output()
             return True
     return False
+
+
+def _end_threads(code: int) -> None:
+    """End the program where a simulator left a thread that would keep it from ending."""
+    until = time.monotonic() + THREAD_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                _show_warning(f"the thread {thread.name} was left running, and ends with the command", UserWarning, "", 0)
+                sys.stdout.flush()
+                os._exit(code)
 
 
 def _complain(sentence: str) -> int:
