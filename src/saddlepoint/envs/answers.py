@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from saddlepoint.options import shown
+
 LARGEST = float(np.finfo(np.float32).max)
 FLOATS = frozenset({float, np.float64, np.float32})
 """types of numbers that are what they seem"""
@@ -143,9 +145,9 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
     try:
         cost = np.asarray(value)
     except Exception as error:  # whatever an object's own conversion raises
-        raise Wrong(f'gives {_shown(value)} as info["cost"]', ": a number is needed") from error
+        raise Wrong(f'gives {shown(value)} as info["cost"]', ": a number is needed") from error
     if cost.dtype.kind not in "biuf":
-        raise Wrong(f'gives {_shown(value)} as info["cost"]', ": a number is needed")
+        raise Wrong(f'gives {shown(value)} as info["cost"]', ": a number is needed")
     if cost.ndim > 1 or cost.size == 0:
         raise Wrong(
             f'gives info["cost"] of shape {cost.shape}', ": give a float, or a vector of one for each constraint"
@@ -165,14 +167,6 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
             ": costs must not be negative; of a constraint g <= 0 give max(g, 0), and what is good to the reward",
         )
     return number
-
-
-def _shown(value: Any) -> str:
-    """What a value looks like, where it can be shown: a whole number of thousands of digits cannot."""
-    try:
-        return f"{value!r:.60}"
-    except ValueError:
-        return f"an unshowable {type(value).__name__}"
 
 
 def require_sums(reward: float, cost: np.ndarray | float) -> None:
