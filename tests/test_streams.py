@@ -108,7 +108,6 @@ WAYS = {
     "a closed buffer": "sys.stdout = sys.stderr = io.StringIO(); sys.stdout.close()",
     "elsewhere": "sys.stdout = sys.stderr = io.StringIO()",
     "nowhere": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); os.dup2(1, 2)",
-    "every file": "os.closerange(0, 100); os.open(os.devnull, os.O_RDONLY)",
 }
 
 
@@ -127,8 +126,6 @@ print("after")
 print("said", opened, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    if way == "every file":  # nothing is left to go back to
-        return
     assert done.returncode == 0, done.stderr
     assert done.stdout == ("after\n" if way in ("elsewhere", "nowhere") else "within\nafter\n")
     assert done.stderr.startswith("said ")
