@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,6 +366,23 @@ def test_load_policy_refuses_other_runs(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         load_policy(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_told_of(command: Run, trained: Path, tmp_path: Path) -> None:
+    """As when files of two runs were exchanged: whole, and not of each other."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    assert load_policy(folder).note is None
+    content = json.loads((folder / "config.json").read_text())
+    content["budgets"][0]["limit"] *= 100
+    (folder / "config.json").write_text(json.dumps(sealed({name: part for name, part in content.items() if name != SEAL})))
+    for args in (["evaluate", folder, "--episodes", "1"], ["collect", folder, "--out", tmp_path / "data"]):
+        code, out, _ = command(*args)
+        assert code == 0
+        assert f"warning: {folder}/config.json is not the one that the checkpoint in {folder}/checkpoints/120 was made with" in out
+    (folder / "checkpoints/120").rename(folder / "checkpoints/61")
+    with pytest.raises(UserError, match="does not describe it"):
+        load_policy(folder, checkpoint=61)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -30,6 +30,7 @@ from saddlepoint.policies import TrainedPolicy, load_policy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.foresight import Foresight
+from saddlepoint.train.log import read_metrics
 from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video
@@ -85,6 +86,13 @@ class Odd(gym.Env):
         return np.zeros((16, 16, 3), np.uint8)
 
 
+class Leaving:
+    """Ends the program when it is read as a number."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        sys.exit(0)
+
+
 ODD: dict[str, tuple[str, Any]] = {
     "observation-of-one": ("observation", np.full(1, 7.0, np.float32)),
     "observation-number": ("observation", 7.0),
@@ -93,6 +101,7 @@ ODD: dict[str, tuple[str, Any]] = {
     "observation-none": ("observation", None),
     "observation-texts": ("observation", np.array(["0.5", "0.5"])),
     "observation-huge": ("observation", np.full(2, 1e300)),
+    "observation-masked": ("observation", np.ma.masked_array(np.zeros(2, np.float32), mask=[True, False])),
     "reward-array": ("reward", np.array([1.0, 2.0])),
     "reward-row": ("reward", np.array([1.0])),
     "reward-text": ("reward", "0.5"),
@@ -107,8 +116,11 @@ ODD: dict[str, tuple[str, Any]] = {
     "cost-dict": ("info", {"cost": {"hazards": 1.0}}),
     "cost-two": ("info", {"cost": np.array([1.0, 2.0])}),
     "cost-huge": ("info", {"cost": 1e300}),
+    "cost-endless": ("info", {"cost": 10**5000}),
     "cost-negative": ("info", {"cost": -1.0}),
     "cost-missing": ("info", {}),
+    "cost-masked": ("info", {"cost": np.ma.masked}),
+    "success-exits": ("info", {"cost": 0.0, "success": Leaving()}),
 }
 FAULTS = [*ODD, "four", "exit", "keyboard", "reset-alone", "reset-info"]
 
@@ -499,6 +511,7 @@ MEDDLES: dict[str, Any] = {
     "device": lambda: torch.set_default_device("meta"),
     "seeds": at_random,
     "errors": lambda: np.seterr(all="raise"),
+    "bits": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
 }
 for _what in MEDDLES:
     for _when in ("made", "reset", "step", "never"):
@@ -513,6 +526,7 @@ def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.set_grad_enabled(True)
     torch.set_default_dtype(dtype)
     torch.set_default_device(None)
+    torch.set_autocast_enabled("cpu", False)
     np.seterr(**errors)
 
 
@@ -562,6 +576,22 @@ def test_the_commands_keep_to_their_folders_where_an_environment_leaves(tmp_path
     os.chdir(tmp_path)
     assert main(["collect", "run", "--episodes", "2", "--out", "data"]) == 0
     assert (tmp_path / "data" / "dataset.json").is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system copies no processes")
+def test_a_copy_of_the_process_writes_nothing(tmp_path: Path) -> None:
+    copies = []
+
+    class Forking(Drift):
+        def step(self, action: np.ndarray) -> Any:
+            if self.steps == 250:
+                copies.append(os.fork())
+            return super().step(action)
+
+    go(tmp_path / "run", lambda: Forking())  # type: ignore[arg-type]
+    assert os.waitstatus_to_exitcode(os.waitpid(copies[0], 0)[1]) == 2
+    lines = read_metrics(tmp_path / "run")
+    assert len({(line["step"], line["kind"]) for line in lines}) == len(lines) > 1
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])

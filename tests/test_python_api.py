@@ -28,7 +28,8 @@ from saddlepoint import (
 )
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.flags import read_integer
-from saddlepoint.options import conform, restore
+from saddlepoint.options import conform, restore, whole_number
+from saddlepoint.policies import stored_learner
 from saddlepoint.systems import SYSTEMS
 from saddlepoint.train import run
 from saddlepoint.train.evaluate import evaluate
@@ -242,3 +243,15 @@ def test_whole_numbers_are_read_in_every_form(word: str, number: int) -> None:
 def test_what_is_no_whole_number(word: str) -> None:
     with pytest.raises(ValueError, match=r"not a whole number|invalid literal"):
         read_integer(word)
+
+
+@pytest.mark.parametrize("word", ["9" * 5000, "-" + "9" * 5000, "1e400", str(2**63)], ids=lambda word: word[:9])
+def test_whole_numbers_that_nothing_calculates_with_are_one_sentence(word: str) -> None:
+    with pytest.raises(ValueError, match="is too large"):
+        read_integer(word)
+    number = -(10**5000) if word[0] == "-" else 10**5000
+    with pytest.raises(UserError, match="seed cannot be an endless int: it is too large"):
+        whole_number("seed", number)
+    with pytest.raises(UserError, match="is neither a step nor best"):
+        stored_learner(Path(), word if "e" not in word else number)
+    assert whole_number("seed", 2**63 - 1) == read_integer(str(2**63 - 1)) == 2**63 - 1

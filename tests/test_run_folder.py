@@ -113,6 +113,14 @@ def test_no_link_is_written_through(copy: Path, tmp_path: Path, name: str) -> No
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_is_one_sentence_and_no_wait(copy: Path, name: str) -> None:
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    with pytest.raises(UserError, match=f"{name} is neither a file nor a folder: remove it"):
+        go(copy, resume=True, total_steps=275)
+
+
 def test_a_linked_run_folder_is_as_good_as_any(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(copy)
     go(tmp_path / "link", resume=True, total_steps=300)

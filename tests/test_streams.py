@@ -96,3 +96,82 @@ def test_an_interruption_without_words_says_interrupted(monkeypatch, capsys):
     monkeypatch.setattr("saddlepoint.commands.envs_command", fail)
     assert main(["envs"]) == 130
     assert capsys.readouterr().err == "\nsaddlepoint: interrupted\n"
+
+
+WAYS = {
+    "closed": "sys.stdout.close(); sys.stderr.close()",
+    "no files": "os.close(1); os.close(2)",
+    "both": "sys.stdout.close(); os.close(2)",
+    "none": "sys.stdout = sys.stderr = None",
+    "objects": "sys.stdout = sys.stderr = object()",
+    "detached": "sys.stdout.detach(); sys.stderr.detach()",
+    "a closed buffer": "sys.stdout = sys.stderr = io.StringIO(); sys.stdout.close()",
+    "elsewhere": "sys.stdout = sys.stderr = io.StringIO()",
+    "nowhere": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); os.dup2(1, 2)",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_streams_are_afterwards_what_they_were(way):
+    """In a process of its own, which may not lose the test's streams."""
+    program = f"""
+import io, os, sys
+from saddlepoint.streams import hold_streams, kept_streams
+with kept_streams():
+    {WAYS[way]}
+    hold_streams()
+    print("within")
+    opened = os.open(os.devnull, os.O_RDONLY)
+print("after")
+print("said", opened, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("after\n" if way in ("elsewhere", "nowhere") else "within\nafter\n")
+    assert done.stderr.startswith("said ")
+    assert int(done.stderr.split()[1]) > 2  # no file that is opened gets a stream's number
+
+
+def test_a_thread_that_is_left_does_not_keep_a_command_from_ending():
+    program = """
+import sys, threading, time
+from saddlepoint import cli
+cli.THREAD_SECONDS = 0.1
+threading.Thread(target=time.sleep, args=(1000,), name="simulator").start()
+sys.argv = ["saddlepoint", "--version"]
+sys.exit(cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("saddlepoint ")
+    assert done.stderr == "warning: the thread simulator was left running, and ends with the command\n"
+
+
+def test_what_an_environment_does_to_the_streams_hides_no_sentence(tmp_path):
+    (tmp_path / "rude.py").write_text(RUDE)
+    args = [
+        "train", "sac", "--env", "rude:Rude", "--cost-limit", "5", "--cost-horizon", "12", "--warmup-steps", "60", "--total-steps", "80",
+        "--batch-size", "16", "--critic-hidden", "16", "--policy-hidden", "16", "--threads", "1", "--compile", "off", "--out", tmp_path / "run",
+    ]  # fmt: skip
+    done = shell(f'cd {tmp_path} && "$@"', *args)
+    assert done.returncode == 2
+    assert b"rude:Rude raised ValueError: gone" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "run/checkpoints/40/manifest.json").is_file()
+
+
+RUDE = """
+import io, os, sys
+from tests.toys import Drift
+
+class Rude(Drift):
+    def step(self, action):
+        if self.steps == 230:
+            sys.stdout.close()
+            os.close(2)
+        if self.steps == 240:
+            sys.stderr = io.StringIO()
+        if self.steps == 260:
+            raise ValueError("gone")
+        return super().step(action)
+"""

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs.drawing import require_picture
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.video import record_video
-from saddlepoint.types import ActMode, EnvShape, NonFiniteError, UserError
+from saddlepoint.types import ActMode, EnvShape, ForeignFault, NonFiniteError, UserError
 from tests.toys import AIMING, BUDGET, ENV, Tiny, TinyConfig
 
 POLICY = Tiny(TinyConfig(), EnvShape(2, (-1.0,), (0.5,), 1), (BUDGET,), 3, torch.device("cpu"))
@@ -144,6 +145,11 @@ def test_a_film_is_an_mp4_with_every_step(tmp_path: Path) -> None:
     steps = record_video(Still(), "saddlepoint/Toy-v0", path, seed=0)
     assert imageio.get_reader(path).count_frames() == steps + 1
     assert [file.name for file in path.parent.iterdir()] == ["1.mp4"]
+
+
+def test_a_picture_without_a_point_is_none() -> None:
+    with pytest.raises(ForeignFault, match=r"gives uint8 of shape \(0, 4, 3\)"):
+        require_picture(np.zeros((0, 4, 3), np.uint8), "x")
 
 
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path: Path) -> None:

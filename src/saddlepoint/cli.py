@@ -7,6 +7,8 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +17,10 @@ from typing import TextIO
 
 from saddlepoint import __version__
 from saddlepoint.faults import explain
+from saddlepoint.streams import drop_output, hold_streams, kept_streams, open_closed_streams
 
+THREAD_SECONDS = 5.0
+"""how long a thread that is not ours may go on after a command"""
 BROKEN_PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has no such signal
 USAGE = """\
 usage: saddlepoint VERB ...
@@ -41,11 +46,20 @@ that registers environments or systems; `saddlepoint --version` prints the versi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 141 when what reads its output has ended."""
-    _mend_streams()
-    args = list(sys.argv[1:] if argv is None else argv)
+    open_closed_streams()
+    if argv is not None:
+        return _answer(list(argv))
+    code = _answer(sys.argv[1:])  # of the program, which ends now
+    _end_threads(code)
+    return code
+
+
+def _answer(args: list[str]) -> int:
+    """What ``main`` does, for ``args``."""
     try:
         try:
-            return _run(args)
+            with kept_streams():
+                return _run(args)
         finally:
             sys.stdout.flush()  # while an error can still be told
     except KeyboardInterrupt as interrupt:
@@ -125,20 +139,6 @@ VERBS: dict[str, tuple[str, str]] = {
 """where each verb's function is; it takes the arguments after the verb"""
 
 
-def _mend_streams() -> None:
-    """Have every print work: to a stream that was closed (``>&-``), and of names that the stream's encoding lacks."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:  # a file that is opened next would get its number, and whatever a library prints
-            opened = os.open(os.devnull, os.O_WRONLY)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            setattr(sys, name, open(number, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
-        elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 _SHOWN: set[str] = set()
 
 
@@ -149,6 +149,7 @@ def _show_warning(
     if str(message) in _SHOWN:  # every evaluation makes its environments anew
         return
     _SHOWN.add(str(message))
+    hold_streams()
     place = "" if issubclass(category, UserWarning) else f"{filename}:{lineno}: {category.__name__}: "
     print(f"warning: {place}{message}", file=sys.stderr)
 
@@ -161,7 +162,7 @@ def _nobody_reads() -> bool:
     poll.register(out, 0)  # errors are always told
     if not poll.poll(0):
         return False
-    _drop_output()
+    drop_output()
     return True
 
 
@@ -172,13 +173,21 @@ def _output_fails() -> bool:
         try:
             os.write(number, b"\n")
         except OSError:
-            _drop_output()
+            drop_output()
             return True
     return False
 
 
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _end_threads(code: int) -> None:
+    """End the program where a simulator left a thread that would keep it from ending."""
+    until = time.monotonic() + THREAD_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                _show_warning(f"the thread {thread.name} was left running, and ends with the command", UserWarning, "", 0)
+                sys.stdout.flush()
+                os._exit(code)
 
 
 def _complain(sentence: str) -> int:

@@ -187,6 +187,11 @@ def flush(path: Path) -> None:
         _flush(path)  # a full disk may be reported here first
 
 
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # foreign code closed it: what else that led to is told where it is met
+        os.close(descriptor)
+
+
 @contextmanager
 def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
     """Hold the lock file ``path``, freed even after kill -9.
@@ -203,7 +208,7 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
             while True:
                 # Links are refused, and nothing is truncated.
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-                held.callback(os.close, descriptor)
+                held.callback(_close, descriptor)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:

@@ -17,6 +17,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from saddlepoint.files import parse_json, read_json, reason_of
+from saddlepoint.options import MOST_WHOLE
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
@@ -148,12 +149,15 @@ def _integer_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | No
 def read_integer(word: str) -> int:
     """A whole number, in scientific form too. Raises ``ValueError``."""
     try:
-        return int(word)
+        found = int(word)
     except ValueError:
         number = Decimal(word) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]{1,3})?", word) else None
         if number is None or number != number.to_integral_value():
             raise ValueError(f"{word} is not a whole number") from None
-        return int(number)
+        found = int(number)
+    if abs(found) > MOST_WHOLE:
+        raise ValueError(f"{word:.40} is too large")
+    return found
 
 
 def read_mapping(words: list[str]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 MOST_SEED = 2**31
 """seeds below this are taken by every library; those of later episodes are counted on from it"""
 MOST_EPISODES = 1_000_000
+MOST_WHOLE = 2**63 - 1
+"""largest whole number that everything here can calculate with"""
 MOST_LEVELS = 1000
 """diffusion steps of a policy or a plan: as many as the longest published schedules have"""
 
@@ -43,12 +45,20 @@ def require_episodes(count: Any, least: int = 1, name: str = "--episodes") -> in
     return whole_number(name, count, least, MOST_EPISODES)
 
 
+def shown(value: Any) -> str:
+    """What a value looks like; a whole number of thousands of digits has no decimal form in Python."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return f"an endless {type(value).__name__}"
+
+
 def whole_number(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """``value`` as an int from ``least`` to ``most``. Raises ``UserError`` that calls it ``name``."""
     try:
         found = int(fit(value, int))
     except Misfit as misfit:
-        raise UserError(f"{name} cannot be {value!r:.60}: {misfit}.") from None
+        raise UserError(f"{name} cannot be {shown(value)}: {misfit}.") from None
     if found < least or (most is not None and found > most):
         wanted = f"be at least {least}" if most is None else f"lie from {least} to {most:,}"
         raise UserError(f"{name} must {wanted}, not {found!s:.60}.")
@@ -179,6 +189,8 @@ def _fit_plain(value: Any, hint: type[Any]) -> Any:
         raise Misfit("use True or False")
     if hint is int:
         if isinstance(value, Integral) and not boolean:
+            if abs(int(value)) > MOST_WHOLE:
+                raise Misfit("it is too large")
             return int(value)
         if isinstance(value, Real) and not boolean and float(value).is_integer():
             return int(float(value))

@@ -15,7 +15,7 @@ import torch
 
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.nn.normaliser import NormalisedLearner, normalised
-from saddlepoint.options import restore
+from saddlepoint.options import restore, shown, whole_number
 from saddlepoint.systems import find, find_system
 from saddlepoint.train import best, run
 from saddlepoint.train import checkpoint as checkpoints
@@ -289,6 +289,8 @@ def load_learner(
     config = _acting(stored, acting, content["system"])
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     state, step, note = stored_learner(folder, checkpoint)
+    at = folder / best.NAME if checkpoint == best.NAME else checkpoints.place(folder, step)
+    note = " ".join(filter(None, (note, of_other_settings(folder, content, at)))) or None
     further = find(system.options)(content) if system.options else {}
     compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
     with usual_torch():
@@ -298,6 +300,20 @@ def load_learner(
         with checkpoints.reading(folder):
             learner.load_state_dict(state)
     return learner, content, step, note
+
+
+def of_other_settings(folder: Path, content: dict[str, Any], at: Path) -> str | None:
+    """A sentence where the checkpoint in ``at`` was not made with the run's config.json, ``content``: one of them came from elsewhere, or was changed."""
+    if "env" not in content["train"]:  # pretraining, whose digest is of other settings
+        return None
+    try:
+        seals = checkpoints.whole(at, ())[1].get("seals")
+    except UserError:  # a run that goes on has removed it
+        return None
+    known = seals.get("config") if isinstance(seals, dict) else None
+    if not known or known == run.settings_digest(content, run.OPERATIONAL):
+        return None
+    return f"{folder / 'config.json'} is not the one that the checkpoint in {at} was made with, so budgets, environment or networks may be others."
 
 
 def stored_learner(folder: Path, which: int | str | None) -> tuple[dict[str, torch.Tensor], int, str | None]:
@@ -310,14 +326,17 @@ def stored_learner(folder: Path, which: int | str | None) -> tuple[dict[str, tor
     if which == best.NAME:
         at, step = best.read(folder)
         return checkpoints.load_learner(at), step, None
-    if not str(which).isdecimal():
-        raise UserError(f"--checkpoint {which} is neither a step nor {best.NAME}: give one of them.")
-    at = checkpoints.place(folder, int(which))
+    digits = isinstance(which, str) and re.fullmatch(r"[0-9]{1,18}", which)
+    try:
+        which = whole_number("checkpoint", int(which) if digits else which)
+    except UserError:
+        raise UserError(f"--checkpoint {which if isinstance(which, str) else shown(which):.60} is neither a step nor {best.NAME}: give one of them.") from None
+    at = checkpoints.place(folder, which)
     if not at.is_dir() and not checkpoints.aside(at).is_dir():
         kept = ", ".join(str(step) for step in checkpoints.steps(folder)) or "none"
         also = f" and {best.NAME}" if (folder / best.NAME).is_dir() else ""
         raise UserError(f"{folder} has no checkpoint of step {which}: it keeps {kept}{also}.")
-    return checkpoints.load_learner(at), int(which), None
+    return checkpoints.load_learner(at, which), which, None
 
 
 def _acting(config: Any, changes: Mapping[str, Any], system: str) -> Any:

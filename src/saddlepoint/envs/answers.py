@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from saddlepoint.options import shown
+
 LARGEST = float(np.finfo(np.float32).max)
 FLOATS = frozenset({float, np.float64, np.float32})
 """types of numbers that are what they seem"""
@@ -53,8 +55,15 @@ class Observations:
 
 
 def _floats(value: Any) -> np.ndarray:
+    require_unmasked(value, "returns an observation")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
         return np.array(value, np.float32).reshape(-1)
+
+
+def require_unmasked(value: Any, what: str) -> None:
+    """Raises ``Wrong`` for an array in which numbers are marked as missing."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
+        raise Wrong(f"{what} with masked entries", ": every number is needed", finite=False)
 
 
 def require_box(space: gym.Space[Any], value: Any) -> None:
@@ -132,12 +141,13 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
             ': put the cost of the step (a float >= 0, or one for each constraint) into info["cost"]',
         )
     value = info["cost"]
+    require_unmasked(value, 'gives info["cost"]')
     try:
         cost = np.asarray(value)
     except Exception as error:  # whatever an object's own conversion raises
-        raise Wrong(f'gives {value!r:.60} as info["cost"]', ": a number is needed") from error
+        raise Wrong(f'gives {shown(value)} as info["cost"]', ": a number is needed") from error
     if cost.dtype.kind not in "biuf":
-        raise Wrong(f'gives {value!r:.60} as info["cost"]', ": a number is needed")
+        raise Wrong(f'gives {shown(value)} as info["cost"]', ": a number is needed")
     if cost.ndim > 1 or cost.size == 0:
         raise Wrong(
             f'gives info["cost"] of shape {cost.shape}', ": give a float, or a vector of one for each constraint"
@@ -171,6 +181,7 @@ def read_success(info: dict[str, Any]) -> float | None:
     if value is None:
         return np.nan
     try:
+        require_unmasked(value, "gives a success")
         success = np.asarray(value)
         return float(success.item()) if success.size == 1 and success.dtype.kind in "biuf" else None
     except Exception:  # whatever an object's own conversion raises

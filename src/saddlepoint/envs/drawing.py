@@ -53,7 +53,7 @@ def first_picture(draw: Callable[[], Any], name: str) -> Any:
 def require_picture(picture: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """``picture`` where it is (height, width, 3) uint8, and of ``shape`` where that is given. Raises ``ForeignFault``."""
     is_bytes = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
-    if is_bytes and picture.ndim == 3 and picture.shape[2] == 3 and shape in (None, picture.shape):
+    if is_bytes and picture.ndim == 3 and picture.shape[2] == 3 and picture.size and shape in (None, picture.shape):
         return picture
     kind = f"{picture.dtype} of shape {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
     wanted = "(height, width, 3) uint8" if shape is None else f"{shape} uint8 each time"

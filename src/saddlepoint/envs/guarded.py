@@ -125,46 +125,45 @@ class GuardedEnv:
                 observation, reward, cost, terminated, truncated, info = self._hold(fitted)
             if self._pixels is not None:
                 observation = self._pixels.look()
+            success = self._success(info) if "success" in info else np.nan
         except Wrong as wrong:
             raise self._fault(wrong, f"at step {self.age} of its episode") from wrong
         except BaseException as error:
             raise self._error(error) from error
         if self.longest is not None and self.age >= self.longest and not terminated:
             truncated = True
-        success = self._success(info) if "success" in info else np.nan
         return _new(Answer, (observation, reward, cost, terminated, truncated, success))
 
     def _take(self, action: np.ndarray) -> _Read:
         """One simulator step. Most answers are right beyond doubt, by exact types and one sum of squares, and are taken
         at first sight; ``_read`` looks at whatever else there may be. Both come to the same (``tests/test_guard.py``).
         """
-        answer = self._simulate(action)
-        if (
-            type(answer) is tuple and len(answer) == 5
-            and type(reward := answer[1]) in FLOATS and -LARGEST <= reward <= LARGEST
-            and type(terminated := answer[2]) is bool and type(truncated := answer[3]) is bool
-            and type(info := answer[4]) is dict and self.constraints == 1
-            and type(cost := info.get("cost")) in FLOATS and 0.0 <= cost <= LARGEST  # type: ignore[operator]
-            and type(seen := answer[0]) is np.ndarray and seen.dtype is self._kind and seen.shape == self._shape
-            and np.vdot(seen, seen) <= self._square  # false for one NaN; unlike dot it warns of no overflow
-        ):  # fmt: skip
-            read = seen.astype(np.float32), float(reward), np.array((cost,), float), terminated, truncated, info
-            if self.on_step is not None:
-                self.on_step()
-            return read
+        try:
+            answer = self._stepped.step(action)
+        except ValueError as error:
+            answer = self._not_five(action, error)
+        if type(answer) is tuple and len(answer) == 5 and self.constraints == 1:
+            seen, reward, terminated, truncated, info = answer
+            if (
+                type(seen) is np.ndarray and seen.dtype is self._kind and seen.shape == self._shape
+                and type(reward) in FLOATS and type(terminated) is bool and type(truncated) is bool
+                and type(info) is dict and type(cost := info.get("cost")) in FLOATS
+                and -LARGEST <= (gain := float(reward)) <= LARGEST and 0.0 <= (price := float(cost)) <= LARGEST  # type: ignore[arg-type]
+                and vdot(seen, seen) <= self._square  # false for one NaN; unlike dot it warns of no overflow
+            ):  # fmt: skip
+                if self.on_step is not None:
+                    self.on_step()
+                return seen.astype(np.float32), gain, np.array((price,), float), terminated, truncated, info
         return self._read(answer)
 
-    def _simulate(self, action: np.ndarray) -> Any:
-        """What the environment answers to one simulator step, unread."""
-        try:
-            return self._stepped.step(action)
-        except ValueError as error:
-            if "to unpack" not in str(error):
-                raise
-            answer = self._stepped.unwrapped.step(action)  # Gymnasium's time limit unpacks five values uncounted
-            if isinstance(answer, tuple) and len(answer) == 5:
-                raise
-            return answer
+    def _not_five(self, action: np.ndarray, error: ValueError) -> Any:
+        """What the environment itself answers, where Gymnasium's time limit failed to take it apart."""
+        if "to unpack" not in str(error):
+            raise error
+        answer = self._stepped.unwrapped.step(action)
+        if isinstance(answer, tuple) and len(answer) == 5:
+            raise error
+        return answer
 
     def _read(self, answer: Any) -> _Read:
         """The parts of an answer, each checked; where pictures are seen the observation is as it came. Raises ``Wrong``."""
@@ -246,6 +245,7 @@ class GuardedEnv:
         return blame(self.name, error)
 
 
+vdot = np.vdot
 _new = tuple.__new__  # of a NamedTuple, in half the time of its own constructor
 
 _FIVE = ": return observation, reward, terminated, truncated, info"

@@ -17,7 +17,7 @@ from saddlepoint.mbdpo.tasks import Task
 from saddlepoint.offline.convert import chunks_and_flags
 from saddlepoint.offline.dataset import Dataset, Writer
 from saddlepoint.options import require_episodes, require_seed
-from saddlepoint.policies import load_policy
+from saddlepoint.policies import load_policy, of_other_settings
 from saddlepoint.replay import saved_position
 from saddlepoint.train import checkpoint, run
 from saddlepoint.train.acting import Actor
@@ -141,8 +141,9 @@ def stored(folder: Path, shape: EnvShape) -> Iterator[Episode]:
     Raises ``UserError`` when there is none, or one that does not fit the environment's ``shape``.
     """
     path, note = checkpoint.latest(folder)
-    if note:
-        print(f"warning: {note}")
+    for said in (note, of_other_settings(folder, run.read(folder), path)):
+        if said:
+            print(f"warning: {said}")
     replay = checkpoint.load(path).replay
     if "position" not in replay:
         raise UserError(f"{folder} keeps no replay: collect with --episodes, or from another run.")

@@ -287,9 +287,9 @@ def load(folder: Path) -> Checkpoint:
         )
 
 
-def load_learner(folder: Path) -> dict[str, Tensor]:
-    """Only the learner of a checkpoint. Raises ``UserError`` when it is damaged."""
-    at, _ = whole(folder, LEARNER)
+def load_learner(folder: Path, step: int | None = None) -> dict[str, Tensor]:
+    """Only the learner of a checkpoint. Raises ``UserError`` when it is damaged, or of another than the given ``step``."""
+    at, _ = whole(folder, LEARNER, step)
     return read_tensors(at / LEARNER[0], "a learner")
 
 

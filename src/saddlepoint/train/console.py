@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from rich.console import Console
+
+from saddlepoint.streams import drop_output
 
 
 class PatientConsole(Console):
@@ -14,6 +13,4 @@ class PatientConsole(Console):
     def on_broken_pipe(self) -> None:
         """Say nothing more; rich's own form ends the program here."""
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        drop_output()

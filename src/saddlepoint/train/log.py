@@ -13,6 +13,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 from saddlepoint.files import read_json_lines, replacing
+from saddlepoint.streams import hold_streams
 from saddlepoint.train.boards import Board, Track, open_boards
 from saddlepoint.train.schedule import Line
 from saddlepoint.train.screen import Screen
@@ -145,7 +146,9 @@ class RunLog:
         self._folder, self._screen = folder, screen
         self._track: Track = track
         self._settings = settings
+        self._process = os.getpid()
         self._started, self._wall_before = time.monotonic(), 0.0
+        hold_streams()  # a file that is opened next would get the number of one that was closed
         self._file = MetricsFile(folder / METRICS) if folder else None
         self._boards: list[Board] | None = None
         self._purge: int | None = None
@@ -174,6 +177,8 @@ class RunLog:
         self._screen.newest(metrics)
         if self._folder is None or self._file is None:
             return
+        self._end_copies()
+        hold_streams()
         self._file.write({"step": step, "wall_s": round(self.wall_s, 3), "kind": kind} | metrics, regular)
         if self._boards is None:
             self._boards = open_boards(self._folder, self._track, self._settings, self._purge)
@@ -198,10 +203,19 @@ class RunLog:
 
     def flush(self) -> None:
         """Metrics to the disk, before a checkpoint that counts on them."""
+        self._end_copies()
+        hold_streams()
         if self._file is not None:
             self._file.flush()
         for board in self._boards or ():
             board.flush()
+
+    def _end_copies(self) -> None:
+        """End this process where an environment made it by copying the run's (``os.fork``) and let it come back: it
+        would write the same run a second time."""
+        if os.getpid() != self._process:
+            self.say("warning: a copy of this process came back from an environment (os.fork): the copy ends, and the run goes on without it")
+            os._exit(2)
 
     def __enter__(self) -> RunLog:
         return self

@@ -201,8 +201,8 @@ def opened(run: Path, saved: dict[str, Any] | None, main: bool = True) -> Iterat
 
     The folder is looked at once it is held. What a start left that was killed before its first checkpoint is removed.
     Processes that are not the ``main`` one of a run hold nothing. Raises ``UserError`` when another process has the
-    folder or had it meanwhile, when it holds something else, and for links in it, through which nothing is to be
-    written.
+    folder or had it meanwhile, when it holds something else, and for links, pipes and devices in it, to which nothing is
+    to be written.
     """
     if not main:
         yield
@@ -254,13 +254,16 @@ def _clear(run: Path) -> None:
 
 
 def _refuse_links(run: Path) -> None:
-    """Raises ``UserError`` for a link among a run's own files; the folder itself may be one."""
+    """Raises ``UserError`` for a link among a run's own files, and for a pipe or device, which could wait for ever; the
+    folder itself may be a link."""
     home = run / "checkpoints"
     for path in (*run.iterdir(), *(home.iterdir() if home.is_dir() and not home.is_symlink() else ())):
         if path.is_symlink():
             raise UserError(
                 f"{path} is a link, through which nothing is written: put the file or folder itself there, or remove it."
             )
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is neither a file nor a folder: remove it.")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.streams import hold_streams
 from saddlepoint.train.console import PatientConsole
 from saddlepoint.train.shown import Shown, numbers_of, rows_of
 
@@ -70,9 +71,10 @@ class Screen:
 
     def _show(self, draw: Callable[[], object]) -> None:
         """Draw, unless the terminal is gone or the disk behind it full: what is learnt does not depend on it."""
+        hold_streams()
         try:
             draw()
-        except OSError:
+        except (OSError, ValueError):  # the second of a stream that is closed in the meantime
             self._console.quiet, self._live = True, None
 
     def progress(self, done: float, updates: int | None, doing: str) -> None:

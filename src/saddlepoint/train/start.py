@@ -22,6 +22,7 @@ from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
 from saddlepoint.options import several
 from saddlepoint.replay import Replay
+from saddlepoint.streams import kept_streams
 from saddlepoint.train import run
 from saddlepoint.train.callbacks import Callback
 from saddlepoint.train.config import TrainConfig
@@ -87,7 +88,7 @@ def train(
     use_threads(config.threads)
     device = config.resolve_device()
     compiled = bool(saved["resolved"]["compiled"]) if saved else compiles(config, learner, learner_config, device)
-    with stop_on_signal() as stop:
+    with kept_streams(), stop_on_signal() as stop:
         seed = stream(config.seed, ENVS)
         declared = run.budgets_of(saved) if saved else env_spec(setup).budgets
         budgets = with_horizons(declared if budgets is None else budgets, env_spec(setup).horizon, setup.name)
