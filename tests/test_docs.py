@@ -157,13 +157,14 @@ def test_examples_that_only_define_or_assert_run() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in (*PAGES, README):
         for address in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if not address.startswith(("http", "#")):
-                file, _, anchor = address.partition("#")
-                assert (DOCS / file).exists(), f"{page.name}: {address}"
+                name, _, anchor = address.partition("#")
+                file = page.parent / name
+                assert file.exists(), f"{page.name}: {address}"
                 if anchor:
-                    heads = re.findall(r"^#+ (.*)$", (DOCS / file).read_text(), re.MULTILINE)
+                    heads = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
                     assert anchor in [re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads], address
 
 
