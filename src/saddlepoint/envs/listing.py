@@ -50,8 +50,8 @@ def list_in_words(words: list[str]) -> list[str]:
         *lines,
         "",
         "`saddlepoint envs WORD ...` describes those that match: `saddlepoint envs hopper velocity`.",
-        'Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]: give --env module:its-id'
-        " and a --cost-limit.",
+        'Any other environment of Gymnasium\'s with Box actions works when it puts a cost into info["cost"]: give --env'
+        " module:its-id and a --cost-limit.",
         "mbdpo learns from pictures of an environment too: put @pixels after its name.",
     ]
 
