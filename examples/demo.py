@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from saddlepoint import figures
 from saddlepoint.cli import main as saddlepoint
 from saddlepoint.commands import evaluate_command
 from saddlepoint.train.log import read_metrics
@@ -29,25 +30,26 @@ def draw(run: Path) -> Path:
     """Return, cost and multiplier over the run, from its metrics.jsonl."""
     lines = read_metrics(run)
     panels = [
-        ("return", [("eval", "eval/return_mean", "evaluation"), ("train", "train/return_mean", "while training")]),
+        ("Return", [("eval", "eval/return_mean", "evaluation"), ("train", "train/return_mean", "while training")]),
         (
-            "cost of an episode",
+            "Cost of an episode",
             [("eval", "eval/cost_mean", "evaluation"), ("train", "train/cost_mean", "while training")],
         ),
-        ("multiplier", [("train", "train/multiplier", "lambda"), ("train", "train/effective_multiplier", "effective")]),
+        ("Multiplier", [("train", "train/multiplier", "lambda"), ("train", "train/effective_multiplier", "effective")]),
     ]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for axis, (title, curves) in zip(axes, panels, strict=True):
-        for colour, (kind, key, label) in zip(("#0072B2", "#D55E00"), curves, strict=True):
-            points = [(line["step"], line[key]) for line in lines if line["kind"] == kind and key in line]
-            axis.plot(*zip(*points, strict=True), color=colour, marker="o" if kind == "eval" else None, label=label)
-        axis.set(title=title, xlabel="environment steps")
-        axis.grid(alpha=0.25)
-    axes[1].axhline(25, color="k", ls="--", lw=1, label="budget")
-    for axis in axes:
-        axis.legend(fontsize=8)
     path = run / "curves.png"
-    figure.savefig(path, dpi=120)
+    with figures.style():
+        figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+        for axis, (title, curves) in zip(axes, panels, strict=True):
+            for colour, (kind, key, label) in zip(figures.COLOURS, curves):
+                points = [(line["step"], line[key]) for line in lines if line["kind"] == kind and key in line]
+                axis.plot(*zip(*points, strict=True), color=colour, marker="o" if kind == "eval" else None, label=label)
+            axis.set(title=title, xlabel="environment steps")
+            axis.xaxis.set_major_formatter(figures.thousands)
+            axis.legend()
+        figures.mark_budget(axes[1], 25)
+        figure.savefig(path)
+        plt.close(figure)
     return path
 
 

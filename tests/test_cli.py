@@ -24,7 +24,7 @@ from saddlepoint.algd.config import PRESETS, ALGDConfig
 from saddlepoint.cli import main
 from saddlepoint.commands import BudgetFlags, Launch, budgets_from, train_flags
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.envs.tasks import register_task
+from saddlepoint.envs.tasks import list_envs, register_task
 from saddlepoint.files import SEAL, FileFault, sealed
 from saddlepoint.flags import Parsed, parse, parse_with_file
 from saddlepoint.options import restore
@@ -75,7 +75,9 @@ def test_help_version_and_envs(command: Run) -> None:
     code, out, _ = command("envs", "toy")
     assert code == 0
     assert TOY in out
-    assert "budget: at most" in out
+    assert "budget: at most 1 per episode, undiscounted = 1 an episode of 60 steps = 0.01667 a step\n" in out
+    assert "82.75 discounted by 0.99" in command("envs", "hopper", "speed")[1]
+    assert {task.id for task in list_envs()} <= set(command("envs")[1].split())  # none is broken at its hyphens
 
 
 def test_names_come_before_descriptions(command: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from saddlepoint.types import UserError
+from tests.report_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +64,17 @@ def test_without_a_video_the_demo_says_why_and_goes_on(monkeypatch: pytest.Monke
     assert "holds no checkpoint that can be loaded" in out
     assert "EGL" not in out
     assert "curves.png" in out
+
+
+def test_the_demo_s_curves_are_the_run_s_numbers_and_nothing_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo: dict[str, Any] = runpy.run_path(str(ROOT / "examples" / "demo.py"))
+    plt = demo["plt"]
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    path = demo["draw"](write_run(tmp_path / "run", cost=20.0))
+    assert path.stat().st_size > 10_000
+    figure = plt.gcf()
+    returns, costs, _ = figure.axes
+    assert [line.get_xydata().tolist() for line in returns.lines] == [[[1000, 1000], [2000, 2000], [3000, 3000]]] * 2
+    assert {float(value) for line in costs.lines for value in line.get_ydata()} == {20.0, 40.0, 25.0}  # evaluations, training, budget
+    boxes = [text.get_window_extent() for axis in figure.axes for text in (axis._left_title, axis.xaxis.label, *axis.texts)]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -157,13 +158,14 @@ def test_examples_that_only_define_or_assert_run() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in (*PAGES, README):
         for address in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if not address.startswith(("http", "#")):
-                file, _, anchor = address.partition("#")
-                assert (DOCS / file).exists(), f"{page.name}: {address}"
+                name, _, anchor = address.partition("#")
+                file = page.parent / name
+                assert file.exists(), f"{page.name}: {address}"
                 if anchor:
-                    heads = re.findall(r"^#+ (.*)$", (DOCS / file).read_text(), re.MULTILINE)
+                    heads = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
                     assert anchor in [re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads], address
 
 
@@ -171,6 +173,26 @@ def test_every_page_is_in_the_contents() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     named = re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE)
     assert sorted(named) == [page.name for page in PAGES]
+
+
+def test_the_cart_of_the_readme_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [code for code in blocks(README, ("python",)) if "class Cart" in code]
+    (tmp_path / "cart.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    shape = check_env("cart:Cart-v0")
+    assert (shape.observation, shape.action, shape.constraints) == (2, 1, 1)
+
+
+def test_the_site_is_built_strictly_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra docs is missing")
+    pytest.importorskip("mkdocstrings", reason="the extra docs is missing")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in PAGES:
+        html = (tmp_path / "site" / page.with_suffix(".html").name).read_text()
+        assert re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(?:https?:)?//", html) == [], page.name
+        assert re.findall(r"<link[^>]+rel=\"?(?:stylesheet|preload|preconnect)[^>]+href=\"?(?:https?:)?//", html) == [], page.name
 
 
 def test_the_arm_of_the_docs_trains_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,14 @@ import torch
 import saddlepoint
 from saddlepoint import (
     ALGD,
+    CAL,
     SAC,
+    SACPID,
     ALGDConfig,
     Callback,
     SACConfig,
+    SACLag,
+    SACLagConfig,
     StopAfter,
     StopWhenSafe,
     TrainConfig,
@@ -116,6 +120,11 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
     where = TrainConfig(env="saddlepoint/Toy-v0", out=tmp_path / "run")
     for call, words in (
         (lambda: saddlepoint.train(where, ALGD, SACConfig()), "algd takes a config of class ALGDConfig, not SACConfig"),
+        (lambda: saddlepoint.train(where, SAC, ALGDConfig()), "sac takes a config of class SACConfig, not ALGDConfig"),
+        (lambda: saddlepoint.train(where, SAC, SACLagConfig()), "sac takes a config of class SACConfig, not SACLagConfig"),
+        (lambda: saddlepoint.train(where, SACLag, SACConfig()), "sac-lag takes a config of class SACLagConfig, not SACConfig"),
+        (lambda: saddlepoint.train(where, SACPID, SACLagConfig()), "sac-pid takes a config of class SACPIDConfig, not SACLagConfig"),
+        (lambda: saddlepoint.train(where, CAL, ALGDConfig()), "cal takes a config of class CALConfig, not ALGDConfig"),
         (lambda: saddlepoint.train(where, ALGD, ALGDConfig), "algd takes a config of class ALGDConfig"),
         (lambda: saddlepoint.train(ALGDConfig(), ALGD, ALGDConfig()), "takes a TrainConfig first, not ALGDConfig"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(replace(where, device="gpu"), SAC, SACConfig()), "--device cannot be 'gpu': use one of auto, cpu, cuda"),

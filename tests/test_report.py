@@ -21,7 +21,8 @@ from saddlepoint.report.curves import group_curves
 from saddlepoint.report.media import MOST_BYTES
 from saddlepoint.report.page import build_page
 from saddlepoint.report.runs import Group, find_runs, group_runs
-from saddlepoint.report.tables import settings_tables
+from saddlepoint.report.stats import Interval
+from saddlepoint.report.tables import interval_table, settings_tables
 from saddlepoint.train.run import SEAL
 from saddlepoint.types import UserError
 from tests.report_runs import BUDGET, constant, write_run
@@ -255,7 +256,7 @@ def test_the_page_stands_alone_and_is_whole(tmp_path: Path) -> None:
     assert "2.0 MB and is not put" in text
     assert "All 2 environments" in text
     words = words_of(text)
-    assert "algd energy=augmented > algd energy=plain 1 no spread" in words  # 3000 against -3000 in every pair
+    assert "algd energy=augmented > algd energy=plain 1.00 no spread" in words  # 3000 against -3000 in every pair
 
 
 def test_one_seed_is_said_and_gets_no_interval(tmp_path: Path) -> None:
@@ -351,3 +352,9 @@ def test_live_follows_and_leaves_a_page_that_stands_still(tmp_path: Path) -> Non
     assert "2 runs of 1 method" in second
     assert "http-equiv" not in out.read_text()
     assert f"at most {BUDGET.limit:g} an episode" in first
+
+
+def test_a_column_of_intervals_has_one_number_of_decimals() -> None:
+    found = {"algd": Interval(30.04, 28.81, 30.8), "sac": Interval(9.5, -0.02, 12.0)}
+    text = interval_table("Return", found, {"algd": 0, "sac": 1}, None)
+    assert re.findall(r'<td class="number">(.*?)</td>', text) == ["<b>30.0</b>", "28.8 to 30.8", "<b>9.5</b>", "0.0 to 12.0"]

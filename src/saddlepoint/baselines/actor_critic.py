@@ -24,7 +24,7 @@ from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.optim import Flat, Optimiser
 from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Ahead, Replay, sampled
-from saddlepoint.types import ActMode, Batch, EnvShape, Metrics
+from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
 
 C = TypeVar("C", bound=SACConfig)
 
@@ -41,6 +41,8 @@ class ActorCritic(ABC, Generic[C]):
         device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, compile: bool = False,
     ):  # fmt: skip
         """``budgets`` has one entry for each of the environment's constraints. Raises ``UserError`` for an impossible configuration."""
+        if isinstance(config, ConstrainedConfig) and not self.needs_cost:  # a subclass of SAC's, whose constraint would be left out
+            raise UserError(f"{self.system} takes a config of class SACConfig, not {type(config).__name__}: give SACConfig().")
         config.validate()
         budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets

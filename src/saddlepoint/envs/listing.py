@@ -6,6 +6,7 @@ import textwrap
 
 import gymnasium as gym
 
+from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs.tasks import TaskSpec, list_envs
 from saddlepoint.types import UserError
 
@@ -43,14 +44,14 @@ def list_in_words(words: list[str]) -> list[str]:
         if ids:
             lines += [
                 f"{title}: {len(ids)}",
-                *textwrap.wrap("  ".join(ids), 116, initial_indent="    ", subsequent_indent="    "),
+                *textwrap.wrap("  ".join(ids), 116, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False),
             ]
     return [
         *lines,
         "",
         "`saddlepoint envs WORD ...` describes those that match: `saddlepoint envs hopper velocity`.",
-        'Any other environment of Gymnasium\'s works when it puts a cost into info["cost"]: give --env module:its-id'
-        " and a --cost-limit.",
+        'Any other environment of Gymnasium\'s with Box actions works when it puts a cost into info["cost"]: give --env'
+        " module:its-id and a --cost-limit.",
         "mbdpo learns from pictures of an environment too: put @pixels after its name.",
     ]
 
@@ -66,4 +67,10 @@ def _group(task: TaskSpec) -> str:
 
 def _in_full(task: TaskSpec) -> list[str]:
     steps = f" ({task.horizon} steps an episode)" if task.horizon else ""
-    return [task.id, f"    {task.description}{steps}", *(f"    budget: {budget.describe()}" for budget in task.budgets)]
+    return [task.id, f"    {task.description}{steps}", *(f"    budget: {_in_words(budget)}" for budget in task.budgets)]
+
+
+def _in_words(budget: CostBudget) -> str:
+    """As ``describe``; without the discounted sum where the learner's discount decides it (a run prints it)."""
+    words = budget.describe()
+    return words if budget.discounted else words.rpartition(" = ")[0]

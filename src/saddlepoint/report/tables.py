@@ -11,7 +11,7 @@ import numpy as np
 
 from saddlepoint.report import stats
 from saddlepoint.report.compared import POLICIES, Compared
-from saddlepoint.report.numbers import ABSENT, decimals, number, percent, spread
+from saddlepoint.report.numbers import ABSENT, decimals, fixed, number, percent, spread
 from saddlepoint.report.palette import swatch
 from saddlepoint.report.plots import interval_axis, interval_bar
 from saddlepoint.report.runs import OWN, Environment, Run
@@ -151,11 +151,12 @@ def interval_table(title: str, found: dict[str, stats.Interval], styles: dict[st
     low, high = widen(min(ends), max(ends))
     round_ends = ticks(low, high, 4)
     span = (min([low, *round_ends]), max([high, *round_ends]))
+    places = decimals([end for interval in found.values() for end in interval])
     rows = []
     for label, interval in found.items():
         first = styles[label.split(" > ")[0]]
         name = escape(label) if " > " in label else swatch(label, first)
-        value, lower, upper = (number(end) for end in interval)
+        value, lower, upper = (fixed(end, places) for end in interval)
         between = f"{lower} to {upper}" if interval.high > interval.low else "no spread"  # a bootstrap of equal values knows none
         rows.append([name, f"<b>{value}</b>", between, interval_bar(interval, span, first, mark)])
     body = "".join(f'<tr><th scope="row">{a}</th><td class="number">{b}</td><td class="number">{c}</td><td>{d}</td></tr>' for a, b, c, d in rows)

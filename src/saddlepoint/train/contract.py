@@ -9,7 +9,7 @@ it, is its help. It needs nothing else; ``LearnerConfig`` lists what it may have
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 
@@ -162,4 +162,16 @@ def _config_class(learner: Any) -> type[Any] | None:
         found = get_type_hints(getattr(kind, "__init__" if kind is learner else "__call__")).get("config")
     except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only
         return None
+    found = _stands_for(kind, found)
     return found if isinstance(found, type) else None
+
+
+def _stands_for(kind: type[Any], hint: Any) -> Any:
+    """``hint``, or what ``kind`` puts in the place of a base's type variable: SACConfig for that of SAC(ActorCritic[SACConfig])."""
+    for base in kind.__dict__.get("__orig_bases__", kind.__bases__) if isinstance(hint, TypeVar) else ():
+        origin = get_origin(base) or base
+        inner = _stands_for(origin, hint)
+        found = dict(zip(getattr(origin, "__parameters__", ()), get_args(base))).get(inner, inner)
+        if found is not hint:
+            return found
+    return hint
