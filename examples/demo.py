@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from saddlepoint.cli import main as saddlepoint
-from saddlepoint.commands import evaluate_command
+from saddlepoint.evaluate import evaluate_command
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import UserError
 

@@ -290,7 +290,7 @@ def test_a_run_that_may_only_be_read_is_evaluated_all_the_same(command: Run, tra
     def forbidden(path: Path, content: object) -> None:
         raise FileFault(f"{path} cannot be written (Permission denied)")
 
-    monkeypatch.setattr("saddlepoint.commands.write_json", forbidden)
+    monkeypatch.setattr("saddlepoint.evaluate.write_json", forbidden)
     code, out, err = command("evaluate", trained, "--episodes", "2", "--threads", "1")
     assert (code, err) == (0, "")
     assert "verdict: " in out
