@@ -326,6 +326,38 @@ def test_held_and_random_actions_take_turns_once_rewards_are_not_rare(tmp_path: 
     assert_same_runs(whole, go(tmp_path / "stopped", resume=True, **changes))
 
 
+class Late(Drift):
+    """Earns nothing until it ``pays``."""
+
+    pays = False
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, reward if Late.pays else 0.0, *rest
+
+
+gym.register("tests/Late-v0", Late, max_episode_steps=50)
+
+
+def test_a_turn_looks_at_what_was_before_it_in_a_replay_that_overwrites_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """The first 40 steps earn nothing, so the second 40 hold their actions, and go on when the replay of 60 steps fills with rewards."""
+
+    class Waking(Tiny):
+        def observe(self, observation: torch.Tensor) -> None:
+            super().observe(observation)
+            self.looked = getattr(self, "looked", 0) + (len(observation) == 2)
+            Late.pays = self.looked > 45
+
+    monkeypatch.setattr(loop, "TURN_STEPS", 40)
+    monkeypatch.setattr(Late, "pays", False)
+    changes = {"warmup_actions": "turns", "warmup_steps": 240, "total_steps": 260, "num_envs": 2, "replay_size": 120}
+    replay = load(latest(go(tmp_path / "run", env="tests/Late-v0", learner=Waking, **changes))[0]).replay
+    taken, reward = (replay[name].view(60, 2)[10:20] for name in ("action", "reward"))  # steps 70 to 79 of 130
+    space = Drift.action_space
+    assert reward.all()
+    assert ((taken == float(space.low[0])) | (taken == float(space.high[0]))).all()
+
+
 def test_another_thread_can_train(tmp_path: Path) -> None:
     thread = threading.Thread(target=go, args=(tmp_path / "run",), kwargs={"total_steps": 60})
     thread.start()

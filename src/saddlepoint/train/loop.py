@@ -166,8 +166,8 @@ class Loop:
         """Whether the actions of the warm-up are held now."""
         if self.config.warmup_actions != "turns":
             return self.config.warmup_actions == "held"
-        turns = self.step // self.config.num_envs // TURN_STEPS
-        return turns % 2 == 0 or self.replay.unusual_rewards(turns * TURN_STEPS) < RARE
+        turns, within = divmod(self.step // self.config.num_envs, TURN_STEPS)
+        return turns % 2 == 0 or self.replay.unusual_rewards(newest=within) < RARE
 
     def _observe(self) -> None:
         with usual_torch():
