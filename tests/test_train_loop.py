@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -124,12 +124,10 @@ class Suicidal(Tiny):
 
 
 def test_kill_9_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
-    program = (
-        "import torch; torch.set_num_threads(1); from pathlib import Path;"
-        f"from tests.test_train_loop import go, Suicidal; go(Path({str(tmp_path / 'run')!r}), learner=Suicidal)"
-    )
-    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = multiprocessing.get_context("fork").Process(target=go, args=(tmp_path / "run",), kwargs={"learner": Suicidal})
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     run = tmp_path / "run"
     assert max(line["step"] for line in metrics(run)) == 300  # written after the checkpoint of step 300 at the earliest
     with (run / "metrics.jsonl").open("a") as file:
