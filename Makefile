@@ -23,10 +23,12 @@ venv: .venv/.ready  ## make .venv with CPU PyTorch, this package and all that it
 demo: .venv/.core  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
 	$(BIN)/python examples/demo.py
 
-# Where the processor has native operations, a broken build of them fails.
+# Where the processor has native operations, a broken build of them fails. The tests of a file stay in one process,
+# which makes its fixtures once. Files start in the order of their names: xdist would start those with the fewest tests
+# last, and some of these are long.
 test: venv lint  ## lint, types, import arrows and the fast tests (what CI runs)
 	SADDLEPOINT_REQUIRE_NATIVE=$$($(BIN)/python -c "from saddlepoint.nn import ops; print(int(ops.native_supported()))") \
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: venv  ## the long learning tests
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 from saddlepoint import figures
 from saddlepoint.cli import main as saddlepoint
-from saddlepoint.commands import evaluate_command
+from saddlepoint.evaluate import evaluate_command
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import UserError
 

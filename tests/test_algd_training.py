@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,9 @@ import pytest
 import torch
 
 from saddlepoint import ALGD, ALGDConfig, TrainConfig, load_policy, train
+from saddlepoint.cli import main
 from saddlepoint.train.checkpoint import latest, load
+from tests.faults import harness
 
 SMALL = ALGDConfig(critic_hidden=(16, 16), policy_hidden=(16,), batch_size=16)
 
@@ -47,21 +48,17 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(env, tmp_path):
 def test_a_killed_process_resumes_to_the_bit(tmp_path):
     """kill -9 somewhere after the first checkpoints, then --resume: the same bits as the uninterrupted run."""
     text = (
-        "train algd --env saddlepoint/Toy-v0 --total-steps 900 --warmup-steps 60 --eval-every 100000 --checkpoint-every 100"
+        "train algd --env saddlepoint/Toy-v0 --total-steps 400 --warmup-steps 60 --eval-every 100000 --checkpoint-every 60"
         " --replay-size 1000 --critic-hidden 16 16 --policy-hidden 16 --batch-size 16 --threads 1 --compile off --quiet --seed 3"
     )
-    flags = text.split()
-    command = [sys.executable, "-m", "saddlepoint.cli"]
-    subprocess.run([*command, *flags, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
-    process = subprocess.Popen([*command, *flags, "--out", str(tmp_path / "parts")], stdout=subprocess.DEVNULL)
-    while not (tmp_path / "parts" / "checkpoints" / "300").exists():
-        assert process.poll() is None
+    assert main([*text.split(), "--out", str(tmp_path / "whole")]) == 0
+    command = harness.start([*text.split(), "--out", tmp_path / "parts"], tmp_path)
+    while not (tmp_path / "parts" / "checkpoints" / "120").exists():
+        assert command.running()
         time.sleep(0.01)
-    process.kill()
-    process.wait()
-    subprocess.run(
-        [*command, "train", "algd", "--resume", str(tmp_path / "parts"), "--quiet"], check=True, capture_output=True
-    )
+    command.signal(signal.SIGKILL)
+    command.end()
+    assert main(["train", "algd", "--resume", str(tmp_path / "parts"), "--quiet"]) == 0
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -80,8 +77,6 @@ def test_a_loaded_policy_acts_like_the_trained_one(tmp_path):
 
 
 def test_a_run_with_a_budget_of_its_own_resumes_without_saying_it_again(tmp_path, capsys):
-    from saddlepoint.cli import main
-
     small = "--critic-hidden 16 16 --policy-hidden 16 --batch-size 16 --threads 1 --compile off --quiet --replay-size 1000"
     start = f"train algd --env saddlepoint/Toy-v0 --cost-limit 3 --total-steps 120 --warmup-steps 60 {small}"
     run = tmp_path / "run"
@@ -93,8 +88,6 @@ def test_a_run_with_a_budget_of_its_own_resumes_without_saying_it_again(tmp_path
 
 
 def test_an_environment_of_the_users_own_module(tmp_path, monkeypatch, capsys):
-    from saddlepoint.cli import main
-
     (tmp_path / "my_package.py").write_text(
         "import gymnasium as gym\n"
         "from saddlepoint.envs.toy import ToyEnv\n"

@@ -307,13 +307,13 @@ def test_each_learner_knows_its_name_and_its_presets():
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_toy_trains_resumes_and_is_taken_up_again(name: str, tmp_path: Path) -> None:
     small = (
-        f"train {name} --env saddlepoint/Toy-v0 --warmup-steps 60 --eval-every 600 --checkpoint-every 600 --updates-per-step 0.3"
+        f"train {name} --env saddlepoint/Toy-v0 --warmup-steps 60 --eval-every 240 --checkpoint-every 240 --updates-per-step 0.3"
         " --batch-size 16 --critic-hidden 16 16 --policy-hidden 16 --replay-size 1000 --threads 1 --compile off --quiet"
     ).split()
     once, twice = tmp_path / "once", tmp_path / "twice"
-    assert main([*small, "--total-steps", "600", "--out", str(once)]) == 0
-    assert main([*small, "--total-steps", "250", "--out", str(twice)]) == 0
-    assert main(["train", name, "--resume", str(twice), "--total-steps", "600", "--quiet"]) == 0
+    assert main([*small, "--total-steps", "240", "--out", str(once)]) == 0
+    assert main([*small, "--total-steps", "130", "--out", str(twice)]) == 0
+    assert main(["train", name, "--resume", str(twice), "--total-steps", "240", "--quiet"]) == 0
     a, b = (checkpoint.load(checkpoint.latest(folder)[0]) for folder in (once, twice))
     assert a.learner.keys() == b.learner.keys()
     for key in a.learner:

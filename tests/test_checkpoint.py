@@ -160,7 +160,7 @@ def test_a_disk_found_full_by_the_flush_leaves_the_older_one(tmp_path: Path, mon
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("saddlepoint.files.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         save(tmp_path, sample(20), keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["10"]

@@ -268,11 +268,10 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> Non
     program = [sys.executable, "-m", "saddlepoint.cli", "train", "algd", *SMALL, "--total-steps", "1000000"]
     program += ["--out", str(folder)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (folder / "checkpoints" / "60").exists() and time.monotonic() < deadline:
+        while not (folder / "checkpoints" / "60").exists() and process.poll() is None:  # pytest-timeout ends the test
             time.sleep(0.05)
-        os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
     assert process.returncode == 130
     assert f"go on with --resume {folder}" in err
     assert "Traceback" not in err
@@ -293,7 +292,7 @@ def test_a_run_that_may_only_be_read_is_evaluated_all_the_same(command: Run, tra
     def forbidden(path: Path, content: object) -> None:
         raise FileFault(f"{path} cannot be written (Permission denied)")
 
-    monkeypatch.setattr("saddlepoint.commands.write_json", forbidden)
+    monkeypatch.setattr("saddlepoint.evaluate.write_json", forbidden)
     code, out, err = command("evaluate", trained, "--episodes", "2", "--threads", "1")
     assert (code, err) == (0, "")
     assert "verdict: " in out

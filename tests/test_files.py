@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("name", ["a", ".writing-00000000-a"])
 def test_links_are_replaced_and_never_written_through(tmp_path, monkeypatch, name):
     names = iter(["00000000", "00000001"])
-    monkeypatch.setattr(files.secrets, "token_hex", lambda _: next(names))
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
     victim = tmp_path / "victim"
     victim.write_text("mine")
     folder = tmp_path / "folder"
@@ -172,7 +172,7 @@ def test_lines_are_read_one_by_one(tmp_path):
 
 def test_tensors_come_back_and_are_copied_in_parts(tmp_path, monkeypatch):
     files.write_tensors(tmp_path / "a", TENSORS)
-    monkeypatch.setattr(files, "BLOCK", 16)  # one row and a bit
+    monkeypatch.setattr(files.reading, "BLOCK", 16)  # one row and a bit
     stored = files.StoredTensors(tmp_path / "a", "a test")
     assert set(stored) == set(TENSORS)
     for name, tensor in TENSORS.items():

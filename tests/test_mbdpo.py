@@ -308,6 +308,18 @@ def test_what_is_not_finite_is_named(generator):
         agent.update_sequences(data._replace(reward=data.reward * torch.nan), UpdateNoise.draw(agent.model, 16, generator))
 
 
+@pytest.mark.parametrize(("module", "owner"), [("dynamics", "model"), ("policy_head", "policy")])
+def test_a_gradient_whose_norm_alone_overflows_is_named_by_its_owner(generator, module, owner):
+    agent = agent_of()
+    largest = torch.finfo(torch.float32).max
+    for parameter in getattr(agent.model, module).parameters():
+        parameter.register_hook(lambda gradient: torch.full_like(gradient, largest))
+    before = agent.policy_optimiser.state_dict()
+    with pytest.raises(NonFiniteError, match=f"^the norm of the {owner}'s gradient is not finite at update 0: lower the learning rate"):
+        agent.update_sequences(batch_of(agent, generator), UpdateNoise.draw(agent.model, 16, generator))
+    assert agent.policy_optimiser.state_dict() == before
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +38,7 @@ from saddlepoint.train.screen import Screen
 from saddlepoint.train.signals import StopRequest
 from saddlepoint.train.start import COMPILE_PAYS_AFTER
 from saddlepoint.types import EnvShape, ForeignFault, NonFiniteError, UserError
+from tests.ranks import end_well, start_two
 
 SILENT = RunLog(None, Screen(1, silent=True))
 TINY = replace(
@@ -405,10 +403,9 @@ def float64_updates(folder: Path, out: Path) -> None:
         save_file(agent.state_dict(), out)
 
 
-def in_one_of_two_processes(folder: str, out: str) -> None:
-    torch.set_num_threads(1)
-    float64_updates(Path(folder), Path(out) / "updates")
-    pretrain(config(Path(folder), Path(out) / "run", device="cpu"), TINY)
+def in_one_of_two_processes(folder: Path, out: Path) -> None:
+    float64_updates(folder, out / "updates")
+    pretrain(config(folder, out / "run", device="cpu"), TINY)
     leave_processes()
     threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in threads), f"threads that can abort the end of the process: {threads}"
@@ -417,18 +414,7 @@ def in_one_of_two_processes(folder: str, out: str) -> None:
 def test_two_gloo_processes_equal_one(folder, whole, tmp_path):
     """The same windows and noise, in two halves; gradients, energy statistics, value scale and embeddings as of the whole batch."""
     float64_updates(folder, tmp_path / "alone")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = f"from tests.test_mbdpo_pretrain import in_one_of_two_processes as go; go({str(folder)!r}, {str(tmp_path)!r})"
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    started = []
-    for rank in ("0", "1"):
-        environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
-        started.append(subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=Path.cwd(), stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, said = process.communicate(timeout=250)
-        assert process.returncode == 0, said
+    end_well(start_two(in_one_of_two_processes, folder, tmp_path))
     alone, shared_state = (load_file(tmp_path / name) for name in ("alone", "updates"))
     assert alone.keys() == shared_state.keys()
     for name, value in alone.items():

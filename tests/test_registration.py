@@ -32,7 +32,8 @@ def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty working directory, and no system but our own known; modules imported meanwhile are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(systems, "SYSTEMS", {name: system for name, system in systems.SYSTEMS.items() if name in systems.BUILT_IN})
-    monkeypatch.setattr("saddlepoint.commands.SYSTEMS", systems.SYSTEMS)
+    for module in ("commands", "evaluate"):
+        monkeypatch.setattr(f"saddlepoint.{module}.SYSTEMS", systems.SYSTEMS)
     before, path = set(sys.modules), list(sys.path)
     yield tmp_path
     sys.path[:] = path

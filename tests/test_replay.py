@@ -221,6 +221,16 @@ def test_odd_content_is_refused(name: str, value: torch.Tensor) -> None:
         Replay(4, 2, 1, 2).load_state_dict(saved | {name: value})
 
 
+@given(rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 25), newest=st.integers(0, 25), seed=st.integers(0, 99))
+def test_unusual_rewards_are_those_stored_before_the_newest(rows: int, num_envs: int, count: int, newest: int, seed: int) -> None:
+    """Rewards of 0 and 1, counted in the list of steps."""
+    made = [(*step[:2], (step[2] > 0.7).astype(np.float32), *step[3:]) for step in steps(count, num_envs, seed)]
+    left = [reward for step in made[max(count - rows, 0) : max(count - newest, 0)] for reward in step[2].tolist()]
+    ones = sum(left)
+    wanted = min(ones, len(left) - ones) / max(len(left), 1)
+    assert filled(made, rows, num_envs).unusual_rewards(newest) == pytest.approx(wanted)
+
+
 @given(
     rows=st.integers(1, 9), num_envs=st.integers(1, 3), count=st.integers(1, 25), ahead=st.integers(1, 5), seed=st.integers(0, 99),
     broken=st.integers(-1, 24),

@@ -142,16 +142,14 @@ def test_a_checkpoint_moved_aside_is_found(copy: Path, base: Path) -> None:
 
 
 def test_a_config_that_may_not_be_read_is_not_called_missing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saddlepoint import files
-
-    opened = files.os.open
+    opened = os.open
 
     def forbidden(path: Any, *flags: Any) -> int:
         if str(path).endswith("config.json"):
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *flags)
 
-    monkeypatch.setattr(files.os, "open", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     with pytest.raises(UserError, match="Permission denied") as caught:
         go(copy, resume=True, total_steps=290)
     assert "config.json" in str(caught.value)
@@ -177,16 +175,14 @@ def test_a_folder_that_is_taken_away_while_it_trains_is_named(tmp_path: Path) ->
 @pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.MANIFEST])
 def test_what_cannot_be_read_is_passed_over_like_what_is_damaged(copy: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bad sector, or no permission."""
-    from saddlepoint import files
-
-    opened = files.os.open
+    opened = os.open
 
     def failing(path: Any, *flags: Any) -> int:
         if str(path).endswith(f"270/{name}"):
             raise OSError(5, "Input/output error", str(path))
         return opened(path, *flags)
 
-    monkeypatch.setattr(files.os, "open", failing)
+    monkeypatch.setattr(os, "open", failing)
     folder, note = latest(copy)
     assert folder.name == "201"
     assert "Input/output error" in str(note)

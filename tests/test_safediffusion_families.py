@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,11 +31,11 @@ from saddlepoint.safediffusion.pipeline import load_pipeline, open_source
 from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import UserError
+from tests.ranks import end_well, start_two
 from tests.tiny_pipeline import FAMILY_WRITERS, write_pipeline, write_sd3
 
 torch.set_num_threads(1)
 HERE = "tests.test_safediffusion_families"
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 SIZES = {"sd": {}, "sdxl": {}, "sd3": {}, "flux": {"height": 8, "width": 8}}
 """FLUX.1 states no size of its own: diffusers draws 1024 x 1024"""
@@ -249,28 +246,9 @@ def _clean(home: Path) -> Path:
 @pytest.mark.parametrize("changes", [{"unsafe_budget": 0.3, "updates": 2}, {"method": "nft", "unsafe_budget": 0.3}])
 def test_two_processes_learn_what_one_learns(world, tmp_path, changes):
     config = settings_of("sd3", **changes)
-    run = f"run_of(SimpleNamespace(**{vars(world)!r}), 'sd3', Path({str(tmp_path / 'two')!r}))"
-    code = f"from pathlib import Path, PosixPath; from {HERE} import *; start.post_train({run}, {config!r})"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
+    ranks = start_two(start.post_train, run_of(world, "sd3", tmp_path / "two"), config)
     one = start.post_train(run_of(world, "sd3", tmp_path / "one"), config)
-    assert [rank.wait(timeout=280) for rank in ranks] == [0, 0]
+    end_well(ranks)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["resolved"]["processes"] == 2
     for expected, found in zip(lines(one), lines(tmp_path / "two"), strict=True):
         assert found.pop("kind") == expected.pop("kind")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -124,12 +124,10 @@ class Suicidal(Tiny):
 
 
 def test_kill_9_and_resume_is_the_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
-    program = (
-        "import torch; torch.set_num_threads(1); from pathlib import Path;"
-        f"from tests.test_train_loop import go, Suicidal; go(Path({str(tmp_path / 'run')!r}), learner=Suicidal)"
-    )
-    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = multiprocessing.get_context("fork").Process(target=go, args=(tmp_path / "run",), kwargs={"learner": Suicidal})
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     run = tmp_path / "run"
     assert max(line["step"] for line in metrics(run)) == 300  # written after the checkpoint of step 300 at the earliest
     with (run / "metrics.jsonl").open("a") as file:
@@ -324,6 +322,38 @@ def test_held_and_random_actions_take_turns_once_rewards_are_not_rare(tmp_path: 
     with pytest.raises(Interrupted, match="stopped at step 100"):
         go(tmp_path / "stopped", learner=Stopping, **changes)
     assert_same_runs(whole, go(tmp_path / "stopped", resume=True, **changes))
+
+
+class Late(Drift):
+    """Earns nothing until it ``pays``."""
+
+    pays = False
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, reward if Late.pays else 0.0, *rest
+
+
+gym.register("tests/Late-v0", Late, max_episode_steps=50)
+
+
+def test_a_turn_looks_at_what_was_before_it_in_a_replay_that_overwrites_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """The first 40 steps earn nothing, so the second 40 hold their actions, and go on when the replay of 60 steps fills with rewards."""
+
+    class Waking(Tiny):
+        def observe(self, observation: torch.Tensor) -> None:
+            super().observe(observation)
+            self.looked = getattr(self, "looked", 0) + (len(observation) == 2)
+            Late.pays = self.looked > 45
+
+    monkeypatch.setattr(loop, "TURN_STEPS", 40)
+    monkeypatch.setattr(Late, "pays", False)
+    changes = {"warmup_actions": "turns", "warmup_steps": 240, "total_steps": 260, "num_envs": 2, "replay_size": 120}
+    replay = load(latest(go(tmp_path / "run", env="tests/Late-v0", learner=Waking, **changes))[0]).replay
+    taken, reward = (replay[name].view(60, 2)[10:20] for name in ("action", "reward"))  # steps 70 to 79 of 130
+    space = Drift.action_space
+    assert reward.all()
+    assert ((taken == float(space.low[0])) | (taken == float(space.high[0]))).all()
 
 
 def test_another_thread_can_train(tmp_path: Path) -> None:

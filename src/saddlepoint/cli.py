@@ -124,7 +124,7 @@ def _import_modules(args: list[str]) -> list[str]:
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("saddlepoint.commands", "train_command"),
-    "evaluate": ("saddlepoint.commands", "evaluate_command"),
+    "evaluate": ("saddlepoint.evaluate", "evaluate_command"),
     "envs": ("saddlepoint.commands", "envs_command"),
     "examples": ("saddlepoint.examples", "examples_command"),
     "report": ("saddlepoint.report.command", "report_command"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -33,6 +33,12 @@ class Misfit(ValueError):
 def flag(name: str) -> str:
     """The command-line flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def as_flag(name: str, value: str) -> str:
+    """NAME=VALUE as a flag: --name=value, --name for true, --no-name for false."""
+    switches = {"true": flag(name), "false": flag(f"no_{name}")}
+    return switches.get(value.lower(), f"{flag(name)}={value}")
 
 
 def require_seed(seed: Any, name: str = "--seed") -> int:
@@ -63,6 +69,13 @@ def whole_number(name: str, value: Any, least: int = 0, most: int | None = None)
         wanted = f"be at least {least}" if most is None else f"lie from {least} to {most:,}"
         raise UserError(f"{name} must {wanted}, not {found!s:.60}.")
     return found
+
+
+def require_at_least(config: object, bounds: Mapping[str, int]) -> None:
+    """Raises ``UserError`` for the first field, or property ``resolved_<field>``, that is below its bound."""
+    for name, least in bounds.items():
+        if (value := getattr(config, name)) < least:
+            raise UserError(f"{flag(name.removeprefix('resolved_'))} must be at least {least}, not {value}.")
 
 
 def number(name: str, value: Any) -> float:

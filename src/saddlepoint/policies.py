@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from saddlepoint.usual import usual_torch
 class TrainedPolicy:
     """A learner from a run's checkpoint, with what it was trained for."""
 
+    takes_arrays: ClassVar[bool] = True
     learner: Policy
     """what acts: the learner, or for a run with --budget-range the learner at one budget"""
     env: str

@@ -294,12 +294,11 @@ class Replay:
         self._require_filled()
         return float(self._fields.reward[: len(self)].abs().mean(dtype=torch.float64)) or 1.0
 
-    def unusual_rewards(self, rows: int) -> float:
-        """Share of the rewards in the first ``rows`` rows of the ring that are not the median of them: 0 where all are the same. Raises ``UserError`` when the
-        replay is empty."""
-        self._require_filled()
-        reward = self._fields.reward[: min(rows, self._filled) * self.num_envs]
-        return float((reward != reward.median()).double().mean())
+    def unusual_rewards(self, newest: int) -> float:
+        """Share of the stored rewards, but for the ``newest`` steps, that are not the median of them: 0 where all are the same, or none is left."""
+        row = torch.arange(self._head - self._filled, self._head - min(newest, self._filled), device=self.device) % self.rows
+        reward = self._fields.reward.unflatten(0, (self.rows, self.num_envs)).index_select(0, row)
+        return float((reward != reward.median()).double().mean()) if len(row) else 0.0
 
     def sample_sequences(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
         """``batch_size`` sub-sequences of ``length`` steps, (batch, time, ...), uniformly with replacement.

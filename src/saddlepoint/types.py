@@ -175,6 +175,14 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class TakesArrays(Protocol):
+    """A policy to act with outside of training: what it takes and gives are NumPy arrays, so that it is no ``Policy``, but holds one."""
+
+    @property
+    def takes_arrays(self) -> bool: ...
+
+
+@runtime_checkable
 class Planner(Policy, Protocol):
     """A policy whose next action starts from the last: from what it planned, or from the noise that it drew. ``act`` is that of an episode's first step."""
 

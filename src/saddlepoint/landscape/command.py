@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saddlepoint.flags import parse
-from saddlepoint.options import require_seed
+from saddlepoint.options import require_at_least, require_seed
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
 
@@ -34,8 +34,7 @@ class LandscapeFlags:
 
         if not 1 <= self.states <= MOST:
             raise UserError(f"--states must be from 1 to {MOST}, not {self.states}.")
-        if self.threads < 0:
-            raise UserError(f"--threads must be at least 0, not {self.threads}.")
+        require_at_least(self, {"threads": 0})
         require_seed(self.seed)
         if self.out is not None and self.out.suffix not in FORMATS:
             raise UserError(f"--out {self.out} must end in one of {', '.join(FORMATS)}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
-from saddlepoint.options import MOST_LEVELS
+from saddlepoint.mbdpo.idle import COST_OPTIONS, EFFECTIVE_WITH, imagines
+from saddlepoint.options import MOST_LEVELS, flag
 from saddlepoint.types import UserError
 
 
@@ -244,18 +245,18 @@ class MBDPOConfig:
         )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
-                raise UserError(f"{_flag(name)} must be greater than 0, not {getattr(self, name)}.")
+                raise UserError(f"{flag(name)} must be greater than 0, not {getattr(self, name)}.")
         if not 0 <= self.random_shift <= MOST_SHIFT:
             raise UserError(f"--random-shift {self.random_shift} must lie between 0 and {MOST_SHIFT} pixels.")
         for name, value in vars(self).items():
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{_flag(name)} must be a finite number that is not negative, not {value}.")
+                raise UserError(f"{flag(name)} must be a finite number that is not negative, not {value}.")
         for name in ("gamma", "cost_gamma", "polyak", "cost_polyak"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{_flag(name)} must lie in (0, 1], not {getattr(self, name)}.")
+                raise UserError(f"{flag(name)} must lie in (0, 1], not {getattr(self, name)}.")
         if self.acting_average < 0:
             raise UserError(f"--acting-average {self.acting_average} must be a number of updates, or 0 for none.")
-        if self.shield and not _imagines(self):
+        if self.shield and not imagines(self):
             raise UserError(f"--shield checks plans that are imagined, and --planner {self.planner} imagines none: take denoise or mppi, or leave it out.")
         if self.steps > MOST_LEVELS:
             raise UserError(f"--steps must be at most {MOST_LEVELS:,} noise levels, not {self.steps}.")
@@ -292,7 +293,7 @@ class MBDPOConfig:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
         for name, (works, needs) in EFFECTIVE_WITH.items():
             if name in given and not works(self):
-                raise UserError(f"{_flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+                raise UserError(f"{flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
 
     def refuse_acting(self, trained: MBDPOConfig, given: Collection[str]) -> None:
         """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so, or one of the settings ``given`` changes no action."""
@@ -303,13 +304,13 @@ class MBDPOConfig:
     def refuse_cost_options(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` is of costs; for what reports none."""
         for name in sorted(COST_OPTIONS & set(given)):
-            raise UserError(f"{_flag(name)} does nothing here: the environment reports no cost. Leave it out, or take another environment.")
+            raise UserError(f"{flag(name)} does nothing here: the environment reports no cost. Leave it out, or take another environment.")
 
     def refuse_pixel_options(self) -> None:
         """Raise ``UserError`` where an option of pictures was changed; for environments that show none."""
         for name in ("random_shift", "encoder_channels"):
             if getattr(self, name) != getattr(DEFAULT, name):
-                raise UserError(f"{_flag(name)} does nothing here: it needs an environment observed as pixels (--env ...@pixels). Leave it out.")
+                raise UserError(f"{flag(name)} does nothing here: it needs an environment observed as pixels (--env ...@pixels). Leave it out.")
 
 
 MOST_SHIFT = 16
@@ -320,72 +321,6 @@ def heuristic_discount(episode_length: float) -> float:
     """clip((T/5 - 1)/(T/5), 0.95, 0.995) for episodes of T steps (TD-MPC2)."""
     share = episode_length / 5
     return min(max((share - 1) / share, 0.95), 0.995)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _imagines(c: MBDPOConfig) -> bool:
-    return c.planner in ("denoise", "mppi")
-
-
-def _diffuses(c: MBDPOConfig) -> bool:
-    return c.planner == "denoise" or c.trains_score or c.td_action == "plan"
-
-
-COST_OPTIONS = frozenset({
-    "penalty", "cost_unit", "price_unit", "budget_share", "shield", "rho", "risk_std", "cost_members", "cost_gamma", "cost_polyak", "cost_weight",
-    "multiplier_rule", "multiplier_actions", "recent_steps", "multiplier", "multiplier_rate", "proportional", "derivative", "smoothing",
-    "multiplier_interval", "largest_violation",
-})  # fmt: skip
-"""options that act where there are costs only"""
-
-
-def _weighs(c: MBDPOConfig) -> bool:
-    """Whether plans are averaged by their values at all."""
-    return _imagines(c) or (c.trains_score and c.score_training == "planner") or c.td_action == "plan"
-
-
-PID = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
-SCORE_USED = "--planner score, or --td-action search or stored"
-EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
-    **dict.fromkeys(("proposals", "elites", "policy_rollouts", "temperature"), (_weighs, "a planner that imagines, or a score network that learns from one")),
-    "rollouts": (lambda c: c.planner == "denoise" and c.policy_rollouts > 0, "--planner denoise and --policy-rollouts"),
-    "steps": (_diffuses, "--planner denoise, or a score network"),
-    "levels": (_diffuses, "--planner denoise, or a score network"),
-    **dict.fromkeys(("beta_first", "beta_last"), (lambda c: _diffuses(c) and c.levels == "betas", "--levels betas, and --planner denoise or a score network")),
-    **dict.fromkeys(
-        ("spread_first", "spread_last"), (lambda c: _diffuses(c) and c.levels == "geometric", "--levels geometric, and --planner denoise or a score network")
-    ),
-    "action_noise": (lambda c: c.planner in ("denoise", "score") or c.td_action != "prior", "--planner denoise or score, or a --td-action other than prior"),
-    "reverse_start": (lambda c: c.planner in ("denoise", "score"), "--planner denoise or score"),
-    "mppi_iterations": (lambda c: c.planner == "mppi", "--planner mppi"),
-    "mppi_min_std": (lambda c: c.planner == "mppi", "--planner mppi"),
-    "mppi_max_std": (lambda c: c.planner == "mppi", "--planner mppi"),
-    "precision": (lambda c: _imagines(c) and c.learning_precision == "float32", "--planner denoise or mppi, and learning in float32"),
-    **dict.fromkeys(
-        ("energy_clip", "energy_momentum", "energy_pairs", "negative_noise", "contrastive_weight"),
-        (lambda c: c.energy_weight > 0, "an --energy-weight above 0"),
-    ),
-    "td_levels": (lambda c: c.td_action != "prior", "a --td-action other than prior"),
-    "score_training": (lambda c: c.trains_score, SCORE_USED),
-    "score_states": (lambda c: c.trains_score and c.score_training == "planner", SCORE_USED),
-    "score_proposals": (lambda c: c.trains_score or c.td_action == "plan", f"{SCORE_USED} or plan"),
-    "score_weight": (lambda c: c.trains_score, SCORE_USED),
-    "time_embedding": (lambda c: c.trains_score, SCORE_USED),
-    "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
-    "proportional": (lambda c: c.multiplier_rule in ("pid", "exponential"), "--multiplier-rule exponential or pid"),
-    **dict.fromkeys(("derivative", "smoothing"), PID),
-    "multiplier_interval": (lambda c: c.multiplier_rule == "augmented", "--multiplier-rule augmented"),
-    "recent_steps": (lambda c: c.multiplier_actions == "recent", "--multiplier-actions recent"),
-    "risk_std": (lambda c: c.cost_members > 1, "more than one of --cost-members"),
-    "average_acts": (lambda c: c.acting_average > 0, "an --acting-average above 0"),
-    "termination_weight": (lambda c: c.episodic != "off", "--episodic auto or on"),
-    "leak_task_gradient": (lambda c: False, "several tasks, which are given in Python"),
-    "task_embedding": (lambda c: False, "several tasks, which are given in Python"),
-}
-"""options that act only beside others: when, and in words"""
 
 
 DEFAULT = MBDPOConfig()

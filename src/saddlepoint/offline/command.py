@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from saddlepoint.flags import Parsed, parse_with_file
-from saddlepoint.mbdpo.config import COST_OPTIONS, PRESETS, MBDPOConfig
+from saddlepoint.mbdpo.config import PRESETS, MBDPOConfig
+from saddlepoint.mbdpo.idle import COST_OPTIONS
 from saddlepoint.offline.config import OPERATIONAL, PretrainConfig
 from saddlepoint.offline.pretrain import pretrain, require_pretraining
 from saddlepoint.options import restore

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.options import flag, require_episodes, require_seed
+from saddlepoint.options import require_at_least, require_episodes, require_seed
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.types import UserError
 
@@ -51,14 +51,8 @@ class PretrainConfig:
         """Raises ``UserError`` for a value that cannot work."""
         if not self.data:
             raise UserError("pretraining needs a data set: give --data FOLDER, or --resume RUN.")
-        at_least = {
-            "total_updates": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
-            "threads": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            value = vars(self)[name]
-            if value < least:
-                raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        one = ("total_updates", "checkpoint_every", "keep_checkpoints", "log_every")
+        require_at_least(self, dict.fromkeys(one, 1) | {"eval_every": 0, "threads": 0})
         require_seed(self.seed)
         require_episodes(self.eval_episodes, 10, "--eval-episodes")
         if self.eval_tasks and not self.eval_every:

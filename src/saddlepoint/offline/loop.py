@@ -16,10 +16,10 @@ from saddlepoint.offline.dataset import Dataset, Windows
 from saddlepoint.offline.evaluate import evaluate_task, over_tasks
 from saddlepoint.offline.processes import Processes
 from saddlepoint.train import checkpoint
-from saddlepoint.train.driver import Parts
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.loop import EVALUATION, stream
 from saddlepoint.train.signals import StopRequest
+from saddlepoint.train.training import Parts
 from saddlepoint.train.verdict import evaluation_in_words
 from saddlepoint.types import Metrics
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from saddlepoint.files import atomic_write, beside
 from saddlepoint.flags import parse
+from saddlepoint.options import require_at_least
 from saddlepoint.types import UserError
 
 
@@ -35,8 +36,7 @@ def report_command(args: list[str]) -> None:
     flags: ReportFlags = parsed.values
     if not runs:
         raise UserError("report needs run folders, or a folder of them: `saddlepoint report runs/* --out page.html`.")
-    if flags.every < 1 or flags.threads < 0:
-        raise UserError(f"--every {flags.every} and --threads {flags.threads}: the first must be at least 1, the second at least 0.")
+    require_at_least(flags, {"every": 1, "threads": 0})
     if "every" in parsed.given and not flags.live:
         raise UserError("--every does nothing without --live: leave it out, or add that.")
     write_page(flags.out, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from saddlepoint.options import flag, require_at_least
 from saddlepoint.types import UserError
 
 if TYPE_CHECKING:
@@ -111,14 +112,3 @@ def require_workable(config: SafeDiffusionConfig) -> None:
         value = getattr(config, name)
         if value not in known and ":" not in value:
             raise UserError(f"{flag(name)} must be {', '.join(known)} or the module:name of your own, not {value!r}.")
-
-
-def require_at_least(config: object, least: dict[str, int]) -> None:
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value < bound:
-            raise UserError(f"{flag(name.removeprefix('resolved_'))} must be at least {bound}, not {value}.")
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -9,8 +9,8 @@ from typing import Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.diffusion.kernel import FlowSDE
-from saddlepoint.options import require_seed
-from saddlepoint.safediffusion.checks import flag, require_at_least, require_workable
+from saddlepoint.options import flag, require_at_least, require_seed
+from saddlepoint.safediffusion.checks import require_workable
 from saddlepoint.safediffusion.idle import EFFECTIVE_WITH
 from saddlepoint.types import UserError
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.options import require_seed
+from saddlepoint.options import require_at_least, require_seed
 from saddlepoint.safediffusion.nudity import CLASSES, COUNTED
 from saddlepoint.types import UserError
 
@@ -98,8 +98,7 @@ class EvaluateFlags:
             raise UserError(f"--nudity-classes {unknown[0]} is no class of NudeNet's: use {', '.join(CLASSES)}.")
         if self.nudity_model is not None and not self.nudity_model.is_file():
             raise UserError(f"there is no file {self.nudity_model}: give --nudity-model an ONNX file.")
-        if self.batch < 1:
-            raise UserError(f"--batch must be at least 1, not {self.batch}.")
+        require_at_least(self, {"batch": 1})
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
         if self.encoder != "clip" and ":" not in self.encoder:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saddlepoint.flags import parse
 from saddlepoint.memory import keep_freed_memory
-from saddlepoint.options import require_seed
+from saddlepoint.options import require_at_least, require_seed
 from saddlepoint.safediffusion.checks import COST_MOST
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.drawn import Drawn, Found
@@ -115,9 +115,7 @@ class RedTeamFlags:
             )
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another --out.")
-        for name, least in {"shortlist": 1, "pictures": 2, "batch": 1}.items():
-            if vars(self)[name] < least:
-                raise UserError(f"--{name} must be at least {least}, not {vars(self)[name]}.")
+        require_at_least(self, {"shortlist": 1, "pictures": 2, "batch": 1})
         if self.height < 0 or self.width < 0 or (self.text_tokens or 0) < 0:
             raise UserError("--height, --width and --text-tokens must not be negative.")
         if self.count < 0 or self.threads < 0 or not 0 <= self.guidance < float("inf"):

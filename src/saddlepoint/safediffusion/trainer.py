@@ -26,9 +26,9 @@ from saddlepoint.safediffusion.prompts import PromptSets, epoch_prompts
 from saddlepoint.safediffusion.reward import Scores, scored
 from saddlepoint.safediffusion.rollout import Noise, Rollout, Studio
 from saddlepoint.train import checkpoint
-from saddlepoint.train.driver import Parts, Salvageable
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
+from saddlepoint.train.training import Parts, Salvageable
 from saddlepoint.types import ForeignFault
 
 START, STEPS, ORDER, TIMES, RENOISED = range(5)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from saddlepoint.options import flag, require_episodes, require_seed
+from saddlepoint.options import require_at_least, require_episodes, require_seed
 from saddlepoint.train.boards import Track, require_wandb
 from saddlepoint.train.schedule import Schedule
 from saddlepoint.train.verdict import Binds
@@ -96,14 +96,8 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises ``UserError`` for a value or a combination that cannot work."""
-        at_least = {
-            "total_steps": 1, "num_envs": 1, "replay_size": 1, "eval_every": 1,
-            "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1, "threads": 0, "eval_envs": 0, "episode_steps": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"{flag(name)} must be at least {least}, not {value}.")
+        one = ("total_steps", "num_envs", "replay_size", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every")
+        require_at_least(self, dict.fromkeys(one, 1) | dict.fromkeys(("threads", "eval_envs", "episode_steps"), 0))
         require_seed(self.seed)
         require_episodes(self.eval_episodes, 10, "--eval-episodes")
         if not 0 < self.updates_per_step < float("inf"):

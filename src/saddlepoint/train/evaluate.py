@@ -18,7 +18,7 @@ from saddlepoint.options import require_episodes, require_seed, several
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.foresight import Foresees, Foresight
-from saddlepoint.types import ActMode, EnvSetup, NonFiniteError, NotMade, Policy, UserError
+from saddlepoint.types import ActMode, EnvSetup, NonFiniteError, NotMade, Policy, TakesArrays, UserError
 
 MAX_ENVS = 10
 UNLIMITED = 10_000
@@ -42,7 +42,7 @@ def evaluate(
     Raises ``UserError`` for wrong arguments, ``NonFiniteError`` for a value that is not finite.
     """
     episodes, seed = require_episodes(episodes, name="episodes"), require_seed(seed, "seed")
-    if not hasattr(policy, "act") or type(policy).__name__ == "TrainedPolicy":  # which takes arrays
+    if not hasattr(policy, "act") or isinstance(policy, TakesArrays):
         raise UserError(f"evaluate takes a learner first, not {type(policy).__name__}: give load_policy(run).learner, for example.")
     budgets = several("budgets", budgets, CostBudget, "CostBudget(25)")
     setup = EnvSetup.of(env)

@@ -17,11 +17,11 @@ from saddlepoint.train.acting import Actor
 from saddlepoint.train.at_budget import at_budget
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.dialled import DialledEnvs
-from saddlepoint.train.driver import Parts, Salvageable
 from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
+from saddlepoint.train.training import Parts, Salvageable
 from saddlepoint.train.verdict import evaluation_in_words, ranked_return, surcharge, within_budget
 from saddlepoint.types import ForeignFault, Learner, NonFiniteError
 from saddlepoint.usual import usual_torch
@@ -170,8 +170,8 @@ class Loop:
         """Whether the actions of the warm-up are held now."""
         if self.config.warmup_actions != "turns":
             return self.config.warmup_actions == "held"
-        turns = self.step // self.config.num_envs // TURN_STEPS
-        return turns % 2 == 0 or self.replay.unusual_rewards(turns * TURN_STEPS) < RARE
+        turns, within = divmod(self.step // self.config.num_envs, TURN_STEPS)
+        return turns % 2 == 0 or self.replay.unusual_rewards(newest=within) < RARE
 
     def _observe(self) -> None:
         with usual_torch():
