@@ -12,6 +12,7 @@ import pytest
 
 from saddlepoint.cli import main
 
+ROOT = Path(__file__).parents[1]
 TOY = "saddlepoint/Toy-v0"
 SMALL = [
     "--env", TOY, "--warmup-steps", "60", "--total-steps", "80", "--batch-size", "16", "--critic-hidden", "16", "16", "--policy-hidden", "16",
@@ -153,7 +154,7 @@ def test_what_an_environment_does_to_the_streams_hides_no_sentence(tmp_path):
         "train", "sac", "--env", "rude:Rude", "--cost-limit", "5", "--cost-horizon", "12", "--warmup-steps", "60", "--total-steps", "80",
         "--batch-size", "16", "--critic-hidden", "16", "--policy-hidden", "16", "--threads", "1", "--compile", "off", "--out", tmp_path / "run",
     ]  # fmt: skip
-    done = shell(f'cd {tmp_path} && "$@"', *args)
+    done = shell(f'cd {tmp_path} && "$@"', *args, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     assert done.returncode == 2
     assert b"rude:Rude raised ValueError: gone" in done.stderr
     assert b"Traceback" not in done.stderr
