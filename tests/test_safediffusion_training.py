@@ -272,9 +272,11 @@ def test_two_processes_learn_what_one_learns(world, tmp_path):
     for expected, found in zip(lines(one), lines(tmp_path / "two"), strict=True):
         assert found.pop("kind") == expected.pop("kind")
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    for name, expected in weights(one, 2).items():
-        if name.startswith("unet."):  # AdamW's step is learning_rate 1e-2 long, whatever the gradient
-            torch.testing.assert_close(weights(tmp_path / "two", 2)[name], expected, rtol=1e-3, atol=1e-4)
+    # AdamW's step is learning_rate 1e-2 long, whatever the gradient: the sign of one that is all rounding is open.
+    ours, theirs = weights(one, 2), weights(tmp_path / "two", 2)
+    apart = torch.cat([(theirs[name] - expected).abs().flatten() for name, expected in ours.items() if name.startswith("unet.")])
+    assert (apart > 1e-4).double().mean() < 1e-3
+    assert apart.max() < 2 * 2e-2
 
 
 def test_groups_without_a_difference_are_skipped_and_counted(world, tmp_path):

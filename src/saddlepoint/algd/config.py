@@ -48,7 +48,7 @@ class ALGDConfig:
     """last beta of ``released``"""
     step_noise: Literal["ancestral", "euler"] = "ancestral"
     """noise of a reverse step: the posterior's, or the released Euler-Maruyama one, which keeps the behaviour policy nearly random"""
-    noise_correlation: float = 0.9
+    noise_correlation: float = 0.7
     """correlation of the chain's noise from one step of an episode to the next, where actions are sampled: a policy with several good actions then keeps to
     one of them instead of dithering between them. 0 (released) draws all noise anew"""
     prediction: Literal["score", "noise", "clean", "guided"] | None = None

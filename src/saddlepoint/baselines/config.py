@@ -27,7 +27,7 @@ class SACConfig:
     """temperature of pi ~ exp(Q / beta); the start value when tuned"""
     target_entropy: float = -1.0
     """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (SAC's own choice)"""
-    noise_correlation: float = 0.9
+    noise_correlation: float = 0.7
     """correlation of the noise from one step of an episode to the next, where actions are sampled; 0 draws it anew"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
