@@ -22,7 +22,7 @@ from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.nn.noise import carried
+from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins, resolve_precision
 from saddlepoint.nn.optim import Flat, Optimiser, frozen
 from saddlepoint.nn.state import load_learner, save_learner
@@ -48,6 +48,7 @@ class ALGD:
         budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
+        self.noise_correlation = correlation(config.noise_memory, min(budget.steps for budget in budgets))
         self.energy: Energy = choose(config.energy, ENERGIES, "--energy")
 
         init = torch.Generator().manual_seed(seed)
@@ -273,7 +274,7 @@ class ALGD:
     @property
     def memory_size(self) -> int:
         """Numbers that ``act_on`` hands on to its next call: the noise of the last chain, and 1 to say that there was one; none without correlation."""
-        return (self.config.steps + 1) * self.shape.action + 1 if self.config.noise_correlation > 0 else 0
+        return (self.config.steps + 1) * self.shape.action + 1 if self.noise_correlation > 0 else 0
 
     @torch.inference_mode()
     def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -285,7 +286,7 @@ class ALGD:
             return self.act(observation, mode, generator), memory
         state, drawn = self.encoder(observation.to(self.device, self.dtype)), self.policy.draw(len(observation), generator)
         every = torch.cat([drawn.start[None], drawn.steps]).transpose(0, 1).flatten(1)  # (envs, (K + 1) * action)
-        noise, memory = carried(every, memory, self.config.noise_correlation)
+        noise, memory = carried(every, memory, self.noise_correlation)
         start, *steps = noise.unflatten(1, (-1, self.shape.action)).unbind(1)
         return self.policy.sample(state, ChainNoise(start, torch.stack(steps))), memory
 

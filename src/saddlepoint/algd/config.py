@@ -48,9 +48,9 @@ class ALGDConfig:
     """last beta of ``released``"""
     step_noise: Literal["ancestral", "euler"] = "ancestral"
     """noise of a reverse step: the posterior's, or the released Euler-Maruyama one, which keeps the behaviour policy nearly random"""
-    noise_correlation: float = 0.7
-    """correlation of the chain's noise from one step of an episode to the next, where actions are sampled: a policy with several good actions then keeps to
-    one of them instead of dithering between them. 0 (released) draws all noise anew"""
+    noise_memory: float = 10.0
+    """steps of an episode that the chain's noise is remembered for, at most a twentieth of an episode: a policy with several good actions then keeps to one
+    of them instead of dithering between them. m steps are a correlation of 1 - 1/m from step to step; 1 (released) draws all noise anew"""
     prediction: Literal["score", "noise", "clean", "guided"] | None = None
     """what the network's output means: the score itself (released VE), score = -output/sigma, score = (alpha*output - x)/sigma^2, or the
     released DDPM: an untrained noise head plus a unit-normalised score as guidance [3, 5]. None: ``noise`` with VE, ``clean`` with VP, where the noise at
@@ -177,7 +177,7 @@ class ALGDConfig:
     evaluation_samples: int = 16
     """samples of ``best_of_n``"""
 
-    ACTING: ClassVar[frozenset[str]] = frozenset({"evaluation", "evaluation_samples", "noise_correlation"})
+    ACTING: ClassVar[frozenset[str]] = frozenset({"evaluation", "evaluation_samples", "noise_memory"})
     """settings of acting alone, which a trained policy may change"""
 
     def validate(self) -> None:
@@ -209,8 +209,8 @@ class ALGDConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
                 )
-        if not 0 <= self.noise_correlation < 1:
-            raise UserError(f"--noise-correlation must lie in [0, 1), not {self.noise_correlation}.")
+        if self.noise_memory < 1:
+            raise UserError(f"--noise-memory must be at least 1 step, not {self.noise_memory}.")
         if not 0 <= self.costly_share <= 1:
             raise UserError(f"--costly-share must lie in [0, 1], not {self.costly_share}.")
         for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
@@ -312,7 +312,7 @@ EFFECTIVE_WITH: dict[str, Effect] = {
 EARLIER = ALGDConfig(
     energy="augmented", rho=1.0, risk_std=1.0, beta=0.1, encoding="raw", critic_network="mlp", cost_members=4, reward_unit="random", cost_unit="one",
     multiplier_rule="dual_ascent", multiplier=0.6931, multiplier_rate=3e-4, proportional=0.05, recent_steps=2000, budget_share=1.0, largest_violation=2.0,
-    cost_steps=1, costly_share=0.0, cost_gamma=0.99, batch_size=256, noise_correlation=0.0, polyak=0.005, critic_learning_rate=1e-3, cost_learning_rate=1e-3,
+    cost_steps=1, costly_share=0.0, cost_gamma=0.99, batch_size=256, noise_memory=1.0, polyak=0.005, critic_learning_rate=1e-3, cost_learning_rate=1e-3,
 )  # fmt: skip
 """The default of the results that docs/results.md and docs/deviations.md had before docs/budget-lab.md."""
 

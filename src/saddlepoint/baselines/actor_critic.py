@@ -19,7 +19,7 @@ from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
-from saddlepoint.nn.noise import carried
+from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins
 from saddlepoint.nn.optim import Flat, Optimiser
 from saddlepoint.nn.state import load_learner, save_learner
@@ -47,6 +47,7 @@ class ActorCritic(ABC, Generic[C]):
         budgets = require_fitting(budgets, shape.constraints, config.cost_gamma)
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
+        self.noise_correlation = correlation(config.noise_memory, min((budget.steps for budget in budgets), default=None))
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
         self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
@@ -145,7 +146,7 @@ class ActorCritic(ABC, Generic[C]):
     @property
     def memory_size(self) -> int:
         """Numbers that ``act_on`` hands on to its next call: the last noise, and 1 to say that there was one; none without correlation."""
-        return self.shape.action + 1 if self.config.noise_correlation > 0 else 0
+        return self.shape.action + 1 if self.noise_correlation > 0 else 0
 
     @torch.inference_mode()
     def act_on(self, observation: Tensor, memory: Tensor, mode: ActMode, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -158,7 +159,7 @@ class ActorCritic(ABC, Generic[C]):
             return self.policy.mean_action(state), memory
         noise = torch.randn(len(state), self.shape.action, generator=generator, device=self.device, dtype=self.dtype)
         if self.memory_size:
-            noise, memory = carried(noise, memory, self.config.noise_correlation)
+            noise, memory = carried(noise, memory, self.noise_correlation)
         return self.policy.sample(state, noise).action, memory
 
     def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:

@@ -27,8 +27,8 @@ class SACConfig:
     """temperature of pi ~ exp(Q / beta); the start value when tuned"""
     target_entropy: float = -1.0
     """wanted entropy per action dimension, in nats, for actions scaled to [-1, 1] (SAC's own choice)"""
-    noise_correlation: float = 0.7
-    """correlation of the noise from one step of an episode to the next, where actions are sampled; 0 draws it anew"""
+    noise_memory: float = 10.0
+    """steps of an episode that noise is remembered for, at most a twentieth of an episode; 1 draws it anew at every step"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
     encoding: Encoding = "zoom"
@@ -65,7 +65,7 @@ class SACConfig:
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
     SHARES: ClassVar[tuple[str, ...]] = ("gamma", "cost_gamma", "polyak")
-    ACTING: ClassVar[frozenset[str]] = frozenset({"noise_correlation"})
+    ACTING: ClassVar[frozenset[str]] = frozenset({"noise_memory"})
     """settings of acting alone, which a trained policy may change"""
     EFFECTIVE_WITH: ClassVar[dict[str, Effect]] = {
         "target_entropy": (lambda c: c.entropy == "tuned", "--entropy tuned"),
@@ -96,8 +96,8 @@ class SACConfig:
                 raise UserError(f"{flag} must lie in (0, 1], not {value}.")
             if isinstance(value, tuple) and (not value or min(value) < 1):
                 raise UserError(f"{flag} needs at least one layer of at least one unit, not {value}.")
-        if not 0 <= self.noise_correlation < 1:
-            raise UserError(f"--noise-correlation must lie in [0, 1), not {self.noise_correlation}.")
+        if self.noise_memory < 1:
+            raise UserError(f"--noise-memory must be at least 1 step, not {self.noise_memory}.")
         require_critic(self.critic_network, self.critic_values)
         if self.entropy == "tuned" and self.target_entropy >= math.log(2):
             raise UserError(
@@ -246,7 +246,7 @@ class CALConfig(DualConfig):
 
 EARLIER: dict[str, Any] = {
     "encoding": "raw", "critic_network": "mlp", "reward_unit": "random", "batch_size": 256, "polyak": 0.005, "beta": 0.1, "cost_gamma": 0.99,
-    "critic_learning_rate": 1e-3, "noise_correlation": 0.0,
+    "critic_learning_rate": 1e-3, "noise_memory": 1.0,
 }
 EARLIER_CONSTRAINED: dict[str, Any] = EARLIER | {
     "cost_learning_rate": 1e-3,

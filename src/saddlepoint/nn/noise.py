@@ -7,6 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+SHARE = 20
+"""noise is remembered for no more than this part of an episode: a policy that keeps to one draw for long learns little of others"""
+
+
+def correlation(memory: float, horizon: int | None) -> float:
+    """rho = 1 - 1/m, the correlation of noise that is remembered for m steps:  sum_k rho^k = m = max(1, min(memory, horizon / 20))."""
+    steps = memory if horizon is None else min(memory, horizon / SHARE)
+    return 1 - 1 / max(steps, 1.0)
+
 
 def carried(drawn: Tensor, memory: Tensor, correlation: float) -> tuple[Tensor, Tensor]:
     """z_t = rho z_{t-1} + sqrt(1 - rho^2) xi, standard normal as xi is; and the memory of the next step.

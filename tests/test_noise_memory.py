@@ -14,20 +14,20 @@ from saddlepoint.algd.config import EARLIER, PARITY, PARITY_VP, ALGDConfig
 from saddlepoint.baselines.config import CAL_RELEASED, SAC_LAG_PRESETS, SACLagConfig
 from saddlepoint.baselines.constrained import CAL, SACLag
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.nn.noise import carried
+from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.policies import load_policy
 from saddlepoint.train.acting import Actor
 from saddlepoint.train.at_budget import at_budget
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.start import train
-from saddlepoint.types import EnvShape
+from saddlepoint.types import EnvShape, UserError
 from tests.test_algd_training import SMALL, config
 
 SHAPE = EnvShape(3, (-1.0, -1.0), (1.0, 1.0), 1)
 
 
 def agent(shape: EnvShape = SHAPE, **changes: Any) -> ALGD:
-    return ALGD(ALGDConfig(critic_hidden=(8,), policy_hidden=(8,), **changes), shape, (CostBudget(1.0, horizon=10),))
+    return ALGD(ALGDConfig(critic_hidden=(8,), policy_hidden=(8,), **changes), shape, (CostBudget(1.0, horizon=100_000),))
 
 
 def numbers(seed: int = 0) -> torch.Generator:
@@ -35,7 +35,7 @@ def numbers(seed: int = 0) -> torch.Generator:
 
 
 def test_noise_stays_standard_normal_and_decays_geometrically() -> None:
-    learner, generator, seen = agent(noise_correlation=0.8), numbers(), torch.zeros(4000, 3)
+    learner, generator, seen = agent(noise_memory=5.0), numbers(), torch.zeros(4000, 3)
     memory, drawn = torch.zeros(4000, learner.memory_size), []
     for _ in range(4):
         _, memory = learner.act_on(seen, memory, "explore", generator)
@@ -60,9 +60,9 @@ def test_the_carried_noise_is_an_autoregressive_process() -> None:
 
 @pytest.mark.parametrize("kind", ["algd", "sac-lag"])
 def test_the_first_action_of_an_episode_is_that_of_act(kind: str) -> None:
-    learner: Any = agent(noise_correlation=0.8)
+    learner: Any = agent(noise_memory=5.0)
     if kind == "sac-lag":
-        learner = SACLag(SACLagConfig(critic_hidden=(8,), policy_hidden=(8,), noise_correlation=0.8), SHAPE, (CostBudget(1.0, horizon=10),))
+        learner = SACLag(SACLagConfig(critic_hidden=(8,), policy_hidden=(8,), noise_memory=5.0), SHAPE, (CostBudget(1.0, horizon=1000),))
     seen = torch.randn(5, 3, generator=numbers(1))
     first, memory = learner.act_on(seen, torch.zeros(5, learner.memory_size), "stochastic", numbers())
     assert torch.equal(first, learner.act(seen, "stochastic", numbers()))
@@ -85,7 +85,7 @@ def test_the_released_agents_draw_all_noise_anew(make: tuple[Any, Any]) -> None:
 
 
 def test_an_episode_that_ends_forgets_its_noise() -> None:
-    learner = agent(noise_correlation=0.999)
+    learner = agent(noise_memory=1000.0)
     actor, seen, generator = Actor(learner, 2, "cpu"), np.zeros((2, 3), np.float32), numbers()
     first = actor.act(seen, "explore", generator)
     actor.restart(np.array([True, False]))
@@ -94,7 +94,7 @@ def test_an_episode_that_ends_forgets_its_noise() -> None:
 
 
 def test_a_policy_of_many_budgets_carries_its_noise_too() -> None:
-    learner = agent(SHAPE._replace(observation=4, budget_range=(1.0, 5.0)), noise_correlation=0.999)
+    learner = agent(SHAPE._replace(observation=4, budget_range=(1.0, 5.0)), noise_memory=1000.0)
     actor, seen, generator = Actor(at_budget(learner, 2.0, learner.shape), 2, "cpu"), np.zeros((2, 3), np.float32), numbers()
     assert np.abs(actor.act(seen, "explore", generator) - actor.act(seen, "explore", generator)).max() < 0.1
 
@@ -113,8 +113,18 @@ def test_a_trained_policy_can_draw_all_noise_anew(tmp_path: Path) -> None:
     run = train(config("saddlepoint/Toy-v0", out=tmp_path / "run", total_steps=70), ALGD, SMALL)
     seen = np.zeros(load_policy(run).shape.observation, np.float32)
     steps = {}
-    for rho in (0.999, 0.0):
-        policy = load_policy(run, acting={"noise_correlation": rho})
-        actions = np.array([policy.act(seen, "stochastic") for _ in range(20)])
-        steps[rho] = np.abs(np.diff(actions, axis=0)).mean()
-    assert steps[0.999] < 0.2 * steps[0.0]
+    for memory in (10.0, 1.0):  # of 60 steps an episode: three are remembered
+        policy = load_policy(run, acting={"noise_memory": memory})
+        actions = np.array([policy.act(seen, "stochastic") for _ in range(300)])
+        steps[memory] = np.square(np.diff(actions, axis=0)).mean() / actions.var(0).mean()
+    assert steps[1.0] == pytest.approx(2, abs=0.3)  # of independent draws
+    assert steps[10.0] < 1.2  # 2 (1 - rho), rho = 2/3, of a latent that is squashed later
+
+
+def test_noise_is_remembered_for_a_twentieth_of_an_episode_at_most() -> None:
+    for memory, horizon, wanted in ((10, 1000, 0.9), (10, 60, 2 / 3), (10, None, 0.9), (1, 1000, 0), (10, 12, 0)):
+        rho = correlation(memory, horizon)
+        assert rho == pytest.approx(wanted)
+        assert sum(rho**k for k in range(400)) == pytest.approx(max(1, min(memory, (horizon or 1e9) / 20)))
+    with pytest.raises(UserError, match=r"--noise-memory must be at least 1 step, not 0\.5"):
+        agent(noise_memory=0.5)
