@@ -53,7 +53,7 @@ class Training(Protocol):
         ...
 
     def evaluate(self) -> dict[str, float] | None:
-        """The metrics of an evaluation, which disturbs nothing; {} where there is nothing to say, None when asked to
+        """The metrics of an evaluation, which changes nothing but what lambda follows; {} where there is nothing to say, None when asked to
         stop: it is made up for."""
         ...
 
