@@ -176,3 +176,12 @@ class Rude(Drift):
             raise ValueError("gone")
         return super().step(action)
 """
+
+
+@pytest.mark.parametrize("flags", [["--batch-size", "1e25"], ["--critic-hidden", "100000000000000000000"]])
+def test_sizes_that_no_machine_counts_are_one_sentence(flags, tmp_path, capsys):
+    steps = ["--warmup-steps", "60", "--total-steps", "80", "--quiet", "--threads", "1", "--compile", "off"]
+    assert main(["train", "algd", "--env", TOY, *steps, *flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saddlepoint: error: there is not enough memory")
+    assert error.count("\n") == 1

@@ -10,10 +10,11 @@ import re
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size"
     r" calculation overflowed"
-    r"|integer multiplication overflow|larger than the maximum possible size|Maximum allowed dimension exceeded",
+    r"|integer multiplication overflow|larger than the maximum possible size|Maximum allowed dimension exceeded"
+    r"|Overflow when unpacking long",
     re.IGNORECASE,
 )
-"""what PyTorch's allocators say in a RuntimeError, and PyTorch and NumPy of sizes that no memory has"""
+"""what PyTorch's allocators say in a RuntimeError, and PyTorch and NumPy of sizes that no memory has, in a TypeError too"""
 SIZES = "lower the sizes of networks, batches, samples or the replay, or give the process more memory"
 ADVICE = {
     errno.ENOSPC: "make room on it",
@@ -35,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     memory has."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError | ValueError) and (
+    return isinstance(error, RuntimeError | ValueError | TypeError) and (
         type(error).__name__ == "OutOfMemoryError" or bool(NO_MEMORY.search(str(error)))
     )
 

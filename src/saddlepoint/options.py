@@ -20,8 +20,8 @@ T = TypeVar("T")
 MOST_SEED = 2**31
 """seeds below this are taken by every library; those of later episodes are counted on from it"""
 MOST_EPISODES = 1_000_000
-MOST_WHOLE = 2**63 - 1
-"""largest whole number that everything here can calculate with"""
+MOST_WHOLE = 10**30
+"""no whole number is larger; smaller ones have ranges of their own, or do not fit into memory"""
 MOST_LEVELS = 1000
 """diffusion steps of a policy or a plan: as many as the longest published schedules have"""
 
