@@ -126,5 +126,5 @@ def test_noise_is_remembered_for_a_twentieth_of_an_episode_at_most() -> None:
         rho = correlation(memory, horizon)
         assert rho == pytest.approx(wanted)
         assert sum(rho**k for k in range(400)) == pytest.approx(max(1, min(memory, (horizon or 1e9) / 20)))
-    with pytest.raises(UserError, match=r"--noise-memory must be at least 1 step, not 0\.5"):
+    with pytest.raises(UserError, match=r"--noise-memory must be at least 1, not 0\.5"):
         agent(noise_memory=0.5)

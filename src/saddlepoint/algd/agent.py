@@ -282,21 +282,22 @@ class ALGD:
 
         The noise of a sample's chain follows that of the step before (``nn.noise.carried``).
         """
-        if mode == "deterministic" or not self.memory_size:
-            return self.act(observation, mode, generator), memory
-        state, drawn = self.encoder(observation.to(self.device, self.dtype)), self.policy.draw(len(observation), generator)
-        every = torch.cat([drawn.start[None], drawn.steps]).transpose(0, 1).flatten(1)  # (envs, (K + 1) * action)
-        noise, memory = carried(every, memory, self.noise_correlation)
-        start, *steps = noise.unflatten(1, (-1, self.shape.action)).unbind(1)
-        return self.policy.sample(state, ChainNoise(start, torch.stack(steps))), memory
-
-    @torch.inference_mode()
-    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
-        """(envs, observation) -> (envs, action) inside the bounds: the first action of an episode."""
         raw = observation.to(self.device, self.dtype)
         state = self.encoder(raw)
-        if mode != "deterministic":
-            return self.policy.sample(state, self.policy.draw(len(state), generator))
+        if mode == "deterministic":
+            return self._without_noise(raw, state, generator), memory
+        noise = self.policy.normal(len(state), generator)
+        if self.memory_size:
+            flat, memory = carried(noise.transpose(0, 1).flatten(1), memory, self.noise_correlation)
+            noise = flat.unflatten(1, (-1, self.shape.action)).transpose(0, 1)
+        return self.policy.sample(state, ChainNoise(noise[0], noise[1:])), memory
+
+    def act(self, observation: Tensor, mode: ActMode, generator: torch.Generator) -> Tensor:
+        """(envs, observation) -> (envs, action) inside the bounds: the first action of an episode."""
+        return self.act_on(observation, observation.new_zeros(len(observation), self.memory_size), mode, generator)[0]
+
+    def _without_noise(self, raw: Tensor, state: Tensor, generator: torch.Generator) -> Tensor:
+        """The deterministic action at observations ``raw``, encoded as ``state``."""
         if self.config.evaluation == "zero":
             return self.policy.mean_action(state)
         n = self.config.evaluation_samples

@@ -13,7 +13,7 @@ from saddlepoint.diffusion.network import SCORE_NETWORKS
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import require_critic
 from saddlepoint.nn.encoding import Encoding
-from saddlepoint.options import MOST_LEVELS
+from saddlepoint.options import MOST_LEVELS, require_at_least
 from saddlepoint.types import UserError
 
 
@@ -209,8 +209,7 @@ class ALGDConfig:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
                 )
-        if self.noise_memory < 1:
-            raise UserError(f"--noise-memory must be at least 1 step, not {self.noise_memory}.")
+        require_at_least(self, {"noise_memory": 1})
         if not 0 <= self.costly_share <= 1:
             raise UserError(f"--costly-share must lie in [0, 1], not {self.costly_share}.")
         for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):

@@ -121,10 +121,14 @@ class DiffusionPolicy(nn.Module):
         """All latents (K + 1, batch, action) of the chains that ``noise`` draws."""
         return self.latents(state, self.process.start * noise.start, noise.steps)
 
+    def normal(self, batch: int, generator: torch.Generator) -> Tensor:
+        """The draws of ``batch`` chains, (K + 1, batch, action): row 0 starts them, row 1 + k is that of step k."""
+        shape = (self.config.steps + 1, batch, len(self.box.scale))
+        return torch.randn(shape, generator=generator, device=self.box.scale.device, dtype=self.box.scale.dtype)
+
     def draw(self, batch: int, generator: torch.Generator) -> ChainNoise:
         """The noise of ``batch`` chains."""
-        shape = (self.config.steps + 1, batch, len(self.box.scale))
-        noise = torch.randn(shape, generator=generator, device=self.box.scale.device, dtype=self.box.scale.dtype)
+        noise = self.normal(batch, generator)
         return ChainNoise(noise[0], noise[1:])
 
     def sample(self, state: Tensor, noise: ChainNoise) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.nn.critics import CriticValues, require_critic
 from saddlepoint.nn.encoding import Encoding
+from saddlepoint.options import require_at_least
 from saddlepoint.types import UserError
 
 Effect = tuple[Callable[[Any], bool], str]
@@ -96,8 +97,7 @@ class SACConfig:
                 raise UserError(f"{flag} must lie in (0, 1], not {value}.")
             if isinstance(value, tuple) and (not value or min(value) < 1):
                 raise UserError(f"{flag} needs at least one layer of at least one unit, not {value}.")
-        if self.noise_memory < 1:
-            raise UserError(f"--noise-memory must be at least 1 step, not {self.noise_memory}.")
+        require_at_least(self, {"noise_memory": 1})
         require_critic(self.critic_network, self.critic_values)
         if self.entropy == "tuned" and self.target_entropy >= math.log(2):
             raise UserError(

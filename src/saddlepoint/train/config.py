@@ -77,7 +77,7 @@ class TrainConfig:
     binds: Binds = "both"
     """the policy that the budget binds: the sampled one, which acts in training; the noise-free one, which is usually deployed; or each of the two. best/,
     the verdict on an evaluation and StopWhenSafe go by it, and lambda, where recent episodes move it: what the noise-free policy cost more than the
-    sampled one in evaluations is added to what training episodes cost"""
+    sampled one in evaluations is added to what training episodes cost (not with --budget-range)"""
     log_every: int = 1_000
     """steps between lines of training metrics"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
