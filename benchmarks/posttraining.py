@@ -40,7 +40,7 @@ from saddlepoint.cli import main as main_of_saddlepoint  # noqa: E402
 SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
 COMMON = f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --eval-every 10 --checkpoint-every 10 --threads 1 --quiet"
-LENGTH = {"posttraining": "--preset tiny --epochs 40", "posttraining-flow": "--preset tiny-flow --epochs 25"}
+LENGTH = {"posttraining": "--preset tiny --epochs 40", "posttraining-flow": "--preset tiny-flow --epochs 80"}
 LONGER = {"red-team": 60, "red-team-constrained": 60, "red-team-constrained-kl": 60}
 """epochs of variants whose prompts are twice as many, where they are not on the flow world"""
 VARIANTS = {
@@ -59,17 +59,18 @@ VARIANTS = {
     "constrained-composition-epoch": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition --advantage-scale epoch",
     "nft": "--reward steered --method nft",
     "nft-constrained": "--unsafe-budget 0.02 --method nft",
+    "nft-composition": f"--unsafe-budget 0.02 --method nft --second-reward {CHECKER}:Composition",
     "window": "--reward steered --noisy-steps 0 4",
 }
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
-beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT for the steered reward and under a budget, and noise in
-the first four steps alone"""
-ON_FLOW = ("constrained", "constrained-10", "constrained-20", "steered", "nft-constrained", "constrained-composition",
-           "constrained-composition-epoch", "red-team-constrained", "projection", "plain")  # fmt: skip
+beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT for the steered reward, under a budget, and with
+the second reward too, and noise in the first four steps alone"""
+ON_FLOW = ("constrained", "nft-composition", "steered", "nft-constrained", "constrained-composition", "constrained-10", "constrained-20", "projection",
+           "plain", "constrained-composition-epoch", "red-team-constrained")  # fmt: skip
 """in this order"""
-SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
+SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,), "constrained-composition-epoch": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
