@@ -311,7 +311,7 @@ TINY = SafeDiffusionConfig(
 """for models/tiny-world on a CPU: 40 epochs take about six minutes on one core
 (benchmarks/results/posttraining.json)"""
 
-TINY_FLOW = replace(TINY, text_tokens=0, steps=8, eta=1.0, learning_rate=7e-4)
+TINY_FLOW = replace(TINY, text_tokens=0, steps=8, eta=0.7, learning_rate=7e-4)
 """for models/tiny-flow-world, whose network needs none of the tokens of an absent T5: 80 epochs take two and a half
 minutes of one core (benchmarks/results/posttraining-flow.json)"""
 
