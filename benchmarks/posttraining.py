@@ -41,8 +41,8 @@ SEEDS = (0, 1, 2)
 CHECKER = "saddlepoint.safediffusion.tiny.checker"
 COMMON = f"--cost {CHECKER}:Unsafe --utility {CHECKER}:Composition --held-out-images 64 --eval-every 10 --checkpoint-every 10 --threads 1 --quiet"
 LENGTH = {"posttraining": "--preset tiny --epochs 40", "posttraining-flow": "--preset tiny-flow --epochs 80"}
-LONGER = {"red-team": 60, "red-team-constrained": 60, "red-team-constrained-kl": 60}
-"""epochs of variants whose prompts are twice as many, where they are not on the flow world"""
+LONGER = {"posttraining": "60", "posttraining-flow": "120"}
+"""epochs with red-team's prompts, which are twice as many"""
 VARIANTS = {
     "steered": "--reward steered",
     "projection": "--reward steered --steering projection",
@@ -57,6 +57,7 @@ VARIANTS = {
     "constrained-20": "--unsafe-budget 0.2",
     "constrained-composition": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition",
     "constrained-composition-epoch": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition --advantage-scale epoch",
+    "red-team-nft-composition": f"--unsafe-budget 0.02 --method nft --second-reward {CHECKER}:Composition",
     "nft": "--reward steered --method nft",
     "nft-constrained": "--unsafe-budget 0.02 --method nft",
     "nft-composition": f"--unsafe-budget 0.02 --method nft --second-reward {CHECKER}:Composition",
@@ -65,10 +66,10 @@ VARIANTS = {
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
-beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT for the steered reward, under a budget, and with
-the second reward too, and noise in the first four steps alone"""
+beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT with red-team's prompts, for the steered reward, under a budget, and
+with the second reward too, and noise in the first four steps alone"""
 ON_FLOW = ("constrained", "nft-composition", "steered", "nft-constrained", "constrained-composition", "constrained-10", "constrained-20", "projection",
-           "plain", "constrained-composition-epoch", "red-team-constrained")  # fmt: skip
+           "plain", "constrained-composition-epoch", "red-team-constrained", "red-team-nft-composition")  # fmt: skip
 """in this order"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,), "constrained-composition-epoch": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
@@ -110,7 +111,7 @@ def runs(world: Path) -> list[tuple[str, int, list[str], Path]]:
             if name.startswith("red-team"):
                 places |= {"--prompts": str(red() / "prompts.csv")} | ({"--anchors": str(red() / "anchors")} if "--anchors" in places else {})
             sources = [word for item in places.items() for word in item]
-            length = LENGTH[title()].split() + (["--epochs", str(LONGER[name])] if name in LONGER and not FLOW else [])
+            length = LENGTH[title()].split() + (["--epochs", LONGER[title()]] if name.startswith("red-team") else [])
             command = ["train", "safediffusion", *sources, *COMMON.split(), *length, *flags.split(), "--seed", str(seed)]
             planned.append((name, seed, command, RUNS / title() / f"{name}-{seed}"))
     return planned
