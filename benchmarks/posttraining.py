@@ -66,8 +66,8 @@ VARIANTS = {
 """SafeDiffusion-R1, its other steering, GRPO on CLIP alignment alone (alpha 0), alignment under a budget of unsafe pictures, the first with advantages
 as released, the second without adapters, and the second and the fourth with the prompts (and anchors) that ``saddlepoint red-team`` makes of the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
-beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT with red-team's prompts, for the steered reward, under a budget, and
-with the second reward too, and noise in the first four steps alone"""
+beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT with red-team's prompts, for the steered reward, under a
+budget, and with the second reward too, and noise in the first four steps alone"""
 ON_FLOW = ("constrained", "nft-composition", "steered", "nft-constrained", "constrained-composition", "constrained-10", "constrained-20", "projection",
            "plain", "constrained-composition-epoch", "red-team-constrained", "red-team-nft-composition")  # fmt: skip
 """in this order"""
