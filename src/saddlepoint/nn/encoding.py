@@ -53,19 +53,37 @@ class Zoom(Encoder):
         self.outputs = 3 * size
         self.register_buffer("low", torch.full((size,), torch.inf))
         self.register_buffer("high", torch.full((size,), -torch.inf))
+        for name in ("start", "slope", "shift"):  # of both ends: slope (x - start) + shift, from low and high
+            self.register_buffer(name, torch.zeros(2 * size), persistent=False)
+        self._measure()
+        self.register_load_state_dict_post_hook(_loaded)
 
     low: Tensor
     high: Tensor
+    start: Tensor
+    slope: Tensor
+    shift: Tensor
 
     def observe(self, rows: Tensor) -> None:
         self.low.copy_(torch.minimum(self.low, rows.amin(0)))
         self.high.copy_(torch.maximum(self.high, rows.amax(0)))
+        self._measure()
+
+    def _measure(self) -> None:
+        span = self.high - self.low
+        moved, slope, none = span > 0, 1 / (self.SHARE * span), torch.zeros_like(span)
+        upper, lower = none + (1 - 1 / self.SHARE), none + 1
+        self.start.copy_(torch.where(moved, self.low, 0).repeat(2))
+        self.slope.copy_(torch.cat([torch.where(moved, slope, 0), torch.where(moved, -slope, 0)]))
+        self.shift.copy_(torch.cat([torch.where(moved, upper, 0), torch.where(moved, lower, 0)]))  # an entry that never moved has no ends
 
     def forward(self, observation: Tensor) -> Tensor:
-        span = self.high - self.low
-        place = torch.where(span > 0, (observation - self.low) / span, 0.5)  # an entry that never moved has no ends
-        ends = torch.cat([place - (1 - self.SHARE), self.SHARE - place], -1) / self.SHARE
+        ends = torch.addcmul(self.shift, torch.cat([observation, observation], -1) - self.start, self.slope)
         return torch.cat([observation, ends.clamp(0, 1)], -1)
+
+
+def _loaded(module: Zoom, keys: object) -> None:
+    module._measure()
 
 
 ENCODERS: dict[str, type[Encoder]] = {"raw": Raw, "zoom": Zoom}

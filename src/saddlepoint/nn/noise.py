@@ -23,6 +23,7 @@ def carried(drawn: Tensor, memory: Tensor, correlation: float) -> tuple[Tensor, 
     ``drawn`` xi (envs, n) is standard normal, ``memory`` (envs, n + 1) is z_{t-1} and 1, or zeros at the start of an episode, where z = xi.
     Returns (envs, n), and (envs, n + 1) in the memory's type. An autoregressive process of order 1.
     """
-    before, begun = memory[:, :-1].to(drawn), memory[:, -1:].bool().to(drawn.device)
-    noise = torch.where(begun, correlation * before + math.sqrt(1 - correlation**2) * drawn, drawn)
-    return noise, torch.cat([noise, torch.ones_like(noise[:, :1])], dim=1).to(memory)
+    before, begun = memory[:, :-1].to(drawn), memory[:, -1:].to(drawn)
+    share = 1 - (1 - math.sqrt(1 - correlation**2)) * begun  # of xi: all of it at the start
+    noise = torch.addcmul(correlation * before, share, drawn)
+    return noise, torch.cat([noise, torch.ones_like(begun)], dim=1).to(memory)
