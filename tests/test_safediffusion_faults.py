@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from saddlepoint.cli import main
+from saddlepoint.foreign import first_line
 from saddlepoint.safediffusion.clip import CLIPEncoder
 from saddlepoint.safediffusion.comparison import write_grid
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.evaluate import EvaluateFlags, evaluate
 from saddlepoint.safediffusion.export import export_run
-from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.safediffusion.generation import read_table
 from saddlepoint.safediffusion.harm import read_harms
 from saddlepoint.safediffusion.held_out import HeldOut
@@ -206,7 +206,7 @@ def test_a_plugin_that_cannot_be_had(name, sentence):
         load_plugin("--encoder", name)
 
 
-@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", "9" * 5000])
 @pytest.mark.parametrize("column", ["sd_seed", "sd_guidance_scale"])
 def test_numbers_of_a_table_are_finite(tmp_path, column, value):
     path = tmp_path / "p.csv"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.encoder import make_encoder
-from saddlepoint.algd.energy import ENERGIES, Constraint, Energy
+from saddlepoint.algd.energy import ENERGIES, Constraint, make_energy
 from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellman_targets, critic_losses, policy_loss
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
@@ -19,7 +19,6 @@ from saddlepoint.constrained.dial import KNOTS, Dial
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.constrained.units import ValueSize
-from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.noise import carried, correlation
@@ -49,7 +48,6 @@ class ALGD:
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.noise_correlation = correlation(config.noise_memory, min(budget.steps for budget in budgets))
-        self.energy: Energy = choose(config.energy, ENERGIES, "--energy")
 
         init = torch.Generator().manual_seed(seed)
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
@@ -83,6 +81,7 @@ class ALGD:
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
         self.value_size = ValueSize(config.reward_unit == "value")
+        self.energy = make_energy(config.energy, self.constraint(torch.ones(5, shape.observation)), config.cost_members)
 
     def _critic(self, members: int, activation: Literal["relu", "silu"], init: torch.Generator) -> Critic:
         cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)

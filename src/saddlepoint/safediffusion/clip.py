@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from saddlepoint.files import FileFault, read_json
-from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
+from saddlepoint.foreign import first_line
+from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
 from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, require_whole
 from saddlepoint.safediffusion.weights import stored_weights
 from saddlepoint.types import UserError

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table, unused_columns
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
-from saddlepoint.safediffusion.reward import Alignment, load_plugin, scored
+from saddlepoint.safediffusion.reward import Alignment, featured, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.subjects import Subject, open_subject
 from saddlepoint.safediffusion.tiny.captions import read_caption
@@ -118,7 +119,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     features: Callable[[Tensor], Tensor] | None = None
     reference: Moments | None = None
     if flags.distance_to:
-        features = (lambda images: torch.as_tensor(encode(images))) if encode else _required(clip).images
+        features = partial(featured, encode, "--encoder") if encode else _required(clip).images
         reference = _reference(flags, features)
     numbers: dict[str, dict[str, Number]] = {}
     values: dict[str, dict[str, Tensor]] = {}
