@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from saddlepoint.foreign import foreign, load
 from saddlepoint.types import ForeignFault, UserError
-
-T = TypeVar("T")
 
 
 def choose(name: str, ours: Mapping[str, Any], flag: str) -> Any:
@@ -22,7 +20,7 @@ def choose(name: str, ours: Mapping[str, Any], flag: str) -> Any:
     return load(flag, name)
 
 
-def made(what: str, kind: Any, wanted: type[T], *sizes: Any) -> T:
+def made(what: str, kind: Any, wanted: type[Any], *sizes: Any) -> Any:
     """``kind(*sizes)``, a part of the user's own. Raises ``UserError`` that calls it ``what``, unless that is a ``wanted``."""
     found = foreign(what, kind, *sizes) if callable(kind) else kind
     if not isinstance(found, wanted):

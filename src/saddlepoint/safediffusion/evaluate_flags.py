@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.options import require_at_least, require_seed
+from saddlepoint.options import Effect, refuse_idle, require_at_least, require_seed
 from saddlepoint.safediffusion.nudity import CLASSES, COUNTED
 from saddlepoint.types import UserError
 
@@ -121,15 +121,10 @@ class EvaluateFlags:
 
     def refuse_idle(self, given: frozenset[str]) -> None:
         """Raise ``UserError`` when a flag that was given has no effect beside the others."""
-        needs = {
-            "clip": (self.uses_clip, "a measure that uses CLIP"),
-            "encoder": (bool(self.distance_to), "--distance-to"),
-            "harms": ("inappropriate" in self.measures, "--measures inappropriate"),
+        nudity: Effect = (lambda flags: "nudity" in flags.measures, "--measures nudity")
+        table: dict[str, Effect] = {
+            "clip": (lambda flags: flags.uses_clip, "a measure that uses CLIP"),
+            "encoder": (lambda flags: bool(flags.distance_to), "--distance-to"),
+            "harms": (lambda flags: "inappropriate" in flags.measures, "--measures inappropriate"),
         }
-        nudity = ("nudity" in self.measures, "--measures nudity")
-        needs |= dict.fromkeys(("nudity_threshold", "nudity_classes", "nudity_model"), nudity)
-        for name, (works, what) in needs.items():
-            if name in given and not works:
-                raise UserError(
-                    f"--{name.replace('_', '-')} does nothing here: it needs {what}. Leave it out, or change that."
-                )
+        refuse_idle(self, given, table | dict.fromkeys(("nudity_threshold", "nudity_classes", "nudity_model"), nudity))
