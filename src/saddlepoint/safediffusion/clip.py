@@ -27,8 +27,8 @@ WORD_END = "</w>"
 class CLIPEncoder:
     """z(.) of pictures and phrases. Not trained; float32."""
 
-    def __init__(self, source: str, device: torch.device) -> None:
-        """``source`` is a folder in transformers' layout or a hub id. Raises ``UserError`` when it holds no CLIP with
+    def __init__(self, source: str, device: torch.device, revision: str | None = None) -> None:
+        """``source`` is a folder in transformers' layout or a hub id, at its commit ``revision`` or the newest. Raises ``UserError`` when it holds no CLIP with
         safetensors weights."""
         require_extra()
         from transformers import AutoTokenizer, CLIPModel
@@ -36,7 +36,7 @@ class CLIPEncoder:
         folder = (
             Path(source)
             if Path(source).exists()
-            else from_hub("CLIP", source, None, ["*.json", "*.txt", "*.safetensors"])[0]
+            else from_hub("CLIP", source, revision, ["*.json", "*.txt", "*.safetensors"])[0]
         )
         try:
             kind: Any = CLIPModel  # with loading info it gives a pair, which its annotation does not say

@@ -26,6 +26,7 @@ from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table, unused_columns
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
+from saddlepoint.safediffusion.pipeline import source_files
 from saddlepoint.safediffusion.reward import Alignment, featured, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.subjects import Subject, open_subject
@@ -168,6 +169,7 @@ def _settings(
         "guidance": subject.guidance,
         "device": flags.resolve_device().type,
         "clip": clip,
+        "clip_weights": source_files(clip) if clip else {},
         "models": subject.origins,
         "weights": subject.weights,
         "prompts_sha256": digest,

@@ -247,12 +247,12 @@ def check_scores(config: SafeDiffusionConfig) -> None:
             load_plugin(flag, name)
 
 
-def build_scores(config: SafeDiffusionConfig, device: torch.device) -> Scores:
-    """The reward, cost and utility that ``config`` names; the CLIP is loaded once. Raises ``UserError``."""
+def build_scores(config: SafeDiffusionConfig, device: torch.device, clip_revision: str | None = None) -> Scores:
+    """The reward, cost and utility that ``config`` names; the CLIP is loaded once, one of the hub as it was at ``clip_revision``. Raises ``UserError``."""
     own = {name: load_plugin(flag, name) for flag, name in named_scores(config).items() if ":" in name}
     known: dict[str, Score] = dict(own)
     if config.uses_clip:
-        clip = CLIPEncoder(config.clip, device)
+        clip = CLIPEncoder(config.clip, device, clip_revision)
         known["alignment"] = Alignment(clip)
         if config.uses_anchors:
             anchors = embed_anchors(clip, config.anchors)
