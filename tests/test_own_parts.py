@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from saddlepoint.algd.config import ALGDConfig
+from saddlepoint.algd.energy import Constraint
 from saddlepoint.cli import main
 from saddlepoint.policies import load_policy
 from saddlepoint.train import checkpoint
@@ -52,6 +53,17 @@ def test_the_huber_critic_is_squared_error_near_its_target(generator):
     target = critic(state, action[None])[:, 0].detach() + 0.1
     assert float(critic.loss(state, action, target, 1.0).detach()) == pytest.approx(10 * 0.01, rel=1e-4)
     assert float(critic.loss(state, action, target + 100, 1.0).detach()) == pytest.approx(10 * 2 * (100.1 - 0.5), rel=1e-3)
+
+
+def test_the_energy_of_a_row_is_its_own_where_each_has_a_budget(generator):
+    """-Q + lambda_i [(R_i - h_i)/unit_i]_+^2 by numpy, for two constraints and budgets that differ from row to row."""
+    import own_parts
+
+    reward, cost = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 3, 5, generator=generator)
+    multiplier, budget, unit = (torch.rand(2, 5, generator=generator) + 0.1 for _ in range(3))
+    found = own_parts.squared_hinge(reward, cost, Constraint(multiplier, budget, unit, 1.0, 0.0))
+    excess = np.maximum((cost.numpy() - budget.numpy()[:, None]) / unit.numpy()[:, None], 0)
+    np.testing.assert_allclose(found, (multiplier.numpy()[:, None] * excess**2).sum(0) - reward.numpy().min(0), rtol=1e-5)
 
 
 WRONG = """
