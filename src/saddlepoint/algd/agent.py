@@ -134,9 +134,10 @@ class ALGD:
         risk, violation = self._move_multiplier(batch, policy, episode_cost)
         self._follow()
         self.updates += 1
-        size, rows, values = self.value_size.value, range(len(self.budget)), (policy.reward, policy.cost)
+        size, values = self.value_size.value, (policy.reward, policy.cost)
         slope = cache(lambda: effective_multiplier(self.energy, *values, constraint) / size)
-        found = {"multiplier": multiplier, "effective_multiplier": [Later(slope, c) for c in rows], "risk": risk, "violation": violation}
+        slopes = [Later(slope, c) for c in range(len(self.budget))]
+        found: dict[str, Tensor | list[Later]] = {"multiplier": multiplier, "effective_multiplier": slopes, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": critics.reward, "cost_critic_loss": critics.cost, "energy": policy.energy,
             "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **self.value_size.metrics(), **per_constraint(found),
