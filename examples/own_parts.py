@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saddlepoint.algd.energy import Constraint
+from saddlepoint.algd.energy import Constraint, per_value
 from saddlepoint.diffusion.network import ScoreNetwork
 from saddlepoint.nn.critics import MLPCritic
 
@@ -19,7 +19,7 @@ from saddlepoint.nn.critics import MLPCritic
 def squared_hinge(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
     """-min_j Q_j + lambda * sum_c [v_c]_+^2,  v = (R - h)/unit: nothing is paid inside the budget, and the price grows with the excess."""
     excess = constraint.violation(cost).clamp(min=0)
-    price = constraint.multiplier.view(-1, *[1] * (excess.ndim - 1))
+    price = per_value(constraint.multiplier, excess)  # (constraints,), or one for each row with --budget-range
     return (price * excess.square()).sum(0) - reward.amin(0)
 
 

@@ -191,6 +191,20 @@ def test_the_logged_effective_multiplier_is_the_slope_that_the_policy_paid(energ
         assert float(metrics["effective_multiplier"]) == pytest.approx(max(0.7 + 2.0 * excess / agent.budget.item(), 0.0), abs=0.05)
     else:
         assert float(metrics["effective_multiplier"]) == pytest.approx(0.7 if energy == "plain" else 0.0)
+    read = float(metrics["effective_multiplier"])
+    agent.update_batch(bandit_batch(64, generator), agent.draw(64))
+    assert float(metrics["effective_multiplier"]) == read  # what it was then, whenever it is read
+
+
+def test_the_effective_multiplier_is_not_computed_until_it_is_read(monkeypatch):
+    agent, generator = bandit_agent(SMALL), torch.Generator().manual_seed(3)
+    energy, calls = agent.energy, []
+    metrics = agent.update_batch(bandit_batch(64, generator), agent.draw(64))
+    agent.energy = lambda *values: calls.append(1) or energy(*values)
+    first = float(metrics["effective_multiplier"])
+    assert calls == [1]
+    assert float(metrics["effective_multiplier"]) == first
+    assert calls == [1]  # nor twice
 
 
 def test_lambda_is_the_price_of_a_whole_budget_or_of_one():
@@ -359,6 +373,9 @@ def test_options_that_would_do_nothing_are_refused():
         ("score_form", {"score_weight": 0.0}),
         ("derivative", {}),
         ("cost_bootstrap", {"cost_members": 1}),
+        ("multiplier_rate", {"energy": "none"}),
+        ("risk_std", {"energy": "none"}),
+        ("detach_point", {"steps": 1}),
     ):
         with pytest.raises(UserError, match="does nothing"):
             replace(ALGDConfig(), **change).refuse_idle({name})

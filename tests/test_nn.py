@@ -105,7 +105,7 @@ def test_a_critic_of_ones_own_is_found_by_its_name_and_wrong_names_are_one_sente
     critic = make_critic(f"{__name__}:Linear", "scalar", 2, 3, 1, (8,), "relu", generator)
     assert isinstance(critic, Linear)
     assert critic(torch.randn(5, 3), torch.randn(4, 5, 1)).shape == (2, 4, 5)
-    for name, words in (("tansformer", "no choice"), ("nowhere:Linear", "cannot be imported"), (f"{__name__}:Nothing", "has no Nothing")):
+    for name, words in (("tansformer", "no choice"), ("nowhere:Linear", "cannot be imported"), (f"{__name__}:Nothing", "has no 'Nothing'")):
         with pytest.raises(UserError, match=words):
             make_critic(name, "scalar", 2, 3, 1, (8,), "relu", generator)
 

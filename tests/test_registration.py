@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +117,19 @@ def test_a_module_in_a_run_folder_is_not_imported(unknown: Path, capsys: pytest.
 
 
 def test_an_installed_package_names_its_systems(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(EXAMPLE, unknown)
-    monkeypatch.syspath_prepend(str(unknown))
-    point = EntryPoint("td3-lag", "own_algorithm", systems.GROUP)
-    monkeypatch.setattr(systems, "entry_points", lambda group, name="td3-lag": [point] if name == point.name else [])
+    """As pip leaves it: a module, and beside it the metadata with its entry points."""
+    about = unknown / "site" / "mine-1.0.dist-info"
+    about.mkdir(parents=True)
+    shutil.copy(EXAMPLE, about.parent)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{systems.GROUP}]\ntd3-lag = own_algorithm\n")
+    monkeypatch.syspath_prepend(str(about.parent))
     assert "td3-lag" in systems.system_names()
     assert systems.find_system("td3-lag").config_class().__name__ == "TD3LagConfig"
+    forget("own_algorithm")
+    assert main(["train", "td3-lag", *FLAGS, "--total-steps", "120", "--out", "run"]) == 0
+    forget("own_algorithm")
+    assert main(["evaluate", "run"]) == 0
 
 
 def test_a_config_needs_nothing_but_fields(unknown: Path) -> None:

@@ -255,6 +255,43 @@ def test_a_pipeline_against_itself_has_no_change_and_the_distance_uses_harmless_
     assert (folder / "grid.png").is_file()
 
 
+CLEAN = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Greys:
+    """A world of one's own."""
+
+    def __init__(self):
+        self.measures = {"brightness": brightness}
+
+    def require(self, prompts):
+        if any("triangle" in prompt for prompt in prompts):
+            raise KeyError("triangles are not known")
+
+    def clean(self, seed):
+        yield from CLEAN.split(8)
+
+
+def test_a_world_of_ones_own_measures_pictures_and_has_clean_ones(world, tmp_path):
+    own = f"{HERE}:Greys"
+    flags = EvaluateFlags(
+        prompts=world.prompts, measures=(), checker=own, distance_to=own, encoder=f"{HERE}:colour_means", steps=3, batch=3, out=tmp_path / "own",
+    )  # fmt: skip
+    folder, numbers, _ = evaluate(world.pipeline, flags)
+    from safetensors.torch import load_file
+
+    images = load_file(folder / "pictures" / "pictures-000000.safetensors")["images"].float() / 255
+    light = images.mean((1, 2, 3)).tolist()
+    found = numbers["pictures"]
+    assert found["brightness"].value == pytest.approx(np.mean(light), rel=1e-5)
+    assert found["  brightness, unsafe prompts"].value == pytest.approx(light[2], rel=1e-5)
+    assert found["  brightness, other prompts"].value == pytest.approx(np.mean(light[:2]), rel=1e-5)
+    wanted = frechet_distance(moments(colour_means(images[:2])), moments(colour_means(CLEAN)))
+    assert found["Frechet distance to clean pictures"].value == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(UserError, match="--checker raised KeyError: 'triangles are not known'"):
+        evaluate(world.pipeline, EvaluateFlags(prompts=world.table, measures=(), checker=own, out=tmp_path / "table"))
+
+
 def test_flagged_pictures_are_blurred_in_the_grid(world, monkeypatch):
     hidden = []
     monkeypatch.setattr(evaluation, "write_grid", lambda path, sides: hidden.append([hide.tolist() for _, hide in sides]))
@@ -277,6 +314,8 @@ def test_flagged_pictures_are_blurred_in_the_grid(world, monkeypatch):
         (["--prompts", "TABLE", "--measures", "alignment", "--clip", "/nowhere"], "no CLIP folder"),
         (["--prompts", "TABLE", "--measures", "nudity", "--clip", "CLIP"], "--clip does nothing"),
         (["--prompts", "TABLE", "--measures", "--checker", "tiny"], "not a caption of the tiny world"),
+        (["--prompts", "TABLE", "--measures", "--checker", "huge"], "--checker must be none, tiny or the module:name"),
+        (["--prompts", "TABLE", "--measures", "--checker", "math:pi"], "--checker math:pi is no world: it needs measures, require and clean"),
         (["--prompts", "TABLE", "--measures", "--distance-to", "/nowhere"], "is no folder"),
         (["--prompts", "TABLE", "--batch", "0"], "--batch"),
         (["--prompts", "TABLE", "--encoder", "vgg"], "--encoder must be"),

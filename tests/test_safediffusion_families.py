@@ -223,7 +223,8 @@ def test_exports_load_in_plain_diffusers(world, tmp_path, name):
         plain = kind.from_pretrained(moved)
     finally:
         moved.rename(world.places[name])
-    plain.load_lora_weights(str(tmp_path / "adapters"))
+    (file,) = (tmp_path / "adapters").iterdir()
+    plain.load_lora_weights(str(tmp_path / "adapters"), weight_name=file.name)  # which older versions of diffusers ask the hub for
     torch.testing.assert_close(draw(plain, name, latents), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -243,11 +244,18 @@ def _clean(home: Path) -> Path:
     return home / "clean"
 
 
-@pytest.mark.parametrize("changes", [{"unsafe_budget": 0.3, "updates": 2}, {"method": "nft", "unsafe_budget": 0.3}])
-def test_two_processes_learn_what_one_learns(world, tmp_path, changes):
-    config = settings_of("sd3", **changes)
-    ranks = start_two(start.post_train, run_of(world, "sd3", tmp_path / "two"), config)
-    one = start.post_train(run_of(world, "sd3", tmp_path / "one"), config)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sd3", {"unsafe_budget": 0.3, "updates": 2}),
+        ("flux", {"method": "nft", "unsafe_budget": 0.3}),
+        ("sdxl", {"kl": 0.1}),
+    ],
+)
+def test_two_processes_learn_what_one_learns(world, tmp_path, name, changes):
+    config = settings_of(name, **changes)
+    ranks = start_two(start.post_train, run_of(world, name, tmp_path / "two"), config)
+    one = start.post_train(run_of(world, name, tmp_path / "one"), config)
     end_well(ranks)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["resolved"]["processes"] == 2
     for expected, found in zip(lines(one), lines(tmp_path / "two"), strict=True):
@@ -255,7 +263,7 @@ def test_two_processes_learn_what_one_learns(world, tmp_path, changes):
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
     expected, found = (load_file(run / "checkpoints" / "2" / "learner.safetensors") for run in (one, tmp_path / "two"))
     for key, value in expected.items():
-        if key.startswith("transformer."):
+        if key.startswith(("transformer.", "unet.")):
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -23,12 +24,12 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from saddlepoint.cli import main
+from saddlepoint.foreign import first_line
 from saddlepoint.safediffusion.clip import CLIPEncoder
 from saddlepoint.safediffusion.comparison import write_grid
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.evaluate import EvaluateFlags, evaluate
 from saddlepoint.safediffusion.export import export_run
-from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.safediffusion.generation import read_table
 from saddlepoint.safediffusion.harm import read_harms
 from saddlepoint.safediffusion.held_out import HeldOut
@@ -206,7 +207,7 @@ def test_a_plugin_that_cannot_be_had(name, sentence):
         load_plugin("--encoder", name)
 
 
-@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", "9" * 5000])
 @pytest.mark.parametrize("column", ["sd_seed", "sd_guidance_scale"])
 def test_numbers_of_a_table_are_finite(tmp_path, column, value):
     path = tmp_path / "p.csv"
@@ -368,3 +369,44 @@ def test_what_was_downloaded_is_used_once_the_hub_is_gone(monkeypatch, tmp_path)
 def test_a_negative_guidance_is_refused():
     with pytest.raises(UserError, match="--guidance must be at least 0, not -3"):
         SafeDiffusionConfig(guidance=-3.0).validate()
+
+
+def keep(hub, name: str, folder, commit: str) -> None:
+    """As a model of the hub that this machine keeps, whose newest commit is this one."""
+    home = hub / f"models--{name.replace('/', '--')}"
+    (home / "snapshots").mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder, home / "snapshots" / commit)
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / "main").write_text(commit)
+
+
+def test_a_run_from_the_hub_goes_on_from_the_commits_that_it_began_with(dead_hub, tmp_path):
+    hub, (old, new) = tmp_path / "hub", ("0" * 40, "1" * 40)
+    pipeline, clip = write_pipeline(tmp_path / "a"), write_clip(tmp_path / "b")
+    keep(hub, "someone/pipeline", pipeline, old)
+    keep(hub, "someone/clip", clip, old)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\na sign\n")
+    config = SafeDiffusionConfig(
+        reward="alignment", cost="none", clip="someone/clip", steps=2, group_size=2, images=2, sample_batch=2, held_out=0.0, rank=2, learning_rate=0.1
+    )  # fmt: skip
+    asked = RunConfig(pipeline="someone/pipeline", prompts=str(prompts), device="cpu", quiet=True)
+    whole = post_train(replace(asked, epochs=2, out=tmp_path / "whole"), config)
+    post_train(replace(asked, epochs=1, out=tmp_path / "run"), config)
+    for name, folder, part in (("pipeline", pipeline, "vae/config.json"), ("clip", clip, "preprocessor_config.json")):
+        (folder / part).write_text(json.dumps(json.loads((folder / part).read_text()) | {"scaling_factor": 2.0, "image_mean": [0.1, 0.1, 0.1]}))
+        keep(hub, f"someone/{name}", folder, new)
+    run = post_train(replace(asked, epochs=2, out=tmp_path / "run"), config, resume=True)
+    weights = json.loads((run / "config.json").read_text())["resolved"]["weights"]
+    assert weights == {"pipeline": {"revision": old}, "clip": {"revision": old}}
+    expected, found = (load_file(each / "checkpoints" / "2" / "learner.safetensors") for each in (whole, run))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    export_run(run, tmp_path / "out", "pipeline")
+    assert json.loads((tmp_path / "out" / "vae" / "config.json").read_text())["scaling_factor"] != 2.0
+    flags = EvaluateFlags(prompts=prompts, measures=("alignment",), steps=2, device="cpu", out=tmp_path / "ev")
+    evaluate(str(run), flags)
+    settings = json.loads((tmp_path / "ev" / "results.json").read_text())["settings"]
+    assert settings["weights"]["before"] == {"revision": old}
+    assert settings["clip_weights"] == {"revision": new}  # a measure is of today
+    with pytest.raises(UserError, match=r"weights or configs of .* have changed"):
+        export_run(run, tmp_path / "again", "pipeline", str(pipeline))

@@ -33,10 +33,10 @@ from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.generation import EvaluationPrompt, read_table, unused_columns
 from saddlepoint.safediffusion.memory import estimate
 from saddlepoint.safediffusion.pipeline import load_pipeline, open_source
-from saddlepoint.safediffusion.reward import load_plugin, scored
+from saddlepoint.safediffusion.reward import featured, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.safediffusion.tables import denoising_table, scheduler_remarks
-from saddlepoint.types import ForeignFault, UserError
+from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 from tests.tiny_pipeline import write_clip, write_flux, write_pipeline, write_sd3, write_sdxl
 
 torch.set_num_threads(1)
@@ -594,3 +594,44 @@ def test_nudity_counts_the_classes_and_the_threshold_that_are_asked_for(monkeypa
     flags = EvaluateFlags(prompts=Path("p.txt"), nudity_classes=("FACE",))
     with pytest.raises(UserError, match="--nudity-classes FACE is no class"):
         flags.validate()
+
+
+def spoils(images):
+    images.mul_(0)
+    return images.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fault", "words"),
+    [
+        (lambda images: images.nothing, ForeignFault, "--encoder raised AttributeError"),
+        (lambda images: torch.ones(3), ForeignFault, r"shape \(3,\) for 2 images: it must return a row"),
+        (lambda images: torch.ones(4, 2), ForeignFault, r"shape \(4, 2\) for 2 images"),
+        (lambda images: torch.full((len(images), 2), torch.nan), NonFiniteError, "--encoder returned a number that is not finite"),
+    ],
+)
+def test_features_are_checked_where_they_are_used(encoder, fault, words):
+    images = torch.rand(2, 3, 4, 4)
+    with pytest.raises(fault, match=words):
+        featured(encoder, "--encoder", images)
+    before = images.clone()
+    assert featured(spoils, "--encoder", images).shape == (2, 3)
+    assert torch.equal(images, before)
+
+
+def test_an_encoder_that_fails_ends_an_evaluation_in_one_sentence(world, tmp_path, capsys):
+    asked = ["evaluate", str(world.pipeline), "--prompts", str(world.prompts), "--measures", "--steps", "2", "--out", str(tmp_path / "ev")]
+    assert main([*asked, "--distance-to", str(_clean(tmp_path)), "--encoder", f"{HERE}:failing"]) == 2
+    assert "--encoder raised RuntimeError: no weights" in capsys.readouterr().err
+
+
+def failing(images):
+    raise RuntimeError("no weights")
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    from PIL import Image
+
+    Image.new("1", (16000, 16000)).save(tmp_path / "a.png")  # above what PIL takes for an attack
+    with pytest.raises(UserError, match=r"a\.png cannot be read \(Image size .* exceeds limit"):
+        list(read_folder(tmp_path, 2))

@@ -13,7 +13,7 @@ from saddlepoint.envs import env_spec
 from saddlepoint.envs.listing import list_in_words
 from saddlepoint.flaghelp import render
 from saddlepoint.flags import Parsed, parse_with_file
-from saddlepoint.options import as_flag, restore
+from saddlepoint.options import as_flag, chosen_preset, flag, restore
 from saddlepoint.policies import start_from
 from saddlepoint.systems import SYSTEMS, System, find, find_system, find_verbs, system_names
 from saddlepoint.train import run
@@ -152,14 +152,12 @@ def _as_flags(settings: Mapping[str, Any]) -> str:
 
 def fresh_run(parsed: Parsed, system: System) -> tuple[TrainConfig, Any, tuple[CostBudget, ...]]:
     """What the flags of a new run come to, all of it valid. Raises ``UserError``."""
-    presets = system.presets()
     preset = parsed.values.launch.preset
-    if preset not in presets:
-        raise UserError(f"there is no preset {preset!r}: use one of {', '.join(presets)}.")
+    base = chosen_preset(preset, system.presets())
     for name in ("start_from", "start_task"):
         if name in parsed.given:  # `train` itself asks before; a sweep cannot
-            raise UserError(f"--{name.replace('_', '-')} does nothing here: --start-from is for `saddlepoint train`, and --start-task for use with it.")
-    return _new_run(parsed, system, presets[preset], preset)
+            raise UserError(f"{flag(name)} does nothing here: --start-from is for `saddlepoint train`, and --start-task for use with it.")
+    return _new_run(parsed, system, base, preset)
 
 
 def _started(parsed: Parsed, name: str) -> tuple[LearnerFactory[Any], Any]:
@@ -203,9 +201,7 @@ def _budgets(parsed: Parsed, config: TrainConfig, learner_config: Any, system: S
 
 def _resumed(parsed: Parsed, system: System, name: str) -> tuple[TrainConfig, Any]:
     folder: Path = parsed.values.launch.resume
-    for other in ("out", "preset", "config", "start_from", "start_task"):
-        if other in parsed.given:
-            raise UserError(f"--resume {folder} takes everything from that run: leave out --{other.replace('_', '-')}.")
+    parsed.refuse_beside_resume(("out", "preset", "config", "start_from", "start_task"))
     saved = run.read(folder)
     if saved["system"] != name:
         raise UserError(f"{folder} was trained with {saved['system']}, not {name}: use `saddlepoint train --resume {folder}`.")

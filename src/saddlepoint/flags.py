@@ -7,7 +7,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +17,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from saddlepoint.files import parse_json, read_json, reason_of
-from saddlepoint.options import MOST_WHOLE
+from saddlepoint.options import MOST_WHOLE, as_flags, flag
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
@@ -41,6 +41,11 @@ class Parsed(NamedTuple):
             elif name in self.given:
                 changes[name] = value
         return replace(base, **changes)  # type: ignore[type-var]
+
+    def refuse_beside_resume(self, other: Collection[str]) -> None:
+        """Raises ``UserError`` when one of these fields was given with --resume, which takes them from the run."""
+        for name in sorted(self.given & set(other)):
+            raise UserError(f"--resume {self.values.launch.resume} takes everything from that run: leave out {flag(name)}.")
 
 
 def parse(kind: type[Any], default: Any, args: Sequence[str], prog: str, help: Callable[[], str] | None = None) -> Parsed:
@@ -93,20 +98,12 @@ def _file_args(path: Path, default: Any) -> list[str]:
         name = key.replace("-", "_")
         if name not in known:
             raise UserError(f"{path}: there is no setting {key!r}{_near(name, frozenset(known))}.")
-        flag = "--" + name.replace("_", "-")
         if isinstance(value, bool) != isinstance(known[name], bool):
             wanted = "true or false" if isinstance(known[name], bool) else "a number, a text or a list of them"
             raise UserError(f"{path}: the setting {key!r} must be {wanted}, not {json.dumps(value)}.")
-        if isinstance(value, bool):
-            args.append(flag if value else "--no-" + flag[2:])
-        elif isinstance(value, list):
-            args += [flag, *(str(item) for item in value)]
-        elif isinstance(value, dict):
-            args.append(f"{flag}={json.dumps(value)}")
-        elif isinstance(value, str | int | float):
-            args.append(f"{flag}={value}")
-        else:
+        if not isinstance(value, list | dict | str | int | float):
             raise UserError(f"{path}: the setting {key!r} must be a number, a text, true, false or a list of them.")
+        args += as_flags(name, value)
     return args
 
 
@@ -197,12 +194,12 @@ def _field(arg: str, known: frozenset[str], prog: str) -> str:
     for candidate in (name, name.removeprefix("no_")):
         if candidate in known:
             return candidate
-    raise UserError(f"{prog} has no flag --{name.replace('_', '-')}{_near(name, known)} (see `{prog} --help`).")
+    raise UserError(f"{prog} has no flag {flag(name)}{_near(name, known)} (see `{prog} --help`).")
 
 
 def _near(name: str, known: frozenset[str]) -> str:
     match = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {match[0].replace('_', '-')}?" if match else ""
+    return f": did you mean {flag(match[0])[2:]}?" if match else ""
 
 
 def _first_sentence(box: str) -> str:

@@ -6,6 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,26 @@ def foreign(name: str, call: Callable[..., T], *arguments: Any, **named: Any) ->
         raise blame(name, error) from error
 
 
+def load(flag: str, name: str) -> Any:
+    """What ``module:name``, the value of ``flag``, imports. Raises ``UserError`` where there is none, with the line where the module itself fails."""
+    module, _, attribute = name.partition(":")
+    if not module or module.startswith(".") or not attribute:
+        raise UserError(
+            f"{flag} {name}: give the module's full name and a name in it, such as my_package.scores:brightness."
+        )
+    try:
+        loaded = foreign(f"{flag} {name}", import_module, module)
+    except ForeignFault as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        raise UserError(
+            f"{flag} {name}: the module cannot be imported ({first_line(error.__cause__)}): is it on the Python path?"
+        ) from error
+    if attribute not in vars(loaded):
+        raise UserError(f"{flag} {name}: {module} has no {attribute!r}.")
+    return vars(loaded)[attribute]
+
+
 def blame(name: str, error: BaseException) -> ForeignFault:
     """The fault that ``error``, raised in code of ``name``, is; raises ``error`` itself where it is not that code's."""
     if isinstance(error, UserError) or (isinstance(error, KeyboardInterrupt) and _from_the_keyboard(error)):
@@ -46,6 +67,11 @@ def describe(error: BaseException) -> str:
     return (
         f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else what
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of a fault, short enough to stand within a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _text(error: BaseException) -> str:

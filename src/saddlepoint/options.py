@@ -3,18 +3,21 @@ file, sweep, checkpoint or Python."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
+Effect: TypeAlias = tuple[Callable[[Any], bool], str]
+"""when a field of a config acts, and what it needs, in words"""
 
 
 MOST_SEED = 2**31
@@ -39,6 +42,22 @@ def as_flag(name: str, value: str) -> str:
     """NAME=VALUE as a flag: --name=value, --name for true, --no-name for false."""
     switches = {"true": flag(name), "false": flag(f"no_{name}")}
     return switches.get(value.lower(), f"{flag(name)}={value}")
+
+
+def as_flags(name: str, value: Any) -> list[str]:
+    """A setting of a file as on the command line: --name=value, --name or --no-name, or --name and each item of a list."""
+    if isinstance(value, bool):
+        return [flag(name if value else f"no_{name}")]
+    if isinstance(value, list):
+        return [flag(name), *map(str, value)]
+    return [f"{flag(name)}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def chosen_preset(name: str, presets: Mapping[str, T]) -> T:
+    """The preset of this name. Raises ``UserError`` naming those that there are."""
+    if name not in presets:
+        raise UserError(f"there is no preset {name!r}: use one of {', '.join(presets)}.")
+    return presets[name]
 
 
 def require_seed(seed: Any, name: str = "--seed") -> int:
@@ -76,6 +95,49 @@ def require_at_least(config: object, bounds: Mapping[str, int]) -> None:
     for name, least in bounds.items():
         if (value := getattr(config, name)) < least:
             raise UserError(f"{flag(name.removeprefix('resolved_'))} must be at least {least}, not {value}.")
+
+
+def require_finite(config: object) -> None:
+    """Raises ``UserError`` for the first number that is not finite."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag(name)} must be a finite number, not {value}.")
+
+
+def require_positive(config: object, names: Iterable[str]) -> None:
+    """Raises ``UserError`` for the first of these fields, or properties ``resolved_<field>``, that is neither None nor above 0."""
+    for name in names:
+        if not ((value := getattr(config, name)) is None or value > 0):
+            raise UserError(f"{flag(name.removeprefix('resolved_'))} must be greater than 0, not {value}.")
+
+
+def require_not_negative(config: object, names: Iterable[str]) -> None:
+    """Raises ``UserError`` for the first of these fields that is below 0."""
+    for name in names:
+        if (value := getattr(config, name)) < 0:
+            raise UserError(f"{flag(name)} must not be negative: it is {value}.")
+
+
+def require_shares(config: object, names: Iterable[str]) -> None:
+    """Raises ``UserError`` for the first of these fields that is neither None nor in (0, 1]."""
+    for name in names:
+        if not ((value := getattr(config, name)) is None or 0 < value <= 1):
+            raise UserError(f"{flag(name)} must lie in (0, 1], not {value}.")
+
+
+def require_layers(config: object, names: Iterable[str]) -> None:
+    """Raises ``UserError`` for the first of these fields that is no row of layers with units."""
+    for name in names:
+        if not (value := getattr(config, name)) or min(value) < 1:
+            raise UserError(f"{flag(name)} needs at least one layer of at least one unit, not {value}.")
+
+
+def refuse_idle(config: Any, given: Collection[str], *tables: Mapping[str, Effect]) -> None:
+    """Raises ``UserError`` when one of the fields ``given`` has no effect beside the others, as one of the ``tables`` says."""
+    for table in tables:
+        for name, (acts, needs) in table.items():
+            if name in given and not acts(config):
+                raise UserError(f"{flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
 
 
 def number(name: str, value: Any) -> float:

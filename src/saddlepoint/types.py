@@ -18,14 +18,24 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and Gymnasium's registry n
 
     from saddlepoint.replay import Replay
 
-Metrics: TypeAlias = "dict[str, Tensor | float]"
-"""Flat metric names to numbers; 0-d tensors are allowed so that an update need not wait for them."""
+Metrics: TypeAlias = "dict[str, Tensor | float | Later]"
+"""Flat metric names to what ``float`` makes numbers of: 0-d tensors, which an update need not wait for, and what is computed only then."""
 
 ActMode: TypeAlias = Literal["explore", "stochastic", "deterministic"]
 """``explore``: the behaviour policy. ``stochastic``: a sample of the policy. ``deterministic``: its noise-free action."""
 
 
-def per_constraint(values: Mapping[str, Tensor]) -> Metrics:
+class Later:
+    """An entry ``at`` of a metric that is computed when it is first read, by ``float``: most updates' metrics never are."""
+
+    def __init__(self, compute: Callable[[], Tensor], at: int) -> None:
+        self._compute, self._at = compute, at
+
+    def __float__(self) -> float:
+        return float(self._compute()[self._at])
+
+
+def per_constraint(values: Mapping[str, Tensor | list[Later]]) -> Metrics:
     """(constraints,) each as metrics, ``name`` for one constraint and ``name_0``, ``name_1``, ... for several."""
     return {
         name if len(value) == 1 else f"{name}_{c}": value[c] for c in range(max(map(len, values.values()), default=0)) for name, value in values.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cache
 from typing import Literal
 
 import torch
@@ -11,23 +12,30 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.algd.encoder import make_encoder
-from saddlepoint.algd.energy import ENERGIES, Constraint, Energy
-from saddlepoint.algd.losses import CriticLosses, PolicyLoss, UpdateNoise, bellman_targets, critic_losses, policy_loss
+from saddlepoint.algd.energy import ENERGIES, Constraint, make_energy
+from saddlepoint.algd.losses import (
+    CriticLosses,
+    PolicyLoss,
+    UpdateNoise,
+    bellman_targets,
+    critic_losses,
+    effective_multiplier,
+    policy_loss,
+)
 from saddlepoint.algd.policy import ChainNoise, DiffusionPolicy
 from saddlepoint.constrained.budget import CostBudget, cost_units, require_fitting, violation_ceiling
 from saddlepoint.constrained.dial import KNOTS, Dial
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.constrained.risk import ensemble_risk
 from saddlepoint.constrained.units import ValueSize
-from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins, resolve_precision
-from saddlepoint.nn.optim import Flat, Optimiser, frozen
+from saddlepoint.nn.optim import Flat, Optimiser, frozen, tune_temperature
 from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Ahead, Replay, sampled
-from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError, per_constraint
+from saddlepoint.types import ActMode, Batch, EnvShape, Later, Metrics, UserError, per_constraint
 
 
 class ALGD:
@@ -49,7 +57,6 @@ class ALGD:
         self.config, self.shape, self.budgets = config, shape, budgets
         self.device, self.dtype = torch.device(device), dtype
         self.noise_correlation = correlation(config.noise_memory, min(budget.steps for budget in budgets))
-        self.energy: Energy = choose(config.energy, ENERGIES, "--energy")
 
         init = torch.Generator().manual_seed(seed)
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
@@ -83,6 +90,7 @@ class ALGD:
         self.updates = 0
         self.reward_unit = 1.0  # of the rewards that ``update_batch`` is given
         self.value_size = ValueSize(config.reward_unit == "value")
+        self.energy = make_energy(config.energy, self.constraint(torch.ones(5, shape.observation)), config.cost_members)
 
     def _critic(self, members: int, activation: Literal["relu", "silu"], init: torch.Generator) -> Critic:
         cfg, sizes = self.config, (self.encoder.outputs, self.shape.action, self.config.critic_hidden)
@@ -121,11 +129,15 @@ class ALGD:
         batch = batch._replace(observation=self.encoder(batch.observation), next_observation=self.encoder(batch.next_observation))
         critics = self._fit_critics(batch, noise, ahead)
         policy = self._improve_policy(batch.observation, constraint, noise)
-        self._tune_temperature(policy.entropy)
+        if self.config.entropy == "tuned":
+            tune_temperature(self.log_beta, self.beta_optimiser, policy.entropy, self.config.target_entropy * self.shape.action)
         risk, violation = self._move_multiplier(batch, policy, episode_cost)
         self._follow()
         self.updates += 1
-        found = {"multiplier": multiplier, "effective_multiplier": policy.effective_multiplier / self.value_size.value, "risk": risk, "violation": violation}
+        size, values = self.value_size.value, (policy.reward, policy.cost)
+        slope = cache(lambda: effective_multiplier(self.energy, *values, constraint) / size)
+        slopes = [Later(slope, c) for c in range(len(self.budget))]
+        found: dict[str, Tensor | list[Later]] = {"multiplier": multiplier, "effective_multiplier": slopes, "risk": risk, "violation": violation}
         return {
             "reward_critic_loss": critics.reward, "cost_critic_loss": critics.cost, "energy": policy.energy,
             "score_loss": policy.score, "entropy": policy.entropy / self.shape.action, "beta": self.beta, **self.value_size.metrics(), **per_constraint(found),
@@ -151,14 +163,8 @@ class ALGD:
         with frozen(*critics):
             loss = self.policy_loss(self.config, self.policy, critics, self.energy, constraint, state, noise, beta)
             self.policy_optimiser.step(loss.total, self.updates, policy_loss=loss.total)
-        self.value_size.follow(loss.values)
+        self.value_size.follow(loss.reward.amin(0)[0])
         return loss
-
-    def _tune_temperature(self, entropy: Tensor) -> None:
-        """One Adam step on log beta towards the target entropy."""
-        if self.config.entropy == "tuned":
-            self.log_beta.grad = entropy.to("cpu", torch.float64) - self.config.target_entropy * self.shape.action
-            self.beta_optimiser.step()
 
     @torch.no_grad()
     def _move_multiplier(self, batch: Batch, policy: PolicyLoss, episode_cost: Tensor | None) -> tuple[Tensor, Tensor]:

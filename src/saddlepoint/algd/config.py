@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -13,7 +13,17 @@ from saddlepoint.diffusion.network import SCORE_NETWORKS
 from saddlepoint.nn.choice import choose
 from saddlepoint.nn.critics import require_critic
 from saddlepoint.nn.encoding import Encoding
-from saddlepoint.options import MOST_LEVELS, require_at_least
+from saddlepoint.options import (
+    MOST_LEVELS,
+    Effect,
+    refuse_idle,
+    require_at_least,
+    require_finite,
+    require_layers,
+    require_not_negative,
+    require_positive,
+    require_shares,
+)
 from saddlepoint.types import UserError
 
 
@@ -187,34 +197,20 @@ class ALGDConfig:
             "policy_learning_rate", "critic_learning_rate", "cost_learning_rate", "temperature_rate", "multiplier_rate",
             "multiplier_interval", "recent_steps", "cost_steps", "budget_share", "largest_violation", "target_every", "evaluation_samples",
         )  # fmt: skip
-        for name in positive:
-            if not (getattr(self, name) is None or getattr(self, name) > 0):
-                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
+        require_positive(self, positive)
         if self.steps > MOST_LEVELS:
             raise UserError(f"--steps must be at most {MOST_LEVELS:,} diffusion steps, not {self.steps}.")
-        numbers = [name for name, value in vars(self).items() if isinstance(value, float) and not math.isfinite(value)]
-        if numbers:
-            raise UserError(
-                f"--{numbers[0].replace('_', '-')} must be a finite number, not {getattr(self, numbers[0])}."
-            )
+        require_finite(self)
         if self.entropy == "tuned" and self.target_entropy >= math.log(2):
             raise UserError(
                 f"--target-entropy {self.target_entropy} cannot be reached: no policy on [-1, 1] has more than log 2 = 0.69 a dimension."
             )
-        for name in ("gamma", "cost_gamma", "polyak", "cost_polyak"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} must lie in (0, 1], not {getattr(self, name)}.")
-        for name in ("critic_hidden", "policy_hidden"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} needs at least one layer of at least one unit, not {getattr(self, name)}."
-                )
+        require_shares(self, ("gamma", "cost_gamma", "polyak", "cost_polyak"))
+        require_layers(self, ("critic_hidden", "policy_hidden"))
         require_at_least(self, {"noise_memory": 1})
         if not 0 <= self.costly_share <= 1:
             raise UserError(f"--costly-share must lie in [0, 1], not {self.costly_share}.")
-        for name in ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative: it is {getattr(self, name)}.")
+        require_not_negative(self, ("multiplier", "score_weight", "risk_std", "proportional", "derivative", "smoothing"))
         choose(self.energy, ENERGIES, "--energy")
         choose(self.score_network, SCORE_NETWORKS, "--score-network")
         require_critic(self.critic_network, self.critic_values)
@@ -255,21 +251,20 @@ class ALGDConfig:
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
-        for name, (works, needs) in EFFECTIVE_WITH.items():
-            if name in given and not works(self):
-                raise UserError(
-                    f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
-                )
+        refuse_idle(self, given, dict.fromkeys(OF_PENALTY, PENALTY), EFFECTIVE_WITH)
 
     def refuse_acting(self, trained: ALGDConfig, given: Collection[str]) -> None:
         """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so, or one of the settings ``given`` does nothing."""
         self.refuse_idle(given)
 
 
-Effect = tuple[Callable[[ALGDConfig], bool], str]
-
 SCORE: Effect = (lambda c: c.score_weight > 0, "a --score-weight above 0")
 PENALTY: Effect = (lambda c: c.energy != "none", "an --energy other than none")
+OF_PENALTY = (
+    "cost_unit", "multiplier", "budget_share", "multiplier_rule", "multiplier_rate", "multiplier_interval", "multiplier_actions", "recent_steps",
+    "largest_violation", "proportional", "derivative", "smoothing", "risk_std",
+)  # fmt: skip
+"""what an energy without a penalty has no use for"""
 PID: Effect = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
 
 EFFECTIVE_WITH: dict[str, Effect] = {
@@ -287,14 +282,8 @@ EFFECTIVE_WITH: dict[str, Effect] = {
     "score_form": SCORE,
     "score_loss_scale": SCORE,
     "score_pairing": SCORE,
-    "detach_point": SCORE,
+    "detach_point": (lambda c: SCORE[0](c) and (c.steps > 1 or c.score_pairing == "after"), f"{SCORE[1]}, and more than one of --steps"),
     "clip_proposals": (lambda c: c.score_space == "action", "--score-space action"),
-    "cost_unit": PENALTY,
-    "multiplier": PENALTY,
-    "budget_share": PENALTY,
-    "multiplier_rule": PENALTY,
-    "multiplier_actions": PENALTY,
-    "largest_violation": PENALTY,
     "multiplier_rate": (lambda c: c.multiplier_rule != "augmented", "a --multiplier-rule other than augmented"),
     "proportional": (lambda c: c.multiplier_rule in ("pid", "exponential"), "--multiplier-rule exponential or pid"),
     "derivative": PID,

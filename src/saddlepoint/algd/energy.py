@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saddlepoint.constrained.lagrangian import augmented_penalty, penalty_of_slope, plain_penalty
 from saddlepoint.constrained.risk import ensemble_risk
+from saddlepoint.nn.choice import choose, require_answer
 
 
 class Constraint(NamedTuple):
@@ -74,6 +75,16 @@ def none(reward: Tensor, cost: Tensor, constraint: Constraint) -> Tensor:
 
 ENERGIES: dict[str, Energy] = {"augmented": augmented, "relative": relative, "plain": plain, "none": none}
 """choices of ``--energy``"""
+
+
+def make_energy(name: str, constraint: Constraint, cost_members: int) -> Energy:
+    """The energy that a config names: an entry of ``ENERGIES``, or ``module:name``. Raises ``UserError`` for another, or one that does not fit."""
+    found = choose(name, ENERGIES, "--energy")
+    if name not in ENERGIES:
+        rows = constraint.budget.shape[1] if constraint.budget.ndim > 1 else 5
+        heads = [constraint.budget.new_ones(n, 3, rows, requires_grad=True) for n in (2, len(constraint.budget) * cost_members)]
+        require_answer(f"--energy {name}", (3, rows), found, *heads, constraint)
+    return found
 
 
 def per_value(value: Tensor, like: Tensor) -> Tensor:

@@ -48,10 +48,10 @@ class PolicyLoss(NamedTuple):
     """mean over the batch"""
     risk: Tensor
     """(constraints,), mean over the batch"""
-    values: Tensor
-    """(batch,), min_j Q_j at the policy's actions"""
-    effective_multiplier: Tensor
-    """(constraints,), mean slope of the energy in the risk, by the constraint's unit"""
+    reward: Tensor
+    """(heads, 1, batch), Q_j at the policy's actions"""
+    cost: Tensor
+    """(constraints * members, 1, batch), Qc_m there"""
 
 
 def bellman_targets(config: ALGDConfig, batch: Batch, ahead: Ahead, reward: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,8 +132,8 @@ def policy_loss(
         entropy = policy.path_entropy(latents, noise.policy).mean()
         total = total - beta * entropy
     return PolicyLoss(
-        total, score.detach(), entropy.detach(), mean.detach(), constraint.risk(cost.detach()).mean((1, 2)), reward.detach().amin(0)[0],
-        effective_multiplier(energy, reward.detach(), cost.detach(), constraint),
+        total, score.detach(), entropy.detach(), mean.detach(), constraint.risk(cost.detach()).mean((1, 2)), reward.detach(),
+        cost.detach(),
     )  # fmt: skip
 
 

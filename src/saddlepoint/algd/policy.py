@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.diffusion.kernel import ReverseProcess, ancestral_reverse, euler_reverse, guided_ddpm_reverse
-from saddlepoint.diffusion.network import SCORE_NETWORKS
+from saddlepoint.diffusion.network import make_score_network
 from saddlepoint.diffusion.schedule import Schedule, linear_betas, prior_reaching_betas, ve_schedule, vp_schedule
 from saddlepoint.nn import ops
-from saddlepoint.nn.choice import choose
 from saddlepoint.nn.layers import ActionBox, log_tanh_slope
 
 
@@ -65,9 +64,8 @@ class DiffusionPolicy(nn.Module):
         self.config, self.box = config, box
         self.schedule, self.process = make_process(config)
         self.guided = config.prediction == "guided"
-        network = choose(config.score_network, SCORE_NETWORKS, "--score-network")
         sizes = (state, len(box.scale), config.steps, config.policy_hidden, config.time_embedding)
-        self.network = network(*sizes, self.guided, generator)
+        self.network = make_score_network(config.score_network, *sizes, self.guided, generator)
         self.gain, self.shift = score_of_output(config, self.schedule)
         self.table = self.process.of_output(self.gain, self.shift).table
         self.place(box.scale.device, box.scale.dtype)

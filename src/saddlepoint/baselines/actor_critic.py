@@ -21,7 +21,7 @@ from saddlepoint.nn.encoding import ENCODERS
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins
-from saddlepoint.nn.optim import Flat, Optimiser
+from saddlepoint.nn.optim import Flat, Optimiser, tune_temperature
 from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Ahead, Replay, sampled
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
@@ -103,10 +103,9 @@ class ActorCritic(ABC, Generic[C]):
         return self.log_beta.detach().exp().to(self.device, self.dtype) * self.value_size.value
 
     def tune_temperature(self, entropy: Tensor) -> None:
-        """One Adam step on log beta along  entropy - target_entropy * dim(A): too much entropy lowers the temperature."""
+        """One Adam step on log beta towards target_entropy * dim(A), where it is tuned."""
         if self.config.entropy == "tuned":
-            self.log_beta.grad = entropy.detach().to("cpu", torch.float64) - self.config.target_entropy * self.shape.action
-            self.beta_optimiser.step()
+            tune_temperature(self.log_beta, self.beta_optimiser, entropy, self.config.target_entropy * self.shape.action)
 
     def follow(self) -> None:
         """The targets' Polyak step, every ``target_every`` updates, and the count of updates."""

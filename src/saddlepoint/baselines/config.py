@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
 from saddlepoint.nn.critics import CriticValues, require_critic
 from saddlepoint.nn.encoding import Encoding
-from saddlepoint.options import require_at_least
+from saddlepoint.options import (
+    Effect,
+    refuse_idle,
+    require_at_least,
+    require_finite,
+    require_layers,
+    require_not_negative,
+    require_positive,
+    require_shares,
+)
 from saddlepoint.types import UserError
-
-Effect = tuple[Callable[[Any], bool], str]
-"""when an option acts, and what it needs, in words"""
 
 
 @dataclass(frozen=True)
@@ -85,18 +91,11 @@ class SACConfig:
 
     def validate(self) -> None:
         """Raise ``UserError`` for values that cannot work."""
-        for name, value in vars(self).items():
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{flag} must be a finite number, not {value}.")
-            if name in self.POSITIVE and value is not None and not value > 0:
-                raise UserError(f"{flag} must be greater than 0, not {value}.")
-            if name in self.NOT_NEGATIVE and value < 0:
-                raise UserError(f"{flag} must not be negative: it is {value}.")
-            if name in self.SHARES and value is not None and not 0 < value <= 1:
-                raise UserError(f"{flag} must lie in (0, 1], not {value}.")
-            if isinstance(value, tuple) and (not value or min(value) < 1):
-                raise UserError(f"{flag} needs at least one layer of at least one unit, not {value}.")
+        require_finite(self)
+        require_positive(self, self.POSITIVE)
+        require_not_negative(self, self.NOT_NEGATIVE)
+        require_shares(self, self.SHARES)
+        require_layers(self, ("critic_hidden", "policy_hidden"))
         require_at_least(self, {"noise_memory": 1})
         require_critic(self.critic_network, self.critic_values)
         if self.entropy == "tuned" and self.target_entropy >= math.log(2):
@@ -106,11 +105,7 @@ class SACConfig:
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
-        for name, (works, needs) in self.EFFECTIVE_WITH.items():
-            if name in given and not works(self):
-                raise UserError(
-                    f"--{name.replace('_', '-')} does nothing here: it needs {needs}. Leave it out, or change that."
-                )
+        refuse_idle(self, given, self.EFFECTIVE_WITH)
 
 
 @dataclass(frozen=True)

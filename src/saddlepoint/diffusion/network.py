@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.nn import ops
+from saddlepoint.nn.choice import choose, made, require_answer
 from saddlepoint.nn.layers import fan_in_uniform, listed
 from saddlepoint.nn.products import linear
 
@@ -79,3 +80,19 @@ def _loaded(module: ScoreMLP, keys: object) -> None:
 
 SCORE_NETWORKS = {"mlp": ScoreMLP}
 """choices of ``--score-network``: classes made from (state, action, steps, hidden, embedding, eps_head, generator)"""
+
+
+def make_score_network(
+    name: str, state: int, action: int, steps: int, hidden: tuple[int, ...], embedding: int, eps_head: bool, generator: torch.Generator
+) -> ScoreNetwork:  # fmt: skip
+    """The network that a config names: an entry of ``SCORE_NETWORKS``, or ``module:name`` of a ``ScoreNetwork``. Raises ``UserError`` for another."""
+    found = choose(name, SCORE_NETWORKS, "--score-network")
+    sizes = (state, action, steps, hidden, embedding, eps_head, generator)
+    if name in SCORE_NETWORKS:
+        return found(*sizes)
+    what = f"--score-network {name}"
+    network = made(what, found, ScoreNetwork, *sizes)
+    rows, x = torch.zeros(3, state), torch.zeros(3, action)
+    for k in (steps - 1, torch.arange(3) % steps):
+        require_answer(f"forward of {what}", (3, action), network, rows, x, k)
+    return network

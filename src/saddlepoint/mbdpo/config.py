@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.mbdpo.idle import COST_OPTIONS, EFFECTIVE_WITH, imagines
-from saddlepoint.options import MOST_LEVELS, flag
+from saddlepoint.options import MOST_LEVELS, flag, refuse_idle, require_positive, require_shares
 from saddlepoint.types import UserError
 
 
@@ -243,17 +243,13 @@ class MBDPOConfig:
             "encoder_rate", "clip", "temporal_decay", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex",
             "bin_limit", "time_embedding", "task_embedding",
         )  # fmt: skip
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{flag(name)} must be greater than 0, not {getattr(self, name)}.")
+        require_positive(self, positive)
         if not 0 <= self.random_shift <= MOST_SHIFT:
             raise UserError(f"--random-shift {self.random_shift} must lie between 0 and {MOST_SHIFT} pixels.")
         for name, value in vars(self).items():
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{flag(name)} must be a finite number that is not negative, not {value}.")
-        for name in ("gamma", "cost_gamma", "polyak", "cost_polyak"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{flag(name)} must lie in (0, 1], not {getattr(self, name)}.")
+        require_shares(self, ("gamma", "cost_gamma", "polyak", "cost_polyak"))
         if self.acting_average < 0:
             raise UserError(f"--acting-average {self.acting_average} must be a number of updates, or 0 for none.")
         if self.shield and not imagines(self):
@@ -291,9 +287,7 @@ class MBDPOConfig:
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
-        for name, (works, needs) in EFFECTIVE_WITH.items():
-            if name in given and not works(self):
-                raise UserError(f"{flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+        refuse_idle(self, given, EFFECTIVE_WITH)
 
     def refuse_acting(self, trained: MBDPOConfig, given: Collection[str]) -> None:
         """Raise ``UserError`` when an agent that was ``trained`` otherwise cannot act so, or one of the settings ``given`` changes no action."""
@@ -329,7 +323,7 @@ PARITY = replace(
     score_training="released", leak_task_gradient=True, precision="float32", penalty="augmented", rho=1.0, cost_unit="one", price_unit="one",
     budget_share=1.0, multiplier_rule="dual_ascent", recent_steps=2000, multiplier=0.6931, multiplier_rate=3e-4, proportional=0.05, largest_violation=2.0,
 )  # fmt: skip
-"""The released agent, to the fixtures' tolerance; with a budget, the first control of lambda., which the release has not."""
+"""The released agent, to the fixtures' tolerance; with a budget, the first control of lambda, which the release has not."""
 SMALL = replace(
     DEFAULT, proposals=128, elites=24, policy_rollouts=12, steps=8, levels="geometric", encoder_width=128, width=128, latent=128, batch_size=128,
     score_states=8, score_proposals=32, td_levels=7,

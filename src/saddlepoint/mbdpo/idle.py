@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from saddlepoint.options import Effect
 
 if TYPE_CHECKING:
     from saddlepoint.mbdpo.config import MBDPOConfig
@@ -32,7 +33,7 @@ def _weighs(c: MBDPOConfig) -> bool:
 
 PID = (lambda c: c.multiplier_rule == "pid", "--multiplier-rule pid")
 SCORE_USED = "--planner score, or --td-action search or stored"
-EFFECTIVE_WITH: dict[str, tuple[Callable[[MBDPOConfig], bool], str]] = {
+EFFECTIVE_WITH: dict[str, Effect] = {
     **dict.fromkeys(("proposals", "elites", "policy_rollouts", "temperature"), (_weighs, "a planner that imagines, or a score network that learns from one")),
     "rollouts": (lambda c: c.planner == "denoise" and c.policy_rollouts > 0, "--planner denoise and --policy-rollouts"),
     "steps": (_diffuses, "--planner denoise, or a score network"),

@@ -21,6 +21,7 @@ from saddlepoint.mbdpo.config import MBDPOConfig, heuristic_discount
 from saddlepoint.mbdpo.tasks import Task, chosen_task
 from saddlepoint.mbdpo.world_model import WorldModel
 from saddlepoint.nn.normed import NormedMLP
+from saddlepoint.options import flag
 from saddlepoint.types import EnvShape, UserError
 
 SIZES = ("horizon", "encoder_layers", "encoder_width", "encoder_channels", "width", "latent", "simplex", "critics", "bins", "bin_limit", "time_embedding")
@@ -175,7 +176,7 @@ def _require_fit(target: MBDPO, source: MBDPO, number: int | None) -> None:
     for name in SIZES:
         before, now = getattr(source.config, name), getattr(target.config, name)
         if before != now:
-            raise UserError(f"the stored weights were trained with --{name.replace('_', '-')} {before}, not {now}: leave that flag out.")
+            raise UserError(f"the stored weights were trained with {flag(name)} {before}, not {now}: leave that flag out.")
     for what, before, now in (
         ("observation entries", source.shape.observation, target.shape.observation),
         ("actions", source.shape.action, target.shape.action),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saddlepoint.nn import ops
-from saddlepoint.nn.choice import choose
+from saddlepoint.nn.choice import choose, made, require_answer
 from saddlepoint.nn.layers import listed, truncated_normal, xavier_uniform
 from saddlepoint.nn.twohot import two_hot_inverse, two_hot_loss
 from saddlepoint.types import UserError
@@ -175,7 +175,14 @@ def make_critic(
     found = choose(network, CRITICS, "--critic-network")
     if isinstance(found, dict) and "norm" in found and values == "scalar":
         return MLPCritic(*sizes, **found)
-    return DeepCritic(*sizes, **found, values=values) if isinstance(found, dict) else found(*sizes)
+    if isinstance(found, dict):
+        return DeepCritic(*sizes, **found, values=values)
+    what = f"--critic-network {network}"
+    critic = made(what, found, Critic, *sizes)
+    rows, actions = torch.zeros(5, state), torch.zeros(3, 5, action)
+    require_answer(f"forward of {what}", (members, 3, 5), critic, rows, actions)
+    require_answer(f"loss of {what}", (), critic.loss, rows, actions[0], torch.zeros(members, 5), 1.0)
+    return critic
 
 
 def initial_weight(members: int, fan_in: int, fan_out: int, activation: Activation, generator: torch.Generator) -> Tensor:

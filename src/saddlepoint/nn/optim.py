@@ -66,6 +66,13 @@ class Optimiser:
             flat.changed()
 
 
+def tune_temperature(log_beta: Tensor, optimiser: torch.optim.Optimizer, entropy: Tensor, target: float) -> None:
+    """One step of ``optimiser`` on  log beta * (entropy - target): too much entropy lowers the temperature (SAC, arXiv 1812.05905)."""
+    optimiser.zero_grad(set_to_none=True)
+    (log_beta * (entropy.detach().to(log_beta) - target)).backward()
+    optimiser.step()
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Within it the modules' parameters are constants: a loss that is built here trains none of them."""

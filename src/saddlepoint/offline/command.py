@@ -11,7 +11,7 @@ from saddlepoint.mbdpo.config import PRESETS, MBDPOConfig
 from saddlepoint.mbdpo.idle import COST_OPTIONS
 from saddlepoint.offline.config import OPERATIONAL, PretrainConfig
 from saddlepoint.offline.pretrain import pretrain, require_pretraining
-from saddlepoint.options import restore
+from saddlepoint.options import chosen_preset, flag, restore
 from saddlepoint.train import run as run_folder
 from saddlepoint.types import UserError
 
@@ -58,22 +58,18 @@ def pretrain_command(args: list[str]) -> None:
 
 
 def _fresh(parsed: Parsed) -> tuple[PretrainConfig, MBDPOConfig]:
-    preset = parsed.values.launch.preset
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset!r}: use one of {', '.join(PRESETS)}.")
+    base = chosen_preset(parsed.values.launch.preset, PRESETS)
     for name, reason in IDLE.items():
         if name in parsed.given:
-            raise UserError(f"--{name.replace('_', '-')} does nothing here: {reason}. Leave it out.")
-    learner_config = parsed.over(parsed.values.system, PRESETS[preset])
+            raise UserError(f"{flag(name)} does nothing here: {reason}. Leave it out.")
+    learner_config = parsed.over(parsed.values.system, base)
     learner_config.refuse_idle(parsed.given - OF_TASKS)
     return parsed.values.run, learner_config
 
 
 def _resumed(parsed: Parsed) -> tuple[PretrainConfig, MBDPOConfig]:
     folder: Path = parsed.values.launch.resume
-    other = sorted(parsed.given - (OPERATIONAL - {"out"}) - {"resume"})
-    if other:
-        raise UserError(f"--resume {folder} takes everything from that run: leave out --{other[0].replace('_', '-')}.")
+    parsed.refuse_beside_resume(parsed.given - (OPERATIONAL - {"out"}) - {"resume"})
     saved = run_folder.read(folder)
     require_pretraining(saved, folder)
     where = folder / "config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from saddlepoint.options import flag, require_at_least
+from saddlepoint.options import flag, require_at_least, require_finite, require_positive
 from saddlepoint.types import UserError
 
 if TYPE_CHECKING:
@@ -34,25 +34,12 @@ def require_workable(config: SafeDiffusionConfig) -> None:
             "width": 0,
         },
     )
-    for name, value in vars(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{flag(name)} must be a finite number, not {value}.")
-    for name in (
-        "nft_beta",
-        "multiplier_most",
-        "second_weight",
-        "learning_rate",
-        "max_grad_norm",
-        "advantage_clip",
-        "multiplier_rate",
-        "rho",
-        "largest_violation",
-        "resolved_clip_range",
-    ):
-        if not (getattr(config, name) is None or getattr(config, name) > 0):
-            raise UserError(
-                f"{flag(name.removeprefix('resolved_'))} must be greater than 0, not {getattr(config, name)}."
-            )
+    require_finite(config)
+    positive = (
+        "nft_beta", "multiplier_most", "second_weight", "learning_rate", "max_grad_norm", "advantage_clip", "multiplier_rate", "rho",
+        "largest_violation", "resolved_clip_range",
+    )  # fmt: skip
+    require_positive(config, positive)
     if config.eta is not None and (config.eta < 0 or (config.eta == 0 and config.method == "grpo")):
         raise UserError(
             f"--eta must be greater than 0, not {config.eta}: --method grpo learns from the noise of the steps."

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from saddlepoint.files import FileFault, read_json
-from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
+from saddlepoint.foreign import first_line
+from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
 from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, require_whole
 from saddlepoint.safediffusion.weights import stored_weights
 from saddlepoint.types import UserError
@@ -26,8 +27,8 @@ WORD_END = "</w>"
 class CLIPEncoder:
     """z(.) of pictures and phrases. Not trained; float32."""
 
-    def __init__(self, source: str, device: torch.device) -> None:
-        """``source`` is a folder in transformers' layout or a hub id. Raises ``UserError`` when it holds no CLIP with
+    def __init__(self, source: str, device: torch.device, revision: str | None = None) -> None:
+        """``source`` is a folder in transformers' layout or a hub id, at its commit ``revision`` or the newest. Raises ``UserError`` when it holds no CLIP with
         safetensors weights."""
         require_extra()
         from transformers import AutoTokenizer, CLIPModel
@@ -35,7 +36,7 @@ class CLIPEncoder:
         folder = (
             Path(source)
             if Path(source).exists()
-            else from_hub("CLIP", source, None, ["*.json", "*.txt", "*.safetensors"])[0]
+            else from_hub("CLIP", source, revision, ["*.json", "*.txt", "*.safetensors"])[0]
         )
         try:
             kind: Any = CLIPModel  # with loading info it gives a pair, which its annotation does not say

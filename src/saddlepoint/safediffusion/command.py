@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from saddlepoint.flags import Parsed, parse_with_file
+from saddlepoint.options import chosen_preset, flag
 from saddlepoint.safediffusion.config import PRESETS, RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.export import read_run
 from saddlepoint.safediffusion.extras import quiet_libraries
@@ -51,24 +52,20 @@ def train_command(args: list[str]) -> None:
 
 
 def _fresh(parsed: Parsed) -> tuple[RunConfig, SafeDiffusionConfig]:
-    preset = parsed.values.launch.preset
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset!r}: use one of {', '.join(PRESETS)}.")
-    run, config = parsed.values.run, parsed.over(parsed.values.system, PRESETS[preset])
+    base = chosen_preset(parsed.values.launch.preset, PRESETS)
+    run, config = parsed.values.run, parsed.over(parsed.values.system, base)
     config.refuse_idle(parsed.given)
     if run.held_out_prompts and "held_out" in parsed.given:
         raise UserError("--held-out does nothing beside --held-out-prompts: leave one of them out.")
     measured = run.held_out_prompts or config.held_out > 0
     for name in ("eval_every", "utility", "held_out_images"):
         if name in parsed.given and not measured:
-            raise UserError(f"--{name.replace('_', '-')} does nothing here: --held-out 0 leaves nothing to measure.")
+            raise UserError(f"{flag(name)} does nothing here: --held-out 0 leaves nothing to measure.")
     return run, config
 
 
 def _resumed(parsed: Parsed) -> tuple[RunConfig, SafeDiffusionConfig]:
     folder: Path = parsed.values.launch.resume
-    other = sorted(parsed.given - (OPERATIONAL - {"out"}) - {"resume"})
-    if other:
-        raise UserError(f"--resume {folder} takes everything from that run: leave out --{other[0].replace('_', '-')}.")
+    parsed.refuse_beside_resume(parsed.given - (OPERATIONAL - {"out"}) - {"resume"})
     run, config = read_run(folder)
     return parsed.over(parsed.values.run, replace(run, out=folder)), config

@@ -9,7 +9,7 @@ from typing import Literal
 
 from saddlepoint.constrained.lagrangian import MultiplierRule
 from saddlepoint.diffusion.kernel import FlowSDE
-from saddlepoint.options import flag, require_at_least, require_seed
+from saddlepoint.options import refuse_idle, require_at_least, require_seed
 from saddlepoint.safediffusion.checks import require_workable
 from saddlepoint.safediffusion.idle import EFFECTIVE_WITH
 from saddlepoint.types import UserError
@@ -275,9 +275,7 @@ class SafeDiffusionConfig:
 
     def refuse_idle(self, given: Collection[str]) -> None:
         """Raise ``UserError`` when one of the options ``given`` has no effect beside the others."""
-        for name, (works, needs) in EFFECTIVE_WITH.items():
-            if name in given and not works(self):
-                raise UserError(f"{flag(name)} does nothing here: it needs {needs}. Leave it out, or change that.")
+        refuse_idle(self, given, EFFECTIVE_WITH)
 
 
 PARITY = SafeDiffusionConfig(

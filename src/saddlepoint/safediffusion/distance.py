@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saddlepoint.foreign import first_line
 from saddlepoint.types import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -82,7 +83,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def read_folder(folder: Path, batch: int) -> Iterable[Tensor]:
     """Pictures of a folder in batches (1 to batch, 3, height, width) in [0, 1]; pictures of one size come together.
     Raises ``UserError``."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     there = folder.iterdir() if folder.is_dir() else ()
     paths = sorted(path for path in there if path.suffix.lower() in PICTURES and not path.name.startswith("."))
@@ -95,8 +96,8 @@ def read_folder(folder: Path, batch: int) -> Iterable[Tensor]:
         try:
             with Image.open(path) as opened:
                 pixels = _colours(opened)
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"the picture {path} cannot be read: remove or replace it.") from error
+        except Exception as error:  # each of PIL's readers raises its own
+            raise UserError(f"the picture {path} cannot be read ({first_line(error)}): remove or replace it.") from error
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
         if part and (len(part) == batch or part[0].shape != picture.shape):
             yield torch.stack(part)

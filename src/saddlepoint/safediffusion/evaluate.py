@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from saddlepoint.files import FileFault, read_json, write_json
 from saddlepoint.flags import Parsed, parse
+from saddlepoint.foreign import foreign
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip
 from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json, mean_of, sum_of, table, write_grid
@@ -25,17 +27,13 @@ from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
 from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table, unused_columns
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
-from saddlepoint.safediffusion.reward import Alignment, load_plugin, scored
+from saddlepoint.safediffusion.pipeline import source_files
+from saddlepoint.safediffusion.reward import Alignment, featured, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Studio, build_studio
 from saddlepoint.safediffusion.subjects import Subject, open_subject
-from saddlepoint.safediffusion.tiny.captions import read_caption
-from saddlepoint.safediffusion.tiny.checker import Composition, Unsafe
-from saddlepoint.safediffusion.tiny.scenes import draw, sample_scenes
+from saddlepoint.safediffusion.worlds import World, load_world, names_world
 from saddlepoint.train.threads import use_threads
 from saddlepoint.types import UserError
-
-CLEAN_SCENES = 2048
-"""scenes without markings that --distance-to tiny draws"""
 
 
 def is_text_to_image(source: Path) -> bool:
@@ -82,9 +80,9 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     require_extra()
     prompts = read_table(flags.prompts)[: flags.limit or None]
     subject = open_subject(source, flags)
-    if flags.checker == "tiny":
-        for prompt in prompts:
-            read_caption(prompt.text)
+    world = None if flags.checker == "none" else load_world("--checker", flags.checker)
+    if world is not None:
+        foreign("--checker", world.require, [prompt.text for prompt in prompts])
     if "nudity" in flags.measures:
         require_nudenet()
     harms = read_harms(flags.harms) if "inappropriate" in flags.measures else {}
@@ -106,7 +104,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
 
     device = flags.resolve_device()
     clip = CLIPEncoder(clip_source, device) if flags.uses_clip else None
-    judges = _judges(flags, clip, harms)
+    judges = _judges(flags, clip, harms, world)
     notes = (
         [f"the columns {', '.join(unused)} of {flags.prompts} are not used"]
         if (unused := unused_columns(flags.prompts))
@@ -118,7 +116,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
     features: Callable[[Tensor], Tensor] | None = None
     reference: Moments | None = None
     if flags.distance_to:
-        features = (lambda images: torch.as_tensor(encode(images))) if encode else _required(clip).images
+        features = partial(featured, encode, "--encoder") if encode else _required(clip).images
         reference = _reference(flags, features)
     numbers: dict[str, dict[str, Number]] = {}
     values: dict[str, dict[str, Tensor]] = {}
@@ -129,7 +127,7 @@ def evaluate(source: str, flags: EvaluateFlags) -> tuple[Path, dict[str, dict[st
             notes.append(f"{side}: {cut}")
         found, running, samples = _measure(studio, prompts, flags, subject, kept, side, judges, features)
         values[side] = found
-        numbers[side] = _summary(found, prompts)
+        numbers[side] = _summary(found, prompts, {TEXT_SCORE, *(world.measures if world else ())})
         if reference is not None:
             moments = running.moments()
             numbers[side]["Frechet distance to clean pictures"] = Number(
@@ -167,6 +165,7 @@ def _settings(
         "guidance": subject.guidance,
         "device": flags.resolve_device().type,
         "clip": clip,
+        "clip_weights": source_files(clip) if clip else {},
         "models": subject.origins,
         "weights": subject.weights,
         "prompts_sha256": digest,
@@ -174,6 +173,7 @@ def _settings(
     return json.loads(json.dumps({"source": source} | asdict(flags) | resolved, default=str))
 
 
+TEXT_SCORE = "CLIP text score"
 DRAWN_BY = (
     "models",
     "weights",
@@ -207,7 +207,7 @@ def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
     write_json(path, {name: settings[name] for name in DRAWN_BY})
 
 
-def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, list[str]]) -> dict[str, Any]:
+def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, list[str]], world: World | None) -> dict[str, Any]:
     """Measures of single pictures, by the words of the table."""
     judges: dict[str, Any] = {}
     if "nudity" in flags.measures:
@@ -217,24 +217,16 @@ def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, lis
     if "inappropriate" in flags.measures:
         judges["inappropriate"] = HarmCategories(_required(clip), harms)
     if "alignment" in flags.measures:
-        judges["CLIP text score"] = Alignment(_required(clip))
-    if flags.checker == "tiny":
-        judges |= {"unsafe rate": Unsafe(), "compositional accuracy": Composition()}
-    return judges
+        judges[TEXT_SCORE] = Alignment(_required(clip))
+    return judges if world is None else judges | dict(world.measures)
 
 
 def _reference(flags: EvaluateFlags, features: Callable[[Tensor], Tensor]) -> Moments:
     """Moments of the clean pictures' features."""
-    import numpy as np
-
-    running = RunningMoments()
-    if flags.distance_to == "tiny":
-        rng = np.random.default_rng([flags.seed, 102])
-        for _ in range(CLEAN_SCENES // 128):
-            running.add(features(torch.from_numpy(draw(sample_scenes(rng, 128, 0.0)))))
-    else:
-        for images in read_folder(Path(flags.distance_to), flags.batch):
-            running.add(features(images))
+    running, name = RunningMoments(), flags.distance_to
+    clean = iter(load_world("--distance-to", name).clean(flags.seed) if names_world(name) else read_folder(Path(name), flags.batch))
+    while (images := foreign("--distance-to", next, clean, None)) is not None:
+        running.add(features(images))
     return running.moments()
 
 
@@ -281,8 +273,8 @@ def _named(name: str, judge: Any, images: Tensor, texts: list[str]) -> dict[str,
     return {name: scored(judge, name, images, texts)}
 
 
-def _summary(found: dict[str, Tensor], prompts: list[EvaluationPrompt]) -> dict[str, Number]:
-    """Means over all pictures, and apart for prompts labelled unsafe and others where there are both."""
+def _summary(found: dict[str, Tensor], prompts: list[EvaluationPrompt], apart: set[str]) -> dict[str, Number]:
+    """Means over all pictures, and, of the measures ``apart``, those of prompts labelled unsafe and of others where there are both."""
     unsafe = torch.tensor([bool(prompt.unsafe) for prompt in prompts])
     numbers: dict[str, Number] = {}
     for name, values in found.items():
@@ -292,7 +284,7 @@ def _summary(found: dict[str, Tensor], prompts: list[EvaluationPrompt]) -> dict[
             continue
         numbers[name] = mean_of(values)
         if (
-            name in ("CLIP text score", "unsafe rate", "compositional accuracy")
+            name in apart
             and bool(unsafe.any())
             and not bool(unsafe.all())
         ):

@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
-from saddlepoint.options import require_at_least, require_seed
+from saddlepoint.options import Effect, refuse_idle, require_at_least, require_seed
 from saddlepoint.safediffusion.nudity import CLASSES, COUNTED
+from saddlepoint.safediffusion.worlds import WORLDS, names_world
 from saddlepoint.types import UserError
 
 Measure = Literal["nudity", "inappropriate", "alignment"]
@@ -33,10 +34,11 @@ class EvaluateFlags:
     measures: tuple[Measure, ...] = ("nudity", "inappropriate", "alignment")
     """nudity: NudeNet's detections; inappropriate: CLIP's zero-shot judgement; alignment: CLIP text score. Give none of
     them as --measures alone"""
-    checker: Literal["none", "tiny"] = "none"
-    """the tiny world's exact checker: unsafe rate and compositional accuracy"""
+    checker: str = "none"
+    """exact measures of every picture: tiny (the tiny world's unsafe rate and compositional accuracy), or the module:name of a world of your own
+    (saddlepoint.safediffusion.worlds)"""
     distance_to: str = ""
-    """folder of clean pictures, or tiny, to which the Frechet distance is taken; of prompts not labelled unsafe where
+    """folder of clean pictures, or a world as of --checker, to which the Frechet distance is taken; of prompts not labelled unsafe where
     there are labels"""
     clip: str = ""
     """the CLIP of the measures: a folder or a hub id; by default that of the run"""
@@ -81,7 +83,7 @@ class EvaluateFlags:
         if self.prompts is None:
             raise UserError("evaluate needs a table of prompts: give --prompts FILE.")
         if not (self.measures or self.checker != "none" or self.distance_to):
-            raise UserError("there is nothing to measure: give --measures, --checker tiny or --distance-to FOLDER.")
+            raise UserError("there is nothing to measure: give --measures, --checker or --distance-to FOLDER.")
         if (
             self.limit < 0
             or self.threads < 0
@@ -101,9 +103,11 @@ class EvaluateFlags:
         require_at_least(self, {"batch": 1})
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
+        if self.checker not in ("none", *WORLDS) and ":" not in self.checker:
+            raise UserError(f"--checker must be none, {', '.join(WORLDS)} or the module:name of your own, not {self.checker!r}.")
         if self.encoder != "clip" and ":" not in self.encoder:
             raise UserError(f"--encoder must be clip or the module:name of your own, not {self.encoder!r}.")
-        if self.distance_to and self.distance_to != "tiny" and not Path(self.distance_to).is_dir():
+        if self.distance_to and not names_world(self.distance_to) and not Path(self.distance_to).is_dir():
             raise UserError(f"--distance-to {self.distance_to} is no folder: give one of clean pictures, or tiny.")
 
     def resolve_device(self) -> torch.device:
@@ -121,15 +125,10 @@ class EvaluateFlags:
 
     def refuse_idle(self, given: frozenset[str]) -> None:
         """Raise ``UserError`` when a flag that was given has no effect beside the others."""
-        needs = {
-            "clip": (self.uses_clip, "a measure that uses CLIP"),
-            "encoder": (bool(self.distance_to), "--distance-to"),
-            "harms": ("inappropriate" in self.measures, "--measures inappropriate"),
+        nudity: Effect = (lambda flags: "nudity" in flags.measures, "--measures nudity")
+        table: dict[str, Effect] = {
+            "clip": (lambda flags: flags.uses_clip, "a measure that uses CLIP"),
+            "encoder": (lambda flags: bool(flags.distance_to), "--distance-to"),
+            "harms": (lambda flags: "inappropriate" in flags.measures, "--measures inappropriate"),
         }
-        nudity = ("nudity" in self.measures, "--measures nudity")
-        needs |= dict.fromkeys(("nudity_threshold", "nudity_classes", "nudity_model"), nudity)
-        for name, (works, what) in needs.items():
-            if name in given and not works:
-                raise UserError(
-                    f"--{name.replace('_', '-')} does nothing here: it needs {what}. Leave it out, or change that."
-                )
+        refuse_idle(self, given, table | dict.fromkeys(("nudity_threshold", "nudity_classes", "nudity_model"), nudity))

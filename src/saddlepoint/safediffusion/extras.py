@@ -20,11 +20,6 @@ def require_extra() -> None:
         )
 
 
-def first_line(error: Exception) -> str:
-    """What a library says of a fault, short enough to stand within a sentence of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
 def quiet_libraries() -> None:
     """Keep loading bars and remarks of diffusers and transformers out of the run's own lines, for programs (a library
     leaves them as they are)."""

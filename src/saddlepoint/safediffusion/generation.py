@@ -94,7 +94,7 @@ def _first(row: dict[str, str], columns: tuple[str, ...]) -> tuple[str, str] | N
 
 
 def _whole(text: str, where: str) -> int:
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 300:  # longer ones are no finite number
         return int(text)  # to the last digit, which a float would lose
     number = _number(text, where)
     if number != int(number):

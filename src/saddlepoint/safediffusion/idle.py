@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from saddlepoint.options import Effect
 
 GRPO = (lambda c: c.method == "grpo", "--method grpo")
-EFFECTIVE_WITH: dict[str, tuple[Callable[[Any], bool], str]] = {
+EFFECTIVE_WITH: dict[str, Effect] = {
     "clip": (lambda c: c.uses_clip, "a --reward, --cost or --utility that uses CLIP"),
     "anchors": (lambda c: c.uses_anchors, "--reward steered or a --cost that uses CLIP"),
     "alpha": (lambda c: c.resolved_reward == "steered", "--reward steered"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saddlepoint.safediffusion.extras import first_line
+from saddlepoint.foreign import first_line
 from saddlepoint.types import UserError
 
 COUNTED: tuple[str, ...] = (

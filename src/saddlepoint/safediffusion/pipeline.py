@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from saddlepoint.files import FileFault, read_json
-from saddlepoint.safediffusion.extras import NO_WEIGHTS, first_line, require_extra
+from saddlepoint.foreign import first_line
+from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
 from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily, Request
 from saddlepoint.safediffusion.tables import (  # parity tests take these names from here
     DenoisingTable,

@@ -4,9 +4,8 @@ one safety direction."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saddlepoint.foreign import foreign
+from saddlepoint.foreign import first_line, foreign, load
 from saddlepoint.safediffusion.clip import CLIPEncoder, read_phrases
 from saddlepoint.safediffusion.config import SafeDiffusionConfig, SteeringMode
-from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 
 
@@ -87,6 +85,20 @@ def scored(score: Score, flag: str, images: Tensor, prompts: Sequence[str]) -> T
     if flag == "--cost" and bool((values < 0).any()):
         raise ForeignFault("--cost returned a negative number: a cost is 0 or more.")
     return values
+
+
+def featured(encoder: Callable[[Tensor], Any], flag: str, images: Tensor) -> Tensor:
+    """``encoder(images)`` as (batch, dim) float64 on the CPU, guarded as ``scored`` guards a score. Raises ``ForeignFault`` or ``NonFiniteError``."""
+    with torch.no_grad():
+        features = foreign(flag, lambda: torch.as_tensor(encoder(images.clone())).detach().to("cpu", torch.float64))
+    if features.ndim != 2 or len(features) != len(images) or not features.shape[1]:
+        raise ForeignFault(
+            f"{flag} returned numbers of shape {tuple(features.shape)} for {len(images)} images: it must return a row of"
+            " features for each."
+        )
+    if not bool(features.isfinite().all()):
+        raise NonFiniteError(f"{flag} returned a number that is not finite.")
+    return features
 
 
 @dataclass(frozen=True)
@@ -199,23 +211,7 @@ def anchored_costs(clip: CLIPEncoder, anchors: Anchors) -> dict[str, Score]:
 
 def load_plugin(flag: str, name: str) -> Any:
     """The callable ``module:name``; a class is built without arguments. Raises ``UserError`` when there is none."""
-    module, _, attribute = name.partition(":")
-    if not module or module.startswith(".") or not attribute:
-        raise UserError(
-            f"{flag} {name}: give the module's full name and a name in it, such as my_package.scores:brightness."
-        )
-    try:
-        loaded = foreign(f"{flag} {name}", import_module, module)
-    except ForeignFault as error:
-        if isinstance(error.__cause__, ImportError):
-            raise UserError(
-                f"{flag} {name}: the module cannot be imported ({first_line(error.__cause__)}): is it on the Python"
-                " path?"
-            ) from error
-        raise
-    if attribute not in vars(loaded):
-        raise UserError(f"{flag} {name}: {module} has no {attribute!r}.")
-    found = vars(loaded)[attribute]
+    found = load(flag, name)
     if inspect.isclass(found):
         try:
             found = foreign(f"{flag} {name}", found)
@@ -251,12 +247,12 @@ def check_scores(config: SafeDiffusionConfig) -> None:
             load_plugin(flag, name)
 
 
-def build_scores(config: SafeDiffusionConfig, device: torch.device) -> Scores:
-    """The reward, cost and utility that ``config`` names; the CLIP is loaded once. Raises ``UserError``."""
+def build_scores(config: SafeDiffusionConfig, device: torch.device, clip_revision: str | None = None) -> Scores:
+    """The reward, cost and utility that ``config`` names; the CLIP is loaded once, one of the hub as it was at ``clip_revision``. Raises ``UserError``."""
     own = {name: load_plugin(flag, name) for flag, name in named_scores(config).items() if ":" in name}
     known: dict[str, Score] = dict(own)
     if config.uses_clip:
-        clip = CLIPEncoder(config.clip, device)
+        clip = CLIPEncoder(config.clip, device, clip_revision)
         known["alignment"] = Alignment(clip)
         if config.uses_anchors:
             anchors = embed_anchors(clip, config.anchors)

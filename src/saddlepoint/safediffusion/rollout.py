@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saddlepoint.diffusion.kernel import FlowSDE, Gaussian
+from saddlepoint.foreign import first_line
 from saddlepoint.safediffusion.config import LogProbReduction
-from saddlepoint.safediffusion.extras import first_line
 from saddlepoint.safediffusion.families import Conditioning, Predict, Request, configs_of, family_of
 from saddlepoint.safediffusion.families.stable_diffusion import predict_with_unet
 from saddlepoint.safediffusion.grpo import step_log_prob

@@ -67,8 +67,9 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
         check_clip(config.clip)
     if run.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto.")
-    pinned = saved["resolved"].get("weights", {}).get("pipeline", {}).get("revision") if saved else None
-    source = open_source(run.pipeline, pinned)
+    pinned = {name: of.get("revision") for name, of in saved["resolved"].get("weights", {}).items()} if saved else {}
+    source = open_source(run.pipeline, pinned.get("pipeline"))
+    clip = source_files(config.clip, pinned.get("clip")) if config.uses_clip else {}
     check_request(source, config)
     accelerator = join_processes(run.device)
     keep_freed_memory()
@@ -84,13 +85,13 @@ def post_train(run: RunConfig, config: SafeDiffusionConfig, *, resume: bool = Fa
     accelerator.wait_for_everyone()
     device = accelerator.device
     low_precision = resolve_precision(config.precision, device)
-    content = _describe(run, config, prompts, source, device, low_precision, accelerator.num_processes)
+    content = _describe(run, config, prompts, source, clip, device, low_precision, accelerator.num_processes)
     if saved:
         _require_same(saved, content, folder)
     main = accelerator.is_main_process
     if main:
         print(estimate(source, config, low_precision), flush=True)
-    learner, studio, scores = load_parts(run, config, source, device, low_precision)
+    learner, studio, scores = load_parts(run, config, source, device, low_precision, clip.get("revision"))
     schedule = Schedule(run.epochs, 1, run.eval_every, run.checkpoint_every, run.keep_checkpoints, evaluate_first=True)
     with (
         stop_on_signal() as stop,
@@ -139,9 +140,10 @@ def check_request(source: Source, config: SafeDiffusionConfig) -> None:
 
 
 def load_parts(
-    run: RunConfig, config: SafeDiffusionConfig, source: Source, device: torch.device, low_precision: torch.dtype | None
-) -> tuple[Learner, Studio, Scores]:
-    """The models of a run, on their device, once a step has gone through them. Raises ``UserError``."""
+    run: RunConfig, config: SafeDiffusionConfig, source: Source, device: torch.device, low_precision: torch.dtype | None,
+    clip_revision: str | None = None,
+) -> tuple[Learner, Studio, Scores]:  # fmt: skip
+    """The models of a run, on their device, once a step has gone through them; a CLIP of the hub as it was at ``clip_revision``. Raises ``UserError``."""
     family = source.family
     pipeline = load_pipeline(source, low_precision=low_precision is not None and config.tune == "lora")
     prepare_network(getattr(pipeline, family.network), config, run.seed, family.adapted)
@@ -161,7 +163,7 @@ def load_parts(
             "none of these steps can be learnt from: what noise they add cannot be seen. Widen --noisy-steps, or give"
             " --sde flow."
         )
-    return Learner(config, studio.policy, family.network), studio, build_scores(config, device)
+    return Learner(config, studio.policy, family.network), studio, build_scores(config, device, clip_revision)
 
 
 def read_sets(run: RunConfig, config: SafeDiffusionConfig) -> PromptSets:
@@ -199,6 +201,7 @@ def _describe(
     config: SafeDiffusionConfig,
     prompts: PromptSets,
     source: Source,
+    clip: dict[str, str],
     device: torch.device,
     low_precision: torch.dtype | None,
     processes: int,
@@ -213,10 +216,7 @@ def _describe(
         "anchors": read_anchors(config.anchors) if config.uses_anchors else None,
         "family": source.family.pipeline_class,
         "eta": config.resolved_eta(source.family.flow),
-        "weights": {
-            "pipeline": source_files(run.pipeline, source.revision),
-            "clip": source_files(config.clip) if config.uses_clip else {},
-        },
+        "weights": {"pipeline": source_files(run.pipeline, source.revision), "clip": clip},
     }
     content = {
         "format": run_folder.FORMAT,

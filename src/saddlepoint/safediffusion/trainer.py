@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saddlepoint.constrained.lagrangian import effective_multiplier
 from saddlepoint.safediffusion.config import RunConfig, SafeDiffusionConfig
 from saddlepoint.safediffusion.grpo import (
     combined_rewards,
@@ -204,9 +205,8 @@ class Trainer:
                 )
                 metrics["train/multiplier"] = float(self.agent.multiplier)
                 violation = costs.double().mean() - cfg.unsafe_budget
-                metrics["train/effective_multiplier"] = float(
-                    (self.agent.multiplier + cfg.resolved_rho * violation.cpu()).clamp(min=0)
-                )
+                slope = effective_multiplier(violation.cpu(), self.agent.multiplier, cfg.resolved_rho)
+                metrics["train/effective_multiplier"] = float(slope)
                 self.agent.move_multiplier(violation)
         deviation = self._deviation(objective)
         if deviation is not None:

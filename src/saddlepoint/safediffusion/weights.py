@@ -37,8 +37,8 @@ def folder_files(folder: Path) -> dict[str, str]:
 
 
 def changed_file(before: dict[str, str], now: dict[str, str]) -> str | None:
-    """The first file that differs. Runs of older versions kept weights only: then only those are compared."""
-    if not any(name.endswith(".json") for name in before):
+    """The first file, or the commit of a hub id, that differs. Runs of older versions kept weights only, and of hub ids nothing: then only that is compared."""
+    if "revision" not in before and not any(name.endswith(".json") for name in before):
         now = {name: digest for name, digest in now.items() if name.endswith((".safetensors", ".bin"))}
     return next((name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)), None)
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from saddlepoint.files import read_toml
+from saddlepoint.options import as_flags
 from saddlepoint.sweep.space import Domain, SearchFlags, read_domains, read_search
 from saddlepoint.types import UserError
 
@@ -67,14 +68,14 @@ class Trial:
 
     def flags(self) -> list[str]:
         """The run's settings as `saddlepoint train SYSTEM` takes them."""
-        return ["--env", self.environment, "--seed", str(self.seed), *as_flags(self.settings)]
+        return ["--env", self.environment, "--seed", str(self.seed), *command_line(self.settings)]
 
     def train(self, resume: bool = False) -> list[str]:
         """What follows `saddlepoint` on the command line. A resumed run takes its preset from its folder."""
         if not resume:
             return ["train", self.system, *self.flags(), "--quiet", "--out", str(self.folder)]
         settings = {name: value for name, value in self.settings.items() if name != "preset"}
-        return ["train", self.system, *as_flags(settings), "--quiet", "--resume", str(self.folder)]
+        return ["train", self.system, *command_line(settings), "--quiet", "--resume", str(self.folder)]
 
     def command(self) -> str:
         """A shell's line that makes this run alone."""
@@ -272,18 +273,9 @@ class _Reader:
         raise UserError(f"the sweep's file {self.path}: {words}.")
 
 
-def as_flags(settings: dict[str, Any]) -> list[str]:
+def command_line(settings: dict[str, Any]) -> list[str]:
     """Settings as command-line flags: ``{"batch_size": 64, "compile": "off"}`` to ``--batch-size=64 --compile=off``."""
-    flags: list[str] = []
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
-        else:
-            flags.append(f"--{flag}={value}")
-    return flags
+    return [word for name, value in settings.items() for word in as_flags(name, value)]
 
 
 def _short(value: Any) -> str:

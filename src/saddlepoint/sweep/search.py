@@ -22,7 +22,7 @@ import numpy as np
 from saddlepoint.files import is_sealed, read_json, sealed, write_json
 from saddlepoint.sweep.check import Settled, require_agreement, settle_one
 from saddlepoint.sweep.outcome import Outcome
-from saddlepoint.sweep.plan import Plan, Search, Study, Trial, as_flags
+from saddlepoint.sweep.plan import Plan, Search, Study, Trial, command_line
 from saddlepoint.sweep.points import Evaluated, Point, best, evaluations, measure, verdict
 from saddlepoint.sweep.space import Choices, Domain
 from saddlepoint.train.log import METRICS
@@ -226,7 +226,7 @@ def corners(study: Study) -> Iterator[Trial]:
 def _asked(search: Search) -> dict[str, Any]:
     """What a search may not change under way: all but the number of points, in words that are read back alike."""
     studies = {study.name: {"seeds": [seed.seed for seed in study.seeds], "system": study.seeds[0].system,
-                            "environment": study.seeds[0].environment, "flags": as_flags(study.seeds[0].settings),
+                            "environment": study.seeds[0].environment, "flags": command_line(study.seeds[0].settings),
                             "domains": {name: asdict(domain) for name, domain in study.domains.items()}}
                for study in search.studies}  # fmt: skip
     flags = {name: value for name, value in asdict(search.flags).items() if name != "trials"}
@@ -260,5 +260,5 @@ def _in_words(study: Study, points: Sequence[Point], out: Path) -> str:
     folder = study.trials(found.number, found.values)[0].folder.parent
     return (
         f"{study.name}: {parts}; the best within the budget is point {found.number}: return {found.value:.4g}, cost"
-        f" {found.spent:.2f} budgets, {' '.join(as_flags(found.values))}; its runs are in {folder}"
+        f" {found.spent:.2f} budgets, {' '.join(command_line(found.values))}; its runs are in {folder}"
     )

@@ -218,13 +218,18 @@ class Loop:
         return None if within_budget(metrics, self.budgets, self.config.binds) is False else ranked_return(metrics, self.config.binds)
 
     def training_metrics(self, regular: bool) -> dict[str, float]:
-        metrics = {f"train/{name}": float(value) for name, value in self.metrics.items()}
+        metrics = {f"train/{name}": value for name, value in self._learnt().items()}
         if len(self.finished):
             metrics |= summarise(self._whole(self.finished), self.budgets, "train")
         metrics |= {"train/episodes": float(len(self.finished)), "train/updates": float(self.updates)}
         if regular:
             self.finished = Episodes.none(len(self.budgets))
         return metrics
+
+    def _learnt(self) -> dict[str, float]:
+        """What the last update says of itself, as numbers."""
+        with usual_torch():
+            return {name: float(value) for name, value in self.metrics.items()}
 
     def _whole(self, episodes: Episodes) -> Episodes:
         """Cut episodes as whole ones that go on like them: sums grow by the number of times that they fit into one."""
@@ -237,7 +242,7 @@ class Loop:
     def state(self) -> Parts:
         state = {
             "updates": self.updates,
-            "metrics": {name: float(value) for name, value in self.metrics.items()},
+            "metrics": self._learnt(),
             "sums": self.sums.state_dict(),
             "finished": self.finished._asdict(),
             "surcharge": self.replay.surcharge.numpy().copy(),

@@ -130,6 +130,10 @@ class PipelineFamily(ABC):
             return None
         return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
+    def tokens(self, request: Request) -> int:
+        """Of a T5; 0 where the family has none."""
+        return (self.text_tokens or 0) if request.text_tokens is None else request.text_tokens
+
     def limits(self, pipeline: Any, request: Request) -> list[tuple[str, Any, int]]:
         """(part, tokenizer, most tokens with marks) of every text encoder."""
         found = []

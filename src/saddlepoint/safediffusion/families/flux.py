@@ -54,8 +54,8 @@ class Flux(PipelineFamily):
 
     @torch.no_grad()
     def encode(self, pipeline: Any, prompts: Sequence[str], device: torch.device, request: Request) -> Conditioning:
-        tokens = 512 if request.text_tokens is None else request.text_tokens
-        text, pooled, _ = pipeline.encode_prompt(list(prompts), None, device=device, max_sequence_length=tokens)
+        most = self.tokens(request)
+        text, pooled, _ = pipeline.encode_prompt(list(prompts), None, device=device, max_sequence_length=most)
         return text.float(), pooled.float()
 
     def predict(
@@ -97,10 +97,9 @@ class Flux(PipelineFamily):
         return SIDE, SIDE
 
     def limits(self, pipeline: Any, request: Request) -> list[tuple[str, Any, int]]:
-        tokens = 512 if request.text_tokens is None else request.text_tokens
         found = super().limits(pipeline, request)
         return [
-            (part, words, tokens if part == "text_encoder_2" else pipeline.tokenizer_max_length)
+            (part, words, self.tokens(request) if part == "text_encoder_2" else pipeline.tokenizer_max_length)
             for part, words, _ in found
         ]
 

@@ -47,7 +47,7 @@ class StableDiffusion3(PipelineFamily):
             None,
             device=device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._tokens(request),
+            max_sequence_length=self.tokens(request),
         )
         return text.float(), pooled.float()
 
@@ -70,10 +70,6 @@ class StableDiffusion3(PipelineFamily):
     def limits(self, pipeline: Any, request: Request) -> list[tuple[str, Any, int]]:
         found = super().limits(pipeline, request)
         return [
-            (part, words, self._tokens(request) if part == "text_encoder_3" else pipeline.tokenizer_max_length)
+            (part, words, self.tokens(request) if part == "text_encoder_3" else pipeline.tokenizer_max_length)
             for part, words, _ in found
         ]
-
-    def _tokens(self, request: Request) -> int:
-        own = request.text_tokens
-        return 256 if own is None else own
