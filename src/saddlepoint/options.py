@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -91,7 +91,10 @@ def number(name: str, value: Any) -> float:
 
 def several(what: str, given: Any, kind: type[T], example: str) -> tuple[T, ...]:
     """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``."""
-    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    try:
+        found = tuple(given)
+    except TypeError:  # one alone, or a tensor of one number
+        found = (given,)
     if odd := [item for item in found if not isinstance(item, kind)]:
         name = f"the class {odd[0].__name__}" if isinstance(odd[0], type) else type(odd[0]).__name__
         raise UserError(f"{what} must be instances of {kind.__name__}, not {name}: give {example}, for example.")
@@ -161,9 +164,12 @@ def fit(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         return _fit_one(value, inner)
     if origin is tuple:
-        if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or isinstance(value, dict):
+        if isinstance(value, str | bytes | dict):
             raise Misfit("give a tuple")
-        items = tuple(value)
+        try:
+            items = tuple(value)
+        except TypeError as error:
+            raise Misfit("give a tuple") from error
         kinds = (inner[0],) * len(items) if len(inner) == 2 and inner[1] is Ellipsis else inner
         if len(kinds) != len(items):
             raise Misfit(f"give {len(kinds)} values")
