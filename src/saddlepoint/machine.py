@@ -21,11 +21,13 @@ def cpus() -> int:
 def usable_compiler_cache() -> None:
     """Have PyTorch's compiler use the temporary folder where ``TORCHINDUCTOR_CACHE_DIR`` cannot be written. PyTorch
     makes that folder with the first optimiser, also where nothing is compiled."""
-    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    place, reason = os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), "it may only be read"
+    if not place:
+        return
     try:
-        if not place or (os.makedirs(place, exist_ok=True) is None and os.access(place, os.W_OK)):
+        os.makedirs(place, exist_ok=True)
+        if os.access(place, os.W_OK):
             return
-        reason = "it may only be read"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     del os.environ["TORCHINDUCTOR_CACHE_DIR"]
