@@ -206,7 +206,7 @@ class Rude(Drift):
 """
 
 
-@pytest.mark.parametrize("flags", [["--batch-size", "1e25"], ["--critic-hidden", "100000000000000000000"]])
+@pytest.mark.parametrize("flags", [["--batch-size", "1e25"], ["--critic-hidden", "100000000000000000000"], ["--cost-steps", "9223372036854775808"]])
 def test_sizes_that_no_machine_counts_are_one_sentence(flags, tmp_path, capsys):
     steps = ["--warmup-steps", "60", "--total-steps", "80", "--quiet", "--threads", "1", "--compile", "off"]
     assert main(["train", "algd", "--env", TOY, *steps, *flags, "--out", str(tmp_path / "run")]) == 2
