@@ -2,8 +2,10 @@
 
 Three ways to make the same steps: ``own``, the environment as ``make_env`` gives it; ``carried``, which also does what
 any training loop must (actions inside the bounds, a float32 copy of the observation, the cost as a vector, one record)
-and checks nothing; and ``guarded``. An episode is cut into pieces of a few steps, and the fastest of all rounds counts
-for each piece, because other programs only ever slow a piece down.
+and checks nothing; and ``guarded``. All three step one environment, since two of a kind differ by where they lie in
+memory. ``acting`` adds a choice of ALGD's default policy, ``training`` an update as well: what evaluations and runs do at
+every step. An episode is cut into pieces of a few steps, and the fastest of all rounds counts for each piece, because other
+programs only ever slow a piece down.
 
     python benchmarks/guard.py [ROUNDS]        # benchmarks/results/guard.json
 """
@@ -20,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from algd_update import DEFAULT, ours
 from learning import commit, machine
-from saddlepoint.envs import make_env
 from saddlepoint.envs.guarded import Answer, GuardedEnv
 from saddlepoint.types import EnvSetup
 
@@ -53,26 +55,39 @@ def seconds(step: Callable[[Any], Any], actions: list[np.ndarray]) -> float:
     return (time.process_time() - began) / len(actions)
 
 
+def shares(step: float, checks: float, env: Any) -> dict[str, float]:
+    """What part the checks are of a step with its action, and of one that also learns; times in microseconds."""
+    work = ours("default", "auto", False, 25.0, DEFAULT | {"observation": env.observation_space.shape[0], "action": env.action_space.shape[0]})
+    act, update = (1e6 * min(seconds(lambda _, do=work[name]: do(), [None] * 4) for _ in range(60)) for name in ("act", "update"))
+    acting, training = step + act, step + act + update
+    return {
+        "acting_us": round(acting, 1), "acting_share": round(checks / acting, 5),
+        "training_us": round(training, 1), "training_share": round(checks / training, 6),
+    }  # fmt: skip
+
+
 def main(rounds: int = 300) -> None:
     found = {}
     for task in TASKS:
         setup = EnvSetup(task, {}, action_repeat=1)
-        envs: dict[str, Any] = {"own": make_env(task), "carried": Carried.open(setup), "guarded": GuardedEnv.open(setup)}
-        envs["guarded"].constraints = 1
-        shape = (PIECES, STEPS, *envs["own"].action_space.shape)
+        envs = {"carried": Carried.open(setup), "guarded": GuardedEnv.open(setup)}
+        inner = envs["guarded"].env
+        envs["carried"]._stepped, envs["guarded"].constraints = inner, 1
+        steps: dict[str, Callable[[Any], Any]] = {"own": inner.step, **{name: env.step for name, env in envs.items()}}
+        shape = (PIECES, STEPS, *inner.action_space.shape)
         pieces = [list(piece) for piece in np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)]
-        best = {name: np.full(PIECES, np.inf) for name in envs}
+        best = {name: np.full(PIECES, np.inf) for name in steps}
         draw = random.Random(0)
         for _ in range(rounds):
-            for env in envs.values():
-                env.reset(seed=0)
-            for i, piece in enumerate(pieces):
-                for name in draw.sample(list(envs), len(envs)):
-                    best[name][i] = min(best[name][i], seconds(envs[name].step, piece))
-        own, carried, guarded = (1e6 * float(best[name].mean()) for name in envs)
+            for name in draw.sample(list(steps), len(steps)):
+                inner.reset(seed=0)
+                for i, piece in enumerate(pieces):
+                    best[name][i] = min(best[name][i], seconds(steps[name], piece))
+        own, carried, guarded = (1e6 * float(best[name].mean()) for name in steps)
         found[task] = {
             "own_us": round(own, 2), "carried_us": round(carried, 2), "guarded_us": round(guarded, 2),
             "checks_us": round(guarded - carried, 2), "checks_share": round((guarded - carried) / own, 4),
+            **shares(guarded, guarded - carried, inner),
         }  # fmt: skip
         print(task, found[task], flush=True)
     content = {"command": f"python benchmarks/guard.py {rounds}", "commit": commit(), "machine": machine(), "tasks": found}

@@ -71,6 +71,9 @@ def test_a_lock_has_one_holder_and_is_never_a_link(tmp_path):
     with files.hold_lock(path):
         with pytest.raises(files.Busy), files.hold_lock(path):
             pass
+        path.unlink()  # lets nobody in: the folder is locked as well
+        with pytest.raises(files.Busy), files.hold_lock(path):
+            pass
     path.unlink()
     path.symlink_to(victim)
     with pytest.raises(files.FileFault, match="symbolic links"), files.hold_lock(path):

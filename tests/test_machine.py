@@ -4,6 +4,7 @@ one sentence."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import torch
 
 from saddlepoint.faults import explain, is_out_of_memory
 from saddlepoint.machine import cpus, free_memory
+from saddlepoint.policies import load_policy
+from saddlepoint.train.run import read, sealed
+from saddlepoint.types import UserError
 from tests.faults.readers import trained
 
 GB = 10**9
@@ -127,3 +131,27 @@ def test_policies_act_and_environments_are_listed_without_fcntl_sigpipe_and_poll
     assert "saddlepoint/Toy-v0" in done.stdout
     assert done.stdout.startswith("[")
     assert "cannot lock files" in done.stderr
+
+
+def test_a_compiler_cache_that_cannot_be_written_is_one_warning(tmp_path):
+    run = trained(tmp_path / "run")
+    (tmp_path / "file").touch()
+    for code in (
+        "import sys, saddlepoint.cli; sys.exit(saddlepoint.cli.main(['train', '--resume', sys.argv[1], '--total-steps', '90']))",
+        "import sys, saddlepoint.cli; sys.exit(saddlepoint.cli.main(['evaluate', sys.argv[1], '--episodes', '10']))",
+        "import saddlepoint.safediffusion, torch; torch.optim.AdamW([torch.zeros(1)])",
+    ):
+        environ = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
+        done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, env=environ)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("file/cache, which cannot be used (Not a directory): the temporary folder is used") == 1
+        assert "Traceback" not in done.stderr
+
+
+def test_a_run_of_networks_that_no_memory_holds_is_one_sentence(tmp_path):
+    run = trained(tmp_path / "run")
+    content = read(run)
+    content["learner"]["critic_hidden"] = [10**30]
+    (run / "config.json").write_text(json.dumps(sealed(content)))
+    with pytest.raises(UserError, match="there is not enough memory"):
+        load_policy(run)

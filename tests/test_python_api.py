@@ -83,7 +83,8 @@ def test_what_means_one_thing_is_taken(given: dict[str, Any], taken: dict[str, A
     [
         ({"count": 2.5}, "--count cannot be 2.5: give a whole number"), ({"count": True}, "--count cannot be True"), ({"count": "3"}, "--count cannot be '3'"),
         ({"rate": "fast"}, "--rate cannot be 'fast': give a number"), ({"rate": None}, "--rate cannot be None"), ({"flag": 1}, "--flag cannot be 1"),
-        ({"layers": 8}, "--layers cannot be 8: give a tuple"), ({"layers": "88"}, "--layers"), ({"layers": (8, 0.5)}, "--layers"),
+        ({"layers": 8}, "--layers cannot be 8: give a tuple"), ({"layers": torch.tensor(8)}, "--layers cannot be .*: give a tuple"),
+        ({"layers": "88"}, "--layers"), ({"layers": (8, 0.5)}, "--layers"),
         ({"mode": "z"}, "--mode cannot be 'z': use one of x, y or None"), ({"out": 3}, "--out cannot be 3: give a path"),
         ({"inner": Inner(kind="c")}, "--kind cannot be 'c': use one of a, b"), ({"inner": 3}, "--inner cannot be 3"), ({"extra": [1]}, "--extra"),
     ],
@@ -131,6 +132,9 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(replace(where, binds="noisefree"), SAC, SACConfig()), "--binds cannot be 'noisefree'"),
         (lambda: saddlepoint.train(where, SAC, SACConfig(), [60]), "budgets must be instances of CostBudget, not int"),  # type: ignore[list-item]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), 60), "budgets must be instances of CostBudget, not int"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), np.array(60)), "budgets must be instances of CostBudget, not ndarray"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(critic_hidden=(10**30,))), "there is not enough memory"),
+        (lambda: saddlepoint.train(where, ALGD, ALGDConfig(policy_hidden=(10**12,))), "there is not enough memory"),
         (lambda: saddlepoint.train(where, SAC, SACConfig(), CostBudget), "budgets must be instances of CostBudget, not the class CostBudget"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, "sac", SACConfig()), "takes a system's class second, such as saddlepoint.ALGD, not 'sac'"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SACConfig(), SAC), "takes a system's class second"),  # type: ignore[arg-type]

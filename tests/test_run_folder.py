@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from saddlepoint.report.compared import notes
@@ -226,7 +227,12 @@ def test_weights_may_be_read_by_whoever_may_read_the_rest(tmp_path: Path) -> Non
 
 def test_odd_content_that_is_well_sealed_is_one_sentence(copy: Path) -> None:
     whole = load(latest(copy)[0])
-    for state in ({}, whole.state | {"callbacks": 3}, whole.state | {"sums": [1]}, whole.state | {"generator": "x"}, whole.state | {"updates": "x"}):
+    odd: list[dict[str, Any]] = [
+        {"callbacks": 3}, {"sums": [1]}, {"generator": "x"}, {"updates": "x"}, {"evaluated": {"a": {}}}, {"settled": 1.5}, {"metrics": {"loss": []}},
+        {"best": {"merit": "high", "step": 3}}, {"finished": whole.state["finished"] | {"costs": np.zeros((2, 7))}}, {"surcharge": np.zeros(9, np.float32)},
+        {"observation": np.zeros((1, 1), np.float32)}, {"sums": whole.state["sums"] | {"lengths": np.zeros(9)}},
+    ]  # fmt: skip
+    for state in ({}, *(whole.state | one for one in odd)):
         save(copy, Checkpoint(270, dict(whole.learner), dict(whole.replay), state, whole.seals), keep=5)
         with pytest.raises(UserError, match="does not hold what a checkpoint"):
             go(copy, resume=True, total_steps=300)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from saddlepoint.cli import main
+from saddlepoint.train.log import scan_metrics
 
 ROOT = Path(__file__).parents[1]
 TOY = "saddlepoint/Toy-v0"
@@ -148,18 +149,45 @@ sys.exit(cli.main())
     assert done.stderr == "warning: the thread simulator was left running, and ends with the command\n"
 
 
-def test_what_an_environment_does_to_the_streams_hides_no_sentence(tmp_path):
-    (tmp_path / "rude.py").write_text(RUDE)
+def run_in(folder, program, env):
+    """A short training of ``env``, which the file ``program`` in ``folder`` makes."""
+    (folder / f"{env.partition(':')[0]}.py").write_text(program)
     args = [
-        "train", "sac", "--env", "rude:Rude", "--cost-limit", "5", "--cost-horizon", "12", "--warmup-steps", "60", "--total-steps", "80",
-        "--batch-size", "16", "--critic-hidden", "16", "--policy-hidden", "16", "--threads", "1", "--compile", "off", "--out", tmp_path / "run",
+        "train", "sac", "--env", env, "--cost-limit", "5", "--cost-horizon", "12", "--warmup-steps", "60", "--total-steps", "80",
+        "--batch-size", "16", "--critic-hidden", "16", "--policy-hidden", "16", "--threads", "1", "--compile", "off", "--out", folder / "run",
     ]  # fmt: skip
-    done = shell(f'cd {tmp_path} && "$@"', *args, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return shell(f'cd {folder} && "$@"', *args, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_what_an_environment_does_to_the_streams_hides_no_sentence(tmp_path):
+    done = run_in(tmp_path, RUDE, "rude:Rude")
     assert done.returncode == 2
     assert b"rude:Rude raised ValueError: gone" in done.stderr
     assert b"Traceback" not in done.stderr
     assert (tmp_path / "run/checkpoints/40/manifest.json").is_file()
 
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_an_environment_that_closes_all_files_loses_nothing(first, tmp_path):
+    done = run_in(tmp_path, CLOSER.replace("FIRST", str(first)), "closer:Closer")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/checkpoints/80/manifest.json").is_file()
+    lines, faults = scan_metrics(tmp_path / "run")
+    assert not faults
+    assert {(line["step"], line["kind"]) for line in lines} == {(80, "train"), (80, "eval")}
+
+
+CLOSER = """
+import os
+from tests.toys import Drift
+
+class Closer(Drift):
+    def step(self, action):
+        if self.steps == 260:
+            os.closerange(FIRST, 4096)
+            self.files = [os.open("own.txt", os.O_WRONLY | os.O_CREAT) for _ in range(20)]  # with the numbers of ours
+        return super().step(action)
+"""
 
 RUDE = """
 import io, os, sys
@@ -178,7 +206,7 @@ class Rude(Drift):
 """
 
 
-@pytest.mark.parametrize("flags", [["--batch-size", "1e25"], ["--critic-hidden", "100000000000000000000"]])
+@pytest.mark.parametrize("flags", [["--batch-size", "1e25"], ["--critic-hidden", "100000000000000000000"], ["--cost-steps", "9223372036854775808"]])
 def test_sizes_that_no_machine_counts_are_one_sentence(flags, tmp_path, capsys):
     steps = ["--warmup-steps", "60", "--total-steps", "80", "--quiet", "--threads", "1", "--compile", "off"]
     assert main(["train", "algd", "--env", TOY, *steps, *flags, "--out", str(tmp_path / "run")]) == 2

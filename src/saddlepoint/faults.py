@@ -11,7 +11,7 @@ NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size"
     r" calculation overflowed"
     r"|integer multiplication overflow|larger than the maximum possible size|Maximum allowed dimension exceeded"
-    r"|Overflow when unpacking long",
+    r"|Overflow when unpacking long|cannot be converted to type int64_t",
     re.IGNORECASE,
 )
 """what PyTorch's allocators say in a RuntimeError, and PyTorch and NumPy of sizes that no memory has, in a TypeError too"""

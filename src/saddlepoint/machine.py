@@ -1,8 +1,10 @@
-"""What the machine gives this process: cores and memory, within the limits of its control groups."""
+"""What the machine gives this process: cores and memory, within the limits of its control groups, and
+a place for the compiler's files."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,22 @@ def cpus() -> int:
     """CPUs that this process may use: fewer than the machine has under ``taskset``, in a cpuset, and in most batch
     systems."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_compiler_cache() -> None:
+    """Have PyTorch's compiler use the temporary folder where ``TORCHINDUCTOR_CACHE_DIR`` cannot be written. PyTorch
+    makes that folder with the first optimiser, also where nothing is compiled."""
+    place, reason = os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), "it may only be read"
+    if not place:
+        return
+    try:
+        os.makedirs(place, exist_ok=True)
+        if os.access(place, os.W_OK):
+            return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    warnings.warn(f"TORCHINDUCTOR_CACHE_DIR is {place}, which cannot be used ({reason}): the temporary folder is used", stacklevel=2)
 
 
 def free_memory(root: Path = ROOT) -> int | None:

@@ -153,7 +153,10 @@ def number(name: str, value: Any) -> float:
 
 def several(what: str, given: Any, kind: type[T], example: str) -> tuple[T, ...]:
     """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``."""
-    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    try:
+        found = tuple(given)
+    except TypeError:  # one alone, or a tensor of one number
+        found = (given,)
     if odd := [item for item in found if not isinstance(item, kind)]:
         name = f"the class {odd[0].__name__}" if isinstance(odd[0], type) else type(odd[0]).__name__
         raise UserError(f"{what} must be instances of {kind.__name__}, not {name}: give {example}, for example.")
@@ -223,9 +226,12 @@ def fit(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         return _fit_one(value, inner)
     if origin is tuple:
-        if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or isinstance(value, dict):
+        if isinstance(value, str | bytes | dict):
             raise Misfit("give a tuple")
-        items = tuple(value)
+        try:
+            items = tuple(value)
+        except TypeError as error:
+            raise Misfit("give a tuple") from error
         kinds = (inner[0],) * len(items) if len(inner) == 2 and inner[1] is Ellipsis else inner
         if len(kinds) != len(items):
             raise Misfit(f"give {len(kinds)} values")

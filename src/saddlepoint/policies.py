@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.faults import explain
 from saddlepoint.nn.normaliser import NormalisedLearner, normalised
 from saddlepoint.options import restore, shown, whole_number
 from saddlepoint.systems import find, find_system
@@ -295,7 +296,12 @@ def load_learner(
     further = find(system.options)(content) if system.options else {}
     compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
     with usual_torch():
-        learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **further)
+        try:
+            learner = system.learner_class()(config, shape, budgets, 0, torch.device(device), compile=compiled, **further)
+        except Exception as error:
+            if sentence := explain(error):  # networks that are larger than the memory
+                raise UserError(sentence) from error
+            raise
         if content["train"].get("normalise_observations", False):
             learner = normalised(learner, shape.observation, device)
         with checkpoints.reading(folder):

@@ -23,6 +23,8 @@ class _Kept:
         """Mend what no word can be written to; what leads elsewhere stays, as some loggers need."""
         if _place(self.number) is None:  # a file that is opened next would get its number
             self._lead_back()
+        if _place(self.number) is None:  # the copy was closed as well
+            _lead_nowhere(self.number)
         if not _works(getattr(sys, self.name)):
             self._set()
 
@@ -87,13 +89,17 @@ def open_closed_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # a file that is opened next would get its number, and whatever a library prints
-            opened = os.open(os.devnull, os.O_WRONLY)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
+            _lead_nowhere(number)
             setattr(sys, name, open(number, "w", errors="backslashreplace", buffering=1, closefd=False))  # noqa: SIM115
         elif getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _lead_nowhere(number: int) -> None:
+    opened = os.open(os.devnull, os.O_WRONLY)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
 
 
 def _place(number: int) -> tuple[int, ...] | None:

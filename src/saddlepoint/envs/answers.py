@@ -14,10 +14,8 @@ from saddlepoint.options import shown
 LARGEST = float(np.finfo(np.float32).max)
 FLOATS = frozenset({float, np.float64, np.float32})
 """types of numbers that are what they seem"""
-SQUARES = {np.dtype(np.float32): LARGEST, np.dtype(np.float64): 1e76}
-"""bounds of a sum of squares within which every entry is finite in float32"""
-PRODUCTS = 4096
-"""entries up to which a dot product stays in one thread"""
+QUICK = (np.dtype(np.float32), np.dtype(np.float64))
+"""number types of observations that are checked at first sight"""
 
 
 class Wrong(Exception):
@@ -35,11 +33,9 @@ class Observations:
         self.space = space
         self.size = int(gym.spaces.flatdim(space))
         self._box = isinstance(space, Box)
-        vector = self._box and len(space.shape or ()) == 1 and self.size <= PRODUCTS
-        kind = next((kind for kind in SQUARES if vector and space.dtype == kind), None)
-        self.quick = kind, space.shape, SQUARES.get(kind, 0.0)
-        """number type, shape and largest sum of squares of numpy arrays that are right beyond doubt; the type is None
-        where there are none"""
+        vector = self._box and len(space.shape or ()) == 1
+        self.quick = next((kind for kind in QUICK if vector and space.dtype == kind), None)
+        """the number type of vectors that may be taken at first sight; None where there are none"""
 
     def read(self, value: Any) -> np.ndarray:
         """(observation,) float32. Raises ``Wrong``."""

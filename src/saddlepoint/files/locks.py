@@ -26,9 +26,14 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
 
 
+def _busy(path: Path, sentence: str) -> Busy:
+    return Busy(sentence or f"another process holds {path}: wait for it, or choose another folder.")
+
+
 @contextmanager
 def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
-    """Hold the lock file ``path``, freed even after kill -9.
+    """Hold the lock file ``path`` and its folder's own lock, freed even after kill -9. With the folder's, who removes
+    the file lets nobody in; a file system that locks no folders goes without.
 
     Raises ``Busy``, with the sentence ``busy``, when another process has it, and ``FileFault`` when it cannot be had.
     """
@@ -46,12 +51,17 @@ def hold_lock(path: Path, busy: str = "") -> Iterator[None]:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    raise Busy(
-                        busy or f"another process holds {path}: wait for it, or choose another folder."
-                    ) from error
+                    raise _busy(path, busy) from error
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(
                         os.fstat(descriptor), path.stat(follow_symlinks=False)
                     ):  # not removed meanwhile
                         break
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            held.callback(_close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _busy(path, busy) from error
         yield

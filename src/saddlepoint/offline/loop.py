@@ -50,7 +50,7 @@ class Pretraining:
     def load(self, saved: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint."""
         self.agent.load_state_dict(saved.learner)
-        self.step, self.metrics = saved.step, saved.state["metrics"]
+        self.step, self.metrics = saved.step, {name: float(value) for name, value in saved.state["metrics"].items()}
 
     def learn(self) -> bool:
         """Nothing is owed between two updates."""

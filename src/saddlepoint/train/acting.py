@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from saddlepoint.train.episodes import stored_like
 from saddlepoint.types import ActMode, CountsCost, Planner, Policy
 from saddlepoint.usual import usual_torch
 
@@ -53,4 +54,4 @@ class Actor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.planner is not None and "memory" in state:  # checkpoints of ALGD from before its noise was carried on have none
-            self.memory = torch.as_tensor(state["memory"], device=self.device)
+            self.memory = torch.as_tensor(stored_like(state["memory"], self.memory.cpu().numpy()), device=self.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ class RunDriver:
         with checkpoint.reading(path):
             state = saved.state
             training.load(saved)
-            self.evaluated, self.settled, self.best = state["evaluated"], state["settled"], state["best"]
+            self.evaluated, self.settled, self.best = index(state["evaluated"]), index(state["settled"]), state["best"]
+            if self.best is not None:
+                self.best = {"step": int(self.best["step"]), "merit": float(self.best["merit"])}
             self._load_callbacks(state["callbacks"])
             wall_s = float(state["wall_s"])
         self.saved, self.kept = saved.step, self._reached()

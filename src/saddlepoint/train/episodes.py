@@ -21,11 +21,24 @@ class Episodes(NamedTuple):
     def none(cls, constraints: int) -> Episodes:
         return cls(np.zeros(0), np.zeros((0, constraints)), np.zeros((0, constraints)), np.zeros(0))
 
+    @classmethod
+    def stored(cls, state: dict[str, Any], constraints: int) -> Episodes:
+        """What ``_asdict`` gave. Raises ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
+        return cls(*(stored_like(state[name], part, np.shape(state["returns"])[:1]) for name, part in cls.none(constraints)._asdict().items()))
+
     def join(self, other: Episodes) -> Episodes:
         return Episodes(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
     def __len__(self) -> int:
         return len(self.returns)
+
+
+def stored_like(found: Any, known: np.ndarray, rows: tuple[int, ...] | None = None) -> np.ndarray:
+    """A copy of ``found``, an array as ``known``, of other ``rows`` where given. Raises ``ValueError`` for anything else."""
+    shape = known.shape if rows is None else rows + known.shape[1:]
+    if not isinstance(found, np.ndarray) or found.dtype != known.dtype or found.shape != shape:
+        raise ValueError(f"{str(found)[:40]!r} instead of {known.dtype} of shape {shape}")
+    return found.copy()
 
 
 class EpisodeSums:
@@ -57,7 +70,8 @@ class EpisodeSums:
         return {name: sums.copy() for name, sums in self._running._asdict().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._running = Episodes(**{name: state[name].copy() for name in Episodes._fields})
+        """Raises ``ValueError`` for what is not the sums of so many environments."""
+        self._running = Episodes(*(stored_like(state[name], sums) for name, sums in self._running._asdict().items()))
 
 
 def summarise(episodes: Episodes, budgets: tuple[CostBudget, ...], prefix: str) -> dict[str, float]:

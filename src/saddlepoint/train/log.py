@@ -65,12 +65,14 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._sum, self._count = hashlib.sha256(), 0
-        self._file = self._open()
+        self._file = self._open(os.O_CREAT)
 
     def write(self, line: Line, regular: bool) -> None:
         raw = json.dumps(line).encode() + b"\n"
-        self._file.write(raw)
-        self._file.flush()
+        self._mend()
+        left = raw
+        while left:
+            left = left[os.write(self._file, left) :]
         if regular:
             self._add(raw)
 
@@ -79,7 +81,7 @@ class MetricsFile:
     ) -> list[str]:
         """Cut off the lines that ``keep`` refuses (those a killed run wrote too many). Returns sentences about what
         else is not as the checkpoint knew it (``seal``): lines that cannot be read stay where they are."""
-        self._file.close()
+        self.close()
         found = read_json_lines(self.path, WHAT)
         kept, sentences = [], []
         for line in found:
@@ -116,19 +118,33 @@ class MetricsFile:
         return {"lines": self._count, "sha256": self._sum.hexdigest()}
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        self._mend()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        if self._is_ours():
+            os.close(self._file)
+
+    def _mend(self) -> None:
+        """Open the file again where an environment closed it: its number may be another file's by now."""
+        if not self._is_ours():
+            self._file = self._open()
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), self._stands)
+        except OSError:
+            return False
 
     def _add(self, raw: bytes) -> None:
         self._sum.update(raw)
         self._count += 1
 
-    def _open(self) -> Any:
-        return os.fdopen(
-            os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab"
-        )
+    def _open(self, create: int = 0) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | create
+        descriptor = os.open(self.path, flags, 0o666)
+        self._stands = os.fstat(descriptor)
+        return descriptor
 
 
 class RunLog:

@@ -17,7 +17,7 @@ from saddlepoint.train.acting import Actor
 from saddlepoint.train.at_budget import at_budget
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.dialled import DialledEnvs
-from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
+from saddlepoint.train.episodes import Episodes, EpisodeSums, stored_like, summarise
 from saddlepoint.train.evaluate import evaluate, evaluate_in, require_finite_action
 from saddlepoint.train.log import RunLog
 from saddlepoint.train.signals import StopRequest
@@ -87,14 +87,15 @@ class Loop:
             self.agent.load_state_dict(saved.learner)
             self.replay.load_state_dict(saved.replay)
         state = saved.state
-        self.step, self.updates, self.metrics = saved.step, int(state["updates"]), state["metrics"]
+        self.step, self.updates = saved.step, int(state["updates"])
+        self.metrics = {name: float(value) for name, value in state["metrics"].items()}
         self.sums.load_state_dict(state["sums"])
-        self.finished = Episodes(**state["finished"])
+        self.finished = Episodes.stored(state["finished"], len(self.budgets))
         if "surcharge" in state:  # not in checkpoints from before it was measured
-            self.replay.surcharge = torch.from_numpy(state["surcharge"])
+            self.replay.surcharge = torch.from_numpy(stored_like(state["surcharge"], self.replay.surcharge.numpy()))
         self.warmup_generator.set_state(torch.from_numpy(state["warmup_generator"]))
         self.generator.set_state(torch.from_numpy(state["generator"]))
-        self.observation = state["observation"]
+        self.observation = stored_like(state["observation"], self.observation)
         self.actor.load_state_dict(state)
         if state["envs"] is None or not self.envs.restore(state["envs"]):
             self.log.say("note: these environments cannot be restored in mid-episode: each starts a new episode here")

@@ -18,6 +18,7 @@ from saddlepoint.constrained.budget import CostBudget, at_discount
 from saddlepoint.constrained.dial import Dial
 from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.tasks import PIXELS, TaskSpec, action_repeat_of, env_spec
+from saddlepoint.faults import explain
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
 from saddlepoint.options import several
@@ -114,7 +115,12 @@ def train(
                 sizes = (config.replay_size, shape.observation, shape.action, shape.constraints)
                 stored = torch.from_numpy(envs.observation).dtype  # bytes stay bytes
                 replay = Replay(*sizes, num_envs=config.num_envs, device=device, dtype=stored, cut=setup.cut is not None)
-                agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
+                try:
+                    agent = learner(learner_config, shape, budgets, stream(config.seed, LEARNER), device, compile=compiled)
+                except Exception as error:
+                    if sentence := explain(error):  # networks that are larger than the memory
+                        raise UserError(sentence) from error
+                    raise
                 if config.normalise_observations:
                     if shape.image is not None:
                         raise UserError(
