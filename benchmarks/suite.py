@@ -92,7 +92,7 @@ def draw(trials: list[Trial], path: Path) -> None:
                     for axis, name, unit in ((above, "return", 1.0), (below, "cost", limit_of(task))):
                         series = [np.array([(line["step"], line[f"{prefix}/{name}_mean"] / unit) for line in lines]).T for lines in own]
                         curves(axis, series, COLOURS[label], dashes)
-            figures.mark_budget(below, 1.0, f"budget {limit_of(task):g}")
+            figures.mark_budget(below, 1.0, f"budget\n{limit_of(task):g}")
             most = max(float(np.max(line.get_ydata())) for line in below.get_lines())
             if most > 4:  # an early spike would hide the rest
                 below.set_yscale("symlog", linthresh=1, linscale=1.4)
