@@ -169,6 +169,12 @@ def test_links_lead_somewhere() -> None:
                     assert anchor in [re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads], address
 
 
+def test_no_line_of_a_sentence_is_taken_for_an_item_of_a_list() -> None:
+    for page in (*PAGES, README):
+        prose = BLOCK.sub("", page.read_text())
+        assert re.findall(r"^ *[*+] .*", prose, re.MULTILINE) == [], page.name  # the pages' lists have dashes
+
+
 def test_every_page_is_in_the_contents() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     named = re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE)
