@@ -106,6 +106,8 @@ def test_examples_are_listed_and_copied(command: Run, tmp_path: Path) -> None:
 def test_help_is_quick_because_it_loads_no_torch() -> None:
     program = "import sys; from saddlepoint.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    module = subprocess.run([sys.executable, "-m", "saddlepoint", "--version"], check=True, capture_output=True, text=True)
+    assert module.stdout.startswith("saddlepoint 0.")
 
 
 @pytest.mark.parametrize("args", [["envs"], ["--help"], ["train", "algd", "--help"]], ids=lambda args: args[0])
