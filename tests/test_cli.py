@@ -148,6 +148,10 @@ def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for config in (TrainConfig(env=""), ALGDConfig(), BudgetFlags(), Launch()):
         for name in vars(config):
             assert f"--{name.replace('_', '-')}" in text
+    heads = [line for line in text.splitlines() if line[:1].isupper()]
+    assert "The flags that matter first" in heads
+    assert "Presets of algd, for --preset: default, earlier, parity, parity-vp." in heads
+    assert len(heads) > 6  # groups
 
 
 MISTAKES: list[tuple[list[str], str]] = [
