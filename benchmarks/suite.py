@@ -48,7 +48,7 @@ def best(trial: Trial) -> float | None:
 
 def table(trials: list[Trial]) -> str:
     """One row for each task and method: means over the seeds at the end."""
-    heads = ["task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost"]
+    heads = ["task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampled: return, cost"]
     heads += ["within, both policies", "`best/`: return, within", "training cost"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in dict.fromkeys(trial["environment"] for trial in trials):
