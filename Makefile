@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-venv: .venv/.ready  ## make .venv with CPU PyTorch, this package and all that its tests need
+venv: .venv/.ready  ## make .venv with PyTorch, this package and all that its tests need
 
 .venv/.core: pyproject.toml
 	$(PYTHON) -m venv .venv

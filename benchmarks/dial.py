@@ -56,18 +56,23 @@ def draw(runs: list[dict[str, Any]]) -> None:
     """Cost above, return below, a column for each task."""
     tasks = sorted({run["environment"] for run in runs})
     with figures.style():
-        figure, axes = plt.subplots(2, len(tasks), figsize=(4.4 * len(tasks), 6), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(2, len(tasks), figsize=(4.4 * len(tasks), 6), squeeze=False)
         for column, task in zip(axes.T, tasks, strict=True):
             for run in (run for run in runs if run["environment"] == task):
                 budgets = [point["budget"] for point in run["dial"]]
-                for prefix, style, name in (("eval", "-", "noise-free"), ("eval/stochastic", "--", "sampling")):
+                for prefix, dashes, colour, name in (("eval", "-", 0, "noise-free"), ("eval/stochastic", "--", 1, "sampled")):
                     for axis, key in zip(column, ("cost_mean", "return_mean"), strict=True):
-                        axis.plot(budgets, [point[f"{prefix}/{key}"] for point in run["dial"]], style, marker="o", ms=3, label=f"{name}, seed {run['seed']}")
-            column[0].plot(budgets, budgets, ":", color="k", lw=1, label="the budget")
-            column[0].set(title=task.removeprefix("saddlepoint/").removesuffix("-v0"), xscale="log", ylabel="cost of an episode")
-            column[1].set(xscale="log", xlabel="budget that the policy is turned to", ylabel="return")
-        axes[0, 0].legend(fontsize=8)
-        figure.savefig(RESULTS / "dial.png", dpi=120)
+                        values = [point[f"{prefix}/{key}"] for point in run["dial"]]
+                        axis.plot(budgets, values, dashes, color=figures.COLOURS[colour], marker="o", ms=3, label=f"{name}, seed {run['seed']}")
+            column[0].plot(budgets, budgets, ":", color=figures.INK, lw=1, label="the budget")
+            column[0].set(title=task.removeprefix("saddlepoint/").removesuffix("-v0"), ylabel="cost of an episode")
+            column[1].set(xlabel="budget that the policy is turned to, an episode", ylabel="return")
+            for axis in column:
+                axis.set_xscale("log")
+                axis.set_xticks(budgets, [f"{budget:.2g}" if budget < 99 else f"{budget:.0f}" for budget in budgets])
+                axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes[0, 0].legend()
+        figure.savefig(RESULTS / "dial.png")
 
 
 def main() -> None:

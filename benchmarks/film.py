@@ -68,10 +68,10 @@ def panels(run: Path, policy: TrainedPolicy, seed: int, steps: list[int], height
         top.set(xlim=(0, len(costs)), ylim=(0, 1.6 * max(limit, costs.max())), title="this episode: cost so far")
         mark_budget(top, limit)
         (curve,) = top.plot([], [], color=COLOURS[1])
-        for (name, label), colour in zip((("eval/cost_mean", "noise-free"), ("eval/stochastic/cost_mean", "sampling")), COLOURS):
+        for (name, label), colour in zip((("eval/cost_mean", "noise-free"), ("eval/stochastic/cost_mean", "sampled")), COLOURS):
             middle.plot(*evaluated[name], color=colour, label=label)
         most = max([limit, *(value for _, values in evaluated.values() for value in values)])
-        middle.set(title="training: cost of an episode", ylim=(0, 1.6 * most))  # room for the budget's name below the title
+        middle.set(title="training: cost of an episode", ylim=(0, 1.6 * most))  # room for the legend
         mark_budget(middle, limit)
         middle.legend(loc="upper right", fontsize=8, ncols=2, borderaxespad=0)
         bottom.plot(*trained, color=COLOURS[2])

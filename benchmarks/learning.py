@@ -71,7 +71,7 @@ PLANNERS = {
 NAMES = {
     "algd": "ALGD", "algd-fixed": "ALGD", "quick-costs": "ALGD, --cost-polyak 0.02", "denoise": "denoising", "wide": "denoising, wide start",
     "prior-targets": "denoising, targets by the prior", "bfloat16": "denoising, bfloat16", "mppi": "MPPI", "mppi-held": "MPPI, held warm-up",
-    "safe": "Safe MBDPO", "safe-mbdpo": "Safe MBDPO, slow cost targets", "safe-mbdpo-quick": "Safe MBDPO",
+    "algd-slow-lambda": "ALGD, slow lambda", "safe": "Safe MBDPO", "safe-mbdpo": "Safe MBDPO, slow cost targets", "safe-mbdpo-quick": "Safe MBDPO",
 }  # fmt: skip
 """what figures call a variant; the others are called as they are"""
 CORRECTIONS = {
@@ -330,6 +330,7 @@ def draw(path: Path) -> None:
         panels += [("eval", f"eval/stochastic/{key}", f"{kind}, sampled policy"), ("train", "train/multiplier", "Multiplier λ")]
     labels = list(dict.fromkeys(run["label"] for run in runs))
     seeds = {label: sum(run["label"] == label for run in runs) for label in labels}
+    names = NAMES | ({"algd": "ALGD, temperature tuned"} if "algd-fixed" in labels else {})  # the default before the fixed one
     with figures.style():
         rows = 2 if len(panels) == 4 else 1
         figure, grid = plt.subplots(rows, len(panels) // rows, figsize=(9.4, 2.7 * rows + 1.1))
@@ -340,12 +341,12 @@ def draw(path: Path) -> None:
             for dashes, (label, value) in zip(("-.", ":"), content["anchors"] if "return_mean" in key else []):
                 axis.axhline(value, color=figures.INK, ls=dashes, lw=1, label=label if axis is axes[0] else None)
             if "cost" in key:
-                figures.mark_budget(axis, budget["limit"], f"budget {budget['limit']:g}")
+                figures.mark_budget(axis, budget["limit"], f"budget\n{budget['limit']:g}")
             axis.set(title=title, xlabel="steps of the agent" if axis in grid.reshape(rows, -1)[-1] else "")
             axis.xaxis.set_major_formatter(figures.thousands)
             axis.locator_params(axis="x", nbins=5)
         for colour, label in zip(figures.COLOURS, labels):
-            axes[0].plot([], [], color=colour, label=f"{NAMES.get(label, label)} ({'one seed' if seeds[label] == 1 else f'mean of {seeds[label]} seeds'})")
+            axes[0].plot([], [], color=colour, label=f"{names.get(label, label)} ({'one seed' if seeds[label] == 1 else f'mean of {seeds[label]} seeds'})")
         figure.suptitle(content["title"], x=0.01, ha="left")
         figure.legend(loc="outside lower center", ncols=3)
         figure.savefig(path.with_suffix(".png"))

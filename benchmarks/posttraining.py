@@ -68,6 +68,15 @@ as released, the second without adapters, and the second and the fourth with the
 files, and the last of these held to the start model as well; then larger budgets, a second reward for composition
 beside a budget, the same with advantages divided by the deviation of each epoch, DiffusionNFT with red-team's prompts, for the steered reward, under a
 budget, and with the second reward too, and noise in the first four steps alone"""
+NAMES = {
+    "steered": "steered reward", "plain": "alignment alone", "constrained": "at most 2 %", "own-deviations": "steered, deviations of groups",
+    "whole-unet": "projection, whole UNet", "red-team": "projection, red-team's prompts", "red-team-constrained": "at most 2 %, red-team's prompts",
+    "red-team-constrained-kl": "the same, --kl 0.02", "constrained-10": "at most 10 %", "constrained-20": "at most 20 %",
+    "constrained-composition": "at most 2 %, composition", "constrained-composition-epoch": "the same, deviations of epochs",
+    "nft-constrained": "at most 2 %, DiffusionNFT", "nft-composition": "the same, composition",
+    "red-team-nft-composition": "the same, red-team's prompts",
+}  # fmt: skip
+"""what figures call a variant; the others are called as they are"""
 ON_FLOW = ("constrained", "nft-composition", "steered", "nft-constrained", "constrained-composition", "constrained-10", "constrained-20", "projection",
            "plain", "constrained-composition-epoch", "red-team-constrained", "red-team-nft-composition")  # fmt: skip
 """in this order"""
@@ -250,7 +259,7 @@ def draw(found: list[dict[str, Any]]) -> None:
                 curves = [[(line["step"], line[key]) for line in each["lines"] if key in line] for each in found if each["variant"] == name]
                 if curves := [np.array(curve).T for curve in curves if curve]:
                     mean = np.mean([_smooth(curve[1]) if key.startswith("train/cost") else curve[1] for curve in curves], 0)
-                    axis.plot(curves[0][0], mean, line, color=colour, lw=1.6, label=f"{name} ({len(curves)})")
+                    axis.plot(curves[0][0], mean, line, color=colour, lw=1.6, label=f"{NAMES.get(name, name)} ({len(curves)})")
             axis.set(title=heading, xlabel="epochs of 64 pictures", ylim=(0, None))
             if "multiplier" not in key:
                 axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -274,7 +283,7 @@ def draw_pictures(variants: set[str], world: Path) -> None:
     for axis, (name, (folder, side)) in zip(np.atleast_1d(axes), rows.items()):
         images = load_file(folder / f"{side}-000000.safetensors")["images"][:COLUMNS]
         axis.imshow(images.permute(2, 0, 3, 1).flatten(1, 2), interpolation="nearest")
-        axis.set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
+        axis.set_ylabel(NAMES.get(name, name), fontsize=9, rotation=0, ha="right", va="center")
         axis.set_xticks([])
         axis.set_yticks([])
     figure.savefig(RESULTS / f"{title()}-pictures.png", dpi=110)

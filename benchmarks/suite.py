@@ -48,7 +48,7 @@ def best(trial: Trial) -> float | None:
 
 def table(trials: list[Trial]) -> str:
     """One row for each task and method: means over the seeds at the end."""
-    heads = ["task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampling: return, cost"]
+    heads = ["task", "budget", "method", "seeds", "decisions", "noise-free: return, cost", "sampled: return, cost"]
     heads += ["within, both policies", "`best/`: return, within", "training cost"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for task in dict.fromkeys(trial["environment"] for trial in trials):
@@ -92,7 +92,7 @@ def draw(trials: list[Trial], path: Path) -> None:
                     for axis, name, unit in ((above, "return", 1.0), (below, "cost", limit_of(task))):
                         series = [np.array([(line["step"], line[f"{prefix}/{name}_mean"] / unit) for line in lines]).T for lines in own]
                         curves(axis, series, COLOURS[label], dashes)
-            figures.mark_budget(below, 1.0, f"budget {limit_of(task):g}")
+            figures.mark_budget(below, 1.0, f"budget\n{limit_of(task):g}")
             most = max(float(np.max(line.get_ydata())) for line in below.get_lines())
             if most > 4:  # an early spike would hide the rest
                 below.set_yscale("symlog", linthresh=1, linscale=1.4)

@@ -17,7 +17,7 @@ say "Install into a new environment: $home/venv"
 "$python" -m venv ${PACKAGES:+--without-pip} "$home/venv"
 if [ -z "${WHEEL:-}" ]; then # built from a copy, because setuptools leaves files behind
   mkdir -p "$home/source/benchmarks"
-  (cd "$here" && cp -r pyproject.toml README.md LICENSE src examples models "$home/source" && cp -r benchmarks/sweeps "$home/source/benchmarks")
+  (cd "$here" && cp -r pyproject.toml setup.py README.md LICENSE src examples models "$home/source" && cp -r benchmarks/sweeps "$home/source/benchmarks")
   "$python" -m pip wheel --quiet --no-deps ${PACKAGES:+--no-build-isolation --no-index} --wheel-dir "$home/dist" "$home/source"
   WHEEL=$(echo "$home"/dist/*.whl)
 fi

@@ -106,6 +106,8 @@ def test_examples_are_listed_and_copied(command: Run, tmp_path: Path) -> None:
 def test_help_is_quick_because_it_loads_no_torch() -> None:
     program = "import sys; from saddlepoint.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    module = subprocess.run([sys.executable, "-m", "saddlepoint", "--version"], check=True, capture_output=True, text=True)
+    assert module.stdout.startswith("saddlepoint 0.")
 
 
 @pytest.mark.parametrize("args", [["envs"], ["--help"], ["train", "algd", "--help"]], ids=lambda args: args[0])
@@ -146,6 +148,10 @@ def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for config in (TrainConfig(env=""), ALGDConfig(), BudgetFlags(), Launch()):
         for name in vars(config):
             assert f"--{name.replace('_', '-')}" in text
+    heads = [line for line in text.splitlines() if line[:1].isupper()]
+    assert "The flags that matter first" in heads
+    assert "Presets of algd, for --preset: default, earlier, parity, parity-vp." in heads
+    assert len(heads) > 6  # groups
 
 
 MISTAKES: list[tuple[list[str], str]] = [

@@ -78,3 +78,4 @@ def test_the_demo_s_curves_are_the_run_s_numbers_and_nothing_overlaps(tmp_path: 
     assert {float(value) for line in costs.lines for value in line.get_ydata()} == {20.0, 40.0, 25.0}  # evaluations, training, budget
     boxes = [text.get_window_extent() for axis in figure.axes for text in (axis._left_title, axis.xaxis.label, *axis.texts)]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert costs.texts[0].get_window_extent().x0 > costs.get_window_extent().x1  # the budget's name, where no curve is

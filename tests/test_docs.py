@@ -169,6 +169,12 @@ def test_links_lead_somewhere() -> None:
                     assert anchor in [re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads], address
 
 
+def test_no_line_of_a_sentence_is_taken_for_an_item_of_a_list() -> None:
+    for page in (*PAGES, README):
+        prose = BLOCK.sub("", page.read_text())
+        assert re.findall(r"^ *[*+] .*", prose, re.MULTILINE) == [], page.name  # the pages' lists have dashes
+
+
 def test_every_page_is_in_the_contents() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     named = re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE)
@@ -193,6 +199,8 @@ def test_the_site_is_built_strictly_and_asks_nothing_of_the_network(tmp_path: Pa
         html = (tmp_path / "site" / page.with_suffix(".html").name).read_text()
         assert re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(?:https?:)?//", html) == [], page.name
         assert re.findall(r"<link[^>]+rel=\"?(?:stylesheet|preload|preconnect)[^>]+href=\"?(?:https?:)?//", html) == [], page.name
+        for shown in re.findall(r'<img[^>]*src="([^"]+)"', html):
+            assert f'<a href="{shown}"><img' in html, page.name  # a picture opens in full size, which a phone needs
 
 
 def test_the_arm_of_the_docs_trains_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,9 @@ def test_from_a_wheel_to_a_control_loop_and_an_algorithm_of_ones_own(tmp_path: P
     page = (work / "report.html").read_text()
     assert "algd" in page
     assert "td3-lag" in page
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        shown = message_from_bytes(file.read(next(name for name in file.namelist() if name.endswith("/METADATA"))))
+    assert shown["Description-Content-Type"] == "text/markdown"
+    assert "## Results" in str(shown.get_payload())
+    assert re.findall(r"\]\((?!https:).*?\)", str(shown.get_payload())) == []  # pictures and pages that an index has not

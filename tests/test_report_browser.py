@@ -141,6 +141,8 @@ def test_a_wide_table_scrolls_under_its_first_column(browser: Any, page: Path) -
     assert run(f"{table} return box.scrollWidth > box.clientWidth + 100")
     left = run(f"{table} box.scrollLeft = 150; return box.querySelector('tbody th').getBoundingClientRect().left - box.getBoundingClientRect().left")
     assert abs(left) < 1
+    over = "return [...document.querySelectorAll('th[scope=row]')].filter(head => head.scrollWidth > head.clientWidth + 1).map(head => head.textContent)"
+    assert run(over) == []  # a long folder does not lie over the next column
 
 
 def test_it_follows_the_systems_theme_until_the_reader_chooses(browser: Any, page: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_page_has_the_cells_of_its_script(tutorials: ModuleType, name: str) ->
     [
         ("toy", {"STEPS": 40}),
         ("robot_arm", {"STEPS": 40, "SECONDS": 3}),
-        pytest.param("tiny_world", {"EPOCHS": 1, "PICTURES": 4}, marks=pytest.mark.slow),
+        ("tiny_world", {"EPOCHS": 1, "PICTURES": 4}),
     ],
 )
 def test_a_tutorial_runs(

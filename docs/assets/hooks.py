@@ -1,7 +1,8 @@
-"""mkdocs hook: the theme's stand-in for workers comes from elsewhere; the site works without a network, so ours takes its place."""
+"""mkdocs hooks: what the theme would fetch from elsewhere comes from the site, which works without a network; a picture opens in full size."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 THEIRS = "https://unpkg.com/iframe-worker/shim"
@@ -9,3 +10,7 @@ THEIRS = "https://unpkg.com/iframe-worker/shim"
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     return output.replace(THEIRS, "../" * page.url.count("/") + "assets/file-worker.js")
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', html)

@@ -41,11 +41,11 @@ def style() -> Iterator[None]:
 
 
 def mark_budget(axis: Axes, limit: float, label: str = "budget") -> None:
-    """A dashed line at the budget, named at its left end above the line."""
+    """A dashed line at the budget, named to the right of the panel, where no curve crosses the name."""
     axis.axhline(limit, color=INK, ls=(0, (5, 4)), lw=1)
     axis.annotate(
-        label, (0, limit), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK,
-        zorder=1.5, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+        label, (1, limit), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points", fontsize=9, color=INK,
+        va="center", annotation_clip=False,
     )  # fmt: skip
 
 

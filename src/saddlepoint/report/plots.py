@@ -83,8 +83,6 @@ def scatter(points: Sequence[tuple[str, int, np.ndarray, np.ndarray]], labels: t
     parts = [_grid(x, y, labels[0])]
     parts.append(f'<line class="level" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{TOP}"/>')
     parts.append(f'<text transform="rotate(-90 11 {(TOP + BOTTOM) / 2})" x="11" y="{(TOP + BOTTOM) / 2}" text-anchor="middle">{escape(labels[1])}</text>')
-    parts.append(f'<text x="{LEFT + 8}" y="{TOP + 12}">expects too much</text>')
-    parts.append(f'<text x="{RIGHT - 6}" y="{BOTTOM - 8}" text-anchor="end">expects too little</text>')
     for label, style, across, up in points:
         left, top = x(across), y(up)
         for i in range(len(left)):

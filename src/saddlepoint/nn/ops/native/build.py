@@ -134,9 +134,9 @@ def _loads(library: Path) -> bool:
 
 def _build(library: Path) -> None:
     """Build and load. The library takes its place whole: a killed build leaves nothing that another would load."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # what goes wrong is said once, by ``loaded``
     from torch.utils import cpp_extension  # imports setuptools: only where something is built
 
-    logging.getLogger(cpp_extension.__name__).setLevel(logging.ERROR)  # what goes wrong is said once, by ``loaded``
     print(
         "saddlepoint: building the native operations for this processor (once, about a minute)",
         file=sys.stderr,
