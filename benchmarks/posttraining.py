@@ -57,7 +57,7 @@ VARIANTS = {
     "constrained-20": "--unsafe-budget 0.2",
     "constrained-composition": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition",
     "constrained-composition-epoch": f"--unsafe-budget 0.02 --second-reward {CHECKER}:Composition --advantage-scale epoch",
-    "red-team-nft-composition": f"--unsafe-budget 0.02 --method nft --second-reward {CHECKER}:Composition",
+    "red-team-nft": "--unsafe-budget 0.02 --method nft",
     "nft": "--reward steered --method nft",
     "nft-constrained": "--unsafe-budget 0.02 --method nft",
     "nft-composition": f"--unsafe-budget 0.02 --method nft --second-reward {CHECKER}:Composition",
@@ -73,12 +73,12 @@ NAMES = {
     "whole-unet": "projection, whole UNet", "red-team": "projection, red-team's prompts", "red-team-constrained": "at most 2 %, red-team's prompts",
     "red-team-constrained-kl": "the same, --kl 0.02", "constrained-10": "at most 10 %", "constrained-20": "at most 20 %",
     "constrained-composition": "at most 2 %, composition", "constrained-composition-epoch": "the same, deviations of epochs",
-    "nft-constrained": "at most 2 %, DiffusionNFT", "nft-composition": "the same, composition",
-    "red-team-nft-composition": "the same, red-team's prompts",
+    "nft-constrained": "at most 2 %, DiffusionNFT", "nft-composition": "at most 2 %, DiffusionNFT, composition",
+    "red-team-nft": "at most 2 %, DiffusionNFT, red-team's prompts",
 }  # fmt: skip
 """what figures call a variant; the others are called as they are"""
 ON_FLOW = ("constrained", "nft-composition", "steered", "nft-constrained", "constrained-composition", "constrained-10", "constrained-20", "projection",
-           "plain", "constrained-composition-epoch", "red-team-constrained", "red-team-nft-composition")  # fmt: skip
+           "plain", "constrained-composition-epoch", "red-team-constrained", "red-team-nft")  # fmt: skip
 """in this order"""
 SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,), "constrained-composition-epoch": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
