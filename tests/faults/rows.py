@@ -20,6 +20,7 @@ from typing import Any
 
 from saddlepoint.cli import VERBS
 from saddlepoint.offline.dataset import Dataset
+from saddlepoint.train.log import read_metrics
 from tests.faults.fuzz import fuzz
 from tests.faults.harness import Ended, copy, run, same_run, start
 from tests.faults.readers import data_set, picture_readers, readers, trained
@@ -149,14 +150,15 @@ def signals(lab: Lab) -> Iterator[Row]:
                 f"TERM, INT, HUP, USR1, USR2, {name}",
                 f"to {'the whole process group' if group else 'the process'}, at a random moment",
             )
-            _, seconds = lab.whole(args)
+            whole, _ = lab.whole(args)
+            seconds = read_metrics(whole)[-1]["wall_s"]  # without what comes before the first checkpoint
             some = SIGNALS if lab.share >= 0.05 else lab.rng.sample(SIGNALS, 2)
             for number in some * lab.count(times):
                 folder = lab.home / f"signal-{number}-{row.tried}"
                 command = start([*args, "--out", folder], lab.home)
                 while command.running() and not any((folder / "checkpoints").glob("[0-9]*")):
                     time.sleep(0.02)
-                time.sleep(lab.rng.uniform(0.0, 0.7) * seconds)
+                time.sleep(lab.rng.uniform(0.0, 0.8) * seconds)
                 command.signal(number, group)
                 ended = command.end()
                 if fault := _unclean(ended, (0, 130)):
