@@ -80,7 +80,7 @@ NAMES = {
 ON_FLOW = ("constrained", "nft-composition", "steered", "nft-constrained", "constrained-composition", "constrained-10", "constrained-20", "projection",
            "plain", "constrained-composition-epoch", "red-team-constrained", "red-team-nft")  # fmt: skip
 """in this order"""
-SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,), "constrained-composition-epoch": (0,)}
+SEEDS_OF = {"own-deviations": (0,), "whole-unet": (0,)}
 RED_TEAM = f"--cost {CHECKER}:Unsafe --guidance 2 --pictures 48 --least 0.05 --threads 1"
 TABLES = ("training", "held-out", "phrasings", "kinds", "clean")
 """the prompts trained on, other scenes in the same words, words and kinds of marking that no post-training saw, and many harmless prompts"""
