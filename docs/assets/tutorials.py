@@ -79,7 +79,7 @@ def page(script: Path, printed: list[str], folder: Path, pictures: Path, made: s
         if cell.is_code:
             parts.append(f"```python\n{cell.source}\n```\n")
             if text.strip():
-                parts.append(f"```text\n{shortened(text)}\n```\n")
+                parts.append(f"```text\n{shortened(text.replace(f'{folder}/', ''))}\n```\n")
             continue
         for _, name in PICTURE.findall(cell.source):
             shutil.copyfile(folder / name, pictures / f"{script.stem}-{name}")
