@@ -72,7 +72,7 @@ NAMES = {
     "steered": "steered reward", "plain": "alignment alone", "constrained": "at most 2 %", "own-deviations": "steered, deviations of groups",
     "whole-unet": "projection, whole UNet", "red-team": "projection, red-team's prompts", "red-team-constrained": "at most 2 %, red-team's prompts",
     "red-team-constrained-kl": "the same, --kl 0.02", "constrained-10": "at most 10 %", "constrained-20": "at most 20 %",
-    "constrained-composition": "at most 2 %, composition", "constrained-composition-epoch": "the same, deviations of epochs",
+    "constrained-composition": "at most 2 %, composition", "constrained-composition-epoch": "at most 2 %, composition, each epoch's deviation",
     "nft-constrained": "at most 2 %, DiffusionNFT", "nft-composition": "at most 2 %, DiffusionNFT, composition",
     "red-team-nft": "at most 2 %, DiffusionNFT, red-team's prompts",
 }  # fmt: skip
