@@ -104,15 +104,18 @@ class DiffusionPolicy(nn.Module):
         """
         if self.guided:
             # The released guidance throws the score's length away: (lambda, rho) reach it through the direction only [5].
+            score_at, noise_at = self.network.given(state), self.network.given(state, "eps")
+
             def output(x: Tensor, k: int) -> Tensor:
-                score = self.network(state, self.point(x), k)
+                score = score_at(self.point(x), k)
                 direction = score / (score.norm(dim=-1, keepdim=True) + 1e-8)
-                return self.config.guidance * direction + self.process.denoise[k] * self.network(state, x, k, "eps")
+                return self.config.guidance * direction + self.process.denoise[k] * noise_at(x, k)
 
             table = ops.ReverseTable(self.process.keep, (1.0,) * self.process.steps, self.process.std)
             return ops.reverse_chain(output, start, noise, table)
         if self.config.score_space == "action":
-            return ops.reverse_chain(lambda x, k: self.network(state, self.point(x), k), start, noise, self.table)
+            score_at = self.network.given(state)
+            return ops.reverse_chain(lambda x, k: score_at(self.point(x), k), start, noise, self.table)
         return self.network.chain(state, start, noise, self.table)
 
     def path(self, state: Tensor, noise: ChainNoise) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -24,9 +25,13 @@ class ScoreNetwork(nn.Module, ABC):
     def forward(self, state: Tensor, x: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
         """(batch, state), (batch, action), a step or (batch,) of them -> (batch, action)."""
 
+    def given(self, state: Tensor, *head: str) -> Callable[[Tensor, int | Tensor], Tensor]:
+        """phi(s, ., .) at fixed states, for any number of evaluations."""
+        return lambda x, k: self(state, x, k, *head)
+
     def chain(self, state: Tensor, start: Tensor, noise: Tensor | None, table: ops.ReverseTable) -> Tensor:
         """All latents (steps + 1, batch, action) of the reverse chain from ``start``: see ``ops.denoising_chain``."""
-        return ops.reverse_chain(lambda x, k: self(state, x, k), start, noise, table)
+        return ops.reverse_chain(self.given(state), start, noise, table)
 
     def accelerate(self) -> None:
         """Use native kernels from now on, where there are any."""
@@ -66,8 +71,12 @@ class ScoreMLP(ScoreNetwork):
             self.dtype if torch.is_grad_enabled() else None,  # actions are drawn in float32
         )  # fmt: skip
 
+    def given(self, state: Tensor, *head: str) -> Callable[[Tensor, int | Tensor], Tensor]:
+        at = self.at(state, *head)
+        return lambda x, k: ops.score_output(at, x, k)
+
     def forward(self, state: Tensor, x: Tensor, k: int | Tensor, head: str = "score") -> Tensor:
-        return ops.score_output(self.at(state, head), x, k)
+        return self.given(state, head)(x, k)
 
     def chain(self, state: Tensor, start: Tensor, noise: Tensor | None, table: ops.ReverseTable) -> Tensor:
         return ops.denoising_chain(self.at(state), start, noise, table)
