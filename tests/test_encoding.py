@@ -36,6 +36,14 @@ def test_zoom_shows_both_ends_of_the_range_seen_so_far(generator):
     torch.testing.assert_close(Zoom(3)(rows)[:, 3:], torch.zeros(50, 6))  # nothing seen yet: no ends
 
 
+@pytest.mark.parametrize("high", [1e-42, 3e38])
+def test_an_entry_whose_range_cannot_be_divided_by_has_no_ends(high):
+    rows = torch.tensor([[-high, 0.0], [high, 1.0]])
+    zoom = Zoom(2)
+    zoom.observe(rows)
+    torch.testing.assert_close(zoom(rows)[:, 2:], torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]]))
+
+
 def test_raw_is_the_observation(generator):
     rows = torch.randn(5, 3, generator=generator)
     assert torch.equal(Raw(3)(rows), rows)

@@ -43,6 +43,8 @@ def test_a_part_of_ones_own_trains_resumes_and_acts(part, tmp_path):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert load_policy(once).act(np.zeros((4, 6), np.float32)).shape == (4, 2)
+    with torch.no_grad():  # as a caller may that only acts
+        assert load_policy(once).act(np.zeros((4, 6), np.float32)).shape == (4, 2)
 
 
 def test_the_huber_critic_is_squared_error_near_its_target(generator):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saddlepoint.foreign import foreign, load
@@ -34,6 +35,6 @@ def require_answer(what: str, shape: tuple[int, ...], call: Callable[..., Any], 
     if not isinstance(answer, Tensor) or answer.shape != shape:
         got = f"numbers of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
         raise ForeignFault(f"{what} returned {got} where a tensor of shape {shape} is wanted: correct it.")
-    if not answer.requires_grad:
+    if torch.is_grad_enabled() and not answer.requires_grad:  # a policy may be loaded where none are recorded
         raise ForeignFault(f"{what} returned numbers without a gradient, so nothing would be learnt from them: keep to differentiable operations.")
     return answer

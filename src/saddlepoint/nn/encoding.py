@@ -70,12 +70,12 @@ class Zoom(Encoder):
         self._measure()
 
     def _measure(self) -> None:
-        span = self.high - self.low
-        moved, slope, none = span > 0, 1 / (self.SHARE * span), torch.zeros_like(span)
-        upper, lower = none + (1 - 1 / self.SHARE), none + 1
+        slope = 1 / (self.SHARE * (self.high - self.low))
+        moved = (slope > 0) & slope.isfinite()  # an entry that never moved, or by less than float32 can divide by, has no ends
+        slope = torch.where(moved, slope, 0)
         self.start.copy_(torch.where(moved, self.low, 0).repeat(2))
-        self.slope.copy_(torch.cat([torch.where(moved, slope, 0), torch.where(moved, -slope, 0)]))
-        self.shift.copy_(torch.cat([torch.where(moved, upper, 0), torch.where(moved, lower, 0)]))  # an entry that never moved has no ends
+        self.slope.copy_(torch.cat([slope, -slope]))
+        self.shift.copy_(torch.cat([moved * (1 - 1 / self.SHARE), moved * 1.0]))
 
     def forward(self, observation: Tensor) -> Tensor:
         ends = torch.addcmul(self.shift, torch.cat([observation, observation], -1) - self.start, self.slope)
