@@ -35,7 +35,7 @@ PIECES, STEPS = 8, 16
 class Carried(GuardedEnv):
     """The same work without a check."""
 
-    def step(self, action: np.ndarray) -> Answer:
+    def step_once(self, action: np.ndarray) -> Answer:
         fitted = np.maximum(action, self._low)
         if fitted.dtype is self._dtype:
             np.minimum(fitted, self._high, out=fitted)

@@ -78,8 +78,9 @@ class GuardedEnv:
         """called after each simulator step, as a film needs"""
         self._pixels = env if isinstance(env, PixelObservation) else None
         self._stepped = env.env if isinstance(env, PixelObservation) else env
-        self._several = self.action_repeat > 1 or self.longest is not None or self._pixels is not None
-        """whether a step is more than one step of the simulator and its answer"""
+        several = self.action_repeat > 1 or self.longest is not None or self._pixels is not None
+        self.step: Callable[[np.ndarray], Answer] = self._decide if several else self.step_once
+        """(action,) -> the sums over the simulator steps that it was held for, and the last observation"""
         self._observations = answers.Observations(env.observation_space)
         self._kind, self._shape = self._observations.quick, env.observation_space.shape
         self._seen, self._finite = bytearray(self._observations.size), b"\1" * self._observations.size
@@ -120,14 +121,12 @@ class GuardedEnv:
         except BaseException as error:
             raise self._error(error) from error
 
-    def step(self, action: np.ndarray) -> Answer:
-        """(action,) -> the sums over the simulator steps that it was held for, and the last observation.
+    def step_once(self, action: np.ndarray) -> Answer:
+        """One step of the simulator: (action,) -> its answer, checked.
 
         Most answers are right beyond doubt, by exact types and one look at the float32 copy, and are taken at first
         sight; ``_judge`` looks at whatever else there may be. Both come to the same (``tests/test_guard.py``).
         """
-        if self._several:
-            return self._decide(action)
         fitted = maximum(action, self._low)
         if fitted.dtype is self._dtype:
             minimum(fitted, self._high, out=fitted)
@@ -158,16 +157,12 @@ class GuardedEnv:
     def _decide(self, action: np.ndarray) -> Answer:
         """``step`` where actions are held, episodes end after ``longest`` steps, or pictures are seen."""
         age, reward, cost = self.age, 0.0, np.zeros(())
-        self._several = False
-        try:
-            for _ in range(self.action_repeat):
-                self.age = age
-                answer = self.step(action)
-                reward, cost = reward + answer.reward, cost + answer.cost
-                if answer.ended:
-                    break
-        finally:
-            self._several = True
+        for _ in range(self.action_repeat):
+            self.age = age
+            answer = self.step_once(action)
+            reward, cost = reward + answer.reward, cost + answer.cost
+            if answer.ended:
+                break
         try:
             answers.require_sums(reward, cost)
             seen = answer.observation if self._pixels is None else self._pixels.look()
