@@ -207,7 +207,7 @@ def test_references_have_the_gradients_of_finite_differences():
 
 def values_of(critic: MLPCritic, score: ScoreMLP, s: Tensor, a: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return [critic(s, a), score.chain(s, a[0], None, table(3))]
+        return [critic(s, a), score.chain(s, a[0], None, table(3)), score(s, a[0], 1)]
 
 
 @NATIVE
@@ -237,6 +237,8 @@ def test_packed_weights_follow_their_owner(low):
         for net in (critic, score):
             for weight in net.weights:
                 weight.mul_(1.5)
+        score.embedding.mul_(1.5)
+        for net in (critic, score):
             assert net.packed is not None
             net.packed.invalidate()
     require_current()

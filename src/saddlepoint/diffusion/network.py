@@ -64,12 +64,20 @@ class ScoreMLP(ScoreNetwork):
 
     def at(self, state: Tensor, head: str = "score") -> ops.ChainWeights:
         """The network at given states (batch, state), for any number of evaluations."""
-        (first, *weights), (bias, *biases), split = listed(self.weights), listed(self.biases), self.state + self.action
+        (first, *weights), (bias, *biases), recording = listed(self.weights), listed(self.biases), torch.is_grad_enabled()
+        if self.packed is None or recording or torch.compiler.is_compiling():
+            of_state, times, columns = self._first(first)
+        else:  # what does not change between updates is computed once: acting needs it at every step
+            of_state, times, columns = self.packed.kept("first", [first, self.embedding], lambda: _dense(*self._first(first)))
         return ops.ChainWeights(
-            linear(state, first[:, : self.state], bias), linear(self.embedding, first[:, split:]), first[:, self.state : split],
-            weights, biases, self.head_weights[head], self.head_biases[head], self.packed,
-            self.dtype if torch.is_grad_enabled() else None,  # actions are drawn in float32
+            linear(state, of_state, bias), times, columns, weights, biases, self.head_weights[head], self.head_biases[head], self.packed,
+            self.dtype if recording else None,  # actions are drawn in float32
         )  # fmt: skip
+
+    def _first(self, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of the first layer: weights of the state (hidden, state), what each step adds (steps, hidden), weights of the latent (hidden, action)."""
+        split = self.state + self.action
+        return first[:, : self.state], linear(self.embedding, first[:, split:]), first[:, self.state : split]
 
     def given(self, state: Tensor, *head: str) -> Callable[[Tensor, int | Tensor], Tensor]:
         at = self.at(state, *head)
@@ -80,6 +88,11 @@ class ScoreMLP(ScoreNetwork):
 
     def chain(self, state: Tensor, start: Tensor, noise: Tensor | None, table: ops.ReverseTable) -> Tensor:
         return ops.denoising_chain(self.at(state), start, noise, table)
+
+
+def _dense(of_state: Tensor, times: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same parts without gaps, as their products read them."""
+    return of_state.contiguous(), times, columns.mT.contiguous().mT
 
 
 def _loaded(module: ScoreMLP, keys: object) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saddlepoint.nn.ops import reference
 from saddlepoint.nn.ops.native.ensemble import differentiable
-from saddlepoint.nn.ops.native.support import WIDTHS, form, known, ops, taken
+from saddlepoint.nn.ops.native.support import WIDTHS, known, ops, taken
 from saddlepoint.nn.ops.types import ChainWeights, ReverseTable
 
 
@@ -56,14 +56,8 @@ class _Call:
     def packed(self, backward: bool) -> list[Tensor]:
         """Those of the hidden layers, which all heads of a network share."""
         assert self.net.packed is not None
-        return form(
-            self.net.packed,
-            "chain",
-            self.low,
-            backward,
-            self.rest[0],
-            lambda: ops().chain_pack(self.columns, *self.rest, self.low, backward),
-        )
+        kind = ("chain", self.low, backward)
+        return self.net.packed.kept(kind, self.rest[0], lambda: ops().chain_pack(self.columns, *self.rest, self.low, backward))
 
 
 def _forward(call: _Call, start: Tensor, noise: Tensor | None, record: bool) -> tuple[Tensor, list[Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.nn.ops import reference
-from saddlepoint.nn.ops.native.support import WIDTHS, form, known, ops, taken
+from saddlepoint.nn.ops.native.support import WIDTHS, known, ops, taken
 from saddlepoint.nn.ops.types import EnsembleWeights
 
 Gradients = list[Tensor | None]
@@ -57,14 +57,8 @@ class _Call:
 
     def packed(self, wide: int, backward: bool) -> list[Tensor]:
         assert self.net.packed is not None
-        return form(
-            self.net.packed,
-            f"ensemble {wide}",
-            self.low,
-            backward,
-            self.weights,
-            lambda: ops().ensemble_pack(self.weights, wide, self.low, backward),
-        )
+        kind = ("ensemble", wide, self.low, backward)
+        return self.net.packed.kept(kind, self.weights, lambda: ops().ensemble_pack(self.weights, wide, self.low, backward))
 
     def with_parameters(self, parameters: tuple[Tensor, ...]) -> EnsembleWeights:
         """The network with other parameters, for the reference."""

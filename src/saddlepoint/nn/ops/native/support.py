@@ -84,17 +84,3 @@ def known(packed: Packed | None, dtype: torch.dtype | None, parameters: list[Ten
 
 def dense(tensors: Iterable[Tensor]) -> bool:
     return all(tensor.is_contiguous() for tensor in tensors)
-
-
-def form(packed: Packed, kind: str, low: bool, backward: bool, weights: list[Tensor], pack: Any) -> list[Tensor]:
-    """The packed ``weights`` for one direction of products, made by ``pack`` where ``packed`` has none.
-
-    The weights are kept beside their form, so that no other tensor can take their addresses, by which the form is
-    found.
-    """
-    key = (kind, low, backward, *(weight.data_ptr() for weight in weights))
-    found = packed.forms.get(key)
-    if found is None:
-        with torch.no_grad():
-            found = packed.forms[key] = (pack(), [weight.detach() for weight in weights])
-    return found[0]
