@@ -129,6 +129,29 @@ def test_the_screen_shows_each_constraint_and_both_policies() -> None:
     assert clock(3723) == "1:02:03"
 
 
+def test_minutes_without_a_step_do_not_make_the_rest_endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 steps in 100 s, then five minutes of updates alone, then one step: as at the end of a warm-up whose updates are made at once."""
+    from saddlepoint.train import screen as module
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    screen = Screen(25_000, quiet=True)
+    monkeypatch.setattr(screen._console, "print", lambda *_, **__: None)
+    for second in range(0, 401, 10):
+        now[0] = float(second)
+        screen.progress(min(50 * second, 5000), max(0, second - 100) * 20, "")
+    now[0] = 431.0
+    screen.progress(5001, 6620, "")
+    left = screen.shown(now[0], 5001, 6620, "").left
+    assert left is not None
+    assert left < 3 * 19_999 / (5_000 / 431)  # three times what the pace since the start comes to; by the last minute alone it would be 14 days
+    for second in range(440, 600, 10):  # then the pace of the last minute again: 10 steps a second
+        now[0] = float(second)
+        screen.progress(5001 + 10 * (second - 431), 6620, "")
+    found = screen.shown(590.0, 5001 + 1590, 6620, "").left
+    assert found == pytest.approx((25_000 - 6591) / 10, rel=0.05)
+
+
 def test_a_terminal_gets_a_live_panel_and_a_pipe_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     from saddlepoint.train import screen as module
 

@@ -17,7 +17,9 @@ PLAIN_SECONDS = 30.0
 FIRST_PLAIN_SECONDS = 2.0
 """of the first plain line, which shows that something happens"""
 RATE_SECONDS = 60.0
-"""rates are those of the last minute: steps without updates, at the start, say nothing of the rest"""
+RATE_SHARE = 1e-3
+"""rates are those of the last minute, or of the last thousandth of the run where that took longer: steps without updates, at the start, say nothing of the
+rest, and neither does a minute of updates or evaluations without a step"""
 
 
 class Screen:
@@ -88,7 +90,7 @@ class Screen:
             return
         self._next_live, self._next_plain = now + REFRESH_SECONDS, now + PLAIN_SECONDS
         self._marks.append((now, done, updates or 0))
-        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_SECONDS:
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_SECONDS and done - self._marks[1][1] >= RATE_SHARE * self.total:
             self._marks.popleft()
         shown = self.shown(now, done, updates, doing)
         live = self._live
