@@ -117,7 +117,7 @@ def test_several_tasks(generator):
 
 @LOW
 def test_planning_in_bfloat16_follows_the_weights(low, generator):
-    agent, exact = twins(generator, replace(WIDE, precision="auto", learning_rate=3e-3))
+    agent, exact = twins(generator, replace(WIDE, precision="auto", learning_precision="float32", learning_rate=3e-3))
     data = batch_of(exact, generator)
     for _ in range(3):
         agent.update_sequences(data, UpdateNoise.draw(exact.model, WIDE.batch_size, generator))
@@ -147,6 +147,21 @@ def test_learning_in_bfloat16_follows_float32(low, generator):
     assert histories[0] != histories[1]
     assert histories[0][-1] < 0.8 * histories[0][0]
     assert histories[0][-1] == pytest.approx(histories[1][-1], rel=0.02)
+
+
+@LOW
+@pytest.mark.parametrize(
+    ("planning", "learning", "compile", "lowered"),
+    [
+        ("auto", "auto", True, True), ("auto", "auto", False, False), ("float32", "auto", True, False), ("float32", "bfloat16", True, True),
+        ("bfloat16", "auto", True, True), ("auto", "float32", True, False),
+    ],
+)  # fmt: skip
+def test_learning_is_in_bfloat16_where_that_is_faster_and_not_forbidden(low, planning, learning, compile, lowered):
+    agent = agent_of(replace(WIDE, precision=planning, learning_precision=learning), compile=compile)
+    assert agent.model.low == lowered
+    assert (agent.model.dynamics.dtype == torch.bfloat16) == lowered
+    assert (agent.search._low is not None) == (not lowered and planning != "float32" and compile)
 
 
 def test_an_update_and_a_plan_use_native_operations_for_all_that_fits(generator, monkeypatch):

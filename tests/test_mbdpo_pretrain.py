@@ -187,7 +187,7 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(folder, whole, tmp_path):
 
 @pytest.mark.skipif(not ops.native_supported(), reason="there are no native operations for this processor")
 def test_compiled_pretraining_is_the_eager_one_and_goes_on_to_the_bit(folder, tmp_path):
-    wide = replace(TINY, width=32, latent=32, encoder_width=32)
+    wide = replace(TINY, width=32, latent=32, encoder_width=32, precision="float32")
     eager = pretrain(config(folder, tmp_path / "eager"), wide)
     compiled = pretrain(config(folder, tmp_path / "compiled", compile="on", eval_every=6), wide)
     assert [json.loads((run / "config.json").read_text())["resolved"]["compiled"] for run in (eager, compiled)] == [False, True]

@@ -25,7 +25,7 @@ from saddlepoint.mbdpo.losses import (
     score_loss,
 )  # fmt: skip
 from saddlepoint.mbdpo.peers import Alone, Peers
-from saddlepoint.mbdpo.search import PlanNoise, Search
+from saddlepoint.mbdpo.search import PlanNoise, Search, low_products
 from saddlepoint.mbdpo.shield import budget_left, pay
 from saddlepoint.mbdpo.targets import TargetMaker, Targets
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
@@ -64,6 +64,8 @@ class MBDPO:
         bounds = (torch.tensor(edge, dtype=dtype, device=self.device) for edge in (shape.action_low, shape.action_high))
         self.box = ActionBox.from_bounds(*bounds)
         self.model = WorldModel(config, shape, tasks, init).to(self.device, dtype)
+        if low_products(config, config.precision_of_learning, self.device, compile):
+            self.model.lower()
         self.average = Average(self.model, config.acting_average) if config.acting_average else None
         self.search = Search(config, self.model, compile, acts=self.average is None or config.average_acts != "always")
         self.averaged_search = None if self.average is None else Search(config, self.average.model, compile)

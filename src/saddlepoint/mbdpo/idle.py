@@ -47,7 +47,10 @@ EFFECTIVE_WITH: dict[str, Effect] = {
     "mppi_iterations": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_min_std": (lambda c: c.planner == "mppi", "--planner mppi"),
     "mppi_max_std": (lambda c: c.planner == "mppi", "--planner mppi"),
-    "precision": (lambda c: imagines(c) and c.learning_precision == "float32", "--planner denoise or mppi, and learning in float32"),
+    "precision": (
+        lambda c: c.learning_precision == "auto" or (imagines(c) and c.learning_precision == "float32"),
+        "--learning-precision auto, or float32 and --planner denoise or mppi",
+    ),
     **dict.fromkeys(
         ("energy_clip", "energy_momentum", "energy_pairs", "negative_noise", "contrastive_weight"),
         (lambda c: c.energy_weight > 0, "an --energy-weight above 0"),

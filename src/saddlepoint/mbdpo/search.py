@@ -66,6 +66,16 @@ def noise_levels(config: MBDPOConfig) -> Schedule:
     return vp_schedule(prior_reaching_betas(c.steps, least, most))
 
 
+def runs_native(config: MBDPOConfig, device: torch.device, compile: bool) -> bool:
+    """Whether the networks' passes are native operations."""
+    return compile and device.type == "cpu" and ops.native_wins(config.width, config.latent, config.encoder_width)
+
+
+def low_products(config: MBDPOConfig, asked: ops.Precision, device: torch.device, compile: bool) -> bool:
+    """Whether a precision that was ``asked`` for comes to products in bfloat16: auto does where native operations were measured to be faster so."""
+    return ops.resolve_precision(asked, device) == torch.bfloat16 and (asked != "auto" or runs_native(config, device, compile))
+
+
 def _lower(model: WorldModel, native: bool) -> WorldModel:
     """A copy of the model whose products are in bfloat16: by native operations, or else with all its weights so.
 
@@ -93,11 +103,8 @@ class Search:
         # The one compile site. On a CPU the networks' passes are native operations; elsewhere PyTorch compiles the imagined steps, which are nearly
         # all of a plan's work.
         device = model.energy_mean.device
-        native = compile and device.type == "cpu" and ops.native_wins(config.width, config.latent, config.encoder_width)
-        low = ops.resolve_precision(config.precision, device) == torch.bfloat16 and (native or config.precision != "auto")
-        ops.resolve_precision(config.learning_precision, device)  # warns where that is slow
-        planning = acts and low and config.learning_precision == "float32"  # where learning is so, the model itself is
-        self._low = _lower(model, native) if planning else None
+        low = acts and not model.low and low_products(config, config.precision, device, compile)
+        self._low = _lower(model, runs_native(config, device, compile)) if low else None
         if compile and device.type == "cpu":
             model.accelerate()
         self.roll: Callable[..., ops.Imagined] = torch.compile(roll, dynamic=False) if compile and device.type != "cpu" else roll

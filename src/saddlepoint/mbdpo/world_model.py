@@ -87,11 +87,12 @@ class WorldModel(nn.Module):
         self.register_buffer("energy_std", torch.ones(()))
         self.register_buffer("value_scale", torch.ones(()))
         self.register_buffer("times", time_table(c.steps, c.time_embedding), persistent=False)
-        if c.learning_precision == "bfloat16":
-            self.lower()
+        self.low = False
+        """whether all products are in bfloat16"""
 
     def lower(self) -> None:
         """Have all products in bfloat16 from now on."""
+        self.low = True
         for net in self._nets():
             net.dtype = torch.bfloat16
 
