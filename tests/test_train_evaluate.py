@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +18,7 @@ from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.video import record_video
 from saddlepoint.types import ActMode, EnvShape, ForeignFault, NonFiniteError, UserError
-from tests.toys import AIMING, BUDGET, ENV, Tiny, TinyConfig
+from tests.toys import AIMING, BUDGET, ENV, Drift, Tiny, TinyConfig
 
 POLICY = Tiny(TinyConfig(), EnvShape(2, (-1.0,), (0.5,), 1), (BUDGET,), 3, torch.device("cpu"))
 BUDGETS = (CostBudget(1.0, gamma=0.9, horizon=20), CostBudget(2.0, gamma=0.5, horizon=20, discounted=True))
@@ -145,6 +146,28 @@ def test_a_film_is_an_mp4_with_every_step(tmp_path: Path) -> None:
     steps = record_video(Still(), "saddlepoint/Toy-v0", path, seed=0)
     assert imageio.get_reader(path).count_frames() == steps + 1
     assert [file.name for file in path.parent.iterdir()] == ["1.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("said", "rate"), [(None, 30), (10, 10), ("12.5", 12), (float("nan"), 30), (0, 30), (-5, 30), (float("inf"), 30),
+     ("x", 30), ([1], 30), (1e9, 30), (10**400, 30)],
+    ids=lambda value: f"{value!r:.9}",
+)  # fmt: skip
+def test_a_film_has_a_rate_whatever_the_environment_says(said: Any, rate: int, tmp_path: Path) -> None:
+    import imageio.v2 as imageio
+
+    class Drawn(Drift):
+        metadata = {"render_modes": ["rgb_array"], "render_fps": said}  # noqa: RUF012
+
+        def __init__(self, render_mode: str | None = None) -> None:
+            super().__init__()
+            self.render_mode = render_mode
+
+        def render(self) -> np.ndarray:
+            return np.zeros((16, 16, 3), np.uint8)
+
+    record_video(POLICY, lambda **made: Drawn(**made), tmp_path / "1.mp4", 0, budgets=(BUDGET,))
+    assert imageio.get_reader(tmp_path / "1.mp4").get_meta_data()["fps"] == rate
 
 
 def test_a_picture_without_a_point_is_none() -> None:

@@ -151,6 +151,14 @@ def number(name: str, value: Any) -> float:
     return found
 
 
+def truth_value(name: str, value: Any) -> bool:
+    """``value`` as a bool. Raises ``UserError`` that calls it ``name``."""
+    try:
+        return bool(fit(value, bool))
+    except Misfit as misfit:
+        raise UserError(f"{name} cannot be {value!r:.60}: {misfit}.") from None
+
+
 def several(what: str, given: Any, kind: type[T], example: str) -> tuple[T, ...]:
     """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``."""
     try:

@@ -15,6 +15,9 @@ from saddlepoint.files import replacing
 from saddlepoint.train.acting import Actor
 from saddlepoint.types import ActMode, EnvSetup, Policy
 
+FASTEST = 1000
+"""frames a second that a film may have"""
+
 
 def render_headless() -> None:
     """Let MuJoCo draw without a screen where there is none. To be called before ``mujoco`` is imported."""
@@ -48,9 +51,8 @@ def record_video(
         path.parent.mkdir(parents=True, exist_ok=True)
         observation = game.reset(seed)
         first = require_picture(first_picture(game.env.render, setup.name), setup.name)
-        fps = int((game.env.metadata or {}).get("render_fps") or 30)
         with replacing(path) as temporary:
-            film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
+            film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=_frame_rate(game.env.metadata), macro_block_size=2)
             with film:
                 film.append_data(first)
                 game.on_step = lambda: film.append_data(require_picture(game.draw(), setup.name, first.shape))
@@ -64,3 +66,12 @@ def record_video(
     finally:
         game.close()
     return game.age
+
+
+def _frame_rate(metadata: dict[str, Any] | None) -> int:
+    """Frames a second, as an environment's metadata says; 30 where it does not say so in a number that a film can have."""
+    try:
+        rate = float((metadata or {}).get("render_fps") or 30)
+    except (TypeError, ValueError, OverflowError):
+        rate = 0.0
+    return round(rate) if 1 <= rate <= FASTEST else 30
