@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from saddlepoint.files import (
     sealed,
     write_json,
 )
-from saddlepoint.options import flag
+from saddlepoint.options import MOST_SEED, flag
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
@@ -101,7 +102,8 @@ def read(run: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
     train = content["train"]
     elsewhere = "tasks" in content or "pipeline" in train  # what is learnt in several environments, or in none
-    if type(train.get("seed")) is not int or not (elsewhere or isinstance(train.get("env"), str)):
+    seed = train.get("seed")
+    if type(seed) is not int or not 0 <= seed < MOST_SEED or not (elsewhere or isinstance(train.get("env"), str)):
         raise UserError(f"{path} is damaged (it has no whole 'train'): restore it, or start a new run.")
     return content
 
@@ -130,11 +132,11 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
         )  # fmt: skip
         sizes = (found.observation, found.constraints, *(found.image or ()))
         numbers = (*found.action_low, *found.action_high, *(found.budget_range or ()))
-        whole = all(type(size) is int and size >= 0 for size in sizes) and all(type(number) in (int, float) for number in numbers)
-        if not whole or not 0 < len(found.action_low) == len(found.action_high) or len(found.budget_range or (0, 0)) != 2:
+        whole = all(type(size) is int and size >= 0 for size in sizes) and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        if not whole or not 0 < len(found.action_low) == len(found.action_high) or (span is not None and len(span) != 2) or not isinstance(dtype, str):
             raise TypeError(found)
-        np.dtype(found.action_dtype)
-    except (KeyError, TypeError, AttributeError) as error:
+        np.dtype(dtype)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             "the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run."
         ) from error
