@@ -91,6 +91,11 @@ def test_other_files_are_never_cleared(copy: Path, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="whose checkpoints are gone: choose another --out, or remove it"):
             go(copy, total_steps=270)
+        also = ", or evaluate its best/ with --checkpoint best" if (copy / "best").is_dir() else ""
+        reads = (lambda run: newest(run, checkpoint.load_learner, checkpoint.LEARNER), lambda run: go(run, resume=True, total_steps=270))
+        for read in reads:  # the same is said to all
+            with pytest.raises(UserError, match=f"is a run whose checkpoints are gone: restore them{also}, or start it anew with another --out"):
+                read(copy)
         shutil.rmtree(copy / "best", ignore_errors=True)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "config.json").write_text("{}")

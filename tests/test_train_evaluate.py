@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +136,34 @@ def test_evaluation_can_be_left_and_refuses_nonsense() -> None:
         evaluate(lost, ENV, (BUDGET,), 10, 0)
 
 
+class Still:
+    def act(self, observation: torch.Tensor, mode: ActMode, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(len(observation), 2)
+
+
 def test_a_film_is_an_mp4_with_every_step(tmp_path: Path) -> None:
     import imageio.v2 as imageio
-
-    class Still:
-        def act(self, observation: torch.Tensor, mode: ActMode, generator: torch.Generator) -> torch.Tensor:
-            return torch.zeros(len(observation), 2)
 
     path = tmp_path / "videos" / "1.mp4"
     steps = record_video(Still(), "saddlepoint/Toy-v0", path, seed=0)
     assert imageio.get_reader(path).count_frames() == steps + 1
     assert [file.name for file in path.parent.iterdir()] == ["1.mp4"]
+
+
+@pytest.mark.parametrize("limit", [100, 2000])
+def test_a_film_on_a_full_disk_is_not_kept(limit: int, tmp_path: Path) -> None:
+    """ffmpeg itself ends as if nothing had happened."""
+    path = tmp_path / "1.mp4"
+    path.write_text("an older film")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"1\.mp4 cannot be written \(the film was cut short\): look at the disk"):
+            record_video(Still(), "saddlepoint/Toy-v0", path, seed=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["1.mp4"]
+    assert path.read_text() == "an older film"
 
 
 @pytest.mark.parametrize(

@@ -229,14 +229,24 @@ def require_new(run: Path) -> None:
         names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte; a folder that may not be read
         raise UserError(f"the run folder {str(run)!r:.300} cannot be looked at ({reason_of(error)}): choose another --out.") from error
-    foreign = {name for name in names if name not in STILLBORN and not name.startswith(".writing-")}
-    metrics = run / "metrics.jsonl"
     if _has_checkpoint(run):
         raise UserError(f"{run} already holds a run: go on with --resume {run}, or choose another --out.")
-    if ("config.json" in names and foreign) or (metrics.is_file() and metrics.stat().st_size):
+    if lost_checkpoints(run):
         raise UserError(f"{run} holds a run whose checkpoints are gone: choose another --out, or remove it.")
-    if foreign:
+    if any(map(_is_foreign, names)):
         raise UserError(f"{run} exists and is not an empty folder: choose another --out.")
+
+
+def lost_checkpoints(run: Path) -> bool:
+    """Whether a folder without checkpoints is that of a run which had some: it holds more than what a start leaves that
+    was killed before its first."""
+    names = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    metrics = run / "metrics.jsonl"
+    return ("config.json" in names and any(map(_is_foreign, names))) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def _is_foreign(name: str) -> bool:
+    return name not in STILLBORN and not name.startswith(".writing-")
 
 
 def _has_checkpoint(run: Path) -> bool:

@@ -63,6 +63,7 @@ def record_video(
                     answer = game.step(action[0])
                     actor.pay(answer.cost[None])
                     observation, ended = answer.observation, answer.ended
+            _require_whole(temporary)
     finally:
         game.close()
     return game.age
@@ -75,3 +76,19 @@ def _frame_rate(metadata: dict[str, Any] | None) -> int:
     except (TypeError, ValueError, OverflowError):
         rate = 0.0
     return round(rate) if 1 <= rate <= FASTEST else 30
+
+
+def _require_whole(film: Path) -> None:
+    """Raises ``OSError`` unless the parts of an mp4 file fill it, with the index among them: ffmpeg also ends well where the disk is full."""
+    size, at, kinds = film.stat().st_size, 0, set()
+    with film.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4])
+            if length < 8:
+                break
+            kinds.add(head[4:8])
+            at += length
+    if at != size or b"moov" not in kinds:
+        raise OSError(0, "the film was cut short")
