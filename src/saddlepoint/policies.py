@@ -184,7 +184,7 @@ def _numbers(observation: Any, env: str) -> np.ndarray:
         how = "gymnasium.spaces.flatten(env.observation_space, observation)"
         raise UserError(f"a policy of {env} takes one vector, not a Dict: give {how}, as --flatten did in training.")
     if isinstance(observation, np.ma.MaskedArray) and observation.dtype.kind in "biuf":
-        observation = observation.astype(np.float64).filled(np.nan)
+        observation = np.where(np.ma.getmaskarray(observation), np.nan, observation.data)
     try:
         if isinstance(observation, torch.Tensor):
             observation = observation.detach().cpu()
