@@ -126,7 +126,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(where, SACLag, SACConfig()), "sac-lag takes a config of class SACLagConfig, not SACConfig"),
         (lambda: saddlepoint.train(where, SACPID, SACLagConfig()), "sac-pid takes a config of class SACPIDConfig, not SACLagConfig"),
         (lambda: saddlepoint.train(where, CAL, ALGDConfig()), "cal takes a config of class CALConfig, not ALGDConfig"),
-        (lambda: saddlepoint.train(where, ALGD, ALGDConfig), "algd takes a config of class ALGDConfig"),
+        (lambda: saddlepoint.train(where, ALGD, ALGDConfig), "algd takes a config of class ALGDConfig, not the class ALGDConfig itself"),
         (lambda: saddlepoint.train(ALGDConfig(), ALGD, ALGDConfig()), "takes a TrainConfig first, not ALGDConfig"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(replace(where, device="gpu"), SAC, SACConfig()), "--device cannot be 'gpu': use one of auto, cpu, cuda"),
         (lambda: saddlepoint.train(replace(where, binds="noisefree"), SAC, SACConfig()), "--binds cannot be 'noisefree'"),
@@ -139,6 +139,11 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(where, "sac", SACConfig()), "takes a system's class second, such as saddlepoint.ALGD, not 'sac'"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SACConfig(), SAC), "takes a system's class second"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, None, SACConfig()), "takes a system's class second"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), {CostBudget(1), CostBudget(2)}), "budgets need an order, and a set has none"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), resume="no"), "resume cannot be 'no': use True or False"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.make_env("saddlepoint/Toy-v0", flatten="no"), "flatten cannot be 'no': use True or False"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.make_env("saddlepoint/Toy-v0", render_mode=3), "render_mode must be a text"),  # type: ignore[arg-type]
+        (lambda: check_env("saddlepoint/Toy-v0", needs_cost="no"), "needs_cost cannot be 'no': use True or False"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=None), "callbacks must be instances of Callback, not NoneType"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=Callback), "callbacks must be instances of Callback, not the class Callback"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(replace(where, out="a\0b"), SAC, SACConfig()), r"the run folder '.*a\\x00b' cannot be written"),  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import numpy as np
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.envs.snapshot import RUNNING
 from saddlepoint.foreign import foreign
-from saddlepoint.options import require_seed, whole_number
+from saddlepoint.options import require_seed, truth_value, whole_number
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault
 
 STEPS = 220
@@ -45,7 +45,7 @@ def check_env(
     was made here is closed. Unless ``needs_cost``, a cost may be absent, but then from every step: the shape has 0
     constraints.
     """
-    steps, seed = whole_number("steps", steps, 1), require_seed(seed, "seed")
+    steps, seed, needs_cost = whole_number("steps", steps, 1), require_seed(seed, "seed"), truth_value("needs_cost", needs_cost)
     if isinstance(env_or_id, gym.Env):
         env = GuardedEnv(env_or_id, _name(env_or_id))
         return check_guarded(env, needs_cost, steps, seed)
