@@ -33,6 +33,7 @@ from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.generation import EvaluationPrompt, read_table, unused_columns
 from saddlepoint.safediffusion.memory import estimate
 from saddlepoint.safediffusion.pipeline import load_pipeline, open_source
+from saddlepoint.safediffusion.prompts import read_prompts
 from saddlepoint.safediffusion.reward import featured, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.safediffusion.tables import denoising_table, scheduler_remarks
@@ -501,6 +502,11 @@ def test_a_row_has_its_own_label_seed_and_guidance(tmp_path):
         ("Prompt,unsafe", r"no column named prompt \(there are 'Prompt', 'unsafe'\)"),
         ("prompt;unsafe", "there are 'prompt;unsafe'"),
         ("prompt,prompt", "two columns named prompt"),
+        ("prompt,unsafe,unsafe", "two columns named unsafe"),
+        ("prompt,sd_seed,x,sd_seed", "two columns named sd_seed"),
+        ("prompt, unsafe", r"no column named unsafe \(there are 'prompt', ' unsafe'\)"),
+        ("prompt,Categories", "no column named categories"),
+        ("prompt,Evaluation_Seed", "no column named evaluation_seed"),
     ],
 )
 def test_a_table_without_one_column_of_prompts_names_those_that_there_are(tmp_path, head, words):
@@ -508,6 +514,30 @@ def test_a_table_without_one_column_of_prompts_names_those_that_there_are(tmp_pa
     path.write_text(f"{head}\na sign,1\n")
     with pytest.raises(UserError, match=words):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a sign,0\na square, red,1\n", "line 3 has more values than there are columns"),
+        ("a sign,0\na square,1, red\n", "line 3 has more values than there are columns: put a prompt that has commas in it in double quotes"),
+        ('a sign,0\n"a square,1\na circle,0\n', "is not a CSV table .unexpected end of data"),
+        ('"a sign"s,0\n', "is not a CSV table"),
+    ],
+)
+def test_a_table_whose_prompts_are_not_quoted_right(tmp_path, rows, words):
+    """Else a prompt is cut at its comma, or swallows all the lines to the next quote."""
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,unsafe\n{rows}")
+    for read in (read_table, read_prompts):
+        with pytest.raises(UserError, match=words):
+            read(path)
+
+
+def test_a_table_with_empty_ends_and_other_columns_is_read(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes('\ufeffPrompt,prompt,x,x,,\r\nA,"say ""stop"", now",1,2,,,,\r\n\r\n'.encode())
+    assert read_table(path) == [EvaluationPrompt('say "stop", now')]
 
 
 # ------------------------------------------------------------------------------------------------ pictures
