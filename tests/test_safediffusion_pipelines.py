@@ -331,6 +331,29 @@ def test_every_number_of_steps_has_a_table_or_a_sentence(offset):
             assert int(denoising_table(BETAS | {"steps_offset": offset}, steps).timesteps.max()) < 1000
 
 
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("scheduler", {"num_train_timesteps": -5}), ("scheduler", {"num_train_timesteps": "1000"}), ("scheduler", {"beta_schedule": "cosine"}),
+        ("scheduler", {"trained_betas": [0.1]}), ("scheduler", {"trained_betas": "x"}), ("scheduler", {"beta_start": float("nan")}),
+        ("scheduler", {"beta_start": -1.0}), ("unet", {"sample_size": 1.5}), ("unet", {"sample_size": []}), ("unet", {"sample_size": {}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused_before_a_model_is_loaded(copy, part, settings):
+    change_json(copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **settings)
+    with pytest.raises(UserError, match=r"the pipeline .* has odd settings"):
+        open_source(str(copy)).check(Request(2))
+
+
+def test_a_folder_that_is_neither_a_run_nor_a_pipeline_is_named(copy, capsys):
+    (copy / "model_index.json").unlink()
+    (copy / "p.txt").write_text("a sign\n")
+    for folder in (copy, copy.parent):
+        assert main(["evaluate", str(folder), "--prompts", str(copy / "p.txt")]) == 2
+        assert f"{folder} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one." in capsys.readouterr().err
+
+
 def test_a_signal_of_almost_nothing_is_refused_and_leading_with_zero_snr_remarked():
     betas = np.linspace(1e-4, 0.05, 1000)  # alpha_bar ends at 1e-11
     with pytest.raises(UserError, match="almost 0"):
