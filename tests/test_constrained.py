@@ -58,6 +58,16 @@ def test_every_equivalent_says_the_same_of_an_even_cost(limit, per, discounted, 
     assert again.episode == pytest.approx(budget.episode, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.float16, np.float32, np.longdouble, int])
+def test_a_budget_of_numpy_numbers_is_that_of_pythons(kind):
+    """int8 ends at 127, and float16 has three digits."""
+    assert CostBudget(kind(25), per="step", horizon=kind(100)).episode == 2500.0
+    given, wanted = CostBudget(kind(25), horizon=kind(100), gamma=np.float64(0.97)), CostBudget(25.0, horizon=100, gamma=0.97)
+    assert given.equivalents() == wanted.equivalents()
+    assert repr(given) == repr(wanted)
+    assert CostBudget(10**40).limit == 1e40
+
+
 def test_violation_follows_the_stated_semantics():
     plain, discounted = CostBudget(5), CostBudget(5, discounted=True)
     episode, present = np.array([4.0, 5.0, 6.0]), np.array([6.0, 5.0, 4.0])

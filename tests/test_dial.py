@@ -240,3 +240,7 @@ def test_a_policy_of_one_budget_cannot_be_turned(tmp_path: Path, run: Path) -> N
         load_policy(folder, budget=3.0)
     with pytest.raises(UserError, match=r"from 1 to 16, not 17"):
         load_policy(run, budget=17)
+    for odd in ("3", True, [3.0]):
+        with pytest.raises(UserError, match=r"the budget cannot be .*: give a number"):
+            load_policy(run, budget=odd)  # type: ignore[arg-type]
+    assert load_policy(run, budget=np.float32(3)).budgets == load_policy(run, budget=3.0).budgets  # type: ignore[arg-type]

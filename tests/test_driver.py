@@ -64,7 +64,7 @@ def test_a_callback_s_state_never_costs_what_is_learnt(state: Any, tmp_path: Pat
 class Diary(Callback):
     """Writes down what it sees, and counts on from where it was saved."""
 
-    def __init__(self, leave_at: int = -1, say_no: bool = False) -> None:
+    def __init__(self, leave_at: int = -1, say_no: Any = None) -> None:
         self.steps: list[int] = []
         self.seen: list[tuple[str, int]] = []
         self.leave_at, self.say_no = leave_at, say_no
@@ -72,8 +72,8 @@ class Diary(Callback):
     def on_step(self, run: Any) -> bool | None:
         self.steps.append(run.step)
         if run.step >= self.leave_at > 0:
-            if self.say_no:
-                return False
+            if self.say_no is not None:
+                return self.say_no
             run.stop("enough")
         return None
 
@@ -99,10 +99,10 @@ def test_callbacks_see_every_step_once_and_a_stop_is_resumed_exactly(tmp_path: P
     assert everything.steps == list(range(3, 421, 3))
     assert [step for kind, step in everything.seen if kind == "eval"] == [132, 261, 390, 420]
     assert [step for kind, step in everything.seen if kind == "checkpoint"] == [102, 201, 300, 402, 420]
-    for say_no in (False, True):
-        run = tmp_path / f"run-{say_no}"
+    for say_no in (None, False, np.bool_(False)):
+        run = tmp_path / f"run-{say_no!r}"
         go(run, Diary(leave_at=150, say_no=say_no))
-        assert ("the callback Diary asked for it" if say_no else "stopped at step 150: enough") in capsys.readouterr().out
+        assert ("the callback Diary asked for it" if say_no is not None else "stopped at step 150: enough") in capsys.readouterr().out
         assert latest(run)[0].name == "150"
         rest = Diary()
         go(run, rest, resume=True)

@@ -278,6 +278,18 @@ def test_a_simulator_of_which_only_one_can_be_open(fails: str, tmp_path: Path) -
     assert latest(run)[0].name == "120"
 
 
+def test_a_maker_that_gives_the_same_object_again(tmp_path: Path) -> None:
+    """Its evaluation would reset the episode that is trained in."""
+    only = Odd()
+    with pytest.raises(UserError, match=r"gave an environment that is open already; make another one at each call, .* --eval-envs 0"):
+        go(tmp_path / "run", lambda: only)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(NotMade, match="is open already"):
+        EnvBatch(lambda: only, 2, seed=0)
+    run = go(tmp_path / "run", lambda: only, eval_envs=0)  # type: ignore[arg-type]
+    assert latest(run)[0].name == "120"
+
+
 def test_an_evaluation_in_the_training_environments_disturbs_nothing(tmp_path: Path) -> None:
     env = "tests/Fragile-nothing-v0"
     apart, within = go(tmp_path / "a", env), go(tmp_path / "b", env, eval_envs=0)
@@ -308,9 +320,12 @@ def test_episodes_without_a_time_limit_are_cut_at_the_budget_s_horizon(
     assert got["eval/length_mean"] == 17
     assert record_video(policy, "tests/Endless-v0", tmp_path / "1.mp4", 0, budgets=(budget,)) == 17
     go(tmp_path / "run", "tests/Endless-v0")
-    assert (
-        "tests/Endless-v0 has no time limit: what has not ended after 12 steps is cut there" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "tests/Endless-v0 has no time limit: what has not ended after 12 steps is cut there" in said
+    assert "note: this budget" not in said
+    go(tmp_path / "other", "tests/Endless-v0", env_kwargs={"max_episode_steps": 20})
+    said = capsys.readouterr().out
+    assert "note: this budget counts on episodes of 12 steps, and those of tests/Endless-v0 have 20 where nothing ends them before" in said
 
 
 def bounded(low: Any, high: Any, dtype: Any) -> Odd:

@@ -67,6 +67,9 @@ def test_a_sound_environment_passes_and_stays_usable():
         ({"cost": [[0.1]]}, "of shape"),
         ({"reward": np.nan}, "rewards must be finite"),
         ({"reward": np.zeros(1)}, "reward of type ndarray"),
+        ({"reward": 10**5000}, "the reward an endless int at step 3 of its episode: rewards must be finite"),
+        ({"reward": 10**400}, "the reward 1000.* at step 3 of its episode: rewards must be finite"),
+        ({"reward": np.timedelta64(3, "s")}, "reward of type timedelta64"),
         ({"observation": np.full(3, np.nan)}, "observation that is not finite"),
         ({"observation": np.zeros(4)}, "shape"),
         ({"observation": [0.0, 0.0, 0.0]}, "type list"),
@@ -86,6 +89,35 @@ def test_each_fault_has_its_sentence(fault, sentence):
         check_env(Sound(**fault))
     assert str(caught.value).startswith("Sound ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"reward": np.bool_(True)}, {"action_space": Box(-1, 1, (2,), np.longdouble)}], ids=str)
+def test_numbers_of_unusual_types_pass(change):
+    assert check_env(Sound(**change)).constraints == 1
+
+
+@pytest.mark.parametrize("steps", [20, 50, 100, 220])
+def test_as_many_steps_are_checked_as_were_asked_for(steps):
+    taken = []
+
+    class Counting(Sound):
+        def step(self, action):
+            taken.append(self.t)
+            return super().step(action)
+
+    check_env(Counting(), steps=steps)
+    assert len(taken) == steps
+
+
+def test_large_seeds_must_be_taken():
+    class Small(Sound):
+        def reset(self, *, seed=None, options=None):
+            if seed is not None and seed >= 2**31:
+                raise ValueError("the simulator has 31 bits")
+            return super().reset(seed=seed)
+
+    with pytest.raises(UserError, match=r"^Small raised ValueError: the simulator has 31 bits .* the seed 4294967295: runs draw seeds of 32 bits"):
+        check_env(Small())
 
 
 def test_step_of_another_api_is_named():

@@ -142,8 +142,9 @@ def test_a_shielded_policy_is_told_what_steps_cost(tmp_path, capsys):
     first = policy.act(observation)
     with pytest.raises(UserError, match="has not been told what the last step cost"):
         policy.act(observation)
-    with pytest.raises(UserError, match="pay takes 1 finite cost"):
-        policy.pay([1.0, 2.0])
+    for odd in ([1.0, 2.0], "x", [1.0, [2.0]], None, {}):
+        with pytest.raises(UserError, match="pay takes 1 finite cost"):
+            policy.pay(odd)
     policy.pay(0.5)
     policy.act(observation)
     policy.reset()

@@ -126,7 +126,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(where, SACLag, SACConfig()), "sac-lag takes a config of class SACLagConfig, not SACConfig"),
         (lambda: saddlepoint.train(where, SACPID, SACLagConfig()), "sac-pid takes a config of class SACPIDConfig, not SACLagConfig"),
         (lambda: saddlepoint.train(where, CAL, ALGDConfig()), "cal takes a config of class CALConfig, not ALGDConfig"),
-        (lambda: saddlepoint.train(where, ALGD, ALGDConfig), "algd takes a config of class ALGDConfig"),
+        (lambda: saddlepoint.train(where, ALGD, ALGDConfig), "algd takes a config of class ALGDConfig, not the class ALGDConfig itself"),
         (lambda: saddlepoint.train(ALGDConfig(), ALGD, ALGDConfig()), "takes a TrainConfig first, not ALGDConfig"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(replace(where, device="gpu"), SAC, SACConfig()), "--device cannot be 'gpu': use one of auto, cpu, cuda"),
         (lambda: saddlepoint.train(replace(where, binds="noisefree"), SAC, SACConfig()), "--binds cannot be 'noisefree'"),
@@ -139,6 +139,11 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(where, "sac", SACConfig()), "takes a system's class second, such as saddlepoint.ALGD, not 'sac'"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SACConfig(), SAC), "takes a system's class second"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, None, SACConfig()), "takes a system's class second"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), {CostBudget(1), CostBudget(2)}), "budgets need an order, and a set has none"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.train(where, SAC, SACConfig(), resume="no"), "resume cannot be 'no': use True or False"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.make_env("saddlepoint/Toy-v0", flatten="no"), "flatten cannot be 'no': use True or False"),  # type: ignore[arg-type]
+        (lambda: saddlepoint.make_env("saddlepoint/Toy-v0", render_mode=3), "render_mode must be a text"),  # type: ignore[arg-type]
+        (lambda: check_env("saddlepoint/Toy-v0", needs_cost="no"), "needs_cost cannot be 'no': use True or False"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=None), "callbacks must be instances of Callback, not NoneType"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), callbacks=Callback), "callbacks must be instances of Callback, not the class Callback"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(replace(where, out="a\0b"), SAC, SACConfig()), r"the run folder '.*a\\x00b' cannot be written"),  # type: ignore[arg-type]
@@ -230,14 +235,43 @@ def test_a_policy_takes_every_array(policy: Any) -> None:
     seen = np.linspace(-1, 1, policy.shape.observation, dtype=np.float32)
     wanted = policy.act(seen)
     grown = torch.tensor(seen, requires_grad=True)
-    for same in (seen.tolist(), seen[::-1].copy()[::-1], seen.astype(">f4"), torch.tensor(seen), grown, seen.astype(np.longdouble)):
+    for same in (seen.tolist(), seen[::-1].copy()[::-1], seen.astype(">f4"), torch.tensor(seen), grown, seen.astype(np.longdouble), tuple(torch.tensor(seen))):
         np.testing.assert_array_equal(policy.act(same), wanted)
+    short = torch.tensor(seen).bfloat16()  # which NumPy does not know
+    np.testing.assert_array_equal(policy.act(short), policy.act(short.float()))
 
 
 @pytest.mark.parametrize("odd", [None, "x", ["a", "b"], [[1.0, 2.0], [3.0]], {1.0}, np.zeros(2, complex), np.array([None, 1.0])], ids=str)
 def test_a_policy_takes_numbers_only(policy: Any, odd: Any) -> None:
     with pytest.raises(UserError, match=r"takes an observation (of numbers|of shape)"):
         policy.act(odd)
+
+
+def test_a_masked_entry_of_an_observation_is_not_finite(policy: Any) -> None:
+    seen = np.ma.masked_array(np.zeros(policy.shape.observation, np.int64), mask=np.arange(policy.shape.observation) == 1)
+    with pytest.raises(UserError, match=r"is not finite \(entry 1 is nan\)"):
+        policy.act(seen)
+
+
+@pytest.mark.parametrize("odd", ["False", 0.0, [True], np.array([True, False]), {}, int], ids=str)
+def test_switches_of_a_policy_are_truth_values(policy: Any, odd: Any) -> None:
+    seen = np.zeros(policy.shape.observation, np.float32)
+    for call, words in (
+        (lambda: policy.act(seen, deterministic=odd), "^deterministic cannot be .*: use True or False"),
+        (lambda: policy.predict(seen, deterministic=odd), "^deterministic cannot be .*: use True or False"),
+        (lambda: load_policy("x", compile=odd), "^compile cannot be .*: use True or False"),
+        (lambda: policy.act(seen, mode=odd), "^a policy cannot act in mode "), (lambda: policy.act(seen, on_nan=odd), "^on_nan must be "),
+        (lambda: policy.act(seen, "stochastic", odd), r"^a policy draws from a torch\.Generator, not "),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            call()
+    np.testing.assert_array_equal(policy.act(seen, deterministic=np.bool_(True)), policy.act(seen))
+
+
+@pytest.mark.parametrize("odd", ["x", 3.5, [1], [True, False], [[True]], [[True], [True, False]], {}], ids=str)
+def test_episodes_that_begin_are_truth_values_one_each(policy: Any, odd: Any) -> None:
+    with pytest.raises(UserError, match="episode_start says which episodes begin, a truth value for each environment, not "):
+        policy.predict(np.zeros(policy.shape.observation, np.float32), episode_start=odd)
 
 
 def test_a_policy_refuses_what_contradicts_itself(policy: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -90,6 +91,11 @@ def test_other_files_are_never_cleared(copy: Path, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="whose checkpoints are gone: choose another --out, or remove it"):
             go(copy, total_steps=270)
+        also = ", or evaluate its best/ with --checkpoint best" if (copy / "best").is_dir() else ""
+        reads = (lambda run: newest(run, checkpoint.load_learner, checkpoint.LEARNER), lambda run: go(run, resume=True, total_steps=270))
+        for read in reads:  # the same is said to all
+            with pytest.raises(UserError, match=f"is a run whose checkpoints are gone: restore them{also}, or start it anew with another --out"):
+                read(copy)
         shutil.rmtree(copy / "best", ignore_errors=True)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "config.json").write_text("{}")
@@ -356,7 +362,8 @@ def test_a_checkpoint_that_is_removed_while_it_lies_aside_is_not_damage(tmp_path
 @pytest.mark.parametrize(
     "change",
     [{"action_low": ["a", -1.0]}, {"action_low": [None, -1.0]}, {"action_low": [[-1.0], -1.0]}, {"action_low": [-1.0]}, {"observation": 3.5},
-     {"observation": "3"}, {"constraints": None}, {"image": [3, "x", 4]}, {"action_dtype": "floats"}, {"budget_range": [1.0]}, {"budget_range": [1.0, "2"]}],
+     {"observation": "3"}, {"constraints": None}, {"image": [3, "x", 4]}, {"action_dtype": "floats"}, {"budget_range": [1.0]}, {"budget_range": [1.0, "2"]},
+     {"budget_range": []}, {"budget_range": [0.0, math.inf]}, {"action_low": [math.nan, -1.0]}, {"action_high": [10**400, 1.0]}, {"action_dtype": {"a": 1}}],
 )  # fmt: skip
 def test_a_damaged_shape_is_one_sentence(change: dict[str, object]) -> None:
     from saddlepoint.train.run import shape_of
@@ -367,7 +374,7 @@ def test_a_damaged_shape_is_one_sentence(change: dict[str, object]) -> None:
         shape_of({"shape": whole | change})
 
 
-@pytest.mark.parametrize("seed", [None, "3", True, 1.5, [3]], ids=str)
+@pytest.mark.parametrize("seed", [None, "3", True, 1.5, [3], -1, 2**31], ids=str)
 def test_a_seed_that_is_no_number_is_one_sentence(seed: object, tmp_path: Path) -> None:
     content = {"format": run.FORMAT, "system": "sac", "train": {"seed": seed, "env": "x"}, "learner": {}, "resolved": {}}
     (tmp_path / "config.json").write_text(json.dumps(content))

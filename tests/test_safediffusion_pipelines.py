@@ -33,6 +33,7 @@ from saddlepoint.safediffusion.families import Request
 from saddlepoint.safediffusion.generation import EvaluationPrompt, read_table, unused_columns
 from saddlepoint.safediffusion.memory import estimate
 from saddlepoint.safediffusion.pipeline import load_pipeline, open_source
+from saddlepoint.safediffusion.prompts import read_prompts
 from saddlepoint.safediffusion.reward import featured, load_plugin, scored
 from saddlepoint.safediffusion.rollout import Noise, build_studio
 from saddlepoint.safediffusion.tables import denoising_table, scheduler_remarks
@@ -330,6 +331,29 @@ def test_every_number_of_steps_has_a_table_or_a_sentence(offset):
             assert int(denoising_table(BETAS | {"steps_offset": offset}, steps).timesteps.max()) < 1000
 
 
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("scheduler", {"num_train_timesteps": -5}), ("scheduler", {"num_train_timesteps": "1000"}), ("scheduler", {"beta_schedule": "cosine"}),
+        ("scheduler", {"trained_betas": [0.1]}), ("scheduler", {"trained_betas": "x"}), ("scheduler", {"beta_start": float("nan")}),
+        ("scheduler", {"beta_start": -1.0}), ("unet", {"sample_size": 1.5}), ("unet", {"sample_size": []}), ("unet", {"sample_size": {}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused_before_a_model_is_loaded(copy, part, settings):
+    change_json(copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **settings)
+    with pytest.raises(UserError, match=r"the pipeline .* has odd settings"):
+        open_source(str(copy)).check(Request(2))
+
+
+def test_a_folder_that_is_neither_a_run_nor_a_pipeline_is_named(copy, capsys):
+    (copy / "model_index.json").unlink()
+    (copy / "p.txt").write_text("a sign\n")
+    for folder in (copy, copy.parent):
+        assert main(["evaluate", str(folder), "--prompts", str(copy / "p.txt")]) == 2
+        assert f"{folder} is not a pipeline in diffusers' layout (it has no model_index.json): give the folder of one." in capsys.readouterr().err
+
+
 def test_a_signal_of_almost_nothing_is_refused_and_leading_with_zero_snr_remarked():
     betas = np.linspace(1e-4, 0.05, 1000)  # alpha_bar ends at 1e-11
     with pytest.raises(UserError, match="almost 0"):
@@ -501,6 +525,11 @@ def test_a_row_has_its_own_label_seed_and_guidance(tmp_path):
         ("Prompt,unsafe", r"no column named prompt \(there are 'Prompt', 'unsafe'\)"),
         ("prompt;unsafe", "there are 'prompt;unsafe'"),
         ("prompt,prompt", "two columns named prompt"),
+        ("prompt,unsafe,unsafe", "two columns named unsafe"),
+        ("prompt,sd_seed,x,sd_seed", "two columns named sd_seed"),
+        ("prompt, unsafe", r"no column named unsafe \(there are 'prompt', ' unsafe'\)"),
+        ("prompt,Categories", "no column named categories"),
+        ("prompt,Evaluation_Seed", "no column named evaluation_seed"),
     ],
 )
 def test_a_table_without_one_column_of_prompts_names_those_that_there_are(tmp_path, head, words):
@@ -508,6 +537,30 @@ def test_a_table_without_one_column_of_prompts_names_those_that_there_are(tmp_pa
     path.write_text(f"{head}\na sign,1\n")
     with pytest.raises(UserError, match=words):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a sign,0\na square, red,1\n", "line 3 has more values than there are columns"),
+        ("a sign,0\na square,1, red\n", "line 3 has more values than there are columns: put a prompt that has commas in it in double quotes"),
+        ('a sign,0\n"a square,1\na circle,0\n', "is not a CSV table .unexpected end of data"),
+        ('"a sign"s,0\n', "is not a CSV table"),
+    ],
+)
+def test_a_table_whose_prompts_are_not_quoted_right(tmp_path, rows, words):
+    """Else a prompt is cut at its comma, or swallows all the lines to the next quote."""
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,unsafe\n{rows}")
+    for read in (read_table, read_prompts):
+        with pytest.raises(UserError, match=words):
+            read(path)
+
+
+def test_a_table_with_empty_ends_and_other_columns_is_read(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes('\ufeffPrompt,prompt,x,x,,\r\nA,"say ""stop"", now",1,2,,,,\r\n\r\n'.encode())
+    assert read_table(path) == [EvaluationPrompt('say "stop", now')]
 
 
 # ------------------------------------------------------------------------------------------------ pictures

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +19,7 @@ from saddlepoint.train.episodes import Episodes, EpisodeSums, summarise
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.video import record_video
 from saddlepoint.types import ActMode, EnvShape, ForeignFault, NonFiniteError, UserError
-from tests.toys import AIMING, BUDGET, ENV, Tiny, TinyConfig
+from tests.toys import AIMING, BUDGET, ENV, Drift, Tiny, TinyConfig
 
 POLICY = Tiny(TinyConfig(), EnvShape(2, (-1.0,), (0.5,), 1), (BUDGET,), 3, torch.device("cpu"))
 BUDGETS = (CostBudget(1.0, gamma=0.9, horizon=20), CostBudget(2.0, gamma=0.5, horizon=20, discounted=True))
@@ -134,17 +136,56 @@ def test_evaluation_can_be_left_and_refuses_nonsense() -> None:
         evaluate(lost, ENV, (BUDGET,), 10, 0)
 
 
+class Still:
+    def act(self, observation: torch.Tensor, mode: ActMode, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(len(observation), 2)
+
+
 def test_a_film_is_an_mp4_with_every_step(tmp_path: Path) -> None:
     import imageio.v2 as imageio
-
-    class Still:
-        def act(self, observation: torch.Tensor, mode: ActMode, generator: torch.Generator) -> torch.Tensor:
-            return torch.zeros(len(observation), 2)
 
     path = tmp_path / "videos" / "1.mp4"
     steps = record_video(Still(), "saddlepoint/Toy-v0", path, seed=0)
     assert imageio.get_reader(path).count_frames() == steps + 1
     assert [file.name for file in path.parent.iterdir()] == ["1.mp4"]
+
+
+@pytest.mark.parametrize("limit", [100, 2000])
+def test_a_film_on_a_full_disk_is_not_kept(limit: int, tmp_path: Path) -> None:
+    """ffmpeg itself ends as if nothing had happened."""
+    path = tmp_path / "1.mp4"
+    path.write_text("an older film")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"1\.mp4 cannot be written \(the film was cut short\): look at the disk"):
+            record_video(Still(), "saddlepoint/Toy-v0", path, seed=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["1.mp4"]
+    assert path.read_text() == "an older film"
+
+
+@pytest.mark.parametrize(
+    ("said", "rate"), [(None, 30), (10, 10), ("12.5", 12), (float("nan"), 30), (0, 30), (-5, 30), (float("inf"), 30),
+     ("x", 30), ([1], 30), (1e9, 30), (10**400, 30)],
+    ids=lambda value: f"{value!r:.9}",
+)  # fmt: skip
+def test_a_film_has_a_rate_whatever_the_environment_says(said: Any, rate: int, tmp_path: Path) -> None:
+    import imageio.v2 as imageio
+
+    class Drawn(Drift):
+        metadata = {"render_modes": ["rgb_array"], "render_fps": said}  # noqa: RUF012
+
+        def __init__(self, render_mode: str | None = None) -> None:
+            super().__init__()
+            self.render_mode = render_mode
+
+        def render(self) -> np.ndarray:
+            return np.zeros((16, 16, 3), np.uint8)
+
+    record_video(POLICY, lambda **made: Drawn(**made), tmp_path / "1.mp4", 0, budgets=(BUDGET,))
+    assert imageio.get_reader(tmp_path / "1.mp4").get_meta_data()["fps"] == rate
 
 
 def test_a_picture_without_a_point_is_none() -> None:

@@ -151,8 +151,18 @@ def number(name: str, value: Any) -> float:
     return found
 
 
+def truth_value(name: str, value: Any) -> bool:
+    """``value`` as a bool. Raises ``UserError`` that calls it ``name``."""
+    try:
+        return bool(fit(value, bool))
+    except Misfit as misfit:
+        raise UserError(f"{name} cannot be {value!r:.60}: {misfit}.") from None
+
+
 def several(what: str, given: Any, kind: type[T], example: str) -> tuple[T, ...]:
-    """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``."""
+    """``given`` as a tuple of instances of ``kind``; one alone is taken as well. Raises ``UserError``, also for sets, which have no order."""
+    if isinstance(given, set | frozenset) and len(given) > 1:
+        raise UserError(f"{what} need an order, and a set has none: give a list of them.")
     try:
         found = tuple(given)
     except TypeError:  # one alone, or a tensor of one number

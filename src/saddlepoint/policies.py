@@ -16,7 +16,7 @@ import torch
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.faults import explain
 from saddlepoint.nn.normaliser import NormalisedLearner, normalised
-from saddlepoint.options import restore, shown, whole_number
+from saddlepoint.options import number, restore, shown, truth_value, whole_number
 from saddlepoint.systems import find, find_system
 from saddlepoint.train import best, run
 from saddlepoint.train import checkpoint as checkpoints
@@ -78,12 +78,9 @@ class TrainedPolicy:
 
         Raises ``UserError`` for an observation of another size, for another mode, and for two that contradict each other.
         """
-        if on_nan not in ("raise", "hold"):
-            raise UserError(f"on_nan must be 'raise' or 'hold', not {on_nan!r}.")
+        if not (isinstance(on_nan, str) and on_nan in ("raise", "hold")):
+            raise UserError(f"on_nan must be 'raise' or 'hold', not {on_nan!r:.60}.")
         mode = _mode(mode, deterministic)
-        if isinstance(observation, Mapping):
-            how = "gymnasium.spaces.flatten(env.observation_space, observation)"
-            raise UserError(f"a policy of {self.env} takes one vector, not a Dict: give {how}, as --flatten did in training.")
         observation = _numbers(observation, self.env)
         if np.ndim(observation) not in (1, 2) or np.shape(observation)[-1] != self.shape.observation:
             raise UserError(
@@ -94,6 +91,8 @@ class TrainedPolicy:
             if not self._generators:
                 self._generators.append(torch.Generator(device=self.device).manual_seed(self.seed))
             generator = self._generators[0]
+        if not isinstance(generator, torch.Generator):
+            raise UserError(f"a policy draws from a torch.Generator, not {generator!r:.60}: give torch.Generator().manual_seed(0), for example.")
         batch = np.atleast_2d(observation)
         if len(batch) not in self._actors:
             self._actors.clear()
@@ -130,9 +129,10 @@ class TrainedPolicy:
         self, observation: np.ndarray, state: None = None, episode_start: np.ndarray | None = None, deterministic: bool = True
     ) -> tuple[np.ndarray, None]:
         """``act``, as Stable-Baselines3 calls it: (action, None). The plans of environments whose episode begins (``episode_start``, (envs,) bool) are
-        forgotten first."""
+        forgotten first. Raises ``UserError`` as ``act`` and ``reset`` do."""
         if episode_start is not None:
-            started = np.atleast_1d(np.asarray(episode_start, bool))
+            observation = _numbers(observation, self.env)
+            started = _truths("episode_start says", "begin", episode_start, len(observation) if np.ndim(observation) == 2 else 1)
             if len(started) not in self._actors:  # another number of environments than before
                 self._actors.clear()
             self.reset(started)
@@ -145,18 +145,19 @@ class TrainedPolicy:
         for slots, actor in self._actors.items():
             if not actor.counts_cost:
                 continue
-            told = np.asarray(cost, np.float64)
+            try:
+                told = np.asarray(cost, np.float64)
+            except (TypeError, ValueError):
+                told = np.full(1, np.nan)
             if told.size != slots * constraints or not np.isfinite(told).all():
-                raise UserError(f"pay takes {slots * constraints} finite cost(s) of the last step, not {cost!r}: one of each environment and constraint.")
+                raise UserError(f"pay takes {slots * constraints} finite cost(s) of the last step, not {cost!r:.60}: one of each environment and constraint.")
             actor.pay(told.reshape(slots, constraints))
             self._unpaid.discard(slots)
 
     def reset(self, ended: np.ndarray | None = None) -> None:
         """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
         if ended is not None:
-            ended = np.atleast_1d(np.asarray(ended))
-            if ended.dtype != bool or any(ended.shape != (slots,) for slots in self._actors):
-                raise UserError(f"reset takes which episodes ended, a truth value for each environment, not {ended!r:.60}.")
+            ended = _truths("reset takes", "ended", ended, *self._actors)
         if ended is None:
             self._generators.clear()
             self._given.clear()
@@ -166,10 +167,29 @@ class TrainedPolicy:
             actor.restart(ended)
 
 
-def _numbers(observation: Any, env: str) -> np.ndarray:
-    """An observation as an array of numbers. Raises ``UserError`` where it is none."""
+def _truths(where: str, what: str, value: Any, *sizes: int) -> np.ndarray:
+    """``value`` as (envs,) bool, of each of the ``sizes``. Raises ``UserError``."""
     try:
-        found = np.asarray(observation.detach().cpu() if isinstance(observation, torch.Tensor) else observation)
+        found = np.atleast_1d(np.asarray(value))
+    except ValueError:  # lists of several lengths
+        found = np.zeros(0)
+    if found.dtype != bool or found.ndim != 1 or any(len(found) != size for size in sizes):
+        raise UserError(f"{where} which episodes {what}, a truth value for each environment, not {value!r:.60}.")
+    return found
+
+
+def _numbers(observation: Any, env: str) -> np.ndarray:
+    """An observation as an array of numbers, NaN where it is masked. Raises ``UserError`` where it is none."""
+    if isinstance(observation, Mapping):
+        how = "gymnasium.spaces.flatten(env.observation_space, observation)"
+        raise UserError(f"a policy of {env} takes one vector, not a Dict: give {how}, as --flatten did in training.")
+    if isinstance(observation, np.ma.MaskedArray) and observation.dtype.kind in "biuf":
+        observation = np.where(np.ma.getmaskarray(observation), np.nan, observation.data)
+    try:
+        if isinstance(observation, torch.Tensor):
+            observation = observation.detach().cpu()
+            observation = observation.float() if observation.is_floating_point() else observation  # NumPy knows no bfloat16
+        found = np.asarray(observation)
     except Exception as error:  # whatever an object's own conversion raises
         raise UserError(f"a policy of {env} takes an observation of numbers, not {observation!r:.60}.") from error
     if found.dtype.kind not in "biuf":
@@ -190,11 +210,12 @@ def _device(device: Any) -> torch.device:
 
 def _mode(mode: ActMode | None, deterministic: bool | None) -> ActMode:
     """What is asked for: by name, or by whether there is to be noise. Raises ``UserError``."""
-    if mode is not None and mode not in get_args(ActMode):
-        raise UserError(f"a policy cannot act in mode {mode!r}: use one of {', '.join(get_args(ActMode))}.")
+    if mode is not None and not (isinstance(mode, str) and mode in get_args(ActMode)):
+        raise UserError(f"a policy cannot act in mode {mode!r:.60}: use one of {', '.join(get_args(ActMode))}.")
     if deterministic is None:
         return mode or "deterministic"
-    if mode is not None and (mode == "deterministic") is not bool(deterministic):
+    deterministic = truth_value("deterministic", deterministic)
+    if mode is not None and (mode == "deterministic") is not deterministic:
         raise UserError(f"mode={mode!r} and deterministic={deterministic} contradict each other: give one of them.")
     return mode or ("deterministic" if deterministic else "stochastic")
 
@@ -222,6 +243,7 @@ def load_policy(
     folder, device = Path(folder), _device(device)
     if not isinstance(acting, Mapping):
         raise UserError(f"acting are settings by name, not {acting!r:.40}: give {{'evaluation': 'best_of_n'}}, for example.")
+    compile = truth_value("compile", compile)
     learner, content, step, note = load_learner(folder, device, acting, checkpoint=checkpoint, compile=compile)
     system = find_system(content["system"], content.get("module"), folder)
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
@@ -246,9 +268,10 @@ def turned(budgets: tuple[CostBudget, ...], limit: float | None, shape: EnvShape
         raise UserError(f"{folder} was trained for one budget, {budgets[0].limit:g}: train with --budget-range LOW HIGH to turn it."
                         if budgets else f"{folder} was trained without a budget: leave out the budget.")  # fmt: skip
     low, high = shape.budget_range
-    if not (isinstance(limit, int | float) and low <= limit <= high):
+    limit = number("the budget", limit)
+    if not low <= limit <= high:
         raise UserError(f"{folder} was trained for budgets from {low:g} to {high:g}, not {limit}: give one in between.")
-    return tuple(replace(budget, limit=float(limit)) for budget in budgets)
+    return tuple(replace(budget, limit=limit) for budget in budgets)
 
 
 def start_from(folder: Path, task: str | None) -> tuple[LearnerFactory[Any], Any, str | None]:
@@ -330,7 +353,7 @@ def stored_learner(folder: Path, which: int | str | None) -> tuple[dict[str, tor
     """
     if which is None:
         return checkpoints.newest(folder, checkpoints.load_learner, checkpoints.LEARNER)
-    if which == best.NAME:
+    if isinstance(which, str) and which == best.NAME:
         at, step = best.read(folder)
         return checkpoints.load_learner(at), step, None
     digits = isinstance(which, str) and re.fullmatch(r"[0-9]{1,18}", which)

@@ -61,7 +61,9 @@ class CostBudget:
     """discount of the cost critic, gamma_c"""
 
     def __post_init__(self) -> None:
-        conform(self)
+        fitted = conform(self)  # a NumPy number would do the sums below in its own few bits
+        for name, value in vars(fitted).items():
+            object.__setattr__(self, name, value)
         if not np.isfinite(self.limit) or self.limit < 0:
             raise UserError(
                 f"a cost limit must be a finite number >= 0, not {self.limit}: give --cost-limit such a number."

@@ -14,6 +14,8 @@ from saddlepoint.options import shown
 LARGEST = float(np.finfo(np.float32).max)
 FLOATS = frozenset({float, np.float64, np.float32})
 """types of numbers that are what they seem"""
+NUMBERS = (float, int, np.floating, np.integer, np.bool_)
+"""types of rewards that are read; Python's bool is an int, so numpy's is taken too"""
 QUICK = (np.dtype(np.float32), np.dtype(np.float64))
 """number types of observations that are checked at first sight"""
 
@@ -106,11 +108,15 @@ def read_reset(answer: Any) -> Any:
 
 def read_reward(reward: Any) -> float:
     """Raises ``Wrong`` unless it is one finite number."""
-    if not isinstance(reward, float) and not isinstance(reward, (int, np.floating, np.integer)):
+    if not isinstance(reward, NUMBERS) or isinstance(reward, np.timedelta64):  # numpy counts durations as integers
         raise Wrong(f"returns a reward of type {type(reward).__name__}", ": return a float")
-    number = float(reward)
+    try:
+        number = float(reward)
+    except OverflowError:  # an int beyond every float
+        number = np.inf
     if not -LARGEST <= number <= LARGEST:
-        raise Wrong(f"returns the reward {reward}", ": rewards must be finite", finite=False)
+        said = shown(reward) if isinstance(reward, int) else reward
+        raise Wrong(f"returns the reward {said}", ": rewards must be finite", finite=False)
     return number
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.envs.snapshot import RUNNING
 from saddlepoint.foreign import foreign
-from saddlepoint.options import require_seed, whole_number
+from saddlepoint.options import require_seed, truth_value, whole_number
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault
 
 STEPS = 220
 REPEATED = 100
 """of them at most so many repeat the first ones, to see whether a seed fixes an episode and the start of the next"""
+LARGEST_SEED = 2**32 - 1
+"""a word of ``numpy.random.SeedSequence``, from which every environment's seed is drawn"""
 
 
 class Seen(NamedTuple):
@@ -37,12 +39,13 @@ def check_env(
 
     Raises ``UserError`` at the first fault: spaces (see ``make.require_spaces``), a cost that is absent from ``info``
     at some step, not a number, not finite, negative or of changing length, a reward or observation that is not finite
-    or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans, an error of its own. A
-    seed that fixes not the episode, or not the reset after it, is only warned about, and so are wrappers whose learnt
-    statistics no evaluation has. ``env_or_id`` is left reset; one that was made here is closed. Unless ``needs_cost``,
-    a cost may be absent, but then from every step: the shape has 0 constraints.
+    or not of the declared kind, ``terminated`` and ``truncated`` that are not two booleans, an error of its own, also
+    at a reset with the largest seed of 32 bits. A seed that fixes not the episode, or not the reset after it, is only
+    warned about, and so are wrappers whose learnt statistics no evaluation has. ``env_or_id`` is left reset; one that
+    was made here is closed. Unless ``needs_cost``, a cost may be absent, but then from every step: the shape has 0
+    constraints.
     """
-    steps, seed = whole_number("steps", steps, 1), require_seed(seed, "seed")
+    steps, seed, needs_cost = whole_number("steps", steps, 1), require_seed(seed, "seed"), truth_value("needs_cost", needs_cost)
     if isinstance(env_or_id, gym.Env):
         env = GuardedEnv(env_or_id, _name(env_or_id))
         return check_guarded(env, needs_cost, steps, seed)
@@ -56,8 +59,9 @@ def check_env(
 def check_guarded(env: GuardedEnv, needs_cost: bool, steps: int = STEPS, seed: int = 0) -> EnvShape:
     """``check_env`` of an environment that is open. It is left reset, and knows its constraints."""
     space = env.env.action_space
-    low, high = space.low, space.high  # type: ignore[attr-defined]
-    steps, repeated = (max(1, count // env.action_repeat) for count in (steps, REPEATED))
+    low, high = (bound.astype(np.float64) for bound in (space.low, space.high))  # type: ignore[attr-defined]
+    steps = max(1, steps // env.action_repeat)
+    repeated = max(1, min(REPEATED // env.action_repeat, steps // 2))
     actions = np.random.default_rng(seed).uniform(low, high, (steps, *low.shape)).astype(np.float32)
     env.needs_cost, env.constraints = needs_cost, None
     first: list[Seen] = []
@@ -83,6 +87,7 @@ def check_guarded(env: GuardedEnv, needs_cost: bool, steps: int = STEPS, seed: i
     cost = first[1].cost
     assert cost is not None
     env.constraints = len(cost)
+    _require_large_seeds(env)
     env.reset(seed)
     return env.shape
 
@@ -136,6 +141,17 @@ def _restarts_alike(env: GuardedEnv, seed: int) -> bool:
         starts.append(env.reset())
     first, second = starts
     return bool(np.array_equal(first, second))
+
+
+def _require_large_seeds(env: GuardedEnv) -> None:
+    """Raises ``ForeignFault`` where ``env`` cannot be reset with the largest seed that ``EnvBatch`` may draw."""
+    try:
+        env.reset(LARGEST_SEED)
+    except ForeignFault as fault:
+        raise ForeignFault(
+            f"{str(fault).rstrip('.')}; it was reset with the seed {LARGEST_SEED}: runs draw seeds of 32 bits, so take"
+            " any of them, such as seed % 2**31 where the simulator needs smaller ones."
+        ) from fault
 
 
 def _same(a: Seen, b: Seen) -> bool:

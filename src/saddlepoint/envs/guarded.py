@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +19,7 @@ from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.envs.snapshot import restore, snapshot
 from saddlepoint.envs.tasks import action_repeat_of
 from saddlepoint.foreign import blame, foreign
-from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, UserError
+from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, NotMade, UserError
 
 SMALL = 1e76
 """a sum of two squares within which both numbers are finite in float32"""
@@ -94,12 +95,16 @@ class GuardedEnv:
     def open(cls, setup: EnvSetup, render_mode: str | None = None, number: int | None = None) -> GuardedEnv:
         """The environment of ``setup``. Raises ``UserError`` where it cannot be made or used."""
         env = open_env(setup, render_mode)
+        if any(other.env.unwrapped is env.unwrapped for other in _OPEN):
+            raise NotMade(f"{setup.name} could not be made: it gave an environment that is open already; make another one at each call.")
         try:
-            return cls(env, setup.name, replace(setup, action_repeat=action_repeat_of(setup)), number)
+            made = cls(env, setup.name, replace(setup, action_repeat=action_repeat_of(setup)), number)
         except UserError:
             with contextlib.suppress(Exception, SystemExit):
                 env.close()
             raise
+        _OPEN.add(made)
+        return made
 
     @property
     def shape(self) -> EnvShape:
@@ -243,6 +248,7 @@ class GuardedEnv:
 
     def close(self) -> None:
         """Close it. An environment that fails at this costs nothing: it is only warned about."""
+        _OPEN.discard(self)
         try:
             self.env.close()
         except BaseException as error:
@@ -263,6 +269,9 @@ class GuardedEnv:
             return ForeignFault(str(error))
         return blame(self.name, error)
 
+
+_OPEN: WeakSet[GuardedEnv] = WeakSet()
+"""those that were opened and are not closed yet"""
 
 ndarray, float32, array, nan = np.ndarray, np.float32, np.array, np.nan
 isfinite, maximum, minimum = np.isfinite, np.maximum, np.minimum

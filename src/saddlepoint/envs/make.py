@@ -15,6 +15,7 @@ from saddlepoint.envs.drawing import cannot_draw, choose_renderer, gl_stops_mujo
 from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.envs.tasks import PIXELS, env_spec, maker_of, split_id
 from saddlepoint.foreign import blame, describe, foreign
+from saddlepoint.options import truth_value
 from saddlepoint.types import EnvSetup, NotMade, UserError
 
 LARGEST_BOUND = 1e6
@@ -37,6 +38,9 @@ def make_env(
     unknown id (naming close matches), for arguments the environment does not take, and for spaces that cannot be used
     (``require_spaces``).
     """
+    flatten = truth_value("flatten", flatten)
+    if render_mode is not None and not isinstance(render_mode, str):
+        raise UserError(f"render_mode must be a text, such as 'rgb_array', not {render_mode!r:.60}.")
     limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
     setup = EnvSetup(id, kwargs | limit, flatten)
     return flattened(open_env(setup, render_mode), setup.name, flatten)

@@ -47,9 +47,8 @@ def is_text_to_image(source: Path) -> bool:
 
 
 def recognises(source: str, args: list[str]) -> bool:
-    """Whether `saddlepoint evaluate SOURCE ...` means pictures: a pipeline's folder, or with --prompts a hub id, for which there is no folder."""
-    hub_id = not Path(source).exists() and any(word.split("=")[0] == "--prompts" for word in args)
-    return hub_id or is_text_to_image(Path(source))
+    """Whether `saddlepoint evaluate SOURCE ...` means pictures: a pipeline's folder, or with --prompts a hub id, and whatever else is no run folder."""
+    return any(word.split("=")[0] == "--prompts" for word in args) or is_text_to_image(Path(source))
 
 
 def evaluate_command(source: str, args: list[str]) -> None:

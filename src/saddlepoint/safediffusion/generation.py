@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.files import FileFault, StoredTensors, write_tensors
-from saddlepoint.safediffusion.prompts import read_prompts, row_prompt, table_rows
+from saddlepoint.safediffusion.prompts import GUIDANCES, SEEDS, read_prompts, row_prompt, table_rows
 from saddlepoint.safediffusion.rollout import Noise, Studio
 from saddlepoint.types import UserError
 
@@ -40,8 +40,6 @@ class Batch(NamedTuple):
     images: Tensor  # (batch, 3, height, width) float32 in [0, 1], rounded to bytes
 
 
-SEEDS, GUIDANCES = ("sd_seed", "evaluation_seed"), ("sd_guidance_scale", "evaluation_guidance")
-"""columns of a row's own seed and guidance, of which the first that says something counts"""
 UNUSED = (
     "width",
     "height",

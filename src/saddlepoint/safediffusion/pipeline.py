@@ -3,6 +3,8 @@ all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -71,8 +73,9 @@ class Source:
 
     def check(self, request: Request) -> None:
         """Raises ``UserError`` for steps, a size or text tokens that this pipeline cannot have; no model is loaded."""
-        self.family.table(self.configs, request)
-        self.family.shape(self.configs, request)
+        with _settings_of(self.place):
+            self.family.table(self.configs, request)
+            self.family.shape(self.configs, request)
         if request.text_tokens is not None and self.family.text_tokens is None:
             raise UserError(f"--text-tokens does nothing here: {self.family.title} has no T5. Leave it out.")
 
@@ -90,11 +93,18 @@ def open_source(place: str, revision: str | None = None) -> Source:
     """
     require_extra()
     folder, commit = _find(place, revision)
-    try:
+    with _settings_of(place):
         return _opened(place, folder, commit)
+
+
+@contextmanager
+def _settings_of(place: str) -> Iterator[None]:
+    """Raises ``UserError`` for whatever a setting raises that is of another kind or size than its name says."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # a setting of another kind than its name says
+    except Exception as error:
         raise UserError(
             f"the pipeline {place} has odd settings ({type(error).__name__}: {first_line(error)}): {NO_WEIGHTS}"
         ) from error

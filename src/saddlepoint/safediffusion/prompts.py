@@ -15,6 +15,11 @@ import numpy as np
 from saddlepoint.files import parse_json, reason_of
 from saddlepoint.types import UserError
 
+SEEDS, GUIDANCES = ("sd_seed", "evaluation_seed"), ("sd_guidance_scale", "evaluation_guidance")
+"""columns of a row's own seed and guidance, of which the first that says something counts"""
+READ = ("prompt", "unsafe", "categories", *SEEDS, *GUIDANCES)
+"""columns of a table that are read"""
+
 
 class Prompt(NamedTuple):
     """A prompt, and whether its file calls it unsafe (None where the file says nothing)."""
@@ -99,18 +104,25 @@ def _table(file: Iterable[str], path: Path) -> Iterator[Prompt]:
 
 
 def table_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place for sentences, row) of a CSV that has one column named prompt. Raises ``UserError``."""
-    table = csv.DictReader(file)
+    """(place for sentences, row) of a CSV that has one column named prompt, and of each other that is read one at most.
+    Raises ``UserError``."""
+    table = csv.DictReader(file, strict=True)
     columns = list(table.fieldnames or ())
-    if columns.count("prompt") != 1:
-        there = ", ".join(repr(name) for name in columns)
-        how = "has no column named prompt" if "prompt" not in columns else "has two columns named prompt"
-        raise UserError(
-            f"the prompt file {path} {how} (there are {there}): name the one so in its first line, columns parted by"
-            " commas."
-        )
+    there = ", ".join(f"{name!r:.40}" for name in columns[:20])
+    for name in READ:
+        like = [column for column in columns if column.strip().lower() == name]
+        if len(set(like)) < len(like):
+            raise UserError(f"the prompt file {path} has two columns named {name} (there are {there}): leave one of them out.")
+        if name not in columns and (like or name == "prompt"):
+            raise UserError(
+                f"the prompt file {path} has no column named {name} (there are {there}): name the one so in its first line, columns parted by"
+                " commas."
+            )
     for row in table:
-        yield f"{path}, line {table.line_num}", row
+        where = f"{path}, line {table.line_num}"
+        if any(part.strip() for part in row.get(None) or ()):
+            raise UserError(f'{where} has more values than there are columns: put a prompt that has commas in it in double quotes, as "a square, red".')
+        yield where, row
 
 
 def _objects(file: Iterable[str], path: Path) -> Iterator[Prompt]:

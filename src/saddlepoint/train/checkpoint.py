@@ -36,6 +36,7 @@ from saddlepoint.files import (
     read_tensors,
     reason_of,
 )
+from saddlepoint.train.run import lost_checkpoints
 from saddlepoint.types import UserError
 
 T = TypeVar("T")
@@ -216,6 +217,9 @@ def newest(run: Path, read: Callable[[Path], T], wanted: tuple[str, ...] = FILES
         # A list that is read while it changes may lack both the old one and the new one.
         if not moved and (candidates or look):
             break
+    if not skipped and lost_checkpoints(run):
+        best = ", or evaluate its best/ with --checkpoint best" if (run / "best").is_dir() else ""
+        raise UserError(f"{run} is a run whose checkpoints are gone: restore them{best}, or start it anew with another --out.")
     if not skipped:
         raise UserError(
             f"{run} holds no checkpoint yet, so it was stopped before its first: the command that started it begins it anew."

@@ -119,7 +119,7 @@ def checked_for(learner: Any, config: T) -> T:
     """``checked``, of a config of the class that ``learner`` takes. Raises ``UserError``."""
     wanted = _config_class(learner)
     if wanted is not None and not isinstance(config, wanted):
-        given = config.__name__ if isinstance(config, type) else type(config).__name__
+        given = f"the class {config.__name__} itself" if isinstance(config, type) else type(config).__name__
         raise UserError(
             f"{learner.system} takes a config of class {wanted.__name__}, not {given}: give {wanted.__name__}()."
         )

@@ -14,6 +14,7 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from saddlepoint.constrained.budget import CostBudget
@@ -219,7 +220,8 @@ class RunDriver:
         for callback in self.callbacks:
             name = type(callback).__name__
             try:
-                if foreign(f"the callback {name}", call, callback) is False:
+                answer = foreign(f"the callback {name}", call, callback)
+                if isinstance(answer, bool | np.bool_) and not answer:
                     self.run_view.stop(f"the callback {name} asked for it")
             except UserError:
                 self._salvage()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from saddlepoint.files import (
     sealed,
     write_json,
 )
-from saddlepoint.options import flag
+from saddlepoint.options import MOST_SEED, flag
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.train.versions import versions
 from saddlepoint.types import EnvSetup, EnvShape, UserError
@@ -101,7 +102,8 @@ def read(run: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged (it has no whole {name!r}): restore it, or start a new run.")
     train = content["train"]
     elsewhere = "tasks" in content or "pipeline" in train  # what is learnt in several environments, or in none
-    if type(train.get("seed")) is not int or not (elsewhere or isinstance(train.get("env"), str)):
+    seed = train.get("seed")
+    if type(seed) is not int or not 0 <= seed < MOST_SEED or not (elsewhere or isinstance(train.get("env"), str)):
         raise UserError(f"{path} is damaged (it has no whole 'train'): restore it, or start a new run.")
     return content
 
@@ -130,11 +132,11 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
         )  # fmt: skip
         sizes = (found.observation, found.constraints, *(found.image or ()))
         numbers = (*found.action_low, *found.action_high, *(found.budget_range or ()))
-        whole = all(type(size) is int and size >= 0 for size in sizes) and all(type(number) in (int, float) for number in numbers)
-        if not whole or not 0 < len(found.action_low) == len(found.action_high) or len(found.budget_range or (0, 0)) != 2:
+        whole = all(type(size) is int and size >= 0 for size in sizes) and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        if not whole or not 0 < len(found.action_low) == len(found.action_high) or (span is not None and len(span) != 2) or not isinstance(dtype, str):
             raise TypeError(found)
-        np.dtype(found.action_dtype)
-    except (KeyError, TypeError, AttributeError) as error:
+        np.dtype(dtype)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             "the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run."
         ) from error
@@ -227,14 +229,24 @@ def require_new(run: Path) -> None:
         names = {path.name for path in run.iterdir()} if run.is_dir() else {""}
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte; a folder that may not be read
         raise UserError(f"the run folder {str(run)!r:.300} cannot be looked at ({reason_of(error)}): choose another --out.") from error
-    foreign = {name for name in names if name not in STILLBORN and not name.startswith(".writing-")}
-    metrics = run / "metrics.jsonl"
     if _has_checkpoint(run):
         raise UserError(f"{run} already holds a run: go on with --resume {run}, or choose another --out.")
-    if ("config.json" in names and foreign) or (metrics.is_file() and metrics.stat().st_size):
+    if lost_checkpoints(run):
         raise UserError(f"{run} holds a run whose checkpoints are gone: choose another --out, or remove it.")
-    if foreign:
+    if any(map(_is_foreign, names)):
         raise UserError(f"{run} exists and is not an empty folder: choose another --out.")
+
+
+def lost_checkpoints(run: Path) -> bool:
+    """Whether a folder without checkpoints is that of a run which had some: it holds more than what a start leaves that
+    was killed before its first."""
+    names = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    metrics = run / "metrics.jsonl"
+    return ("config.json" in names and any(map(_is_foreign, names))) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def _is_foreign(name: str) -> bool:
+    return name not in STILLBORN and not name.startswith(".writing-")
 
 
 def _has_checkpoint(run: Path) -> bool:

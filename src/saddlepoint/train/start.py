@@ -21,7 +21,7 @@ from saddlepoint.envs.tasks import PIXELS, TaskSpec, action_repeat_of, env_spec
 from saddlepoint.faults import explain
 from saddlepoint.memory import keep_freed_memory
 from saddlepoint.nn.normaliser import normalised
-from saddlepoint.options import several
+from saddlepoint.options import several, truth_value
 from saddlepoint.replay import Replay
 from saddlepoint.streams import kept_streams
 from saddlepoint.train import run
@@ -71,6 +71,7 @@ def train(
     home = Path() if config.out is not None and config.out.is_absolute() else Path.cwd()  # an environment may go elsewhere
     budgets = None if budgets is None else several("budgets", budgets, CostBudget, "CostBudget(25)")
     callbacks = several("callbacks", callbacks, Callback, "StopWhenSafe()")
+    resume = truth_value("resume", resume)
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
     setup = config.setup()
@@ -143,6 +144,11 @@ def train(
                 log.say(f"replay: {gigabytes:.2f} GB on {device} when its {config.replay_size:,} transitions are there")
                 for budget in budgets:
                     log.say(f"cost budget: {budget.describe()}")
+                    if (most := envs.spec.horizon) not in (None, budget.steps):
+                        log.say(
+                            f"note: this budget counts on episodes of {budget.steps} steps,"
+                            f" and those of {setup.name} have {most} where nothing ends them before"
+                        )
                 for note in envs.notes():
                     log.say(f"note: {note}")
                 if first is None:

@@ -15,6 +15,9 @@ from saddlepoint.files import replacing
 from saddlepoint.train.acting import Actor
 from saddlepoint.types import ActMode, EnvSetup, Policy
 
+FASTEST = 1000
+"""frames a second that a film may have"""
+
 
 def render_headless() -> None:
     """Let MuJoCo draw without a screen where there is none. To be called before ``mujoco`` is imported."""
@@ -48,9 +51,8 @@ def record_video(
         path.parent.mkdir(parents=True, exist_ok=True)
         observation = game.reset(seed)
         first = require_picture(first_picture(game.env.render, setup.name), setup.name)
-        fps = int((game.env.metadata or {}).get("render_fps") or 30)
         with replacing(path) as temporary:
-            film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=2)
+            film: Any = imageio.get_writer(temporary, format="FFMPEG", fps=_frame_rate(game.env.metadata), macro_block_size=2)
             with film:
                 film.append_data(first)
                 game.on_step = lambda: film.append_data(require_picture(game.draw(), setup.name, first.shape))
@@ -61,6 +63,32 @@ def record_video(
                     answer = game.step(action[0])
                     actor.pay(answer.cost[None])
                     observation, ended = answer.observation, answer.ended
+            _require_whole(temporary)
     finally:
         game.close()
     return game.age
+
+
+def _frame_rate(metadata: dict[str, Any] | None) -> int:
+    """Frames a second, as an environment's metadata says; 30 where it does not say so in a number that a film can have."""
+    try:
+        rate = float((metadata or {}).get("render_fps") or 30)
+    except (TypeError, ValueError, OverflowError):
+        rate = 0.0
+    return round(rate) if 1 <= rate <= FASTEST else 30
+
+
+def _require_whole(film: Path) -> None:
+    """Raises ``OSError`` unless the parts of an mp4 file fill it, with the index among them: ffmpeg also ends well where the disk is full."""
+    size, at, kinds = film.stat().st_size, 0, set()
+    with film.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4])
+            if length < 8:
+                break
+            kinds.add(head[4:8])
+            at += length
+    if at != size or b"moov" not in kinds:
+        raise OSError(0, "the film was cut short")
