@@ -124,7 +124,7 @@ def compare(arguments: argparse.Namespace) -> None:
         variants = {name: {"kind": "official", "path": arguments.official, "score": score} for name, score in theirs.items()} | variants
         pythons |= dict.fromkeys(theirs, arguments.official_python)
     workers = {name: Worker(__file__, variant, arguments.threads, pythons[name]) for name, variant in variants.items()}
-    times = interleaved(workers, arguments.rounds, {"update": 1, "act": 1})
+    times = interleaved(workers, arguments.rounds, {"update": 1, "act": 3})
     print(f"{arguments.threads} threads; {gigaflop():.0f} GFLOP in the proposals of an action at the default size")
     print(f"{'':32s}" + "".join(f"{task + ' ' + kind:>14s}{'ratio':>8s}" for task in ("update", "act") for kind in ("ms", "cpu ms")))
     for name in variants:
