@@ -23,6 +23,7 @@ from saddlepoint.algd.agent import ALGD
 from saddlepoint.algd.config import ALGDConfig
 from saddlepoint.baselines.config import SACConfig
 from saddlepoint.baselines.sac import SAC
+from saddlepoint.files import SEAL, sealed, write_json
 from saddlepoint.mbdpo.agent import MBDPO
 from saddlepoint.mbdpo.config import MBDPOConfig
 from saddlepoint.train import loop
@@ -469,6 +470,16 @@ def test_a_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.Mo
     go(run, resume=True, total_steps=120)
     assert made_with() == [here, here | {"torch": "3.0"}]
     assert f"note: torch 3.0 instead of {torch.__version__}: this run was made with other versions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("odd", ["3.0", {"torch": "2.0"}, [3], 7, None])
+def test_a_damaged_note_of_what_a_run_was_made_with_stops_no_run(odd: object, tmp_path: Path) -> None:
+    run = go(tmp_path / "run", total_steps=60)
+    content = json.loads((run / "config.json").read_text())
+    content.pop(SEAL)
+    write_json(run / "config.json", sealed(content | {"made_with": odd}))
+    go(run, resume=True, total_steps=90)
+    assert json.loads((run / "config.json").read_text())["made_with"][-1] == content["made_with"][0]
 
 
 def test_resume_of_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) -> None:

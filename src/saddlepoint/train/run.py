@@ -292,7 +292,8 @@ def only_writer(run: Path) -> Iterator[None]:
 def write(run: Path, content: dict[str, Any]) -> str | None:
     """Write config.json, with a digest of it. A resumed run's keeps what it was ``made_with`` before, and adds what it
     is made with now where that differs; then one sentence says so."""
-    before = read(run).get("made_with", []) if (run / "config.json").exists() else []
+    before = read(run).get("made_with") if (run / "config.json").exists() else None
+    before = before if isinstance(before, list) else []
     now = versions()
     whole = content | {"made_with": before if now in before else [*before, now]}
     write_json(run / "config.json", sealed(whole))
