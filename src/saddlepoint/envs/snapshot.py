@@ -136,9 +136,14 @@ def mujoco_state(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _fixed_arrays(data: Any) -> list[str]:
-    """Names of the non-empty arrays of a fresh ``MjData``; ``plugin_data`` holds addresses and stays out."""
-    names = (name for name in dir(data) if not name.startswith("_") and name != "plugin_data")
-    return [name for name in names if isinstance(getattr(data, name), np.ndarray) and getattr(data, name).size]
+    """Names of the non-empty arrays of a fresh ``MjData``; ``plugin_data`` holds addresses and stays out, and so do the arrays of islands,
+    which lie in the arena: where there is no island MuJoCo answers with an array that it has just made, and what is written there is lost."""
+    found = []
+    for name in dir(data):
+        value = getattr(data, name) if not name.startswith("_") and name != "plugin_data" else None
+        if isinstance(value, np.ndarray) and value.size and np.may_share_memory(value, getattr(data, name)):
+            found.append(name)
+    return found
 
 
 def load_mujoco(model: Any, data: Any, state: dict[str, Any]) -> bool:
@@ -146,11 +151,11 @@ def load_mujoco(model: Any, data: Any, state: dict[str, Any]) -> bool:
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    shapes = {name: getattr(data, name).shape for name in _fixed_arrays(mujoco.MjData(model))}
-    if state["version"] != mujoco.__version__ or shapes != {k: np.shape(v) for k, v in state["arrays"].items()}:
+    arrays = {name: state["arrays"].get(name) for name in _fixed_arrays(mujoco.MjData(model))}
+    if state["version"] != mujoco.__version__ or any(np.shape(value) != getattr(data, name).shape for name, value in arrays.items()):
         return False
     mujoco.mj_setState(model, data, np.asarray(state["physics"], np.float64), kind)
-    for name, value in state["arrays"].items():
+    for name, value in arrays.items():
         getattr(data, name)[...] = value
     return True
 
