@@ -250,12 +250,13 @@ def draw(found: list[dict[str, Any]]) -> None:
     """Held-out utility and unsafe rate, and the training's, over the epochs; thin lines are seeds."""
     panels = {"train/cost_mean": "Unsafe pictures, training", "eval/cost_mean": "Unsafe pictures, held out",
               "eval/utility_mean": "Objects as asked, held out", "train/multiplier": "Multiplier λ"}  # fmt: skip
+    shown = [name for name in VARIANTS if any(each["variant"] == name for each in found)]
     with figures.style():
         figure, grid = plt.subplots(2, 2, figsize=(9.4, 7.4))
         axes = grid.ravel()
         for axis, (key, heading) in zip(axes, panels.items()):
-            for number, name in enumerate(VARIANTS):
-                colour, line = figures.COLOURS[number % len(figures.COLOURS)], "-" if number < len(figures.COLOURS) else "--"
+            for number, name in enumerate(shown):
+                colour, line = figures.COLOURS[number % len(figures.COLOURS)], ("-", "--", ":")[number // len(figures.COLOURS)]
                 curves = [[(line["step"], line[key]) for line in each["lines"] if key in line] for each in found if each["variant"] == name]
                 if curves := [np.array(curve).T for curve in curves if curve]:
                     mean = np.mean([_smooth(curve[1]) if key.startswith("train/cost") else curve[1] for curve in curves], 0)
