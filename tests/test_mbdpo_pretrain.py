@@ -194,8 +194,8 @@ def test_compiled_pretraining_is_the_eager_one_and_goes_on_to_the_bit(folder, tm
     states = [load(latest(run)[0]).learner for run in (eager, compiled)]
     assert not same(*states)
     for name, value in states[0].items():
-        if name.startswith("model."):
-            torch.testing.assert_close(states[1][name], value, rtol=2e-3, atol=2e-4)
+        if name.startswith("model."):  # Adam moves a weight by its whole step where rounding decides the sign of a gradient near zero
+            torch.testing.assert_close(states[1][name], value, rtol=2e-3, atol=wide.learning_rate)
     pretrain(config(folder, tmp_path / "parts", compile="on", total_updates=3), wide)
     assert_runs_equal(compiled, pretrain(config(folder, tmp_path / "parts", compile="on"), wide, resume=True))
     assert load_policy(compiled, task="swing", compile=True).learner.compiled

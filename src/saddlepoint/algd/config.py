@@ -132,7 +132,7 @@ class ALGDConfig:
     """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
     critic_network: str = "layer_norm"
     """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``).
-    The first two, with scalar values, run in C++ where the processor has AVX-512, the others in PyTorch"""
+    The first two, with scalar values, run in C++ where the processor has AVX2, the others in PyTorch"""
     critic_values: Literal["scalar", "two_hot"] = "scalar"
     """how critics represent a value: a number fitted by squared error, or a categorical over symlog values fitted by cross-entropy"""
     score_network: str = "mlp"

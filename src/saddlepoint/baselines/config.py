@@ -42,7 +42,7 @@ class SACConfig:
     """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
     critic_network: str = "layer_norm"
     """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``).
-    The first two, with scalar values, run in C++ where the processor has AVX-512, the others in PyTorch"""
+    The first two, with scalar values, run in C++ where the processor has AVX2, the others in PyTorch"""
     critic_values: CriticValues = "scalar"
     """how critics represent a value: a number fitted by squared error, or a categorical over symlog values fitted by cross-entropy"""
     policy_hidden: tuple[int, ...] = (256, 256)

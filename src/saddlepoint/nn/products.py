@@ -3,7 +3,7 @@
 Which library multiplies fastest depends on the processor, and was measured. AMD EPYC (Zen 5), PyTorch 2.13, float32, one core, (1280, 256) @ (256, 256):
 MKL 88 GFLOP/s, oneDNN 190; two cores, six members batched: 107 against 370. So float32 calls the operator that TorchInductor uses for oneDNN there. Intel
 Xeon (Sapphire Rapids): MKL 121 against oneDNN's 114 on one core at (256, 256) @ (256, 256), and 222 against 155 on two at (1280, 256): there, and on what
-was not measured, PyTorch's own product is taken. bfloat16 goes to oneDNN by itself; its operator is called for the ReLU that it takes along.
+was not measured, PyTorch's own product is taken. bfloat16 goes to oneDNN by itself.
 """
 
 from __future__ import annotations
@@ -28,40 +28,21 @@ def _amd() -> bool:
         return False
 
 
-_OPERATOR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-ONEDNN = _OPERATOR and _amd()
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _amd()
 """whether float32 products on the CPU go to oneDNN"""
 
 
-def affine(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """x @ weight^T + bias, then ReLU if asked: (rows, in), (out, in), (out,) -> (rows, out). Not differentiable."""
-    float32 = ONEDNN and x.dtype == torch.float32 and 1 not in weight.shape
-    bfloat16 = _OPERATOR and x.dtype == torch.bfloat16
-    if (float32 or bfloat16) and x.device.type == "cpu" and len(x) >= FEW_ROWS and not torch.compiler.is_compiling():
-        return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "relu" if relu else "none", [], "")
-    y = F.linear(x, weight, bias)
-    return y.relu_() if relu else y
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight^T + bias: (rows, in), (out, in), (out,) -> (rows, out). Not differentiable."""
+    fits = ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu" and 1 not in weight.shape and len(x) >= FEW_ROWS
+    if fits and not torch.compiler.is_compiling():
+        return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 def _dense(matrix: Tensor) -> Tensor:
     """The matrix or, where its rows have gaps, a copy: a slice of columns takes oneDNN's reference path, a thousand times slower."""
     return matrix if matrix.is_contiguous() or matrix.mT.is_contiguous() else matrix.contiguous()
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """x @ weight + bias, then ReLU if asked: for one member, (rows, in), (in, out), (out,), or for all, (members, in, out) and (members, 1, out)
-    with x of either rank.
-
-    Differentiable, but then without oneDNN.
-    """
-    if weight.ndim == 2:
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            y = F.linear(x, weight.mT, bias)
-            return y.relu() if relu else y
-        return affine(x, weight.mT, bias, relu)
-    x = x.expand(len(weight), -1, -1)
-    y = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
-    return y.relu() if relu else y
 
 
 class _Affine(torch.autograd.Function):

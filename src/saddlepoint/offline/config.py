@@ -41,7 +41,7 @@ class PretrainConfig:
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
     """compile updates and plans; auto does so on a CPU, where it is C++ that takes about a minute to build once, from a
-    thousand updates on where the processor has AVX-512"""
+    thousand updates on where the processor has AVX2"""
     out: Path | None = None
     """run folder, which must not hold a run yet; by default a new one under runs/"""
     quiet: bool = False

@@ -86,7 +86,7 @@ class TrainConfig:
     """CPU threads of PyTorch; 0 leaves its own choice"""
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the update; auto does so where that pays: on a CPU, where it is C++ that takes about a minute to build once, from a thousand updates on where
-    the processor has AVX-512; on CUDA (not tested on a GPU yet) in long runs"""
+    the processor has AVX2; on CUDA (not tested on a GPU yet) in long runs"""
     track: Track = "none"
     """a board beside TensorBoard: wandb is Weights & Biases (pip install saddlepoint[wandb]; WANDB_MODE=offline keeps it on the disk)"""
     out: Path | None = None
