@@ -160,6 +160,8 @@ class EnvShape(NamedTuple):
     """number type of the environment's actions"""
     budget_range: tuple[float, float] | None = None
     """where the last entry of an observation is the budget of its episode: the lowest and highest"""
+    lidars: tuple[tuple[int, int], ...] = ()
+    """rings of lidar readings in an observation: the first entry and the number of readings of each (``--encoding objects``)"""
 
     @property
     def action(self) -> int:

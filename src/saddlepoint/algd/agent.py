@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saddlepoint.algd.config import ALGDConfig
-from saddlepoint.algd.encoder import make_encoder
+from saddlepoint.algd.encoder import encoder_of
 from saddlepoint.algd.energy import ENERGIES, Constraint, make_energy
 from saddlepoint.algd.losses import (
     CriticLosses,
@@ -61,7 +61,7 @@ class ALGD:
         init = torch.Generator().manual_seed(seed)
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
         self.dial = None if shape.budget_range is None else Dial.of(shape.budget_range, budgets)
-        self.encoder = make_encoder(config.encoding, shape, self.dial).to(self.device, dtype)
+        self.encoder = encoder_of(config.encoding, shape, self.dial).to(self.device, dtype)
         self.policy = DiffusionPolicy(config, self.encoder.outputs, ActionBox.from_bounds(low, high), init)
         self.policy.place(self.device, dtype)
         self.critic = self._critic(2, "relu", init)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.constrained.dial import Dial, hats
-from saddlepoint.nn.encoding import ENCODERS, Encoder, Encoding
+from saddlepoint.nn.encoding import Encoder, Encoding, make_encoder
 from saddlepoint.types import EnvShape
 
 FEATURES = 9
@@ -28,8 +28,8 @@ class DialEncoder(Encoder):
         self.inner.observe(rows[..., :-1])
 
 
-def make_encoder(encoding: Encoding, shape: EnvShape, dial: Dial | None) -> Encoder:
+def encoder_of(encoding: Encoding, shape: EnvShape, dial: Dial | None) -> Encoder:
     """What the networks of a learner see, with the budget where observations end with one."""
     if dial is None:
-        return ENCODERS[encoding](shape.observation)
-    return DialEncoder(ENCODERS[encoding](shape.observation - 1), dial)
+        return make_encoder(encoding, shape.observation, shape.lidars)
+    return DialEncoder(make_encoder(encoding, shape.observation - 1, shape.lidars), dial)

@@ -17,7 +17,7 @@ from saddlepoint.baselines.policy import GaussianPolicy
 from saddlepoint.constrained.budget import CostBudget, require_fitting
 from saddlepoint.constrained.units import ValueSize
 from saddlepoint.nn.critics import Critic, make_critic
-from saddlepoint.nn.encoding import ENCODERS
+from saddlepoint.nn.encoding import make_encoder
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins
@@ -50,7 +50,7 @@ class ActorCritic(ABC, Generic[C]):
         self.noise_correlation = correlation(config.noise_memory, min((budget.steps for budget in budgets), default=None))
         self.initial = torch.Generator().manual_seed(seed)  # draws the first weights of every network
         low, high = (torch.tensor(bound, dtype=dtype) for bound in (shape.action_low, shape.action_high))
-        self.encoder = ENCODERS[config.encoding](shape.observation).to(self.device, dtype)
+        self.encoder = make_encoder(config.encoding, shape.observation, shape.lidars).to(self.device, dtype)
         self.policy = GaussianPolicy(self.encoder.outputs, config.policy_hidden, ActionBox.from_bounds(low, high), self.initial)
         self.policy.place(self.device, dtype)
         self.log_beta = nn.Parameter(torch.tensor(math.log(config.beta), dtype=torch.float64))

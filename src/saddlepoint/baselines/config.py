@@ -38,8 +38,9 @@ class SACConfig:
     """steps of an episode that noise is remembered for, at most a twentieth of an episode; 1 draws it anew at every step"""
     critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critics"""
-    encoding: Encoding = "zoom"
-    """what the networks see of an observation: itself, or with ``zoom`` also the outer tenth of each entry's range at either end, tenfold"""
+    encoding: Encoding = "objects"
+    """what the networks see of an observation: itself; with ``zoom`` also the outer tenth of each entry's range at either end, tenfold; with ``objects``
+    the same, but of each ring of lidar readings that the environment declares its two nearest objects"""
     critic_network: str = "layer_norm"
     """kind of the critics: ``mlp``, ``layer_norm``, ``residual`` (SimBa), or ``module:name``, a class of your own (``saddlepoint.nn.critics``).
     The first two, with scalar values, run in C++ where the processor has AVX2, the others in PyTorch"""

@@ -14,7 +14,7 @@ import numpy as np
 
 from saddlepoint.envs import answers
 from saddlepoint.envs.answers import FLOATS, Wrong
-from saddlepoint.envs.make import FlatObservation, inner_bounds, open_env, require_spaces, time_limit
+from saddlepoint.envs.make import FlatObservation, inner_bounds, lidars_of, open_env, require_spaces, time_limit
 from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.envs.snapshot import restore, snapshot
 from saddlepoint.envs.tasks import action_repeat_of
@@ -113,7 +113,8 @@ class GuardedEnv:
         low, high = inner_bounds(self.env.action_space)  # type: ignore[arg-type]
         image = self._pixels.image if self._pixels is not None else None
         size = self._observations.size
-        return EnvShape(size, tuple(low.tolist()), tuple(high.tolist()), self.constraints, image, self._dtype.name)
+        bounds = tuple(low.tolist()), tuple(high.tolist())
+        return EnvShape(size, *bounds, self.constraints, image, self._dtype.name, lidars=lidars_of(self.env, self.name))
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """Begin an episode: (observation,)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +25,10 @@ LARGEST_BOUND = 1e6
 
 LEAST_RANGE = 1e-30
 """between the bounds of an action; of what is smaller float32 cannot say where in it an action lies"""
+
+LIDARS = "lidar_entries"
+FEWEST_READINGS = 4
+"""of a lidar: three of them hold one object"""
 
 
 def make_env(
@@ -136,6 +142,31 @@ def time_limit(env: gym.Env[Any, Any]) -> int | None:
             limits.append(int(env._max_episode_steps))
         env = env.env
     return min(limits, default=None)
+
+
+def lidars_of(env: gym.Env[Any, Any], name: str) -> tuple[tuple[int, int], ...]:
+    """What the attribute ``lidar_entries`` says (``EnvShape.lidars``), a pair for each lidar: the first entry and the number of readings.
+
+    It counts where the environment that has it, which may be a wrapper, has the observations of ``env``. Raises ``UserError`` for other than such pairs.
+    """
+    layer, outside = env, env.observation_space
+    while (said := foreign(name, getattr, layer, LIDARS, None)) is None and isinstance(layer, gym.Wrapper):
+        layer = layer.env
+    if said is None or not isinstance(outside, Box) or foreign(name, lambda: layer.observation_space != outside):
+        return ()
+    size = math.prod(outside.shape)
+    try:
+        rings = tuple((operator.index(first), operator.index(count)) for first, count in said)
+    except (TypeError, ValueError):
+        rings = ((0, 0),)
+    entries = [range(first, first + count) for first, count in rings]
+    whole = all(ring.start >= 0 and ring.stop <= size and len(ring) >= FEWEST_READINGS for ring in entries)
+    if not whole or len(set().union(*entries)) < sum(map(len, entries)):
+        raise UserError(
+            f"{name} has {LIDARS} {said!r:.80}: give a pair for each lidar, its first entry in an observation of {size} and its number of readings,"
+            f" at least {FEWEST_READINGS}."
+        )
+    return rings
 
 
 def require_spaces(env: gym.Env[Any, Any], name: str, several: bool = False) -> None:

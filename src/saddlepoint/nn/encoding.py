@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Encoding = Literal["raw", "zoom"]
+Encoding = Literal["raw", "zoom", "objects"]
 
 
 class Encoder(nn.Module, ABC):
@@ -86,5 +88,55 @@ def _loaded(module: Zoom, keys: object) -> None:
     module._measure()
 
 
-ENCODERS: dict[str, type[Encoder]] = {"raw": Raw, "zoom": Zoom}
-"""choices of ``--encoding``, made from the size of an observation"""
+class Objects(Encoder):
+    """``Zoom``, but of each ring of a lidar only its nearest objects: how near they are, and in which direction.
+
+    A ring has ``bins`` readings in [0, 1], larger where an object is nearer, in equal sectors of the circle from the front to the left. A reading v that is
+    larger than its two neighbours, u before it and w after it, stands for an object at the angle  (i + 1/2 + (w - u)/2v) 2 pi/bins, as a Safety-Gymnasium
+    lidar shares an object's reading among three sectors. Networks see  clip((v - 1 + s)/s, 0, 1) (1, cos, sin)  for the shares s of ``SHARES``.
+
+    An MLP that is given the sectors has to learn anew for each of them what a hazard is (docs/budget-lab.md has the numbers).
+    """
+
+    NEAREST = 2
+    SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
+
+    def __init__(self, size: int, lidars: Sequence[tuple[int, int]]) -> None:
+        """``lidars``: the first entry and the number of readings of each ring, as in ``EnvShape.lidars``."""
+        super().__init__()
+        rings = [list(range(first, first + bins)) for first, bins in lidars]
+        others = sorted(set(range(size)).difference(*rings))
+        self.rest = Zoom(len(others))
+        self.outputs = self.rest.outputs + 3 * self.NEAREST * len(self.SHARES) * len(rings)
+        self.register_buffer("others", torch.tensor(others, dtype=torch.int64), persistent=False)
+        self.register_buffer("shares", torch.tensor(self.SHARES), persistent=False)
+        self.lengths = sorted({len(ring) for ring in rings})
+        for bins in self.lengths:
+            self.register_buffer(f"rings_{bins}", torch.tensor([ring for ring in rings if len(ring) == bins]), persistent=False)
+
+    others: Tensor
+    shares: Tensor
+
+    def observe(self, rows: Tensor) -> None:
+        self.rest.observe(rows[..., self.others])
+
+    def forward(self, observation: Tensor) -> Tensor:
+        seen = [self._nearest(observation[..., self.get_buffer(f"rings_{bins}")], bins) for bins in self.lengths]
+        return torch.cat([self.rest(observation[..., self.others]), *seen], -1)
+
+    def _nearest(self, ring: Tensor, bins: int) -> Tensor:
+        """(..., rings, bins) -> (..., features)."""
+        before, after = ring.roll(1, -1), ring.roll(-1, -1)
+        reading, sector = torch.where((ring >= before) & (ring > after), ring, 0.0).topk(self.NEAREST, -1)
+        between = (after - before).gather(-1, sector) / (2 * reading).clamp(min=1e-6)
+        angle = (sector + 0.5 + between.clamp(-0.5, 0.5)) * (2 * math.pi / bins)
+        near = ((reading.unsqueeze(-1) - 1 + self.shares) / self.shares).clamp(0, 1)
+        towards = torch.stack([torch.ones_like(angle), angle.cos(), angle.sin()], -1)
+        return (near.unsqueeze(-1) * towards.unsqueeze(-2)).flatten(-4)
+
+
+def make_encoder(encoding: Encoding, size: int, lidars: Sequence[tuple[int, int]]) -> Encoder:
+    """The choice of ``--encoding`` for observations of ``size`` entries, ``lidars`` among them; without any, ``objects`` is ``zoom``."""
+    if encoding == "objects" and lidars:
+        return Objects(size, lidars)
+    return Raw(size) if encoding == "raw" else Zoom(size)

@@ -125,18 +125,19 @@ def shape_of(content: dict[str, Any]) -> EnvShape:
         shape, image = content["shape"], content["shape"].get("image")
         bounds = tuple(shape["action_low"]), tuple(shape["action_high"])
         dtype = shape.get("action_dtype", EnvShape._field_defaults["action_dtype"])
-        span = shape.get("budget_range")
+        span, lidars = shape.get("budget_range"), tuple((first, count) for first, count in shape.get("lidars", ()))
         found = EnvShape(
             shape["observation"], *bounds, shape["constraints"], None if image is None else tuple(image), dtype,
-            None if span is None else tuple(span),
+            None if span is None else tuple(span), lidars,
         )  # fmt: skip
-        sizes = (found.observation, found.constraints, *(found.image or ()))
+        sizes = (found.observation, found.constraints, *(found.image or ()), *(number for ring in lidars for number in ring))
         numbers = (*found.action_low, *found.action_high, *(found.budget_range or ()))
         whole = all(type(size) is int and size >= 0 for size in sizes) and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        whole = whole and all(count > 1 and first + count <= found.observation for first, count in lidars)
         if not whole or not 0 < len(found.action_low) == len(found.action_high) or (span is not None and len(span) != 2) or not isinstance(dtype, str):
             raise TypeError(found)
         np.dtype(dtype)
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             "the run's config.json is damaged (it has no whole 'shape'): restore it, or start a new run."
         ) from error
@@ -182,7 +183,7 @@ def require_same(saved: dict[str, Any], now: dict[str, Any], run: Path) -> None:
         raise UserError(f"{run} was trained on {before}, not {after}: resume it on a machine with {before}.")
     if saved["budgets"] != now["budgets"]:
         raise UserError(f"{run} was started with another cost budget: leave out the cost flags, or choose a new --out.")
-    if shape_of(saved) != shape_of(now):
+    if shape_of(saved)._replace(lidars=()) != shape_of(now)._replace(lidars=()):  # older runs do not say where lidars are
         raise UserError(f"the environment of {run} has other spaces than when the run started: restore it.")
 
 

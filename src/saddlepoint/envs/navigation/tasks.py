@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -96,6 +97,12 @@ class Task:
         lidars = {f"{name}_lidar": Scene.BINS for name in self.lidars}
         parts = {**self.robot.sensors, **lidars}
         return dict(sorted(parts.items())) if self.alphabetical else parts
+
+    @property
+    def rings(self) -> tuple[tuple[int, int], ...]:
+        """First entry and number of readings of each lidar in the observation (``EnvShape.lidars``)."""
+        ends = accumulate(self.parts.values())
+        return tuple((end - size, size) for (name, size), end in zip(self.parts.items(), ends, strict=True) if name.endswith("_lidar"))
 
     def plan(self) -> Plan:
         """What the layout places: the robot, then the objects of every placed kind."""
