@@ -63,9 +63,9 @@ def readings(bearing: np.ndarray, distance: np.ndarray, bins: int = 16) -> torch
 
 
 def wanted_of(bearing: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """clip((v - 1 + s)/s, 0, 1) (1, cos, sin) of objects (rows, objects), v = 1 - distance/3: (rows, objects * shares * 3)."""
-    shares = np.array([1.0, 0.5, 0.2, 0.1, 0.05])
-    near = np.clip((1 - distance[..., None] / 3 - 1 + shares) / shares, 0, 1)
+    """w (1, cos, sin) of objects (rows, objects) in reach, w = 1 and clip((v - 1 + s)/s, 0, 1), v = 1 - distance/3: (rows, objects * (1 + shares) * 3)."""
+    shares = np.array([np.inf, 1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05])
+    near = np.clip(1 - distance[..., None] / 3 / shares, 0, 1)
     towards = np.stack([np.ones_like(bearing), np.cos(bearing), np.sin(bearing)], -1)
     return (near[..., None] * towards[..., None, :]).reshape(len(bearing), -1)
 
@@ -86,7 +86,7 @@ def test_objects_of_a_lidar_are_where_they_were_put(bins):
 def test_a_lidar_that_sees_nothing_or_one_object_shows_no_second(generator):
     bearing, distance = np.array([[1.0]]), np.array([[0.5]])
     one = Objects(16, [(0, 16)])(readings(bearing, distance))
-    np.testing.assert_allclose(one.numpy(), np.pad(wanted_of(bearing, distance), ((0, 0), (0, 15))), atol=2e-5)
+    np.testing.assert_allclose(one.numpy(), np.pad(wanted_of(bearing, distance), ((0, 0), (0, 24))), atol=2e-5)
     assert not Objects(16, [(0, 16)])(torch.zeros(3, 16)).any()
     rows = torch.rand(2, 5, 40, generator=generator)  # more axes, and rings of different lengths
     encoder = Objects(40, [(2, 16), (30, 8), (22, 8)])

@@ -93,13 +93,14 @@ class Objects(Encoder):
 
     A ring has ``bins`` readings in [0, 1], larger where an object is nearer, in equal sectors of the circle from the front to the left. A reading v that is
     larger than its two neighbours, u before it and w after it, stands for an object at the angle  (i + 1/2 + (w - u)/2v) 2 pi/bins, as a Safety-Gymnasium
-    lidar shares an object's reading among three sectors. Networks see  clip((v - 1 + s)/s, 0, 1) (1, cos, sin)  for the shares s of ``SHARES``.
+    lidar shares an object's reading among three sectors. Networks see  w (1, cos, sin)  for w = 1 where v > 0, and  w = clip((v - 1 + s)/s, 0, 1)  for the
+    shares s of ``SHARES``, which resolve far objects by their direction and near ones by their distance.
 
     An MLP that is given the sectors has to learn anew for each of them what a hazard is (docs/budget-lab.md has the numbers).
     """
 
     NEAREST = 2
-    SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
+    SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 
     def __init__(self, size: int, lidars: Sequence[tuple[int, int]]) -> None:
         """``lidars``: the first entry and the number of readings of each ring, as in ``EnvShape.lidars``."""
@@ -107,7 +108,7 @@ class Objects(Encoder):
         rings = [list(range(first, first + bins)) for first, bins in lidars]
         others = sorted(set(range(size)).difference(*rings))
         self.rest = Zoom(len(others))
-        self.outputs = self.rest.outputs + 3 * self.NEAREST * len(self.SHARES) * len(rings)
+        self.outputs = self.rest.outputs + 3 * self.NEAREST * (1 + len(self.SHARES)) * len(rings)
         self.register_buffer("others", torch.tensor(others, dtype=torch.int64), persistent=False)
         self.register_buffer("shares", torch.tensor(self.SHARES), persistent=False)
         self.lengths = sorted({len(ring) for ring in rings})
@@ -130,7 +131,8 @@ class Objects(Encoder):
         reading, sector = torch.where((ring >= before) & (ring > after), ring, 0.0).topk(self.NEAREST, -1)
         between = (after - before).gather(-1, sector) / (2 * reading).clamp(min=1e-6)
         angle = (sector + 0.5 + between.clamp(-0.5, 0.5)) * (2 * math.pi / bins)
-        near = ((reading.unsqueeze(-1) - 1 + self.shares) / self.shares).clamp(0, 1)
+        reading = reading.unsqueeze(-1)
+        near = torch.cat([(reading > 0).to(reading.dtype), ((reading - 1 + self.shares) / self.shares).clamp(0, 1)], -1)
         towards = torch.stack([torch.ones_like(angle), angle.cos(), angle.sin()], -1)
         return (near.unsqueeze(-1) * towards.unsqueeze(-2)).flatten(-4)
 
