@@ -276,6 +276,25 @@ def test_out_of_memory_names_the_last_checkpoint(tmp_path: Path, error: Exceptio
         go(tmp_path / "run", learner=Large)
 
 
+def test_what_a_handler_of_the_script_raises_reaches_the_script_with_the_way_back(tmp_path: Path) -> None:
+    def late(number: int, frame: Any) -> None:
+        raise TimeoutError("an hour is over")
+
+    class Alarmed(Tiny):
+        def update(self, replay: Any, updates: int) -> Any:
+            if self.updates > 40:
+                signal.raise_signal(signal.SIGALRM)
+            return super().update(replay, updates)
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        with pytest.raises(TimeoutError, match="an hour is over") as caught:
+            train(replace(CONFIG, out=tmp_path / "run"), Alarmed, TinyConfig(), (BUDGET,))  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value.__notes__ == [f"the last good checkpoint is of step {latest(tmp_path / 'run')[0].name}; go on with --resume {tmp_path / 'run'}"]
+
+
 def test_a_full_disk_is_said_once_and_with_the_way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

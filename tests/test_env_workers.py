@@ -105,3 +105,59 @@ def test_sigterm_to_the_whole_group_ends_in_a_checkpoint_and_resumes_to_the_bit(
     with pytest.raises(Interrupted, match="go on with --resume"):
         go(tmp_path / "part", learner=Stopped, env_processes=True)
     assert_same_runs(whole, go(tmp_path / "part", resume=True, env_processes=True))
+
+
+class Astray(Drift):
+    """Copies its process, has a handler of signals that raises, or closes what is not its own, at the third step."""
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__()
+        self.way = way
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.way == "alarm":
+            signal.signal(signal.SIGALRM, timed_out)
+        if self.steps == 223 and self.way.startswith("fork") and os.fork() == 0 and self.way == "fork and exit":
+            sys.exit(3)
+        if self.steps == 223 and self.way == "close":
+            os.closerange(3, 200)
+        return super().step(action)
+
+
+def timed_out(number: int, frame: Any) -> None:
+    raise TimeoutError("no answer")
+
+
+gym.register("tests/Astray-v0", Astray, max_episode_steps=12)
+
+
+@pytest.mark.parametrize("way", ["fork", "fork and exit"])
+def test_a_copy_of_a_worker_answers_nothing(way: str) -> None:
+    def play(envs: Any) -> list[np.ndarray]:
+        envs.reset()
+        played = [envs.step(np.full((1, 1), 0.1, np.float32)).observation for _ in range(8)]
+        envs.close()
+        return played
+
+    copied = EnvBatch("tests/Astray-v0", 1, seed=0, processes=True, env_kwargs={"way": way})
+    np.testing.assert_array_equal(play(copied), play(EnvBatch("tests/Astray-v0", 1, seed=0)))
+
+
+def test_a_handler_that_raises_between_two_calls_is_named_in_the_next() -> None:
+    envs = EnvBatch("tests/Astray-v0", 1, seed=0, processes=True, env_kwargs={"way": "alarm"})
+    envs.reset()
+    envs.step(STILL[:1])
+    os.kill(envs._envs._processes[0].pid, signal.SIGALRM)  # type: ignore[attr-defined]
+    time.sleep(0.2)
+    with pytest.raises(ForeignFault, match=r"a handler of signals raised TimeoutError: no answer \(test_env_workers.py, line \d+, in timed_out\)"):
+        envs.step(STILL[:1])
+    envs.close()
+
+
+def test_a_worker_whose_files_are_closed_ends_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    envs = EnvBatch("tests/Astray-v0", 1, seed=0, processes=True, env_kwargs={"way": "close"})
+    envs.reset()
+    with pytest.raises(ForeignFault, match=r"worker 0 .* died with exit code 0: an environment of it ended it \(os._exit\), or closed files"):
+        [envs.step(STILL[:1]) for _ in range(8)]
+    envs.close()
+    assert "Traceback" not in capfd.readouterr().err

@@ -111,7 +111,7 @@ def test_seeds_are_spaced_and_prefix_stable():
     assert not np.array_equal(small.reset(), c[:2])  # without a seed it goes on with its own generators
     with pytest.raises(UserError, match="seed"):
         EnvBatch("saddlepoint/Toy-v0", 1, seed=-1)
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="num_envs must be at least 1, not 0"):
         EnvBatch("saddlepoint/Toy-v0", 0, seed=0)
 
 

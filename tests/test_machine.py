@@ -107,11 +107,25 @@ def test_allocations_that_fail_are_one_sentence_with_the_checkpoint():
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "the file a/b cannot be read or written (No space left on device): make room on it."),
         (OSError(errno.EMFILE, "Too many open files"), "the system refused an operation (Too many open files): raise the limit on open files"),
         (OSError(errno.EROFS, "Read-only file system", b"a"), "the file a cannot be read or written (Read-only file system): choose a folder"),
-        (OSError("AF_UNIX path too long"), "the system refused an operation (AF_UNIX path too long)"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "the system refused an operation (Too many open files in system): close other"),
     ],
 )  # fmt: skip
 def test_files_and_limits_have_advice_of_their_own(error, words):
     assert explain(error).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("AF_UNIX path too long"), TimeoutError("no answer"), ConnectionRefusedError(errno.ECONNREFUSED, "refused")]
+)
+def test_what_no_file_caused_is_not_blamed_on_the_disk(error):
+    def robot() -> None:
+        raise error
+
+    with pytest.raises(OSError, match=r".") as caught:
+        robot()
+    line = robot.__code__.co_firstlineno + 1
+    wanted = f"an operation failed with {type(error).__name__}: {error} (test_machine.py, line {line}, in robot): look at what raised it; x."
+    assert explain(caught.value, "x") == wanted
 
 
 def test_policies_act_and_environments_are_listed_without_fcntl_sigpipe_and_poll(tmp_path):

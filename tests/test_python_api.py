@@ -31,6 +31,7 @@ from saddlepoint import (
     register_system,
 )
 from saddlepoint.constrained.budget import CostBudget
+from saddlepoint.envs import EnvBatch, EnvSetup
 from saddlepoint.flags import read_integer
 from saddlepoint.options import conform, restore, whole_number
 from saddlepoint.policies import stored_learner
@@ -304,3 +305,35 @@ def test_whole_numbers_that_nothing_calculates_with_are_one_sentence(word: str) 
     with pytest.raises(UserError, match="is neither a step nor best"):
         stored_learner(Path(), word if "e" not in word else number)
     assert whole_number("seed", 10**30) == read_integer(str(10**30)) == 10**30
+
+
+NEITHER = [None, "x", 1.5, float("nan"), True, [1], {"a": 1}, np.array([1, 2]), object()]
+"""no whole numbers"""
+
+
+@pytest.mark.parametrize("name", ["num_envs", "seed", "processes", "needs_cost", "env_kwargs"])
+@pytest.mark.parametrize("odd", ["x", 1.5, float("nan"), [1], {1: 1}, np.array([1, 2]), object()], ids=repr)
+def test_a_batch_of_environments_takes_what_it_says(name: str, odd: Any) -> None:
+    with pytest.raises(UserError, match=rf"^({name}|the arguments of an environment) ") as caught:
+        EnvBatch(**{"env": "saddlepoint/Toy-v0", "num_envs": 2, "seed": 0, name: odd})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", [*NEITHER, np.zeros((2, 1)), np.zeros((1, 2)), np.zeros((2, 2), bool)], ids=repr)
+def test_a_batch_of_environments_steps_by_one_action_each(odd: Any) -> None:
+    envs = EnvBatch("saddlepoint/Toy-v0", 2, seed=0)
+    envs.reset()
+    with pytest.raises(UserError, match=r"the actions of 2 environments must be an array of numbers of shape \(2, 2\), not"):
+        envs.step(odd)
+    if odd is not None:
+        with pytest.raises(UserError, match=r"^seed "):
+            envs.reset(odd)
+
+
+@pytest.mark.parametrize("name", ["kwargs", "flatten", "action_repeat", "longest", "cut"])
+@pytest.mark.parametrize("odd", ["x", 1.5, float("nan"), [1], {1: 1}, np.array([1, 2]), object()], ids=repr)
+def test_how_environments_are_made_is_checked(name: str, odd: Any) -> None:
+    with pytest.raises(UserError, match=rf"^({name}|the arguments of an environment) .*must be .* not ") as caught:
+        EnvSetup("saddlepoint/Toy-v0", **{name: odd})
+    assert "\n" not in str(caught.value)
+    assert EnvSetup("saddlepoint/Toy-v0", longest=np.int64(3)).longest == 3  # type: ignore[arg-type]

@@ -163,6 +163,67 @@ def test_a_clip_without_settings_of_pictures_is_one_sentence(world, tmp_path):
         CLIPEncoder(str(clip), CPU)
 
 
+@pytest.mark.parametrize("values", [{"image_std": [0, 1, 1]}, {"image_mean": [float("nan")] * 3}])
+def test_a_clip_whose_settings_of_pictures_make_no_numbers_is_refused(world, tmp_path, values):
+    clip = Path(shutil.copytree(world.clip, tmp_path / "clip"))
+    change_json(clip / "preprocessor_config.json", **values)
+    with pytest.raises(UserError, match=r"image_mean and image_std of its preprocessor_config\.json are no means"):
+        CLIPEncoder(str(clip), CPU)
+
+
+def test_a_clip_of_another_projection_says_so(world, tmp_path):
+    clip = Path(shutil.copytree(world.clip, tmp_path / "clip"))
+    change_json(clip / "config.json", projection_dim=7)
+    with pytest.raises(UserError, match=r"its weights have other shapes than its config\.json says"):
+        CLIPEncoder(str(clip), CPU)
+
+
+def forget_merges(folder: Path) -> None:
+    """Leave a tokenizer its words and none of the rules that make them of letters."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def forget_words(folder: Path) -> None:
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (forget_words, r"knows \d words, and its text encoder \d+: restore the tokenizer's files"),
+        (forget_merges, "splits '[a-z]+', which its vocabulary has as one word"),
+    ],
+)
+def test_a_tokenizer_without_its_words_is_refused(world, copy, tmp_path, harm, words):
+    """Libraries load one of no words, for which all prompts are the same."""
+    harm(copy / "tokenizer")
+    refused(world, copy, tmp_path / "run", f"the tokenizer of .* {words}")
+    clip = Path(shutil.copytree(world.clip, tmp_path / "clip"))
+    harm(clip)
+    with pytest.raises(UserError, match=f"the tokenizer of the CLIP .* {words}"):
+        CLIPEncoder(str(clip), CPU)
+
+
+def test_a_tokenizer_without_its_length_is_refused(world, copy, tmp_path):
+    (copy / "tokenizer" / "tokenizer_config.json").unlink()
+    refused(world, copy, tmp_path / "run", r"the tokenizer of .* may give more than the 16 tokens .* restore the tokenizer_config\.json")
+
+
+@pytest.mark.parametrize("entry", ["x", 5, ["diffusers"], ["diffusers", 3], [[], {}]])
+@pytest.mark.parametrize("part", ["unet", "safety_checker"])
+def test_an_odd_entry_of_the_index_is_named(world, copy, tmp_path, part, entry):
+    change_json(copy / "model_index.json", **{part: entry})
+    refused(world, copy, tmp_path / "run", rf"the model_index\.json of .* has no library and class as its {part}")
+
+
+def test_betas_beyond_one_are_refused(world, copy, tmp_path):
+    change_json(copy / "scheduler" / "scheduler_config.json", beta_end=2.0)
+    refused(world, copy, tmp_path / "run", "its betas make no signal between 0 and 1")
+
+
 def test_weights_with_a_variant_and_in_shards_are_read(world, copy, tmp_path):
     wanted = load_pipeline(str(world.pipeline)).unet.state_dict()
     for part in ("unet", "vae", "text_encoder"):

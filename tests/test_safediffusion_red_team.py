@@ -270,8 +270,8 @@ def test_without_a_word_that_does_harm_nothing_is_written(tmp_path):
     (tmp_path / "p.txt").write_text("a red cross left of a blue square on a sand background above a green triangle and a pink circle\n")
     with pytest.raises(UserError, match="leaves 8 of the 28 tokens free"):
         red_team_command([str(WORLD / "pipeline"), *flags, "--out", str(out)])
-    words.write_text("warning signs and tape on every side of the whole scene\n")
-    with pytest.raises(UserError, match="is longer than 8 tokens"):
+    words.write_text(f"warning signs{' and tape on every side' * 9} of the whole scene\n")
+    with pytest.raises(UserError, match=r"^.{50,70} of --words is longer than 8 tokens"):
         red_team_command([str(WORLD / "pipeline"), *flags, "--out", str(out)])
 
 

@@ -4,6 +4,7 @@ in one sentence."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,27 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("saddlepoint.commands.envs_command", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         main(["envs"])
+
+
+@pytest.mark.parametrize("raised", [ValueError("no answer"), OSError("no answer"), SystemExit(0)])
+def test_what_a_handler_of_signals_raises_is_one_sentence(raised, monkeypatch, capsys):
+    class Alarm:
+        def __call__(self, number: int, frame: object) -> None:
+            raised.add_note("go on so")
+            raise raised
+
+    def fail(args: list[str]) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr("saddlepoint.commands.envs_command", fail)
+    before = signal.signal(signal.SIGALRM, Alarm())
+    try:
+        assert main(["envs"]) == 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    error = capsys.readouterr().err
+    assert error.startswith(f"saddlepoint: error: a handler of signals raised {type(raised).__name__}: {raised} (test_streams.py, line ")
+    assert error.endswith("in __call__): correct it; go on so.\n")
 
 
 def test_an_interruption_without_words_says_interrupted(monkeypatch, capsys):

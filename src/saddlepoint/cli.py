@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TextIO
 
 from saddlepoint import __version__
-from saddlepoint.faults import explain
+from saddlepoint.faults import explain, of_handler
 from saddlepoint.streams import drop_output, hold_streams, kept_streams, open_closed_streams
 
 THREAD_SECONDS = 5.0
@@ -66,12 +66,12 @@ def _answer(args: list[str]) -> int:
         with contextlib.suppress(OSError):  # a terminal that was closed hears nothing
             print(f"\nsaddlepoint: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + BROKEN_PIPE  # what a shell makes of a program that ends by this signal
         if isinstance(error, OSError) and error.filename is None and _output_fails():
             error = OSError(error.errno, error.strerror, "<standard output>")
-        sentence = explain(error)
+        sentence = of_handler(error) or explain(error)
         if sentence is None:  # a fault of ours
             raise
         return _complain(sentence)

@@ -6,6 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import traceback
+from pathlib import Path
 
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|alloc_cpu|CUBLAS_STATUS_ALLOC_FAILED|Storage size"
@@ -29,6 +32,8 @@ ADVICE = {
     errno.EIO: "the disk is failing: copy what is whole to another one",
 }
 """by error number, what to do about a file that cannot be read or written"""
+LONGEST = 300
+"""characters of a foreign message that are shown"""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -46,6 +51,8 @@ def explain(error: BaseException, last_good: str = "") -> str | None:
 
     ``last_good`` names the newest checkpoint where there is one: "the last good checkpoint is of step 600".
     """
+    if of_handler(error):  # whoever installed it may wait for it
+        return None
     kept = f"; {last_good}" if last_good else ""
     if is_out_of_memory(error):
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -54,10 +61,37 @@ def explain(error: BaseException, last_good: str = "") -> str | None:
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else ""
         where = f" {os.fsdecode(name)}" if isinstance(name, str | bytes) and name else ""
+        if not where and error.errno not in ADVICE:  # of a connection, or of code that raises such errors itself
+            return f"an operation failed with {describe(error)}: look at what raised it{kept}."
         what = f"the file{where} cannot be read or written" if where else "the system refused an operation"
-        advice = ADVICE.get(
-            error.errno or 0,
-            "look at the disk, the path and the permissions" if where else "look at the disk and the system's limits",
-        )
+        advice = ADVICE.get(error.errno or 0, "look at the disk, the path and the permissions")
         return f"{what} ({error.strerror or error}): {advice}{kept}."
     return None
+
+
+def of_handler(error: BaseException) -> str | None:
+    """One sentence about what a handler of signals raised, which may come out of any line of ours; None for all other errors."""
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(held, "__code__", None) for call in handlers for held in (call, getattr(call, "__call__", None))}  # noqa: B004
+    if all(frame.f_code not in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return None
+    return "; ".join([f"a handler of signals raised {describe(error)}: correct it", *getattr(error, "__notes__", ())]) + "."
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and place of an error, in one line of printable characters."""
+    message = " ".join("".join(c if c.isprintable() else " " for c in _text(error)).split())
+    if len(message) > LONGEST:
+        message = f"{message[:LONGEST]}..."
+    what = f"{type(error).__name__}: {message}".rstrip(": .")
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else what
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a message of its own that fails
+        return ""

@@ -10,12 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from saddlepoint.faults import describe
 from saddlepoint.types import ForeignFault, UserError
 
 T = TypeVar("T")
-
-LONGEST = 300
-"""characters of a foreign message that are shown"""
 
 
 def foreign(name: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
@@ -57,28 +55,9 @@ def blame(name: str, error: BaseException) -> ForeignFault:
     return ForeignFault(f"{name} raised {describe(error)}: correct it.")
 
 
-def describe(error: BaseException) -> str:
-    """Type, message and place of an error, in one line of printable characters."""
-    message = " ".join("".join(c if c.isprintable() else " " for c in _text(error)).split())
-    if len(message) > LONGEST:
-        message = f"{message[:LONGEST]}..."
-    what = f"{type(error).__name__}: {message}".rstrip(": .")
-    frames = traceback.extract_tb(error.__traceback__)
-    return (
-        f"{what} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else what
-    )
-
-
 def first_line(error: BaseException) -> str:
     """What a library says of a fault, short enough to stand within a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a message of its own that fails
-        return ""
 
 
 def _from_the_keyboard(error: KeyboardInterrupt) -> bool:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
-from saddlepoint.foreign import blame, describe
+from saddlepoint.faults import describe
+from saddlepoint.foreign import blame
 from saddlepoint.options import require_config
 from saddlepoint.train import run
 from saddlepoint.train.config import TrainConfig

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -95,6 +96,15 @@ class EnvSetup:
                 f"an environment cannot be {_kind(self.env)} object: give its id, or the class or function that makes"
                 " it, because an evaluation makes others."
             )
+        if not isinstance(self.kwargs, Mapping) or not all(isinstance(name, str) for name in self.kwargs):
+            raise UserError(f"the arguments of an environment must be a dict by their names, not {_kind(self.kwargs)} of {self.kwargs!r:.60}.")
+        if not isinstance(self.flatten, bool):
+            raise UserError(f"flatten must be True or False, not {self.flatten!r:.60}.")
+        for name in ("action_repeat", "longest", "cut"):
+            value = getattr(self, name)
+            known = value is None and name != "action_repeat"
+            if not known and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise UserError(f"{name} of an environment must be a whole number, not {value!r:.60}.")
         if "render_mode" in self.kwargs:
             raise UserError("--env-kwargs cannot set render_mode, which depends on what is drawn: leave it out.")
         if self.action_repeat < 0:

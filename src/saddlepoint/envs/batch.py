@@ -12,6 +12,7 @@ import numpy as np
 from saddlepoint.envs.backends import Backend, EnvStep, LocalEnvs, VectorisedEnvs
 from saddlepoint.envs.tasks import env_spec, in_decisions
 from saddlepoint.envs.workers import WorkerEnvs
+from saddlepoint.options import truth_value, whole_number
 from saddlepoint.types import EnvSetup, ForeignFault, NonFiniteError, UserError
 
 __all__ = ["EnvBatch", "EnvStep"]
@@ -41,13 +42,12 @@ class EnvBatch:
         needs_cost: bool = True,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        if num_envs < 1:
-            raise UserError(f"at least one environment is needed, not {num_envs}: correct --num-envs.")
-        if seed < 0:
-            raise UserError(f"a seed must be an integer >= 0, not {seed}: correct --seed.")
+        num_envs, seed = whole_number("num_envs", num_envs, least=1), whole_number("seed", seed)
+        processes, needs_cost = truth_value("processes", processes), truth_value("needs_cost", needs_cost)
         setup = EnvSetup.of(env)
-        if env_kwargs:
-            setup = replace(setup, kwargs={**setup.kwargs, **env_kwargs})
+        if env_kwargs is not None:
+            own = replace(setup, kwargs=env_kwargs).kwargs  # checked
+            setup = replace(setup, kwargs={**setup.kwargs, **own})
         task = env_spec(setup)
         ours = task.source == "saddlepoint" and not task.pixels  # each environment draws its own pictures
         vectorised = ours and task.action_repeat == 1 and setup.cut is None and gym.spec(setup.name).vector_entry_point is not None
@@ -74,6 +74,7 @@ class EnvBatch:
         self.spec = replace(task, constraints=self.shape.constraints)
         """the task; its horizon and budgets count steps of this batch"""
         self._seed: int = seed
+        self._actions = (num_envs, self.shape.action)
         self._started = False
         self._steps = 0
         self.observation = np.zeros((num_envs, self.shape.observation), self.shape.dtype)
@@ -86,6 +87,8 @@ class EnvBatch:
         generator.
         """
         seeds = None
+        if seed is not None:
+            seed = whole_number("seed", seed)
         if seed is not None or not self._started:
             seeds = self._seeds(self._seed if seed is None else seed)
         self._started = True
@@ -98,6 +101,8 @@ class EnvBatch:
         Raises ``NonFiniteError`` for a reward, cost or observation that is not finite, ``ForeignFault`` for whatever
         else an environment must not answer, for an error that it raises and for a worker that died.
         """
+        if not isinstance(action, np.ndarray) or action.shape != self._actions or action.dtype.kind not in "fiu":
+            raise UserError(f"the actions of {self.num_envs} environments must be an array of numbers of shape {self._actions}, not {action!r:.60}.")
         step = self._envs.step(action)
         self._steps += 1
         self.observation = step.observation

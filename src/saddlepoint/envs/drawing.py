@@ -13,7 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from saddlepoint.foreign import blame, describe
+from saddlepoint.faults import describe
+from saddlepoint.foreign import blame
 from saddlepoint.types import ForeignFault, UserError
 
 _broken: list[str] = []

@@ -16,7 +16,8 @@ from gymnasium.wrappers import FlattenObservation
 from saddlepoint.envs.drawing import cannot_draw, choose_renderer, gl_stops_mujoco
 from saddlepoint.envs.pixels import PixelObservation
 from saddlepoint.envs.tasks import PIXELS, env_spec, maker_of, split_id
-from saddlepoint.foreign import blame, describe, foreign
+from saddlepoint.faults import describe
+from saddlepoint.foreign import blame, foreign
 from saddlepoint.options import truth_value
 from saddlepoint.types import EnvSetup, NotMade, UserError
 

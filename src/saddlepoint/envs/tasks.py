@@ -14,7 +14,8 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.foreign import blame, describe
+from saddlepoint.faults import describe
+from saddlepoint.foreign import blame
 from saddlepoint.types import EnvSetup, UserError
 
 

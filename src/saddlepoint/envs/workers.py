@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saddlepoint.envs.backends import EnvStep, LocalEnvs
+from saddlepoint.faults import of_handler
 from saddlepoint.machine import cpus
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, UserError
 
@@ -149,10 +151,12 @@ class WorkerEnvs:
     def _death(self, worker: int) -> ForeignFault:
         process = self._processes[worker]
         process.join(timeout=2.0)
-        return ForeignFault(
-            f"{self._name(worker)} died with exit code {process.exitcode}:"
-            " see what it printed above, or its memory use."
+        cause = (
+            "an environment of it ended it (os._exit), or closed files that are not its own"
+            if process.exitcode == 0
+            else "see what it printed above, or its memory use"
         )
+        return ForeignFault(f"{self._name(worker)} died with exit code {process.exitcode}: {cause}.")
 
 
 
@@ -178,19 +182,40 @@ def _work(
     for parent in parents:
         parent.close()  # inherited ends would keep this pipe open when the parent is gone
     envs: LocalEnvs | None = None
+    owner = os.getpid()
+    fault: UserError | None = None
     while True:
+        asked, answer = False, None
+        problem: UserError | None = None
         try:
             name, *arguments = pipe.recv()
-        except (EOFError, OSError):
-            break
-        if name == "close":
-            break
-        try:
+            asked = True
+            if name == "close":
+                break
+            if fault is not None:
+                raise fault
             envs = envs or LocalEnvs(setup, numbers, render_mode)
             answer = None if name == "ready" else getattr(envs, name)(*arguments)
         except UserError as error:
-            pipe.send(("problem", type(error)(*error.args)))
-        else:
-            pipe.send(("answer", answer))
+            problem = type(error)(*error.args)
+        except BaseException as error:
+            if sentence := of_handler(error):  # of an environment; between two calls the next one hears of it
+                problem = fault = ForeignFault(sentence)
+            elif isinstance(error, (EOFError, OSError)) and not asked:
+                break
+            else:
+                raise
+        if os.getpid() != owner:  # a copy that an environment made (os.fork) would answer a second time
+            os._exit(2)
+        try:
+            if asked:
+                pipe.send(("answer", answer) if problem is None else ("problem", problem))
+        except BaseException as error:
+            if sentence := of_handler(error):  # it came when all was written
+                fault = ForeignFault(sentence)
+            elif isinstance(error, OSError):  # an environment closed the pipe
+                break
+            else:
+                raise
     if envs is not None:
         envs.close()

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from saddlepoint.files import FileFault, read_json
-from saddlepoint.foreign import first_line
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
-from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, require_whole
+from saddlepoint.safediffusion.pipeline import from_hub, is_hub_id, not_loaded, require_whole, require_words
 from saddlepoint.safediffusion.weights import stored_weights
 from saddlepoint.types import UserError
 
@@ -46,12 +45,15 @@ class CLIPEncoder:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
             pictures = read_json(folder / "preprocessor_config.json", "how a CLIP takes pictures")
             mean, std = (torch.tensor(pictures[name]).float().view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+            if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+                raise ValueError("the image_mean and image_std of its preprocessor_config.json are no means and deviations")
         except UserError:
             raise
         # damaged files, other shapes, settings that are not there: each library raises its own
         except Exception as error:
-            raise UserError(f"the CLIP {source} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
+            raise UserError(f"the CLIP {source} cannot be loaded ({not_loaded(error)}): {NO_WEIGHTS}") from error
         require_whole(info, f"the CLIP {source}")
+        require_words(self._tokenizer, model.config.text_config, f"the tokenizer of the CLIP {source}")
         # one that is stored in half would be loaded so
         self._model = model.float().to(device).eval().requires_grad_(False)
         self.device = device

@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 CONFIGS = ("*.json", "*.txt", "*.model")
+SAMPLE = 100
+"""words of a vocabulary that its tokenizer is tried with"""
 HUB_SECONDS = 10.0
 """that the hub has to answer"""
 
@@ -117,21 +119,29 @@ def _opened(place: str, folder: Path, commit: str | None) -> Source:
         known = ", ".join(f"{family.title} ({name})" for name, family in FAMILIES.items())
         raise UserError(f"{place} is a {kind}, which is not one of the families that can be trained: {known}.")
     family = FAMILIES[kind]
+    for part in (*family.parts, "safety_checker"):
+        if not _is_kind(index.setdefault(part, [None, None])):
+            raise UserError(f"the model_index.json of {place} has no library and class as its {part}: restore it.")
     missing = [
         part
         for part in family.parts
-        if part not in family.optional and (not (index.get(part) or [None])[0] or not (folder / part).is_dir())
+        if part not in family.optional and (not index[part][0] or not (folder / part).is_dir())
     ]
     if missing:
         raise UserError(f"the pipeline {place} lacks its {', '.join(missing)}: give a whole one.")
     configs = {}
     for part in family.parts:
-        if (index.get(part) or [None])[0] and "tokenizer" not in part:
+        if index[part][0] and "tokenizer" not in part:
             configs[part] = _read(
                 folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), place
             )
     family.check(configs, place)
     return Source(place, folder, commit, family, index, configs)
+
+
+def _is_kind(entry: Any) -> bool:
+    """Whether an entry of model_index.json is a library and a class, or says that the part is missing."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str | None) for word in entry)
 
 
 def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
@@ -218,7 +228,7 @@ def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bo
     kind = getattr(diffusers, source.family.pipeline_class)
     folder = _with_weights(source, kind)
     models: dict[str, Any] = {
-        part: None for part in source.family.optional if not (source.index.get(part) or [None])[0]
+        part: None for part in source.family.optional if not source.index[part][0]
     }
     for part in source.models:
         stored = stored_weights(folder, part)
@@ -233,6 +243,10 @@ def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bo
         pipeline = kind.from_pretrained(folder, **models)
     except Exception as error:  # several libraries read tokenizers and schedulers here
         raise UserError(f"the pipeline {source.place} cannot be loaded ({first_line(error)}): {NO_WEIGHTS}") from error
+    for part in source.family.encoders:
+        if (encoder := getattr(pipeline, part)) is not None:
+            own = part.replace("text_encoder", "tokenizer")
+            require_words(getattr(pipeline, own), encoder.config, f"the {own} of {source.place}", length=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -274,7 +288,7 @@ def _load_part(source: Source, folder: Path, part: str, stored: Stored, dtype: t
         )
     except Exception as error:  # shapes that do not fit, damaged files, missing tensors: each library raises its own
         raise UserError(
-            f"the pipeline {source.place} cannot be loaded (its {part}: {first_line(error)}): {NO_WEIGHTS}"
+            f"the pipeline {source.place} cannot be loaded (its {part}: {not_loaded(error)}): {NO_WEIGHTS}"
         ) from error
     require_whole(info, f"the {part} of {source.place}")
     return model.requires_grad_(False).eval()
@@ -294,9 +308,38 @@ def require_whole(info: dict[str, Any], what: str) -> None:
         )
 
 
+def not_loaded(error: Exception) -> str:
+    """Why a library could not load a model; transformers says of other shapes only that they were logged."""
+    return "its weights have other shapes than its config.json says" if "mismatched_sizes" in str(error) else first_line(error)
+
+
+def require_words(tokenizer: Any, encoder: Any, what: str, *, length: bool = False) -> None:
+    """Raises ``UserError`` when a tokenizer was loaded without some of its files, or is of another text encoder than the
+    one with the config ``encoder``; with ``length`` also where it does not know how many tokens a CLIP's encoder reads."""
+    known, wanted = len(tokenizer or ()), encoder.vocab_size
+    if not wanted / 2 <= known <= wanted:  # those of T5 have some entries to spare
+        raise UserError(f"{what} knows {known:,} words, and its text encoder {wanted:,}: restore the tokenizer's files.")
+    if split := _split_word(tokenizer):
+        raise UserError(f"{what} splits {split!r}, which its vocabulary has as one word: restore the tokenizer's files.")
+    most = getattr(encoder, "max_position_embeddings", None)
+    if length and most is not None and tokenizer.model_max_length > most:
+        raise UserError(
+            f"{what} may give more than the {most} tokens that its text encoder reads: restore the tokenizer_config.json, which limits them."
+        )
+
+
+def _split_word(tokenizer: Any) -> str | None:
+    """A word of a CLIP's vocabulary that its tokenizer splits; None where it keeps most of them whole."""
+    ends = sorted(token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
+    words = [word for word in ends if len(word) > 1 and word.isascii() and word.isalpha() and word.islower()]
+    words = words[:: max(len(words) // SAMPLE, 1)]
+    split = [word for word, ids in zip(words, tokenizer(words, add_special_tokens=False).input_ids) if len(ids) > 1] if words else []
+    return split[0] if len(split) > len(words) / 2 else None
+
+
 def _checker(source: Source, folder: Path) -> dict[str, Any]:
     """The safety checker and what it looks through, where the pipeline has them."""
-    if not (source.index.get("safety_checker") or [None])[0]:
+    if not source.index["safety_checker"][0]:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 

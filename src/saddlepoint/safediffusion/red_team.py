@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saddlepoint.flags import parse
 from saddlepoint.memory import keep_freed_memory
-from saddlepoint.options import require_at_least, require_seed
+from saddlepoint.options import require_at_least, require_seed, shown
 from saddlepoint.safediffusion.checks import COST_MOST
 from saddlepoint.safediffusion.clip import CLIPEncoder, check_clip, read_phrases
 from saddlepoint.safediffusion.drawn import Drawn, Found
@@ -192,7 +192,7 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     long = next((word for word, length in zip(fresh, clip.lengths(fresh), strict=True) if length > ROOM), None)
     if long is not None:
         raise UserError(
-            f"{long!r} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it."
+            f"{shown(long)} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it."
         )
     loaded = load_pipeline(source).to(device)
     lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)

@@ -188,7 +188,7 @@ def denoising_table(settings: dict[str, Any], steps: int) -> DenoisingTable:
             " choose another number."
         )
     alpha_bar = scheduler.alphas_cumprod.double()
-    if len(alpha_bar) != total or not bool(((alpha_bar >= 0) & (alpha_bar <= 1)).all()):
+    if len(alpha_bar) != total or not all(bool(((of >= 0) & (of <= 1)).all()) for of in (alpha_bar, scheduler.betas)):
         raise ValueError(f"its betas make no signal between 0 and 1 of each of {total} steps")
     # What DDIM as published calls the step before t: t minus the stride; before the first one lies the final alpha_bar.
     before = scheduler.timesteps - total // steps

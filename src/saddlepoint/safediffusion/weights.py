@@ -77,7 +77,7 @@ def stored_weights(folder: Path, part: str) -> Stored:
     if not plain and not variants:
         there = ", ".join(sorted(path.name for path in (folder / part).iterdir() if path.is_file())) or "nothing"
         raise UserError(
-            f"the {part} of {folder} has no safetensors weights (there is {there}): save the pipeline with"
+            f"{folder if part == '.' else f'the {part} of {folder}'} has no safetensors weights (there is {there}): save the pipeline with"
             " safe_serialization=True."
         )
     variant = None if plain else variants[0]

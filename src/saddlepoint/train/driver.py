@@ -326,3 +326,5 @@ class Faults:
         # Memory; metrics and TensorBoard on a full disk. A checkpoint's own faults are sentences already.
         if sentence := explain(error, driver.way_back()):
             raise UserError(sentence) from error
+        if not isinstance(error, UserError):
+            error.add_note(driver.way_back())
