@@ -91,16 +91,18 @@ def _loaded(module: Zoom, keys: object) -> None:
 class Objects(Encoder):
     """``Zoom``, but of each ring of a lidar only its nearest objects: how near they are, and in which direction.
 
-    A ring has ``bins`` readings in [0, 1], larger where an object is nearer, in equal sectors of the circle from the front to the left. A reading v that is
-    larger than its two neighbours, u before it and w after it, stands for an object at the angle  (i + 1/2 + (w - u)/2v) 2 pi/bins, as a Safety-Gymnasium
-    lidar shares an object's reading among three sectors. Networks see  w (1, cos, sin)  for w = 1 where v > 0, and  w = clip((v - 1 + s)/s, 0, 1)  for the
-    shares s of ``SHARES``, which resolve far objects by their direction and near ones by their distance.
+    A ring has ``bins`` readings in [0, 1], larger where an object is nearer, in equal sectors of the circle from the front to the left. A reading v no
+    smaller than its two neighbours, u before it and w after it, stands for an object at the angle  (i + 1/2 + (w - u)/2v) 2 pi/bins, as a
+    Safety-Gymnasium lidar shares an object's reading among three sectors. Networks see  n (1, cos, sin)  for n = 1 where v > 0, and
+    n = clip((v - 1 + s)/s, 0, 1)  for the shares s of ``SHARES``, which resolve far objects by their direction and near ones by their distance.
 
     An MLP that is given the sectors has to learn anew for each of them what a hazard is (docs/budget-lab.md has the numbers).
     """
 
     NEAREST = 2
     SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
+    SEEN = 1e-6
+    """from this reading on there is an object"""
 
     def __init__(self, size: int, lidars: Sequence[tuple[int, int]]) -> None:
         """``lidars``: the first entry and the number of readings of each ring, as in ``EnvShape.lidars``."""
@@ -110,30 +112,37 @@ class Objects(Encoder):
         self.rest = Zoom(len(others))
         self.outputs = self.rest.outputs + 3 * self.NEAREST * (1 + len(self.SHARES)) * len(rings)
         self.register_buffer("others", torch.tensor(others, dtype=torch.int64), persistent=False)
-        self.register_buffer("shares", torch.tensor(self.SHARES), persistent=False)
+        inverse = torch.tensor([1 / share for share in self.SHARES])
+        self.register_buffer("slope", torch.cat([torch.tensor([1 / self.SEEN]), inverse]), persistent=False)  # of n in v, before the clip
+        self.register_buffer("start", torch.cat([torch.zeros(1), 1 - inverse]), persistent=False)
         self.lengths = sorted({len(ring) for ring in rings})
         for bins in self.lengths:
-            self.register_buffer(f"rings_{bins}", torch.tensor([ring for ring in rings if len(ring) == bins]), persistent=False)
+            closed = [[ring[-1], *ring, ring[0]] for ring in rings if len(ring) == bins]  # each sector between its neighbours
+            turn = torch.tensor([0.0, 1.0, 1.0]) * (2 * math.pi / bins)  # 1, cos and sin as sines of phase + turn * sector
+            self.register_buffer(f"closed_{bins}", torch.tensor(closed).flatten(), persistent=False)
+            self.register_buffer(f"turn_{bins}", turn, persistent=False)
+            self.register_buffer(f"phase_{bins}", torch.tensor([0.5, 0.5, 0.0]) * math.pi + turn / 2, persistent=False)
 
     others: Tensor
-    shares: Tensor
+    slope: Tensor
+    start: Tensor
 
     def observe(self, rows: Tensor) -> None:
-        self.rest.observe(rows[..., self.others])
+        self.rest.observe(rows.index_select(-1, self.others))
 
     def forward(self, observation: Tensor) -> Tensor:
-        seen = [self._nearest(observation[..., self.get_buffer(f"rings_{bins}")], bins) for bins in self.lengths]
-        return torch.cat([self.rest(observation[..., self.others]), *seen], -1)
+        seen = [self._nearest(observation, bins) for bins in self.lengths]
+        return torch.cat([self.rest(observation.index_select(-1, self.others)), *seen], -1)
 
-    def _nearest(self, ring: Tensor, bins: int) -> Tensor:
-        """(..., rings, bins) -> (..., features)."""
-        before, after = ring.roll(1, -1), ring.roll(-1, -1)
-        reading, sector = torch.where((ring >= before) & (ring > after), ring, 0.0).topk(self.NEAREST, -1)
-        between = (after - before).gather(-1, sector) / (2 * reading).clamp(min=1e-6)
-        angle = (sector + 0.5 + between.clamp(-0.5, 0.5)) * (2 * math.pi / bins)
-        reading = reading.unsqueeze(-1)
-        near = torch.cat([(reading > 0).to(reading.dtype), ((reading - 1 + self.shares) / self.shares).clamp(0, 1)], -1)
-        towards = torch.stack([torch.ones_like(angle), angle.cos(), angle.sin()], -1)
+    def _nearest(self, observation: Tensor, bins: int) -> Tensor:
+        """(..., observation) -> (..., features) of the rings with ``bins`` readings."""
+        index, turn, phase = (getattr(self, f"{name}_{bins}") for name in ("closed", "turn", "phase"))
+        closed = observation.index_select(-1, index).unflatten(-1, (-1, bins + 2))
+        before, ring, after = closed[..., :-2], closed[..., 1:-1], closed[..., 2:]
+        reading, sector = ring.masked_fill(ring < torch.maximum(before, after), 0.0).topk(self.NEAREST, -1)
+        place = torch.addcdiv(sector.to(ring.dtype), (after - before).gather(-1, sector), reading.clamp(min=self.SEEN), value=0.5)
+        towards = torch.addcmul(phase, place.unsqueeze(-1), turn).sin()
+        near = torch.addcmul(self.start, reading.unsqueeze(-1), self.slope).clamp(0, 1)
         return (near.unsqueeze(-1) * towards.unsqueeze(-2)).flatten(-4)
 
 
