@@ -139,7 +139,8 @@ def test_environments_say_where_their_lidars_are():
     for repeat, options in ((1, {}), (4, {}), (4, {"processes": True})):
         assert shape_of(EnvSetup(task, action_repeat=repeat), **options).lidars == rings
     assert [name for name in make_env(task).unwrapped.task.parts if name.endswith("lidar")] == ["goal_lidar", "hazards_lidar", "vases_lidar"]
-    assert shape_of(EnvSetup("saddlepoint/Toy-v0")).lidars == ()
+    for other in ("saddlepoint/Toy-v0", "saddlepoint/PointButton1-fixed-v0"):
+        assert shape_of(EnvSetup(other)).lidars == ()
     assert shape_of(EnvSetup(Shows, {"lidar_entries": [[4, np.int64(16)]]})).lidars == ((4, 16),)
     assert shape_of(EnvSetup(hides, {"lidar_entries": ((4, 16),)})).lidars == ()  # the wrapper has other observations
 
