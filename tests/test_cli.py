@@ -137,7 +137,7 @@ def test_another_broken_pipe_is_told(capsys: pytest.CaptureFixture[str], monkeyp
     with (tmp_path / "out").open("w") as out, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", out)
         assert main(["envs"]) == 2
-    assert "(Broken pipe)" in capsys.readouterr().err
+    assert "Broken pipe (test_cli.py, line" in capsys.readouterr().err
 
 
 def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,9 +104,10 @@ def test_auto_compiles_only_where_it_was_measured_to_win(monkeypatch: pytest.Mon
     ):  # fmt: skip
         chosen: Any = learner
         assert compiles(config, chosen, learner_config, device) is wanted, (config.total_steps, learner.system, device)
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
     factory: Any = ALGD
-    assert not compiles(long, factory, ALGDConfig(), cpu)
+    for capability, wanted in (("AVX2", True), ("DEFAULT", False)):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
+        assert compiles(long, factory, ALGDConfig(), cpu) is wanted
 
 
 @pytest.mark.parametrize("stop", [39, 200, 390])
