@@ -53,7 +53,9 @@ class Shared(nn.Module):
         angle = (torch.arange(bins) + 0.5) * (2 * math.pi / bins)
         self.towards = torch.stack([angle.cos(), angle.sin()], -1)
         size = 3 * len(lidars) + 2 + len(self.others) + actions
-        self.sector = nn.Sequential(nn.Linear(size, inner), nn.LayerNorm(inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU())
+        self.sector = nn.Sequential(
+            nn.Linear(size, inner), nn.LayerNorm(inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU()
+        )
         self.head = head(2 * inner + self.rest.outputs + actions)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -77,7 +79,10 @@ class Given(nn.Module):
 
 
 def head(inputs: int) -> nn.Sequential:
-    return nn.Sequential(*(m for i in (inputs, WIDTH) for m in (nn.Linear(i, WIDTH), nn.LayerNorm(WIDTH), nn.SiLU())), nn.Linear(WIDTH, 2))
+    return nn.Sequential(
+        *(m for i in (inputs, WIDTH) for m in (nn.Linear(i, WIDTH), nn.LayerNorm(WIDTH), nn.SiLU())),
+        nn.Linear(WIDTH, 2),
+    )
 
 
 def read(folder: Path) -> Data:
@@ -89,7 +94,9 @@ def read(folder: Path) -> Data:
     age = rows["age"]
     layout = (age == 0).cumsum(0) * envs + torch.arange(envs)
     whole = layout[STEPS - 1 :] == layout[: len(layout) - STEPS + 1]
-    sums = [rows[name].reshape(len(age), envs, -1)[..., 0].unfold(0, STEPS, 1).sum(-1)[whole] for name in ("cost", "reward")]
+    sums = [
+        rows[name].reshape(len(age), envs, -1)[..., 0].unfold(0, STEPS, 1).sum(-1)[whole] for name in ("cost", "reward")
+    ]
     wanted = torch.stack([each / each.std() for each in sums], -1)
     observation, action, number = (each[: len(whole)][whole] for each in (rows["observation"], rows["action"], layout))
     return Data(observation, action, wanted, number)
@@ -126,10 +133,16 @@ def main(folder: Path, layouts: list[int]) -> None:
     envs.close()
     rows, began = [], time.perf_counter()
     for count, encoding in itertools.product(layouts, ENCODINGS):
-        cost, reward = torch.tensor([explained(data, lidars, encoding, count, draw) for draw in range(DRAWS)]).mean(0).tolist()
+        cost, reward = (
+            torch.tensor([explained(data, lidars, encoding, count, draw) for draw in range(DRAWS)]).mean(0).tolist()
+        )
         rows.append({"layouts": count, "encoding": encoding, "cost": cost, "reward": reward})
         print(f"{count} layouts, {encoding}: R^2 of the cost {cost:.2f}, of the reward {reward:.2f}", flush=True)
-    stamp = {"command": "python benchmarks/unseen_layouts.py " + " ".join(sys.argv[1:]), "commit": commit(), "machine": machine()}
+    stamp = {
+        "command": "python benchmarks/unseen_layouts.py " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "machine": machine(),
+    }
     content = stamp | {"wall_s": time.perf_counter() - began, "rows_of_the_replay": len(data.wanted), "results": rows}
     (RESULTS / "unseen-layouts.json").write_text(json.dumps(content, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ from saddlepoint.envs.batch import EnvBatch
 from saddlepoint.envs.make import make_env
 from saddlepoint.envs.navigation.lidar import lidar
 from saddlepoint.nn.encoding import Objects, Raw, Zoom, make_encoder
+from saddlepoint.train.run import require_same
 from saddlepoint.types import Batch, EnvSetup, EnvShape, UserError
 
 
@@ -143,6 +144,16 @@ def test_environments_say_where_their_lidars_are():
         assert shape_of(EnvSetup(other)).lidars == ()
     assert shape_of(EnvSetup(Shows, {"lidar_entries": [[4, np.int64(16)]]})).lidars == ((4, 16),)
     assert shape_of(EnvSetup(hides, {"lidar_entries": ((4, 16),)})).lidars == ()  # the wrapper has other observations
+
+
+def test_a_run_does_not_go_on_where_lidars_have_moved(tmp_path):
+    shape = {"observation": 20, "action_low": [-1.0], "action_high": [1.0], "constraints": 1}
+    saved, moved = ({"system": "algd", "train": {}, "learner": {}, "resolved": {"device": "cpu"}, "budgets": [], "shape": shape | {"lidars": [[first, 16]]}}
+                    for first in (0, 4))  # fmt: skip
+    require_same(saved, saved, tmp_path)
+    with pytest.raises(UserError, match="has other spaces"):
+        require_same(saved, moved, tmp_path)
+    require_same(saved | {"shape": shape}, moved, tmp_path)  # a run that is older than lidars, which sees their readings
 
 
 @pytest.mark.parametrize("said", [3, "ab", [3], [(5, 16)], [(-1, 16)], [(0, 3)], [(0, 16), (8, 8)], [(0.0, 16)], [(0, 16, 1)]])

@@ -146,9 +146,10 @@ def time_limit(env: gym.Env[Any, Any]) -> int | None:
 
 
 def lidars_of(env: gym.Env[Any, Any], name: str) -> tuple[tuple[int, int], ...]:
-    """What the attribute ``lidar_entries`` says (``EnvShape.lidars``), a pair for each lidar: the first entry and the number of readings.
+    """What the attribute ``lidar_entries`` says (``EnvShape.lidars``): of each lidar the first entry and the readings.
 
-    It counts where the environment that has it, which may be a wrapper, has the observations of ``env``. Raises ``UserError`` for other than such pairs.
+    It counts where the environment that has it, which may be a wrapper, has the observations of ``env``. Raises
+    ``UserError`` for what are no such pairs.
     """
     layer, outside = env, env.observation_space
     while (said := foreign(name, getattr, layer, LIDARS, None)) is None and isinstance(layer, gym.Wrapper):
@@ -164,8 +165,8 @@ def lidars_of(env: gym.Env[Any, Any], name: str) -> tuple[tuple[int, int], ...]:
     whole = all(ring.start >= 0 and ring.stop <= size and len(ring) >= FEWEST_READINGS for ring in entries)
     if not whole or len(set().union(*entries)) < sum(map(len, entries)):
         raise UserError(
-            f"{name} has {LIDARS} {said!r:.80}: give a pair for each lidar, its first entry in an observation of {size} and its number of readings,"
-            f" at least {FEWEST_READINGS}."
+            f"{name} has {LIDARS} {said!r:.80}: give a pair for each lidar, its first entry in an observation of {size}"
+            f" and its number of readings, at least {FEWEST_READINGS}."
         )
     return rings
 

@@ -91,12 +91,13 @@ def _loaded(module: Zoom, keys: object) -> None:
 class Objects(Encoder):
     """``Zoom``, but of each ring of a lidar only its nearest objects: how near they are, and in which direction.
 
-    A ring has ``bins`` readings in [0, 1], larger where an object is nearer, in equal sectors of the circle from the front to the left. A reading v no
-    smaller than its two neighbours, u before it and w after it, stands for an object at the angle  (i + 1/2 + (w - u)/2v) 2 pi/bins, as a
-    Safety-Gymnasium lidar shares an object's reading among three sectors. Networks see  n (1, cos, sin)  for n = 1 where v > 0, and
-    n = clip((v - 1 + s)/s, 0, 1)  for the shares s of ``SHARES``, which resolve far objects by their direction and near ones by their distance.
+    A ring has ``bins`` readings in [0, 1], larger where an object is nearer, in equal sectors of the circle from the
+    front to the left. A reading v no smaller than its two neighbours, u before it and w after it, stands for an object
+    at the angle  (i + 1/2 + (w - u)/2v) 2 pi/bins, as a Safety-Gymnasium lidar shares an object's reading among three
+    sectors. Networks see  n (1, cos, sin)  for n = 1 where v > 0, and for  n = clip((v - 1 + s)/s, 0, 1)  of the shares
+    s of ``SHARES``, which resolve far objects by their direction and near ones by their distance.
 
-    An MLP that is given the sectors has to learn anew for each of them what a hazard is (docs/budget-lab.md has the numbers).
+    An MLP that is given the sectors has to learn anew for each of them what a hazard is (docs/budget-lab.md).
     """
 
     NEAREST = 2
@@ -113,15 +114,18 @@ class Objects(Encoder):
         self.outputs = self.rest.outputs + 3 * self.NEAREST * (1 + len(self.SHARES)) * len(rings)
         self.register_buffer("others", torch.tensor(others, dtype=torch.int64), persistent=False)
         inverse = torch.tensor([1 / share for share in self.SHARES])
-        self.register_buffer("slope", torch.cat([torch.tensor([1 / self.SEEN]), inverse]), persistent=False)  # of n in v, before the clip
+        # before the clip, n = start + slope v
+        self.register_buffer("slope", torch.cat([torch.tensor([1 / self.SEEN]), inverse]), persistent=False)
         self.register_buffer("start", torch.cat([torch.zeros(1), 1 - inverse]), persistent=False)
         self.lengths = sorted({len(ring) for ring in rings})
         for bins in self.lengths:
-            closed = [[ring[-1], *ring, ring[0]] for ring in rings if len(ring) == bins]  # each sector between its neighbours
-            turn = torch.tensor([0.0, 1.0, 1.0]) * (2 * math.pi / bins)  # 1, cos and sin as sines of phase + turn * sector
+            closed = [[ring[-1], *ring, ring[0]] for ring in rings if len(ring) == bins]  # each between its neighbours
             self.register_buffer(f"closed_{bins}", torch.tensor(closed).flatten(), persistent=False)
+            # 1, cos and sin of a sector are the sines of phase + turn * sector
+            turn = torch.tensor([0.0, 1.0, 1.0]) * (2 * math.pi / bins)
+            phase = torch.tensor([0.5, 0.5, 0.0]) * math.pi + turn / 2
             self.register_buffer(f"turn_{bins}", turn, persistent=False)
-            self.register_buffer(f"phase_{bins}", torch.tensor([0.5, 0.5, 0.0]) * math.pi + turn / 2, persistent=False)
+            self.register_buffer(f"phase_{bins}", phase, persistent=False)
 
     others: Tensor
     slope: Tensor
@@ -140,14 +144,15 @@ class Objects(Encoder):
         closed = observation.index_select(-1, index).unflatten(-1, (-1, bins + 2))
         before, ring, after = closed[..., :-2], closed[..., 1:-1], closed[..., 2:]
         reading, sector = ring.masked_fill(ring < torch.maximum(before, after), 0.0).topk(self.NEAREST, -1)
-        place = torch.addcdiv(sector.to(ring.dtype), (after - before).gather(-1, sector), reading.clamp(min=self.SEEN), value=0.5)
+        leans = (after - before).gather(-1, sector)
+        place = torch.addcdiv(sector.to(ring.dtype), leans, reading.clamp(min=self.SEEN), value=0.5)
         towards = torch.addcmul(phase, place.unsqueeze(-1), turn).sin()
         near = torch.addcmul(self.start, reading.unsqueeze(-1), self.slope).clamp(0, 1)
         return (near.unsqueeze(-1) * towards.unsqueeze(-2)).flatten(-4)
 
 
 def make_encoder(encoding: Encoding, size: int, lidars: Sequence[tuple[int, int]]) -> Encoder:
-    """The choice of ``--encoding`` for observations of ``size`` entries, ``lidars`` among them; without any, ``objects`` is ``zoom``."""
+    """The choice of ``--encoding`` for observations of ``size`` entries; without ``lidars`` ``objects`` is ``zoom``."""
     if encoding == "objects" and lidars:
         return Objects(size, lidars)
     return Raw(size) if encoding == "raw" else Zoom(size)

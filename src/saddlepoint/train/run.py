@@ -183,7 +183,10 @@ def require_same(saved: dict[str, Any], now: dict[str, Any], run: Path) -> None:
         raise UserError(f"{run} was trained on {before}, not {after}: resume it on a machine with {before}.")
     if saved["budgets"] != now["budgets"]:
         raise UserError(f"{run} was started with another cost budget: leave out the cost flags, or choose a new --out.")
-    if shape_of(saved)._replace(lidars=()) != shape_of(now)._replace(lidars=()):  # older runs do not say where lidars are
+    before, after = shape_of(saved), shape_of(now)
+    if "lidars" not in saved["shape"]:  # a run that is older than they are
+        after = after._replace(lidars=())
+    if before != after:
         raise UserError(f"the environment of {run} has other spaces than when the run started: restore it.")
 
 
