@@ -388,9 +388,9 @@ def test_a_checkpoint_of_another_run_is_told_of(command: Run, trained: Path, tmp
     content["budgets"][0]["limit"] *= 100
     (folder / "config.json").write_text(json.dumps(sealed({name: part for name, part in content.items() if name != SEAL})))
     for args in (["evaluate", folder, "--episodes", "1"], ["collect", folder, "--out", tmp_path / "data"]):
-        code, out, _ = command(*args)
+        code, out, err = command(*args)
         assert code == 0
-        assert f"warning: {folder}/config.json is not the one that the checkpoint in {folder}/checkpoints/120 was made with" in out
+        assert f"warning: {folder}/config.json is not the one that the checkpoint in {folder}/checkpoints/120 was made with" in out + err
     (folder / "checkpoints/120").rename(folder / "checkpoints/61")
     with pytest.raises(UserError, match="does not describe it"):
         load_policy(folder, checkpoint=61)

@@ -17,7 +17,7 @@ import torch
 
 from saddlepoint import Callback, StopAfter, StopWhenSafe
 from saddlepoint.constrained.budget import CostBudget
-from saddlepoint.policies import stored_learner
+from saddlepoint.policies import over_budget, stored_learner
 from saddlepoint.train import best
 from saddlepoint.train.checkpoint import latest, load, load_learner
 from saddlepoint.train.log import RunLog, read_metrics
@@ -174,6 +174,32 @@ def test_best_is_the_best_evaluation_within_the_budget(tmp_path: Path) -> None:
     none = go(tmp_path / "none", budget=TIGHT)
     with pytest.raises(UserError, match="no evaluation was within the budget yet"):
         best.read(none)
+
+
+def test_a_newest_policy_over_its_budget_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    verdicts = iter([True, False, False, False])  # after 132, 261, 390 and 420 steps
+
+    def verdict(metrics: dict[str, float], *_: Any) -> bool:
+        return metrics.setdefault("within", float(next(verdicts) if "within" not in metrics else 0)) == 1
+
+    for place in ("driver", "loop"):
+        monkeypatch.setattr(f"saddlepoint.train.{place}.within_budget", verdict)
+    run = go(tmp_path / "run")
+    assert "the last evaluation was over the budget; the best within it, of step 132, is in best/ (--checkpoint best)" in capsys.readouterr().out
+    told = over_budget(run, latest(run)[0])
+    assert told is not None
+    words = next(line for line in read_metrics(run) if line["step"] == 420 and line["kind"] == "eval")
+    assert f"of step 420, was over the budget (noise-free return {words['eval/return_mean']:.1f}, cost" in told
+    assert told.endswith('--checkpoint best, in Python checkpoint="best", is the best within it, of step 132.')
+    assert over_budget(run, run / "best") is None
+    verdicts = iter([False])
+    verdicts = iter([False])  # after 132 steps
+    again = go(tmp_path / "again", Diary(leave_at=150))
+    go(again, Diary(leave_at=170), resume=True)  # evaluates nothing, and still knows
+    assert latest(again)[0].name == "171"
+    told = str(over_budget(again, latest(again)[0]))
+    assert "of step 132, was over the budget" in told
+    assert told.endswith("none of this run was within it yet, so train on.")
 
 
 def metrics_of(free: float, sampled: float) -> dict[str, float]:

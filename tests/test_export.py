@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from saddlepoint.export import OUTPUTS, Deployed, export, to_onnx
 from saddlepoint.nn.exportable import ExportMode
 from saddlepoint.policies import load_policy
 from saddlepoint.systems import SYSTEMS
-from saddlepoint.train import checkpoint, run
+from saddlepoint.train import best, checkpoint, run
 from saddlepoint.train.config import TrainConfig
 from saddlepoint.types import EnvShape, UserError
 
@@ -150,6 +151,29 @@ def test_the_file_says_what_it_is_and_computes_what_the_run_does(tmp_path: Path,
     }  # fmt: skip
 
 
+def test_a_policy_over_its_budget_is_told_of_and_the_best_one_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, path = write_run(tmp_path / "run", (100,)), tmp_path / "policy.onnx"
+    agent = ALGD(SMALL, SHAPE, BUDGETS, seed=100)
+    over = {"over": {"step": 200, "words": "cost 9.00 of 2; OVER budget"}}
+    checkpoint.save(folder, checkpoint.Checkpoint(200, agent.state_dict(), {}, {}, over), keep=5)
+    best.keep(folder, 100, agent.state_dict(), {}, {})
+    with pytest.warns(UserWarning, match=r"of step 200, was over the budget \(cost 9\.00 of 2; OVER budget\): --checkpoint best.* of step 100\.$"):
+        load_policy(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_policy(folder, checkpoint=100).note is None
+        assert load_policy(folder, checkpoint="best").step == 100
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(folder), str(path)]) == 0
+    assert "warning: the last evaluation before the checkpoint in" in capsys.readouterr().err
+    assert main(["export", str(folder), str(path), "--checkpoint", "best"]) == 0
+    out, err = capsys.readouterr()
+    assert f"the deterministic policy of {folder} after 100 steps" in out
+    assert "warning" not in err
+    assert main(["export", str(folder), str(path), "--checkpoint", "7"]) == 2
+    assert "it keeps 100, 200 and best" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("system", ["algd", "sac"])
 @pytest.mark.parametrize("mode", ["deterministic", "stochastic"])
 def test_actions_never_leave_the_bounds_and_nan_is_flagged(system: str, mode: ExportMode) -> None:
@@ -219,6 +243,7 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_policy_acts_without_the_training_stack(tmp_path: Path) -> None:
     program = f"""
 import sys
+import warnings
 import numpy as np
 from saddlepoint import load_policy
 policy = load_policy({str(write_run(tmp_path / "run"))!r})

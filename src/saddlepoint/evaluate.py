@@ -80,8 +80,6 @@ def _evaluate(folder: Path, where: Path, flags: EvaluateFlags, limit: float | No
     policy = load_policy(where, flags.device, flags.task, acting, checkpoint=flags.checkpoint, compile=True, budget=limit)
     turned = [] if limit is None else [f"budget={limit:g}"]
     name = "-".join([str(policy.step), *([flags.task] if flags.task else []), *flags.acting, *turned]).replace("/", "-")
-    if policy.note:
-        print(f"warning: {policy.note}")
     metrics = evaluate(
         policy.learner, policy.setup, policy.budgets, flags.episodes, flags.seed, flags.device, envs=flags.eval_envs
     )

@@ -43,6 +43,8 @@ class ExportFlags:
 
     mode: ExportMode = "deterministic"
     """the noise-free action, or a sample, whose standard normal noise is then an input"""
+    checkpoint: str | None = None
+    """which checkpoint: a step, or best (the best evaluation within the budget); by default the newest whole one"""
     opset: int = 18
     """version of ONNX's operators"""
 
@@ -57,14 +59,14 @@ def export_command(args: list[str]) -> None:
         return
     flags = parse(ExportFlags, ExportFlags(), args if helping else args[2:], "saddlepoint export RUN FILE").values
     folder, path = Path(args[0]), Path(args[1])
-    policy = export(folder, path, flags.mode, flags.opset)
-    if policy.note:
-        print(f"warning: {policy.note}")
+    policy = export(folder, path, flags.mode, flags.opset, checkpoint=flags.checkpoint)
     print(f"{path}: the {flags.mode} policy of {folder} after {policy.step} steps, {path.stat().st_size:,} bytes; compared with PyTorch's")
 
 
-def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: int = 18) -> TrainedPolicy:
-    """Write the policy of the run ``folder`` to ``path``, atomically, and return it.
+def export(
+    folder: Path, path: Path, mode: ExportMode = "deterministic", opset: int = 18, *, checkpoint: int | str | None = None
+) -> TrainedPolicy:  # fmt: skip
+    """Write the policy of the run ``folder``, of a ``checkpoint`` as ``load_policy`` takes it, to ``path``, atomically, and return it.
 
     Inputs are ``observation`` (batch, observation), of a run with --budget-range ``budget`` (batch,) in the units of
     --cost-limit, and, for a sample, ``noise`` (batch, ...); outputs are ``action``
@@ -82,7 +84,7 @@ def export(folder: Path, path: Path, mode: ExportMode = "deterministic", opset: 
         raise UserError(f"the file {path} {what}: name a file in an existing one.")
     if path.suffix.lower() != ".onnx":  # it may be a run's own file
         raise UserError(f"the file {path} is not named as an ONNX file: let it end in .onnx.")
-    policy = load_policy(folder)
+    policy = load_policy(folder, checkpoint=checkpoint)
     content = run.read(folder)
     system = content["system"]
     exporter = find_system(system, content.get("module"), folder).exporter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -225,7 +226,8 @@ def load_policy(
     *, checkpoint: int | str | None = None, compile: bool = False, budget: float | None = None,
 ) -> TrainedPolicy:  # fmt: skip
     """The policy of a run: of its newest checkpoint whose learner is whole, of the ``checkpoint`` of a step, or of "best", the best evaluation within the
-    budget. Raises ``UserError`` when there is none.
+    budget. Raises ``UserError`` when there is none. Warns where newer checkpoints are damaged, and where the last evaluation before the checkpoint was over
+    the budget; ``note`` of the policy keeps the words.
 
     ``acting`` changes settings of acting alone (``ACTING`` of the system's config), such as ``{"evaluation": "best_of_n"}`` for ALGD, or
     ``{"planner": "score"}`` for MBDPO. Raises ``UserError`` for others.
@@ -245,6 +247,8 @@ def load_policy(
         raise UserError(f"acting are settings by name, not {acting!r:.40}: give {{'evaluation': 'best_of_n'}}, for example.")
     compile = truth_value("compile", compile)
     learner, content, step, note = load_learner(folder, device, acting, checkpoint=checkpoint, compile=compile)
+    if note:
+        warnings.warn(note, stacklevel=2)
     system = find_system(content["system"], content.get("module"), folder)
     chosen = find(system.chooser)(learner, content, task, folder, device) if system.chooser else None
     if chosen is None and task is not None:
@@ -315,7 +319,7 @@ def load_learner(
     shape, budgets = run.shape_of(content), run.budgets_of(content)
     state, step, note = stored_learner(folder, checkpoint)
     at = folder / best.NAME if checkpoint == best.NAME else checkpoints.place(folder, step)
-    note = " ".join(filter(None, (note, of_other_settings(folder, content, at)))) or None
+    note = " ".join(filter(None, (note, of_other_settings(folder, content, at), over_budget(folder, at)))) or None
     further = find(system.options)(content) if system.options else {}
     compiled = compile and torch.device(device).type == "cpu" and content.get("resolved", {}).get("compiled", False)
     with usual_torch():
@@ -336,14 +340,31 @@ def of_other_settings(folder: Path, content: dict[str, Any], at: Path) -> str | 
     """A sentence where the checkpoint in ``at`` was not made with the run's config.json, ``content``: one of them came from elsewhere, or was changed."""
     if "env" not in content["train"]:  # pretraining, whose digest is of other settings
         return None
-    try:
-        seals = checkpoints.whole(at, ())[1].get("seals")
-    except UserError:  # a run that goes on has removed it
-        return None
-    known = seals.get("config") if isinstance(seals, dict) else None
+    known = _seals(at).get("config")
     if not known or known == run.settings_digest(content, run.OPERATIONAL):
         return None
     return f"{folder / 'config.json'} is not the one that the checkpoint in {at} was made with, so budgets, environment or networks may be others."
+
+
+def over_budget(folder: Path, at: Path) -> str | None:
+    """A sentence where the last evaluation before the checkpoint in ``at`` was over the budget."""
+    over = _seals(at).get("over")
+    if not isinstance(over, dict):
+        return None
+    try:
+        way = f'--checkpoint best, in Python checkpoint="best", is the best within it, of step {best.read(folder)[1]}'
+    except UserError:
+        way = "none of this run was within it yet, so train on"
+    return f"the last evaluation before the checkpoint in {at}, of step {over.get('step')}, was over the budget ({over.get('words')}): {way}."
+
+
+def _seals(at: Path) -> dict[str, Any]:
+    """What a checkpoint says of the files beside it; nothing where a run that goes on has removed it."""
+    try:
+        seals = checkpoints.whole(at, ())[1].get("seals")
+    except UserError:
+        return {}
+    return seals if isinstance(seals, dict) else {}
 
 
 def stored_learner(folder: Path, which: int | str | None) -> tuple[dict[str, torch.Tensor], int, str | None]:

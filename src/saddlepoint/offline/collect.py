@@ -179,8 +179,6 @@ def played(
     """``episodes`` new episodes of a run's policy. Environments play one each and are then seeded anew, so that
     short ones do not come more often."""
     policy = load_policy(folder)
-    if policy.note:
-        print(f"warning: {policy.note}")
     slots = min(episodes, MAX_ENVS)
     envs = EnvBatch(EnvSetup(env, longest=longest_episode(policy.budgets)), slots, seed=seed, needs_cost=bool(policy.budgets))
     generator = torch.Generator().manual_seed(seed)

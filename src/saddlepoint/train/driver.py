@@ -84,6 +84,7 @@ class RunDriver:
         self.evaluated = -1 if schedule.evaluate_first else 0  # step of the last evaluation
         self.settled = 0  # step whose updates, callbacks and training metrics are done
         self.best: dict[str, float] | None = None  # step and return of best/
+        self.over: dict[str, Any] | None = None  # step and words of the last evaluation, where it was over the budget
         stop.last_good = self.last_good
 
     def run(self) -> None:
@@ -117,6 +118,9 @@ class RunDriver:
                         f"stopped at {training.unit} {training.step}: {self.run_view.stop_reason or 'in another process'}"
                     )
                 if ending or (last and not self._evaluation_due(last)):
+                    if self.over and self.best:
+                        step = f"{self.best['step']:.0f}"
+                        self.log.say(f"the last evaluation was over the budget; the best within it, of step {step}, is in best/ (--checkpoint best)")
                     return
                 training.advance()
 
@@ -141,6 +145,7 @@ class RunDriver:
             self.evaluated, self.settled, self.best = index(state["evaluated"]), index(state["settled"]), state["best"]
             if self.best is not None:
                 self.best = {"step": int(self.best["step"]), "merit": float(self.best["merit"])}
+            self.over = saved.seals.get("over")
             self._load_callbacks(state["callbacks"])
             wall_s = float(state["wall_s"])
         self.saved, self.kept = saved.step, self._reached()
@@ -196,8 +201,10 @@ class RunDriver:
         if not metrics:
             return
         self._write("eval", metrics)
-        if words := training.evaluation_words(metrics):
+        words = training.evaluation_words(metrics)
+        if words:
             self.log.say(f"{training.unit} {training.step}: {words}")
+        self.over = {"step": training.step, "words": words} if self.run_view.within_budget(metrics) is False else None
         self._keep_best(metrics)
         self._call(lambda callback: callback.on_evaluation(self.run_view, metrics))
 
@@ -261,8 +268,8 @@ class RunDriver:
         return state
 
     def _seals(self) -> dict[str, Any]:
-        """What a checkpoint says of the files beside it, so that their damage is noticed."""
-        return {"metrics": self.log.seal(), "config": self.config_digest}
+        """What a checkpoint says of the files beside it, so that their damage is noticed, and of a policy over its budget."""
+        return {"metrics": self.log.seal(), "config": self.config_digest, "over": self.over}
 
     def _salvage(self) -> None:
         """After a fault that leaves the training whole: keep it. Several processes cannot: the others know nothing of
