@@ -39,7 +39,7 @@ BUDGET = (CostBudget(2.0, horizon=23),)
 
 def config(env: str, out: Path, **changes) -> TrainConfig:
     base = TrainConfig(
-        env=env, out=out, total_steps=180, warmup_steps=60, updates_per_step=0.3, eval_every=10_000, checkpoint_every=100, log_every=50,
+        env=env, out=out, total_steps=120, warmup_steps=60, updates_per_step=0.3, eval_every=10_000, checkpoint_every=50, log_every=50,
         replay_size=1000, threads=1, compile="off", quiet=True, seed=3, num_envs=2,
     )  # fmt: skip
     return replace(base, **changes)
@@ -54,7 +54,7 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(name, tmp_path):
     if name.startswith("compiled"):
         learner, compile = replace(TINY, width=32, latent=32, encoder_width=32, precision="bfloat16" if "bfloat16" in name else "float32"), "on"
     train(config(COSTLY, tmp_path / "whole", compile=compile), MBDPO, learner, BUDGET)
-    train(config(COSTLY, tmp_path / "parts", compile=compile, total_steps=130), MBDPO, learner, BUDGET)
+    train(config(COSTLY, tmp_path / "parts", compile=compile, total_steps=90), MBDPO, learner, BUDGET)
     train(config(COSTLY, tmp_path / "parts", compile=compile), MBDPO, learner, BUDGET, resume=True)
     one, two = (load(latest(tmp_path / run)[0]) for run in ("whole", "parts"))
     assert np.abs(one.state["memory"]).max() > 0
