@@ -70,15 +70,15 @@ def test_losses_fall_on_a_fixed_batch(generator, constraints):
 @pytest.mark.parametrize("planner", ["denoise", "score"])
 def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator, planner, monkeypatch):
     """Where all plans are worth the same, denoising leaves the draw of the forward process as it is: std sqrt((1 - alpha_bar)/alpha_bar) = 0.33."""
-    state = torch.randn(200, 5, generator=generator)
+    state = torch.randn(60, 5, generator=generator)
     spreads, calm = {}, {}
     for start in ("plan", "noise"):
         levels = {"steps": 8, "levels": "betas", "beta_last": 2.5e-2}
-        agent = agent_of(replace(TINY, planner=planner, proposals=256, elites=0, policy_rollouts=0, reverse_start=start, **levels))
+        agent = agent_of(replace(TINY, planner=planner, proposals=64, elites=0, policy_rollouts=0, reverse_start=start, **levels))
         monkeypatch.setattr(agent.search, "values", lambda z, plans, *_: torch.zeros(plans.shape[:2]))
         monkeypatch.setattr(agent.search, "score_from_output", lambda x, output, alpha_bar: 0 * x)
         for mode, into in (("explore", spreads), ("deterministic", calm)):
-            _, plan = agent.act_on(state, torch.zeros(200, agent.memory_size), mode, torch.Generator().manual_seed(1))
+            _, plan = agent.act_on(state, torch.zeros(60, agent.memory_size), mode, torch.Generator().manual_seed(1))
             into[start] = plan
     assert float(spreads["plan"].std()) < 0.1
     assert 0.3 < float(spreads["noise"].std()) < 0.36
@@ -87,7 +87,7 @@ def test_exploring_plans_start_from_noise_on_request_and_others_do_not(generator
         seen = []
         agent.search.alpha_bar[-1] = 0.5  # a spread of 1
         monkeypatch.setattr("saddlepoint.mbdpo.search.ops.normed_chain", lambda *given: seen.append(float(given[4].abs().max())) or given[4])
-        agent.act_on(state, torch.zeros(200, agent.memory_size), "explore", torch.Generator().manual_seed(1))
+        agent.act_on(state, torch.zeros(60, agent.memory_size), "explore", torch.Generator().manual_seed(1))
         assert max(seen) <= 0.5**0.5 + 1e-6  # the process starts at sqrt(alpha_bar) times the clean plan
     with pytest.raises(UserError, match="--reverse-start does nothing here"):
         replace(TINY, planner="mppi").refuse_idle({"reverse_start"})
