@@ -186,6 +186,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"--env saddlepoint/PointGoal1-v0 --episode-steps 1000 {NAVIGATION} {SLOW}",
         {"algd": ""},
     ),
+    "point-goal-four-environments": Experiment(
+        "PointGoal1-v0, random layouts, 25 an episode: four environments, one update for four decisions",
+        "--env saddlepoint/PointGoal1-v0 --total-steps 100000 --warmup-steps 4000 --eval-every 20000 --eval-episodes 30 --checkpoint-every 100000"
+        " --replay-size 100000 --num-envs 4 --updates-per-step 0.25 --threads 1 --quiet",
+        {"algd": ""}, (0, 1, 2), anchors=(("SAC-Lag, 1M steps (published)", 21.5),),
+    ),
     "point-button-fixed": Experiment(
         "PointButton1-fixed-v0, one layout: 10 an episode of 400 steps",
         f"--env saddlepoint/PointButton1-fixed-v0 {NAVIGATION} {SLOW} {FIRST}",
