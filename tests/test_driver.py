@@ -188,9 +188,10 @@ def test_a_newest_policy_over_its_budget_is_told_of(tmp_path: Path, monkeypatch:
     assert "the last evaluation was over the budget; the best within it, of step 132, is in best/ (--checkpoint best)" in capsys.readouterr().out
     told = over_budget(run, latest(run)[0])
     assert told is not None
-    words = next(line for line in read_metrics(run) if line["step"] == 420 and line["kind"] == "eval")
-    assert f"of step 420, was over the budget (noise-free return {words['eval/return_mean']:.1f}, cost" in told
-    assert told.endswith('--checkpoint best, in Python checkpoint="best", is the best within it, of step 132.')
+    line = next(line for line in read_metrics(run) if line["step"] == 420 and line["kind"] == "eval")
+    costs = f"noise-free cost {line['eval/cost_mean']:.2f} of 2, sampled cost {line['eval/stochastic/cost_mean']:.2f} of 2"
+    assert told == (f"the last evaluation before the checkpoint in {run}/checkpoints/420, at step 420, was over the budget ({costs}):"
+                    ' --checkpoint best, in Python checkpoint="best", is of step 132, which was within it.')  # fmt: skip
     assert over_budget(run, run / "best") is None
     verdicts = iter([False])
     verdicts = iter([False])  # after 132 steps
@@ -198,8 +199,8 @@ def test_a_newest_policy_over_its_budget_is_told_of(tmp_path: Path, monkeypatch:
     go(again, Diary(leave_at=170), resume=True)  # evaluates nothing, and still knows
     assert latest(again)[0].name == "171"
     told = str(over_budget(again, latest(again)[0]))
-    assert "of step 132, was over the budget" in told
-    assert told.endswith("none of this run was within it yet, so train on.")
+    assert "at step 132, was over the budget" in told
+    assert told.endswith("no evaluation of this run was within it yet, so train on.")
 
 
 def metrics_of(free: float, sampled: float) -> dict[str, float]:

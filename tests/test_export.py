@@ -154,10 +154,10 @@ def test_the_file_says_what_it_is_and_computes_what_the_run_does(tmp_path: Path,
 def test_a_policy_over_its_budget_is_told_of_and_the_best_one_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, path = write_run(tmp_path / "run", (100,)), tmp_path / "policy.onnx"
     agent = ALGD(SMALL, SHAPE, BUDGETS, seed=100)
-    over = {"over": {"step": 200, "words": "cost 9.00 of 2; OVER budget"}}
+    over = {"over": {"step": 200, "costs": "sampled cost 9.00 of 2"}}
     checkpoint.save(folder, checkpoint.Checkpoint(200, agent.state_dict(), {}, {}, over), keep=5)
     best.keep(folder, 100, agent.state_dict(), {}, {})
-    with pytest.warns(UserWarning, match=r"of step 200, was over the budget \(cost 9\.00 of 2; OVER budget\): --checkpoint best.* of step 100\.$"):
+    with pytest.warns(UserWarning, match=r"at step 200, was over the budget \(sampled cost 9\.00 of 2\): --checkpoint best.* of step 100, which"):
         load_policy(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

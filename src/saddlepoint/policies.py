@@ -352,10 +352,10 @@ def over_budget(folder: Path, at: Path) -> str | None:
     if not isinstance(over, dict):
         return None
     try:
-        way = f'--checkpoint best, in Python checkpoint="best", is the best within it, of step {best.read(folder)[1]}'
+        way = f'--checkpoint best, in Python checkpoint="best", is of step {best.read(folder)[1]}, which was within it'
     except UserError:
-        way = "none of this run was within it yet, so train on"
-    return f"the last evaluation before the checkpoint in {at}, of step {over.get('step')}, was over the budget ({over.get('words')}): {way}."
+        way = "no evaluation of this run was within it yet, so train on"
+    return f"the last evaluation before the checkpoint in {at}, at step {over.get('step')}, was over the budget ({over.get('costs')}): {way}."
 
 
 def _seals(at: Path) -> dict[str, Any]:

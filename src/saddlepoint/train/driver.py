@@ -26,7 +26,7 @@ from saddlepoint.train.log import RunLog
 from saddlepoint.train.schedule import Line, Schedule
 from saddlepoint.train.signals import Interrupted, StopRequest
 from saddlepoint.train.training import Alone, Peers, Salvageable, Training
-from saddlepoint.train.verdict import Binds, within_budget
+from saddlepoint.train.verdict import Binds, bound_costs_in_words, within_budget
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
 from saddlepoint.usual import usual_torch
 
@@ -84,7 +84,7 @@ class RunDriver:
         self.evaluated = -1 if schedule.evaluate_first else 0  # step of the last evaluation
         self.settled = 0  # step whose updates, callbacks and training metrics are done
         self.best: dict[str, float] | None = None  # step and return of best/
-        self.over: dict[str, Any] | None = None  # step and words of the last evaluation, where it was over the budget
+        self.over: dict[str, Any] | None = None  # step and costs, in words, of the last evaluation, where it was over the budget
         stop.last_good = self.last_good
 
     def run(self) -> None:
@@ -201,10 +201,11 @@ class RunDriver:
         if not metrics:
             return
         self._write("eval", metrics)
-        words = training.evaluation_words(metrics)
-        if words:
+        if words := training.evaluation_words(metrics):
             self.log.say(f"{training.unit} {training.step}: {words}")
-        self.over = {"step": training.step, "words": words} if self.run_view.within_budget(metrics) is False else None
+        view, self.over = self.run_view, None
+        if view.within_budget(metrics) is False:
+            self.over = {"step": training.step, "costs": bound_costs_in_words(metrics, view.budgets, view.binds)}
         self._keep_best(metrics)
         self._call(lambda callback: callback.on_evaluation(self.run_view, metrics))
 
