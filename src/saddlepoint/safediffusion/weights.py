@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,18 +71,13 @@ class Stored(NamedTuple):
 def stored_weights(folder: Path, part: str) -> Stored:
     """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, or a header cannot be
     read."""
-    names = sorted(path.name for path in (folder / part).glob("*.safetensors"))
-    matches = {name: match for name in names if (match := WEIGHTS.fullmatch(name))}
-    plain = [name for name, match in matches.items() if match["variant"] is None]
-    variants = sorted({match["variant"] for match in matches.values() if match["variant"]})
-    if not plain and not variants:
+    chosen, variant = chosen_weights(path.name for path in (folder / part).glob("*.safetensors"))
+    if not chosen:
         there = ", ".join(sorted(path.name for path in (folder / part).iterdir() if path.is_file())) or "nothing"
         raise UserError(
             f"{folder if part == '.' else f'the {part} of {folder}'} has no safetensors weights (there is {there}): save the pipeline with"
-            " safe_serialization=True."
+            " safe_serialization=True, or download a hub's whole."
         )
-    variant = None if plain else variants[0]
-    chosen = plain or [name for name, match in matches.items() if match["variant"] == variant]
     shapes: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
     for name in chosen:
@@ -90,6 +86,15 @@ def stored_weights(folder: Path, part: str) -> Stored:
             sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
     most = max(sizes, key=lambda name: sizes[name], default="F32")
     return Stored(shapes, DTYPES.get(most, torch.float32), variant)
+
+
+def chosen_weights(names: Iterable[str]) -> tuple[list[str], str | None]:
+    """Of a part's files its weights, and None: those without a variant; where there are only variants, one of them and
+    its name."""
+    matches = {name: match for name in sorted(names) if (match := WEIGHTS.fullmatch(name))}
+    variants = {match["variant"] for match in matches.values()}
+    variant = None if None in variants else min(variants, default=None)
+    return [name for name, match in matches.items() if match["variant"] == variant], variant
 
 
 def _header(path: Path) -> dict[str, Any]:
