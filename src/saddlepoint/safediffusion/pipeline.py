@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saddlepoint.files import FileFault, read_json
+from saddlepoint.files import FileFault, StoredTensors, read_json
 from saddlepoint.foreign import first_line
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
 from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily, Request
@@ -22,7 +22,7 @@ from saddlepoint.safediffusion.tables import (  # parity tests take these names 
     noise_schedule,
     scheduler_remarks,
 )
-from saddlepoint.safediffusion.weights import Stored, chosen_weights, folder_files, stored_weights
+from saddlepoint.safediffusion.weights import ADAPTERS, MERGE, Stored, chosen_weights, folder_files, stored_weights
 from saddlepoint.types import UserError
 
 __all__ = [
@@ -147,6 +147,10 @@ def _is_kind(entry: Any) -> bool:
 def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
     folder = Path(place)
     if folder.is_file():
+        if folder.suffix == ".safetensors" and any(map(ADAPTERS.search, StoredTensors(folder, "weights"))):
+            raise UserError(
+                f"{place} holds adapters alone, which draw nothing without their pipeline: {MERGE}, then give its folder."
+            )
         raise UserError(
             f"{place} is a single file, and its configs must be known to be checked: convert it once, with diffusers'"
             " StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) (or that of its own family), and"

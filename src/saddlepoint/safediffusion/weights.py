@@ -24,6 +24,13 @@ WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?\.safetensors"
 )
 
+ADAPTERS = re.compile(r"(?:^|[._-])(?:lora|loha|hada|lokr|dora|oft|boft|ia3)(?:[._-]|$)", re.IGNORECASE)
+"""in the names of adapters' tensors and files, whoever wrote them: peft, diffusers, kohya's scripts, LyCORIS"""
+MERGE = (
+    "merge them into the pipeline's weights first, with diffusers' load_lora_weights, fuse_lora and unload_lora_weights or peft's"
+    " merge_and_unload, and save_pretrained"
+)
+
 
 def folder_files(folder: Path) -> dict[str, str]:
     """A digest of the size and of pieces of each file of weights, config or vocabulary below a folder, by its path
@@ -69,8 +76,8 @@ class Stored(NamedTuple):
 
 
 def stored_weights(folder: Path, part: str) -> Stored:
-    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, or a header cannot be
-    read."""
+    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, when a header cannot be
+    read, and for adapters, of which the libraries leave some out without a word."""
     chosen, variant = chosen_weights(path.name for path in (folder / part).glob("*.safetensors"))
     if not chosen:
         there = ", ".join(sorted(path.name for path in (folder / part).iterdir() if path.is_file())) or "nothing"
@@ -78,12 +85,18 @@ def stored_weights(folder: Path, part: str) -> Stored:
             f"{folder if part == '.' else f'the {part} of {folder}'} has no safetensors weights (there is {there}): save the pipeline with"
             " safe_serialization=True, or download a hub's whole."
         )
+    beside = [path.name for path in sorted((folder / part).iterdir()) if path.name.startswith("adapter_") or ADAPTERS.search(path.name)]
     shapes: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
     for name in chosen:
         for key, entry in _header(folder / part / name).items():
             shapes[key] = tuple(entry["shape"])
             sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
+    if adapters := beside or [key for key in shapes if ADAPTERS.search(key)]:
+        raise UserError(
+            f"{folder if part == '.' else f'the {part} of {folder}'} has adapters ({adapters[0]}), which are not read:"
+            f" {MERGE}."
+        )
     most = max(sizes, key=lambda name: sizes[name], default="F32")
     return Stored(shapes, DTYPES.get(most, torch.float32), variant)
 
