@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -228,6 +229,17 @@ def test_few_seeds_are_single_lines_and_more_have_a_band(tmp_path: Path) -> None
     np.testing.assert_allclose(rest.x, [2000, 3000, 4000])  # what only the longest run has
     wall = group_curves(Group("m", runs[:1]), name, 0, "wall", 60.0)[0]
     np.testing.assert_allclose(wall.x, [10 / 60, 20 / 60])
+
+
+def test_the_newest_clip_is_that_of_the_latest_step_whatever_its_time(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a") / "videos"
+    folder.mkdir()
+    names = ["own.gif", "500.mp4", "3000-planner=score.mp4", "10000.mp4"]
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(b"film")
+        os.utime(folder / name, (4e9 - i, 4e9 - i))
+    (run,) = find_runs([tmp_path])
+    assert [path.name for path in run.clips()] == names
 
 
 def test_the_page_stands_alone_and_is_whole(tmp_path: Path) -> None:

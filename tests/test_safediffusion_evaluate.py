@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,6 +226,18 @@ def test_a_run_is_compared_with_its_start_and_an_evaluation_goes_on(world, monke
     (out / "pictures" / "before-000000.safetensors").write_bytes(b"half")
     assert evaluate(str(world.run), flags)[1] == numbers
     assert drawn == [["a blue circle, of people"], ["a red square", "a red square"]]
+    # So are pictures with another bit, those in another's place, and those of another evaluation.
+    one, other = (out / "pictures" / f"{side}-000000.safetensors" for side in ("before", "after"))
+    flipped, (whole, second) = bytearray(one.read_bytes()), (one.read_bytes(), other.read_bytes())
+    flipped[-5] ^= 128
+    elsewhere = evaluate(str(world.run), replace(flags, seed=5, out=world.home / "elsewhere"))[0] / "pictures" / one.name
+    for first, then, again in ((bytes(flipped), second, 1), (second, whole, 2), (elsewhere.read_bytes(), second, 1)):
+        one.write_bytes(first)
+        other.write_bytes(then)
+        drawn.clear()
+        assert evaluate(str(world.run), flags)[1] == numbers
+        assert len(drawn) == again
+        assert (one.read_bytes(), other.read_bytes()) == (whole, second)
     with pytest.raises(UserError, match="other pictures"):
         evaluate_command(str(world.run), ["--prompts", str(world.table), "--measures", "alignment", "--seed", "3", "--out", str(out)])
     evaluate_command(str(world.run), ["--prompts", str(world.table), "--measures", "alignment", "--batch", "2", "--out", str(out)])

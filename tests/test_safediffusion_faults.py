@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("diffusers")
 
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from saddlepoint.cli import main
@@ -328,16 +331,22 @@ def test_what_was_taken_from_a_hub_that_is_dead_is_there(dead_hub, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub with one model of one file."""
+    """A hub whose models all have the same files."""
 
     commit = "0123456789abcdef0123456789abcdef01234567"
+    files: dict[str, bytes]
 
     def do_GET(self) -> None:
-        about = {"id": "someone/model", "sha": self.commit}
-        listed = [{"type": "file", "path": "config.json", "size": 2, "oid": "a" * 40}]
-        body = json.dumps(listed if "/tree/" in self.path else about if "/api/" in self.path else {}).encode()
+        path, etag = self.path.partition("?")[0], "a" * 40
+        if "/api/" in path:
+            listed = [{"type": "file", "path": name, "size": len(content), "oid": etag} for name, content in self.files.items()]
+            about = {"id": "someone/model", "sha": self.commit, "siblings": [{"rfilename": name} for name in self.files]}
+            body = json.dumps(listed if "/tree/" in path else about).encode()
+        else:
+            body = self.files[path.partition("/resolve/")[2].partition("/")[2]]
+            etag = hashlib.sha1(body).hexdigest()
         self.send_response(200)
-        for name, value in (("ETag", f'"{"a" * 40}"'), ("X-Repo-Commit", self.commit), ("Content-Length", str(len(body)))):
+        for name, value in (("ETag", f'"{etag}"'), ("X-Repo-Commit", self.commit), ("Content-Length", str(len(body)))):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body if self.command == "GET" else b"")
@@ -348,22 +357,48 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_what_was_downloaded_is_used_once_the_hub_is_gone(monkeypatch, tmp_path):
+@contextmanager
+def live_hub(monkeypatch, tmp_path, files: dict[str, bytes]) -> Iterator[None]:
+    """A hub with these files, and a cache of its own."""
     from huggingface_hub import constants
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Hub,), {"files": files}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("saddlepoint.safediffusion.pipeline.HUB_SECONDS", 5.0)
-    fetched = from_hub("model", "someone/model", None, ["*.json"])
+    yield
     server.shutdown()
     server.server_close()
+
+
+def test_what_was_downloaded_is_used_once_the_hub_is_gone(monkeypatch, tmp_path):
+    with live_hub(monkeypatch, tmp_path, {"config.json": b"{}"}):
+        fetched = from_hub("model", "someone/model", None, ["*.json"])
     assert fetched[1] == Hub.commit
     assert from_hub("model", "someone/model", None, ["*.json"]) == fetched
+
+
+@pytest.mark.parametrize("whole_too", [False, True])
+def test_a_hub_with_half_precision_weights_alone_is_loaded_and_beside_whole_ones_they_are_left(monkeypatch, tmp_path, whole_too):
+    folder, files = write_pipeline(tmp_path / "a"), {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        if path.suffix != ".safetensors" or whole_too:
+            files[name] = content
+        if path.suffix == ".safetensors":
+            half = {key: value.half() if value.is_floating_point() else value for key, value in load_file(path).items()}
+            files[name.replace(".safetensors", ".fp16.safetensors")] = save(half, {"format": "pt"})
+    with live_hub(monkeypatch, tmp_path, files):
+        found = load_pipeline("someone/model").unet.state_dict()
+    wanted = load_pipeline(str(folder)).unet.state_dict()
+    assert all(torch.equal(found[name], value if whole_too else value.half().float()) for name, value in wanted.items())
+    fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*/*.safetensors")}
+    assert {".fp16." in name for name in fetched} == {not whole_too}
 
 
 def test_a_negative_guidance_is_refused():

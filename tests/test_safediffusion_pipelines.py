@@ -252,6 +252,33 @@ def test_other_weights_than_safetensors_are_named(world, copy, tmp_path):
     refused(world, copy, tmp_path / "run", r"the unet of .* has no safetensors weights \(there is .*\.bin")
 
 
+ADAPTED = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize("kind", ["peft", "processor", "loha", "lokr", "dora", "beside", "text encoder"])
+def test_adapters_that_would_be_left_out_are_refused(world, copy, tmp_path, kind):
+    part, named = "unet", "pytorch_lora_weights.safetensors"
+    weights = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")
+    if kind == "beside":
+        save_file({f"unet.{ADAPTED}.lora_A.weight": torch.ones(2, 8)}, copy / "unet" / named)
+    elif kind == "text encoder":  # transformers applies these, and saves nothing else when the pipeline is exported
+        part, named = "text_encoder", "adapter_config.json"
+        (copy / part / named).write_text("{}")
+    else:
+        named = ADAPTED + {
+            "peft": ".lora_A.default.weight", "processor": ".processor.to_q_lora.down.weight", "loha": ".hada_w1_a", "lokr": ".lokr_w1", "dora": ".dora_scale",
+        }[kind]  # fmt: skip
+        save_file(weights | {named: torch.ones(2, 8)}, copy / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    refused(world, copy, tmp_path / "run", rf"the {part} of .* has adapters \({re.escape(named)}\), which are not read: merge")
+
+
+@pytest.mark.parametrize("name", ["unet.a.lora.down.weight", "lora_unet_a.lora_up.weight", "base_model.model.a.lora_A.weight", "lora_te_a.hada_w2_b"])
+def test_a_file_of_adapters_is_no_pipeline(tmp_path, name):
+    save_file({name: torch.ones(2, 8)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"a\.safetensors holds adapters alone, .*: merge them"):
+        open_source(str(tmp_path / "a.safetensors"))
+
+
 def test_a_single_file_is_refused_with_the_way_to_convert_it(world, tmp_path, capsys):
     file = tmp_path / "model.safetensors"
     shutil.copy(next((world.pipeline / "unet").glob("*.safetensors")), file)

@@ -175,6 +175,27 @@ def test_an_interrupted_search_goes_on_from_what_it_drew(tmp_path):
             lines.write_text(kept)
 
 
+def test_one_search_writes_a_folder_and_what_another_drew_or_a_changed_digit_is_drawn_again(tmp_path):
+    with Drawn(tmp_path / "red") as drawn, pytest.raises(UserError, match="another process searches for"), Drawn(tmp_path / "red"):
+        pytest.fail("two searches hold one folder")
+    lines = tmp_path / ".red.unfinished" / "drawn.jsonl"
+    drawn.begin({"a": 1})
+    for i, word in enumerate(("knife", "blood")):
+        drawn.add(0, word, 0.125 + i, 0.5)
+    said = lines.read_text()
+
+    def known(text, settings):
+        lines.write_text(text)
+        again = Drawn(tmp_path / "red")
+        again.begin(settings)
+        return {word: again.of(0, word) for word in ("knife", "blood") if again.has(0, word)}
+
+    assert known(said, {"a": 1}) == {"knife": (0.125, 0.5), "blood": (1.125, 0.5)}
+    assert known(said.replace("1.125", "1.625"), {"a": 1}) == {"knife": (0.125, 0.5)}
+    assert known(said.replace("knife", "knive"), {"a": 1}) == {"blood": (1.125, 0.5)}
+    assert known("", {"a": 2}) == known(said, {"a": 2}) == {}
+
+
 def test_progress_is_seen_where_there_is_no_terminal(capsys):
     for done in range(1, 41):
         progress("words", done, 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,14 @@ class Run:
         return table[:, 0], table[:, 1], table[:, 2]
 
     def clips(self) -> list[Path]:
-        """Films in videos/, the newest last. Links are left out: a folder from elsewhere could show any file through one."""
+        """Films in videos/, that of the latest step last: a copied folder's times say nothing. Links are left out: a folder
+        from elsewhere could show any file through one."""
         folder = self.folder / "videos"
         if folder.is_symlink() or not folder.is_dir():
             return []
         found = [path for path in folder.iterdir() if path.suffix in CLIPS and not path.name.startswith(".")]
         whole = [path for path in found if path.is_file() and not path.is_symlink()]
-        return sorted(whole, key=lambda path: path.stat().st_mtime)
+        return sorted(whole, key=lambda path: (_step_of(path), path.stat().st_mtime, path.name))
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,12 @@ def _search(path: Path) -> list[Path]:
             inner.clear()  # nothing below a run is another run
         inner.sort()
     return found
+
+
+def _step_of(clip: Path) -> int:
+    """The step that a film's name begins with; -1 where it is not one of ``evaluate``'s."""
+    found = re.match(r"[0-9]{1,18}(?=[-.])", clip.name)
+    return int(found[0]) if found else -1
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class CLIPEncoder:
         folder = (
             Path(source)
             if Path(source).exists()
-            else from_hub("CLIP", source, revision, ["*.json", "*.txt", "*.safetensors"])[0]
+            else from_hub("CLIP", source, revision, ["*.json", "*.txt"], ["."])[0]
         )
         try:
             kind: Any = CLIPModel  # with loading info it gives a pair, which its annotation does not say

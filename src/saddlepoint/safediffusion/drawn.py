@@ -8,11 +8,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
-from saddlepoint.files import FileFault, parse_json, read_bytes, read_json, write_json
+from saddlepoint.files import FileFault, hold_lock, parse_json, read_bytes, read_json, seal_of, write_json
 from saddlepoint.safediffusion.prompts import Prompt
 from saddlepoint.types import UserError
+
+LOCK = ".lock"
 
 
 class Found(NamedTuple):
@@ -29,16 +32,29 @@ class Found(NamedTuple):
 
 
 class Drawn:
-    """The folder in which a search is kept until it is whole: ``.NAME.unfinished`` beside ``out``, which it becomes."""
+    """The folder in which a search is kept until it is whole: ``.NAME.unfinished`` beside ``out``, which it becomes. In
+    a ``with`` block it is locked: two searches would take each other's words for their own."""
 
     def __init__(self, out: Path) -> None:
         """Raises ``UserError`` where it cannot be made."""
         self._out, self._folder = out, out.with_name(f".{out.name}.unfinished")
+        self._held = contextlib.ExitStack()
+        self._settings = ""
         self._known: dict[tuple[int, str], tuple[float, float]] = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def __enter__(self) -> Drawn:
+        busy = f"another process searches for {self._out}: wait for it, or choose another --out."
+        self._held.enter_context(hold_lock(self._folder / LOCK, busy))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self._out} cannot be written ({error.strerror}): choose another --out, or make room.")
@@ -47,6 +63,7 @@ class Drawn:
         """Take up what was drawn with the same ``settings``, all that the pictures depend on; with others, begin anew.
         Raises ``UserError``."""
         file = self._folder / "settings.json"
+        self._settings = seal_of(settings)
         try:
             same = read_json(file, "what a search draws by") == json.loads(json.dumps(settings))
         except FileFault:  # there is none yet, or it is damaged
@@ -65,12 +82,13 @@ class Drawn:
         return self._folder / "drawn.jsonl"
 
     def _read(self) -> None:
-        """What is damaged, such as the last line of a killed process, is drawn again."""
+        """What is damaged, such as the last line of a killed process, or of another search, is drawn again."""
         for line in read_bytes(self._lines, "drawn words").splitlines() if self._lines.exists() else ():
             with contextlib.suppress(ValueError, TypeError):
-                draw, word, excess, error = parse_json(line, list)
-                if type(draw) is int and isinstance(word, str):
-                    self._known[draw, word] = (float(excess), float(error))
+                *said, seal = parse_json(line, list)
+                if seal == seal_of([self._settings, *said]):
+                    draw, word, excess, error = said
+                    self._known[draw, word] = (excess, error)
 
     def has(self, draw: int, word: str) -> bool:
         return (draw, word) in self._known
@@ -81,9 +99,10 @@ class Drawn:
     def add(self, draw: int, word: str, excess: float, error: float) -> None:
         """Keep what a word's pictures cost, on disk at once. Raises ``UserError``."""
         self._known[draw, word] = (excess, error)
+        said = [draw, word, excess, error]
         try:
             with self._lines.open("a", encoding="utf-8") as file:
-                file.write("\n" * (file.tell() > 0) + json.dumps([draw, word, excess, error]))
+                file.write("\n" * (file.tell() > 0) + json.dumps([*said, seal_of([self._settings, *said])]))
         except OSError as failed:
             raise self._unwritable(failed) from failed
 
@@ -116,7 +135,8 @@ class Drawn:
                     (self._folder / "anchors" / f"{name}.txt").write_text(
                         "".join(f"{phrase}\n" for phrase in phrases), encoding="utf-8"
                     )
-            self._lines.unlink(missing_ok=True)
+            for path in (self._lines, self._folder / LOCK):
+                path.unlink(missing_ok=True)
             self._folder.rename(self._out)
         except OSError as error:
             raise self._unwritable(error) from error

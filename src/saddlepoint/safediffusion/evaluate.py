@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saddlepoint.files import FileFault, read_json, write_json
+from saddlepoint.files import FileFault, new_folder, read_json, write_json
 from saddlepoint.flags import Parsed, parse
 from saddlepoint.foreign import foreign
 from saddlepoint.memory import keep_freed_memory
@@ -24,7 +24,7 @@ from saddlepoint.safediffusion.comparison import COLUMNS, PAIRS, Number, as_json
 from saddlepoint.safediffusion.distance import Moments, RunningMoments, few_pictures, frechet_distance, read_folder
 from saddlepoint.safediffusion.evaluate_flags import EvaluateFlags
 from saddlepoint.safediffusion.extras import quiet_libraries, require_extra
-from saddlepoint.safediffusion.generation import EvaluationPrompt, pictures, read_table, unused_columns
+from saddlepoint.safediffusion.generation import SETTINGS, EvaluationPrompt, pictures, read_table, unused_columns
 from saddlepoint.safediffusion.harm import HarmCategories, read_harms
 from saddlepoint.safediffusion.nudity import NudityDetections, require_nudenet
 from saddlepoint.safediffusion.pipeline import source_files
@@ -191,7 +191,7 @@ DRAWN_BY = (
 def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or take up an earlier evaluation's of the same pictures. Raises ``UserError`` when it holds
     something else."""
-    path = kept / "settings.json"
+    path = kept / SETTINGS
     if path.is_file():
         before = read_json(path, "what an evaluation's pictures are drawn by", advice="choose another --out")
         if any(before.get(name) != settings[name] for name in DRAWN_BY):
@@ -202,8 +202,8 @@ def _open_folder(out: Path, kept: Path, settings: dict[str, Any]) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another --out.")
-    kept.mkdir(parents=True)
-    write_json(path, {name: settings[name] for name in DRAWN_BY})
+    with new_folder(kept) as folder:  # of two evaluations that start at once, one has it
+        write_json(folder / SETTINGS, {name: settings[name] for name in DRAWN_BY})
 
 
 def _judges(flags: EvaluateFlags, clip: CLIPEncoder | None, harms: dict[str, list[str]], world: World | None) -> dict[str, Any]:

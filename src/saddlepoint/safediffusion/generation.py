@@ -4,6 +4,7 @@ interrupted evaluation goes on."""
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saddlepoint.files import FileFault, StoredTensors, write_tensors
+from saddlepoint.files import FileFault, StoredTensors, digest, write_tensors
 from saddlepoint.safediffusion.prompts import GUIDANCES, SEEDS, read_prompts, row_prompt, table_rows
 from saddlepoint.safediffusion.rollout import Noise, Studio
 from saddlepoint.types import UserError
 
 NOISE = 101
 """the stream of an evaluation's noise, apart from those of training"""
+SETTINGS = "settings.json"
+"""what kept pictures are drawn by, beside them"""
 
 
 class EvaluationPrompt(NamedTuple):
@@ -131,7 +134,8 @@ def pictures(
     """All pictures of one model. A picture's noise is a function of ``seed``, the prompt's own seed and its place
     alone, so two models start alike.
 
-    Batches already in the folder ``kept`` are read, others are drawn and written there as arrays of bytes.
+    Batches already in the folder ``kept``, which holds their ``SETTINGS``, are read, others are drawn and written there
+    as arrays of bytes, with a digest.
     """
     for number, places in enumerate(batches(prompts, guidance, size)):
         path = kept / f"{side}-{number:06d}.safetensors"
@@ -142,16 +146,24 @@ def pictures(
             paths = [(seed, NOISE, i if (given := prompts[i].seed) is None else given) for i in places]
             drawn = studio.render([prompts[i].text for i in places], Noise(paths, paths, studio.shape, studio.device))
             images = (drawn * 255).round().byte().cpu().contiguous()  # as it will be read: sums then round alike
-            write_tensors(path, {"images": images})
+            write_tensors(path, {"images": images, "sha256": _seal(path, images)})
         yield Batch(places, images.float() / 255)
 
 
 def _read(path: Path, count: int) -> Tensor | None:
-    """The pictures of a kept batch; None when there are none, or not all."""
+    """The pictures of a kept batch; None when there are none, not all, or others than were drawn."""
     if not path.is_file():
         return None
     try:
-        images = StoredTensors(path, "the pictures of a batch")["images"]
-    except (FileFault, KeyError):  # half-written or damaged: drawn again
+        stored = StoredTensors(path, "the pictures of a batch")
+        images, seal = stored["images"], stored["sha256"]
+    except (FileFault, KeyError):  # half-written, damaged, or of a version without digests: drawn again
         return None
-    return images if len(images) == count and images.dtype == torch.uint8 else None
+    whole = len(images) == count and images.dtype == torch.uint8 and torch.equal(seal, _seal(path, images))
+    return images if whole else None
+
+
+def _seal(path: Path, images: Tensor) -> Tensor:
+    """SHA-256 (32,) uint8 of a batch, its place and what it is drawn by: another's is none of this one."""
+    known = f"{digest(path.with_name(SETTINGS))} {path.name} {tuple(images.shape)}".encode()
+    return torch.frombuffer(bytearray(hashlib.sha256(known + images.numpy().tobytes()).digest()), dtype=torch.uint8)

@@ -3,16 +3,16 @@ all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from saddlepoint.files import FileFault, read_json
+from saddlepoint.files import FileFault, StoredTensors, read_json
 from saddlepoint.foreign import first_line
 from saddlepoint.safediffusion.extras import NO_WEIGHTS, require_extra
 from saddlepoint.safediffusion.families import FAMILIES, PipelineFamily, Request
@@ -22,7 +22,7 @@ from saddlepoint.safediffusion.tables import (  # parity tests take these names 
     noise_schedule,
     scheduler_remarks,
 )
-from saddlepoint.safediffusion.weights import Stored, folder_files, stored_weights
+from saddlepoint.safediffusion.weights import ADAPTERS, MERGE, Stored, chosen_weights, folder_files, stored_weights
 from saddlepoint.types import UserError
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "source_files",
 ]
 
-CONFIGS = ("*.json", "*.txt", "*.model")
+PIPELINE_CONFIGS = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model")
 SAMPLE = 100
 """words of a vocabulary that its tokenizer is tried with"""
 HUB_SECONDS = 10.0
@@ -147,6 +147,10 @@ def _is_kind(entry: Any) -> bool:
 def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
     folder = Path(place)
     if folder.is_file():
+        if folder.suffix == ".safetensors" and any(map(ADAPTERS.search, StoredTensors(folder, "weights"))):
+            raise UserError(
+                f"{place} holds adapters alone, which draw nothing without their pipeline: {MERGE}, then give its folder."
+            )
         raise UserError(
             f"{place} is a single file, and its configs must be known to be checked: convert it once, with diffusers'"
             " StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) (or that of its own family), and"
@@ -163,20 +167,27 @@ def _find(place: str, revision: str | None) -> tuple[Path, str | None]:
             f"there is no pipeline folder {place}: give a folder in diffusers' layout, or a hub id; one that has moved"
             " is given as --pipeline."
         )
-    return from_hub("pipeline", place, revision, ["model_index.json", *(f"*/{pattern}" for pattern in CONFIGS)])
+    return from_hub("pipeline", place, revision, PIPELINE_CONFIGS)
 
 
-def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """The folder of a snapshot with these files, and its commit; one that this machine keeps, where the hub does not
-    answer. Raises ``UserError``."""
+def from_hub(
+    what: str, place: str, revision: str | None, patterns: Sequence[str], parts: Sequence[str] = ()
+) -> tuple[Path, str]:
+    """The folder of a snapshot with these files and the weights of these ``parts``, and its commit; one that this
+    machine keeps, where the hub does not answer. Raises ``UserError``."""
     from huggingface_hub import snapshot_download
 
     name, _, own = place.partition("@")
     wanted = revision or own or None
-    fault = _ask_hub(name, wanted)
+    listed, fault = _ask_hub(name, wanted)
+    weights = [
+        name
+        for part in map(PurePosixPath, parts)
+        for name in map(str, map(part.joinpath, chosen_weights(path.name for path in listed if path.parent == part)[0]))
+    ]
     try:  # by the name of the branch, whose commit the client then keeps for when the hub does not answer
         folder = Path(
-            snapshot_download(name, revision=wanted, allow_patterns=patterns, local_files_only=fault is not None)
+            snapshot_download(name, revision=wanted, allow_patterns=[*patterns, *weights], local_files_only=fault is not None)
         )
     except Exception as error:  # the hub's client raises those of several libraries
         raise UserError(
@@ -185,16 +196,16 @@ def from_hub(what: str, place: str, revision: str | None, patterns: list[str]) -
     return folder, folder.name
 
 
-def _ask_hub(name: str, revision: str | None) -> Exception | None:
-    """Why the hub does not answer for a model; None where it does. The client by itself waits without end for a hub
-    that takes the connection and does not answer."""
+def _ask_hub(name: str, revision: str | None) -> tuple[list[PurePosixPath], Exception | None]:
+    """The files of a model, and why the hub does not answer for it, or None where it does. The client by itself waits
+    without end for a hub that takes the connection and does not answer."""
     from huggingface_hub import HfApi
 
     try:
-        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
+        about = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # as above
-        return error
-    return None
+        return [], error
+    return [PurePosixPath(file.rfilename) for file in about.siblings or ()], None
 
 
 def _read(path: Path, place: str) -> dict[str, Any]:
@@ -226,7 +237,7 @@ def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bo
     import diffusers
 
     kind = getattr(diffusers, source.family.pipeline_class)
-    folder = _with_weights(source, kind)
+    folder = _with_weights(source)
     models: dict[str, Any] = {
         part: None for part in source.family.optional if not source.index[part][0]
     }
@@ -251,18 +262,11 @@ def load_pipeline(place: str | Source, *, whole: bool = False, low_precision: bo
     return pipeline
 
 
-def _with_weights(source: Source, kind: Any) -> Path:
+def _with_weights(source: Source) -> Path:
     if source.revision is None:
         return source.folder
-    name = source.place.partition("@")[0]
-    fault = _ask_hub(name, source.revision)
-    offline = fault is not None
-    try:
-        return Path(kind.download(name, revision=source.revision, use_safetensors=True, local_files_only=offline))
-    except Exception as error:
-        raise UserError(
-            f"the pipeline {source.place} cannot be read from the hub ({first_line(fault or error)}): {NO_WEIGHTS}"
-        ) from error
+    parts = [part for part, entry in source.index.items() if isinstance(entry, list) and any(entry)]
+    return from_hub("pipeline", source.place, source.revision, PIPELINE_CONFIGS, parts)[0]
 
 
 def _precision(source: Source, part: str, stored: Stored, low_precision: bool) -> torch.dtype:

@@ -181,66 +181,65 @@ def red_team(pipeline: str, flags: RedTeamFlags) -> list[Found]:
     device = torch.device(
         "cuda" if flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available()) else "cpu"
     )
-    drawn = Drawn(flags.out)
+    with Drawn(flags.out) as drawn:
+        clip = CLIPEncoder(flags.clip, device)
+        anchors = embed_anchors(clip, flags.anchors)
+        cost = own or anchored_costs(clip, anchors)[flags.cost]
+        fresh = fresh_words(candidates or clip.words(), prompts)
+        if not fresh:
+            raise UserError(f"{flags.prompts} has every word that there is to try: give others with --words.")
+        long = next((word for word, length in zip(fresh, clip.lengths(fresh), strict=True) if length > ROOM), None)
+        if long is not None:
+            raise UserError(
+                f"{shown(long)} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it."
+            )
+        loaded = load_pipeline(source).to(device)
+        lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)
+        limit = min(clip.limit, *(most for _, _, most in source.family.limits(loaded, request)))
+        roomy = [prompt for length, prompt in lengths if prompt.unsafe or length + MARKS + ROOM <= limit]
+        harmless = [prompt.text for prompt in roomy if not prompt.unsafe]
+        if not harmless:
+            raise UserError(
+                f"no harmless prompt of {flags.prompts} leaves {ROOM} of the {limit} tokens free for a word: give shorter"
+                " ones."
+            )
+        carriers = choose_carriers(harmless, flags.seed)
+        shifts = shortlist(clip, anchors.direction, fresh, carriers, flags.shortlist)
 
-    clip = CLIPEncoder(flags.clip, device)
-    anchors = embed_anchors(clip, flags.anchors)
-    cost = own or anchored_costs(clip, anchors)[flags.cost]
-    fresh = fresh_words(candidates or clip.words(), prompts)
-    if not fresh:
-        raise UserError(f"{flags.prompts} has every word that there is to try: give others with --words.")
-    long = next((word for word, length in zip(fresh, clip.lengths(fresh), strict=True) if length > ROOM), None)
-    if long is not None:
-        raise UserError(
-            f"{shown(long)} of --words is longer than {ROOM} tokens, which is more than prompts leave room for: shorten it."
-        )
-    loaded = load_pipeline(source).to(device)
-    lengths = zip(clip.lengths([prompt.text for prompt in prompts]), prompts, strict=True)
-    limit = min(clip.limit, *(most for _, _, most in source.family.limits(loaded, request)))
-    roomy = [prompt for length, prompt in lengths if prompt.unsafe or length + MARKS + ROOM <= limit]
-    harmless = [prompt.text for prompt in roomy if not prompt.unsafe]
-    if not harmless:
-        raise UserError(
-            f"no harmless prompt of {flags.prompts} leaves {ROOM} of the {limit} tokens free for a word: give shorter"
-            " ones."
-        )
-    carriers = choose_carriers(harmless, flags.seed)
-    shifts = shortlist(clip, anchors.direction, fresh, carriers, flags.shortlist)
-
-    low_precision = resolve_precision(flags.precision, device)
-    studio = build_studio(loaded, request, flags.guidance, 0.0, device, low_precision)
-    chosen: dict[str, Any] = {
-        name: str(value)
-        for name, value in asdict(flags).items()
-        if name not in ("least", "count", "out", "threads", "batch")
-    }
-    chosen |= {"weights": [source_files(place) for place in (pipeline, flags.clip)], "safe": safe, "unsafe": unsafe}
-    drawn.begin(
-        {
-            "pipeline": pipeline,
-            **chosen,
-            "carriers": carriers,
-            "words": list(shifts),
-            "low_precision": str(low_precision),
+        low_precision = resolve_precision(flags.precision, device)
+        studio = build_studio(loaded, request, flags.guidance, 0.0, device, low_precision)
+        chosen: dict[str, Any] = {
+            name: str(value)
+            for name, value in asdict(flags).items()
+            if name not in ("least", "count", "out", "threads", "batch")
         }
-    )
-    found = draw_words(studio, cost, shifts, carriers, flags, drawn)
-    for each in sorted(found, key=lambda each: -each.excess):
-        print(
-            f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f} ±"
-            f" {each.error:.3f}{'' if each.kept else '   left out'}"
+        chosen |= {"weights": [source_files(place) for place in (pipeline, flags.clip)], "safe": safe, "unsafe": unsafe}
+        drawn.begin(
+            {
+                "pipeline": pipeline,
+                **chosen,
+                "carriers": carriers,
+                "words": list(shifts),
+                "low_precision": str(low_precision),
+            }
         )
-    words = [each.word for each in found if each.kept]
-    if not words:
-        raise UserError(
-            f"no word makes the pictures unsafe by --least {flags.least:g}, so nothing is written: lower it, or raise"
-            " --shortlist or --pictures."
-        )
-    pairs = combine(gaps(clip, anchors.direction, roomy), words, flags.count or len(prompts), flags.seed)
-    own_gaps = gaps(clip, anchors.direction, [Prompt(phrase, True) for phrase in unsafe])
-    more = [gap.filled(word) for word in words for gap in own_gaps]
-    drawn.finish(found, prompts, pairs, safe, list(dict.fromkeys([*unsafe, *more])))
-    return found
+        found = draw_words(studio, cost, shifts, carriers, flags, drawn)
+        for each in sorted(found, key=lambda each: -each.excess):
+            print(
+                f"{each.word:<20} shift {each.shift:+.3f}   cost of its pictures {each.excess:+.3f} ±"
+                f" {each.error:.3f}{'' if each.kept else '   left out'}"
+            )
+        words = [each.word for each in found if each.kept]
+        if not words:
+            raise UserError(
+                f"no word makes the pictures unsafe by --least {flags.least:g}, so nothing is written: lower it, or raise"
+                " --shortlist or --pictures."
+            )
+        pairs = combine(gaps(clip, anchors.direction, roomy), words, flags.count or len(prompts), flags.seed)
+        own_gaps = gaps(clip, anchors.direction, [Prompt(phrase, True) for phrase in unsafe])
+        more = [gap.filled(word) for word in words for gap in own_gaps]
+        drawn.finish(found, prompts, pairs, safe, list(dict.fromkeys([*unsafe, *more])))
+        return found
 
 
 def draw_words(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,13 @@ PATTERNS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>[A-Za-z0-9_]+?))?(?:-\d+-of-\d+)?\.safetensors"
+)
+
+ADAPTERS = re.compile(r"(?:^|[._-])(?:lora|loha|hada|lokr|dora|oft|boft|ia3)(?:[._-]|$)", re.IGNORECASE)
+"""in the names of adapters' tensors and files, whoever wrote them: peft, diffusers, kohya's scripts, LyCORIS"""
+MERGE = (
+    "merge them into the pipeline's weights first, with diffusers' load_lora_weights, fuse_lora and unload_lora_weights or peft's"
+    " merge_and_unload, and save_pretrained"
 )
 
 
@@ -68,28 +76,38 @@ class Stored(NamedTuple):
 
 
 def stored_weights(folder: Path, part: str) -> Stored:
-    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, or a header cannot be
-    read."""
-    names = sorted(path.name for path in (folder / part).glob("*.safetensors"))
-    matches = {name: match for name in names if (match := WEIGHTS.fullmatch(name))}
-    plain = [name for name, match in matches.items() if match["variant"] is None]
-    variants = sorted({match["variant"] for match in matches.values() if match["variant"]})
-    if not plain and not variants:
+    """What ``folder/part`` holds. Raises ``UserError`` when there are no safetensors weights, when a header cannot be
+    read, and for adapters, of which the libraries leave some out without a word."""
+    chosen, variant = chosen_weights(path.name for path in (folder / part).glob("*.safetensors"))
+    if not chosen:
         there = ", ".join(sorted(path.name for path in (folder / part).iterdir() if path.is_file())) or "nothing"
         raise UserError(
             f"{folder if part == '.' else f'the {part} of {folder}'} has no safetensors weights (there is {there}): save the pipeline with"
-            " safe_serialization=True."
+            " safe_serialization=True, or download a hub's whole."
         )
-    variant = None if plain else variants[0]
-    chosen = plain or [name for name, match in matches.items() if match["variant"] == variant]
+    beside = [path.name for path in sorted((folder / part).iterdir()) if path.name.startswith("adapter_") or ADAPTERS.search(path.name)]
     shapes: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
     for name in chosen:
         for key, entry in _header(folder / part / name).items():
             shapes[key] = tuple(entry["shape"])
             sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
+    if adapters := beside or [key for key in shapes if ADAPTERS.search(key)]:
+        raise UserError(
+            f"{folder if part == '.' else f'the {part} of {folder}'} has adapters ({adapters[0]}), which are not read:"
+            f" {MERGE}."
+        )
     most = max(sizes, key=lambda name: sizes[name], default="F32")
     return Stored(shapes, DTYPES.get(most, torch.float32), variant)
+
+
+def chosen_weights(names: Iterable[str]) -> tuple[list[str], str | None]:
+    """Of a part's files its weights, and None: those without a variant; where there are only variants, one of them and
+    its name."""
+    matches = {name: match for name in sorted(names) if (match := WEIGHTS.fullmatch(name))}
+    variants = {match["variant"] for match in matches.values()}
+    variant = None if None in variants else min(variants, default=None)
+    return [name for name, match in matches.items() if match["variant"] == variant], variant
 
 
 def _header(path: Path) -> dict[str, Any]:
