@@ -106,6 +106,20 @@ def test_of_two_makers_of_one_folder_one_wins(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_folder_that_another_makes_at_the_last_moment_is_named(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def late(self, target):
+        (target / "theirs").mkdir(parents=True)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(files.FileFault, match="it exists already"), files.new_folder(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["theirs"]
+
+
 def test_unfinished_parts_are_removed_and_links_not_followed(tmp_path):
     (tmp_path / "keep").mkdir()
     (tmp_path / ".writing-1-a").symlink_to(tmp_path / "keep")

@@ -106,7 +106,11 @@ def new_folder(path: Path) -> Iterator[Path]:
                 for name in (*names, ""):
                     flush(Path(folder) / name)
             _require_free(path)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                _require_free(path)  # another process was quicker
+                raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         flush(path.parent)
