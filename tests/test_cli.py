@@ -288,7 +288,7 @@ def test_evaluate_prints_and_keeps_what_the_policy_does(command: Run, trained: P
     code, out, _ = command("evaluate", trained, "--episodes", "3", "--video", "--threads", "1")
     assert code == 0
     assert "noise-free policy: return" in out
-    assert "stochastic policy: return" in out
+    assert "sampled policy: return" in out
     kept = json.loads((trained / "evaluation-120.json").read_text())
     assert kept["eval/episodes"] == 3
     assert (trained / "videos" / "120.mp4").stat().st_size > 0

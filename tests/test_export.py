@@ -115,14 +115,14 @@ def test_widths_that_native_operations_take_leave_the_batch_free() -> None:
         require_equal(session(agent, "algd", "deterministic"), act, (7,))
 
 
-def write_run(folder: Path, steps: tuple[int, ...] = (100, 200)) -> Path:
+def write_run(folder: Path, steps: tuple[int, ...] = (100, 200), learner: ALGDConfig = SMALL) -> Path:
     """A run folder as training leaves it, with a policy of its own in each checkpoint."""
     config = TrainConfig(env="saddlepoint/Toy-v0", seed=5)
     resolved = {"device": "cpu", "threads": 1, "compiled": False}
     folder.mkdir()
-    run.write(folder, run.describe("algd", config, SMALL, SHAPE, BUDGETS, resolved))
+    run.write(folder, run.describe("algd", config, learner, SHAPE, BUDGETS, resolved))
     for step in steps:
-        agent = ALGD(SMALL, SHAPE, BUDGETS, seed=step)
+        agent = ALGD(learner, SHAPE, BUDGETS, seed=step)
         checkpoint.save(folder, checkpoint.Checkpoint(step, agent.state_dict(), {"rows": torch.ones(50)}, {"updates": 1}), keep=5)
     return folder
 
@@ -149,6 +149,17 @@ def test_the_file_says_what_it_is_and_computes_what_the_run_does(tmp_path: Path,
     assert {name: json.loads(properties[name]) for name in ("action_repeat", "env_kwargs", "flatten")} == {
         "action_repeat": 0, "env_kwargs": {}, "flatten": False,
     }  # fmt: skip
+
+
+def test_a_sampled_policy_says_how_its_noise_is_carried_on(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder, path = write_run(tmp_path / "run", (100,), replace(SMALL, noise_memory=10.0)), tmp_path / "policy.onnx"
+    found = {}
+    for mode in ("stochastic", "deterministic"):
+        export(folder, path, mode)
+        found[mode] = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"]).get_modelmeta().custom_metadata_map
+    assert float(found["stochastic"]["noise_correlation"]) == 1 - 20 / 50  # a twentieth of 50 steps
+    assert "noise_correlation" not in found["deterministic"]
 
 
 def test_a_policy_over_its_budget_is_told_of_and_the_best_one_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def _evaluate(folder: Path, where: Path, flags: EvaluateFlags, limit: float | No
     print(f"{folder} after {policy.step} steps, {flags.episodes} episodes of {policy.setup.describe()}")
     for budget in policy.budgets:
         print(f"budget: {budget.describe()}")
-    for title, prefix in (("noise-free policy", "eval"), ("stochastic policy", "eval/stochastic")):
+    for title, prefix in (("noise-free policy", "eval"), ("sampled policy", "eval/stochastic")):
         over = f"{100 * metrics[f'{prefix}/violation_rate']:.0f}% of episodes over budget"
         cost = f"; {_costs(metrics, prefix, policy.budgets)}; {over}" if policy.budgets else ""
         success = f"; success at the end of {100 * metrics[f'{prefix}/success_rate']:.0f}%" if f"{prefix}/success_rate" in metrics else ""

@@ -106,6 +106,8 @@ def export(
     exportable = exportable._replace(module=deployed(exportable.module, policy.shape, normaliser, dial), inputs=inputs)
     model = to_onnx(exportable, opset, OUTPUTS)
     properties = _properties(policy, system, mode, exportable.noise)
+    if mode == "stochastic":
+        properties["noise_correlation"] = str(getattr(learner, "noise_correlation", 0.0))
     for key, value in properties.items():
         model.metadata_props.add(key=key, value=value)
     content = model.SerializeToString()

@@ -156,7 +156,7 @@ class TrainedPolicy:
             self._unpaid.discard(slots)
 
     def reset(self, ended: np.ndarray | None = None) -> None:
-        """Forget the plans of the episodes that ``ended``, (envs,) bool; all of them when None. Nothing to do for a policy that plans nothing."""
+        """Begin new episodes where ``ended``, (envs,) bool, everywhere when None: forget their plans, the noise that samples carry on and the last actions."""
         if ended is not None:
             ended = _truths("reset takes", "ended", ended, *self._actors)
         if ended is None:
