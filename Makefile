@@ -11,13 +11,13 @@ venv: .venv/.ready  ## make .venv with PyTorch, this package and all that its te
 
 .venv/.core: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile "torch==2.13.0"
-	$(BIN)/pip install --quiet --no-compile -e .
+	$(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet -e .
 	touch $@
 
 # Order-only: what .core has done is kept, and a newer .core alone is no reason to install again.
 .venv/.ready: pyproject.toml | .venv/.core
-	$(BIN)/pip install --quiet --no-compile -e ".[dev]"
+	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
 demo: .venv/.core  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
@@ -36,15 +36,15 @@ test-slow: venv  ## the long learning tests
 # Meta-World pins a MuJoCo that dm_control does not run with, so it cannot be in .venv.
 .venv-metaworld/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-metaworld
-	.venv-metaworld/bin/pip install --quiet --no-compile "torch==2.13.0"
-	.venv-metaworld/bin/pip install --quiet --no-compile -e ".[metaworld]" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100"
+	.venv-metaworld/bin/pip install --quiet "torch==2.13.0"
+	.venv-metaworld/bin/pip install --quiet -e ".[metaworld]" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100"
 	touch $@
 
 test-metaworld: .venv-metaworld/.ready  ## Meta-World's tasks and the simple ones, in an environment of their own
 	.venv-metaworld/bin/python -m pytest tests/test_metaworld.py tests/test_envs_toy.py tests/test_envs_velocity.py tests/test_envs_snapshot.py
 
 docs: venv  ## the documentation site in site/, built strictly; open site/index.html
-	$(BIN)/pip install --quiet --no-compile -e ".[docs]"
+	$(BIN)/pip install --quiet -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 tutorials: venv  ## run the tutorials of examples/ and write their pages into docs/ (about half an hour)
