@@ -9,15 +9,20 @@ help:  ## show this help
 
 venv: .venv/.ready  ## make .venv with PyTorch, this package and all that its tests need
 
+# pip compiles modules one by one, and these are thousands: all cores do so faster. A few templates among them are no Python.
+COMPILE = $(BIN)/python -m compileall -q -j 0 .venv/lib src > /dev/null || true
+
 .venv/.core: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "torch==2.13.0"
-	$(BIN)/pip install --quiet -e .
+	$(BIN)/pip install --quiet --no-compile "torch==2.13.0"
+	$(BIN)/pip install --quiet --no-compile -e .
+	$(COMPILE)
 	touch $@
 
 # Order-only: what .core has done is kept, and a newer .core alone is no reason to install again.
 .venv/.ready: pyproject.toml | .venv/.core
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-compile -e ".[dev]"
+	$(COMPILE)
 	touch $@
 
 demo: .venv/.core  ## train ALGD under a cost budget in ten minutes and leave curves, a video, a policy
