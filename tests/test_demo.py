@@ -34,7 +34,7 @@ def steps(checkout: Path, goal: str) -> str:
 
 def test_the_demo_installs_no_extras_and_the_tests_only_what_it_left_out(checkout: Path) -> None:
     assert "[dev]" not in steps(checkout, "demo")
-    assert "pip install --quiet -e .\n" in steps(checkout, "demo")
+    assert " -e .\n" in steps(checkout, "demo")
     assert steps(checkout, "test").count("-m venv .venv") == 1
     (checkout / ".venv" / ".core").touch()
     assert "pip" not in steps(checkout, "demo")
