@@ -25,6 +25,8 @@ SMALL = 1e76
 """a sum of two squares within which both numbers are finite in float32"""
 TRUTHS = FLOATS | {bool, np.bool_}
 """types of a success that can be read"""
+DOUBTS = (ValueError, KeyError, RuntimeWarning, FloatingPointError)
+"""what an answer raises that is not to be taken at first sight: other parts, no cost, numbers too large for float32"""
 # Numbers that are too large for float32 get a sentence of their own.
 warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning, "saddlepoint.envs.guarded")
 
@@ -81,8 +83,8 @@ class GuardedEnv:
         self.step: Callable[[np.ndarray], Answer] = self._decide if several else self.step_once
         """(action,) -> the sums over the simulator steps that it was held for, and the last observation"""
         self._observations = answers.Observations(env.observation_space)
-        self._kind, self._size = self._observations.quick, self._observations.size
-        self._seen, self._finite = bytearray(self._size), b"\1" * self._size
+        self._kind, self._shape = self._observations.quick, env.observation_space.shape
+        self._seen, self._finite = bytearray(self._observations.size), b"\1" * self._observations.size
         self._marks = np.frombuffer(self._seen, bool)
         """which numbers of the last observation are finite: bytes compare twenty times as quickly as arrays"""
         actions = env.action_space
@@ -145,7 +147,7 @@ class GuardedEnv:
             if type(answer) is tuple:
                 seen, reward, terminated, truncated, info = answer
                 if (
-                    type(seen) is ndarray and seen.dtype is self._kind and len(seen) == self._size
+                    type(seen) is ndarray and seen.dtype is self._kind and seen.shape == self._shape
                     and (terminated is False or terminated is True) and (truncated is False or truncated is True)
                     and type(info) is dict and type(reward) in FLOATS and type(price := info["cost"]) in FLOATS
                     and (gain := float(reward)) * gain + (price := float(price)) * price <= SMALL and price >= 0.0
@@ -154,7 +156,7 @@ class GuardedEnv:
                     and self.constraints == 1 and self.on_step is None
                 ):  # fmt: skip
                     return _new(Answer, (copy, gain, array((price,)), terminated, truncated, float(success)))
-        except Exception:  # an answer of other parts, or one whose parts raise: looked at one by one
+        except DOUBTS:
             pass
         return self._judge(answer)
 
