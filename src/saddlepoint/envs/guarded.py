@@ -84,9 +84,9 @@ class GuardedEnv:
         """(action,) -> the sums over the simulator steps that it was held for, and the last observation"""
         self._observations = answers.Observations(env.observation_space)
         self._kind, self._shape = self._observations.quick, env.observation_space.shape
-        self._seen, self._finite = bytearray(self._observations.size), b"\1" * self._observations.size
-        self._marks = np.frombuffer(self._seen, bool)
-        """which numbers of the last observation are finite: bytes compare twenty times as quickly as arrays"""
+        self._finite = bytearray(self._observations.size)
+        """which numbers of the last observation are finite, as bytes: to look for a zero in them is the quickest test"""
+        self._marks = np.frombuffer(self._finite, bool)
         actions = env.action_space
         self._low, self._high = actions.low, actions.high  # type: ignore[attr-defined]
         self._dtype = np.dtype(actions.dtype)
@@ -151,7 +151,7 @@ class GuardedEnv:
                     and (terminated is False or terminated is True) and (truncated is False or truncated is True)
                     and type(info) is dict and type(reward) in FLOATS and type(price := info["cost"]) in FLOATS
                     and (gain := float(reward)) * gain + (price := float(price)) * price <= SMALL and price >= 0.0
-                    and isfinite(copy := seen.astype(float32), self._marks) is self._marks and self._seen == self._finite
+                    and isfinite(copy := seen.astype(float32), self._marks) is self._marks and 0 not in self._finite
                     and ((success := info.get("success", nan)) is nan or type(success) in TRUTHS)
                     and self.constraints == 1 and self.on_step is None
                 ):  # fmt: skip
