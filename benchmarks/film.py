@@ -22,8 +22,8 @@ from PIL import Image
 from saddlepoint import load_policy
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.figures import COLOURS, mark_budget, style, thousands
-from saddlepoint.policies import TrainedPolicy
 from saddlepoint.train.video import record_video, render_headless
+from saddlepoint.trained_policy import TrainedPolicy
 
 
 def paid(policy: TrainedPolicy, seed: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import EnvBatch, check_env
 from saddlepoint.envs.guarded import GuardedEnv
 from saddlepoint.foreign import foreign
-from saddlepoint.policies import TrainedPolicy, load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.train.checkpoint import latest, load
 from saddlepoint.train.evaluate import evaluate
 from saddlepoint.train.foresight import Foresight
@@ -34,6 +34,7 @@ from saddlepoint.train.log import read_metrics
 from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.train.start import train
 from saddlepoint.train.video import record_video
+from saddlepoint.trained_policy import TrainedPolicy
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, NonFiniteError, NotMade, UserError
 from tests.test_envs_snapshot import through_files
 from tests.test_train_loop import CONFIG

@@ -19,10 +19,11 @@ from saddlepoint.files import atomic_write
 from saddlepoint.flags import parse
 from saddlepoint.nn.exportable import Exportable, ExportMode
 from saddlepoint.nn.normaliser import NormalisedLearner
-from saddlepoint.policies import TrainedPolicy, load_policy
+from saddlepoint.policies import load_policy
 from saddlepoint.systems import find, find_system, verbs_of_run
 from saddlepoint.train import run
 from saddlepoint.train.at_budget import AtBudget
+from saddlepoint.trained_policy import TrainedPolicy
 from saddlepoint.types import EnvShape, UserError
 
 if TYPE_CHECKING:
