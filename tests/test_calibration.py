@@ -79,6 +79,13 @@ def test_an_evaluation_says_whether_the_critic_knows() -> None:
     assert "eval/stochastic/calibration/reward_correlation" in blind
 
 
+def test_of_two_constraints_the_one_is_named_whose_critic_is_blind() -> None:
+    budgets = (CostBudget(5.0), CostBudget(40.0))
+    told = {f"eval/calibration/cost_{i}_{name}": value for i, found in enumerate(((0.9, 30.0, 30.0), (0.1, 2.0, 30.0)))
+            for name, value in zip(("correlation", "predicted", "measured"), found, strict=True)}  # fmt: skip
+    assert blindness(told, budgets, "eval") == "the cost critic of constraint 2, whose budget is 40, is blind: it says 2 where 30 follows, correlation 0.10"
+
+
 def test_a_learner_that_predicts_without_a_discount_is_refused() -> None:
     learner = Waits(knows=True)
     learner.config = SimpleNamespace()

@@ -80,5 +80,6 @@ def blindness(metrics: Mapping[str, float], budgets: Sequence[CostBudget], prefi
             continue
         correlation, predicted, measured = (metrics[f"{start}_{name}"] for name in ("correlation", "predicted", "measured"))
         if measured > 0.25 * budget.critic and correlation < BLIND:
-            return f"the cost critic is blind: it says {predicted:.2g} where {measured:.2g} follows, correlation {correlation:.2f}"
+            which = f" of constraint {i + 1}, whose budget is {budget.limit:g}," if len(budgets) > 1 else ""
+            return f"the cost critic{which} is blind: it says {predicted:.2g} where {measured:.2g} follows, correlation {correlation:.2f}"
     return None
