@@ -23,7 +23,7 @@ from saddlepoint.evaluate import evaluate_command
 from saddlepoint.train.log import read_metrics
 from saddlepoint.types import UserError
 
-STEPS = int(os.environ.get("DEMO_STEPS", "18000"))
+STEPS = int(os.environ.get("DEMO_STEPS", "15000"))
 SEED = int(os.environ.get("DEMO_SEED", "0"))
 
 
@@ -56,7 +56,7 @@ def draw(run: Path) -> Path:
 
 def main() -> int:
     run = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    flags = f"--env saddlepoint/HalfCheetahVelocity-v0 --total-steps {STEPS} --warmup-steps 1500 --eval-every 4500 --checkpoint-every 4000 --seed {SEED}"
+    flags = f"--env saddlepoint/HalfCheetahVelocity-v0 --total-steps {STEPS} --warmup-steps 1500 --eval-every 5000 --checkpoint-every 5000 --seed {SEED}"
     fast = "--cost-gamma 0.97 --replay-size 100000"
     code = saddlepoint(["train", "algd", *flags.split(), *fast.split(), "--out", str(run)])
     if code:
