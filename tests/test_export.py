@@ -259,8 +259,13 @@ import numpy as np
 from saddlepoint import load_policy
 policy = load_policy({str(write_run(tmp_path / "run"))!r})
 assert policy.act(np.zeros(7, np.float32)).shape == (3,)
+import torch
+from saddlepoint.nn.optim import Adam
+adam = Adam([torch.ones(1, requires_grad=True)], lr=0.1)
+adam.param_groups[0]["params"][0].sum().backward()
+adam.step(), adam.zero_grad(), adam.load_state_dict(adam.state_dict())  # as training does
 heavy = ("gymnasium", "mujoco", "tensorboard", "rich", "matplotlib", "tyro", "imageio", "pandas", "ray", "onnx")
-own = ("saddlepoint.train.loop", "saddlepoint.train.start", "saddlepoint.train.log", "saddlepoint.envs", "saddlepoint.flags")
+own = ("saddlepoint.train.loop", "saddlepoint.train.start", "saddlepoint.train.log", "saddlepoint.envs", "saddlepoint.flags", "torch._dynamo")
 print([name for name in sys.modules if name.split(".")[0] in heavy or name.startswith(own)])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

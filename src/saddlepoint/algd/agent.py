@@ -32,7 +32,7 @@ from saddlepoint.nn.critics import Critic, make_critic
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins, resolve_precision
-from saddlepoint.nn.optim import Flat, Optimiser, frozen, tune_temperature
+from saddlepoint.nn.optim import Adam, Flat, Optimiser, frozen, tune_temperature
 from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Ahead, Replay, sampled
 from saddlepoint.types import ActMode, Batch, EnvShape, Later, Metrics, UserError, per_constraint
@@ -84,7 +84,7 @@ class ALGD:
             {"critic": (self.critic, config.critic_learning_rate), "cost_critic": (self.cost_critic, config.cost_learning_rate)}
         )
         self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
-        self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
+        self.beta_optimiser = Adam([self.log_beta], lr=config.temperature_rate)
         self.targets = {"critic": Flat(self.critic_target), "cost_critic": Flat(self.cost_target)}
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.updates = 0

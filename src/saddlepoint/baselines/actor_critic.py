@@ -21,7 +21,7 @@ from saddlepoint.nn.encoding import make_encoder
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.noise import carried, correlation
 from saddlepoint.nn.ops import native_wins
-from saddlepoint.nn.optim import Flat, Optimiser, tune_temperature
+from saddlepoint.nn.optim import Adam, Flat, Optimiser, tune_temperature
 from saddlepoint.nn.state import load_learner, save_learner
 from saddlepoint.replay import Ahead, Replay, sampled
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, UserError
@@ -65,7 +65,7 @@ class ActorCritic(ABC, Generic[C]):
                 critic.accelerate()
         self.policy_optimiser = Optimiser({"policy": (self.policy, config.policy_learning_rate)})
         self.critic_optimiser = Optimiser({name: (critic, members[name][2]) for name, critic in self.critics.items()})
-        self.beta_optimiser = torch.optim.Adam([self.log_beta], lr=config.temperature_rate)
+        self.beta_optimiser = Adam([self.log_beta], lr=config.temperature_rate)
         self.flat_targets = {name: Flat(target) for name, target in self.targets.items()}
         on_accelerator = compile and self.device.type != "cpu"  # the one compile site; on a CPU the critics have native kernels
         self.compile = functools.partial(torch.compile, dynamic=False) if on_accelerator else lambda function: function

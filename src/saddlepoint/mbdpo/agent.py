@@ -31,6 +31,7 @@ from saddlepoint.mbdpo.targets import TargetMaker, Targets
 from saddlepoint.mbdpo.world_model import Tasks, WorldModel
 from saddlepoint.nn.layers import ActionBox
 from saddlepoint.nn.ops import native_wins
+from saddlepoint.nn.optim import Adam
 from saddlepoint.nn.state import gather, restore
 from saddlepoint.replay import Replay
 from saddlepoint.types import ActMode, Batch, EnvShape, Metrics, NonFiniteError, UserError
@@ -81,8 +82,8 @@ class MBDPO:
             {"params": others, "lr": config.learning_rate},
         ]
         self.model_parameters = [*encoder, *others]
-        self.model_optimiser = torch.optim.Adam(groups, fused=True)
-        self.policy_optimiser = torch.optim.Adam(ours, lr=config.learning_rate, eps=1e-5, fused=True)
+        self.model_optimiser = Adam(groups, fused=True)
+        self.policy_optimiser = Adam(ours, lr=config.learning_rate, eps=1e-5, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.peers: Peers = Alone()  # those that share an update: pretraining in several processes
         self.updates = 0

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from saddlepoint.nn.finite import require_finite
 from saddlepoint.nn.ops import Packed
+
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def without_compiler(kind: type[Kind]) -> type[Kind]:
+    """An optimiser of PyTorch's whose methods do not import ``torch.compile``'s tracer, which takes one to three seconds of a program's start.
+
+    Each of these methods is wrapped in one that tells the tracer to pass it by. Optimisers are never inside of what is compiled here.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), bare | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+Adam, AdamW = without_compiler(torch.optim.Adam), without_compiler(torch.optim.AdamW)
 
 
 class Flat:
@@ -50,7 +67,7 @@ class Optimiser:
         """``networks``: by name, the module and its learning rate."""
         self.flats = {name: Flat(module) for name, (module, _) in networks.items()}
         groups = [{"params": [self.flats[name].whole], "lr": rate} for name, (_, rate) in networks.items()]
-        self.adam = torch.optim.Adam(groups, fused=True)
+        self.adam = Adam(groups, fused=True)
 
     def step(self, loss: Tensor, update: int, /, **losses: Tensor) -> None:
         """One step along the gradient of ``loss``. Raises ``NonFiniteError`` naming the first of ``losses``, or gradient, that is not finite at ``update``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.constrained.lagrangian import MultiplierUpdate
+from saddlepoint.nn.optim import AdamW
 from saddlepoint.safediffusion.adapters import add_adapters
 from saddlepoint.safediffusion.config import SafeDiffusionConfig
 from saddlepoint.safediffusion.families import Conditioning
@@ -87,7 +88,7 @@ class Learner:
         pipeline."""
         self.config, self.policy, self.part = config, policy, part
         self.parameters = {name: p for name, p in policy.network.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = AdamW(
             self.parameters.values(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saddlepoint.memory import keep_freed_memory
+from saddlepoint.nn.optim import AdamW
 from saddlepoint.safediffusion.extras import quiet_libraries
 from saddlepoint.safediffusion.tiny.flow import FlowStage, build_transformer
 from saddlepoint.safediffusion.tiny.models import build_clip, build_unet, build_vae, load_world, train_tokenizer
@@ -173,7 +174,7 @@ class TinyTraining:
             return
         stage = build()
         model.train().requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimiser = AdamW(model.parameters(), lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01)
         self._restore_moments(model)
         saved = said = time.monotonic()
         next_measure = math.floor(progress.elapsed[name] / budget * MEASURES) + 1
