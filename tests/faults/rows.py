@@ -38,7 +38,7 @@ MODEL = (
     " --batch-size 8"
     " --score-states 4 --score-proposals 4 --critics 2 --bins 11 --time-embedding 4"
 ).split()
-MBDPO = ["train", "mbdpo", *OFTEN, *MODEL, *PLAIN, "--total-steps", "120"]
+MBDPO = ["train", "mbdpo", *OFTEN, *MODEL, *PLAIN, "--total-steps", "90", "--eval-every", "1000"]  # an evaluation is most of its time
 PRETRAIN_STEPS = ["--total-updates", "60", "--checkpoint-every", "10", "--log-every", "10", "--eval-every", "0"]
 
 
@@ -152,7 +152,7 @@ def signals(lab: Lab) -> Iterator[Row]:
             )
             whole, _ = lab.whole(args)
             seconds = read_metrics(whole)[-1]["wall_s"]  # without what comes before the first checkpoint
-            some = SIGNALS if lab.share >= 0.05 else lab.rng.sample(SIGNALS, 2)
+            some = SIGNALS if lab.share >= 0.05 else lab.rng.sample(SIGNALS, 1)
             for number in some * lab.count(times):
                 folder = lab.home / f"signal-{number}-{row.tried}"
                 command = start([*args, "--out", folder], lab.home)
