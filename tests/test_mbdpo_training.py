@@ -30,6 +30,7 @@ FLAGS = [
     "--width", "16", "--latent", "16", "--encoder-width", "16", "--proposals", "8", "--elites", "3", "--policy-rollouts", "2", "--steps", "3",
     "--batch-size", "8", "--score-states", "2", "--score-proposals", "4", "--critics", "2", "--bins", "11", "--total-steps", "120",
     "--warmup-steps", "60", "--eval-every", "100000", "--replay-size", "1000", "--threads", "1", "--compile", "off", "--quiet",
+    "--eval-envs", "10",
 ]  # fmt: skip
 COSTLY, FREE = "tests/ShortToy-v0", "tests/ShortPendulum-v0"
 gym.register(COSTLY, "saddlepoint.envs.toy:ToyEnv", max_episode_steps=23)
@@ -40,7 +41,7 @@ BUDGET = (CostBudget(2.0, horizon=23),)
 def config(env: str, out: Path, **changes) -> TrainConfig:
     base = TrainConfig(
         env=env, out=out, total_steps=120, warmup_steps=60, updates_per_step=0.3, eval_every=10_000, checkpoint_every=50, log_every=50,
-        replay_size=1000, threads=1, compile="off", quiet=True, seed=3, num_envs=2,
+        replay_size=1000, threads=1, compile="off", quiet=True, seed=3, num_envs=2, eval_envs=10,
     )  # fmt: skip
     return replace(base, **changes)
 

@@ -38,7 +38,7 @@ MODEL = (
     " --batch-size 8"
     " --score-states 4 --score-proposals 4 --critics 2 --bins 11 --time-embedding 4"
 ).split()
-MBDPO = ["train", "mbdpo", *OFTEN, *MODEL, *PLAIN, "--total-steps", "90", "--eval-every", "1000"]  # an evaluation is most of its time
+MBDPO = ["train", "mbdpo", *OFTEN, *MODEL, *PLAIN, "--total-steps", "90", "--eval-every", "1000", "--eval-envs", "10"]
 PRETRAIN_STEPS = ["--total-updates", "60", "--checkpoint-every", "10", "--log-every", "10", "--eval-every", "0"]
 
 
