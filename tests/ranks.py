@@ -13,6 +13,12 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+PIPELINES = (
+    "accelerate", "peft", "transformers.models.clip.modeling_clip", "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl", "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "diffusers.pipelines.flux.pipeline_flux",
+)  # fmt: skip
+"""what pipelines import late: once in the server, not once a rank"""
 
 def start_two(work: Callable[..., object], *args: Any) -> list[BaseProcess]:
     """``work(*args)`` as rank 0 and as rank 1 of a group on this CPU."""
@@ -21,7 +27,8 @@ def start_two(work: Callable[..., object], *args: Any) -> list[BaseProcess]:
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    late = PIPELINES if work.__module__.startswith("saddlepoint.safediffusion") else ()
+    context.set_forkserver_preload([work.__module__, *late])
     ranks: list[BaseProcess] = []
     for rank in ("0", "1"):
         environ = group | {"RANK": rank, "LOCAL_RANK": rank}

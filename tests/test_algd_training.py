@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import torch
 from saddlepoint import ALGD, ALGDConfig, TrainConfig, load_policy, train
 from saddlepoint.cli import main
 from saddlepoint.train.checkpoint import latest, load
-from tests.faults import harness
 
 SMALL = ALGDConfig(critic_hidden=(16, 16), policy_hidden=(16,), batch_size=16)
 
@@ -43,23 +40,6 @@ def test_stopped_and_resumed_runs_equal_one_in_one_go(env, tmp_path):
     train(config(env, out=tmp_path / "whole", env_kwargs=short), ALGD, SMALL)
     train(config(env, out=tmp_path / "parts", env_kwargs=short, total_steps=130), ALGD, SMALL)
     train(config(env, out=tmp_path / "parts", env_kwargs=short), ALGD, SMALL, resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_killed_process_resumes_to_the_bit(tmp_path):
-    """kill -9 somewhere after the first checkpoints, then --resume: the same bits as the uninterrupted run."""
-    text = (
-        "train algd --env saddlepoint/Toy-v0 --total-steps 400 --warmup-steps 60 --eval-every 100000 --checkpoint-every 60"
-        " --replay-size 1000 --critic-hidden 16 16 --policy-hidden 16 --batch-size 16 --threads 1 --compile off --quiet --seed 3"
-    )
-    assert main([*text.split(), "--out", str(tmp_path / "whole")]) == 0
-    command = harness.start([*text.split(), "--out", tmp_path / "parts"], tmp_path)
-    while not (tmp_path / "parts" / "checkpoints" / "120").exists():
-        assert command.running()
-        time.sleep(0.01)
-    command.signal(signal.SIGKILL)
-    command.end()
-    assert main(["train", "algd", "--resume", str(tmp_path / "parts"), "--quiet"]) == 0
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -7,9 +7,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +37,7 @@ from saddlepoint.safediffusion.trainer import Trainer
 from saddlepoint.train.log import read_metrics
 from saddlepoint.train.signals import Interrupted
 from saddlepoint.types import ForeignFault, NonFiniteError, UserError
+from tests.ranks import end_well, start_two
 from tests.tiny_pipeline import write_clip, write_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,16 +256,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(world, tmp_path):
 def test_two_processes_learn_what_one_learns(world, tmp_path):
     """Gloo on the CPU: the prompts of an epoch are shared, the gradients are summed; one process accumulates the same ones."""
     config = replace(FAST, unsafe_budget=0.3, updates=2)
-    code = f"from {HERE} import *; start.post_train(run_of(SimpleNamespace(**{vars(world)!r}), Path({str(tmp_path / 'two')!r})), {config!r})"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
-    ]
+    ranks = start_two(start.post_train, run_of(world, tmp_path / "two"), config)
     one = start.post_train(run_of(world, tmp_path / "one"), config)
-    assert [rank.wait(timeout=280) for rank in ranks] == [0, 0]
+    end_well(ranks)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["resolved"]["processes"] == 2
     for expected, found in zip(lines(one), lines(tmp_path / "two"), strict=True):
         assert found.pop("kind") == expected.pop("kind")

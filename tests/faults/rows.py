@@ -67,7 +67,7 @@ class Lab:
     """A folder, the numbers of tries, and unbroken runs to compare with."""
 
     def __init__(self, home: Path, share: float, seed: int = 0) -> None:
-        self.home, self.share, self.rng = home, share, random.Random(seed)
+        self.home, self.share, self.short, self.rng = home, share, share < 0.05, random.Random(seed)
         self._whole: dict[str, tuple[Path, float]] = {}
         for module, _ in VERBS.values():
             import_module(module)
@@ -125,12 +125,13 @@ EXACT = "resumed, equal to the bit to the unbroken run, each line of metrics onc
 def kills(lab: Lab) -> Iterator[Row]:
     data = data_set(lab.home / "data")
     pretrain = ["pretrain", "mbdpo", "--data", data, *PRETRAIN_STEPS, *MODEL, *PLAIN]
-    for name, args, full in (
+    some = (
         ("ALGD", ALGD, 20),
+        ("pretraining", pretrain, 8),
         ("SAC-Lagrangian in two workers", WORKERS, 6),
         ("MBDPO", MBDPO, 6),
-        ("pretraining", pretrain, 8),
-    ):
+    )
+    for name, args, full in some[: 2 if lab.short else None]:
         row = Row(f"kill -9, {name}", "at a random moment of the run")
         _, seconds = lab.whole(args)
         for number in range(lab.count(full)):
@@ -145,14 +146,14 @@ def kills(lab: Lab) -> Iterator[Row]:
 
 def signals(lab: Lab) -> Iterator[Row]:
     for name, args, times in (("one process", SAC, 3), ("two workers", WORKERS, 2)):
-        for group in (False, True):
+        for group in (args is WORKERS,) if lab.short else (False, True):
             row = Row(
                 f"TERM, INT, HUP, USR1, USR2, {name}",
                 f"to {'the whole process group' if group else 'the process'}, at a random moment",
             )
             whole, _ = lab.whole(args)
             seconds = read_metrics(whole)[-1]["wall_s"]  # without what comes before the first checkpoint
-            some = SIGNALS if lab.share >= 0.05 else lab.rng.sample(SIGNALS, 1)
+            some = lab.rng.sample(SIGNALS, 2) if lab.short else SIGNALS
             for number in some * lab.count(times):
                 folder = lab.home / f"signal-{number}-{row.tried}"
                 command = start([*args, "--out", folder], lab.home)
