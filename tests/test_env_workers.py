@@ -219,14 +219,17 @@ def test_environments_may_have_processes_of_their_own(monkeypatch: pytest.Monkey
         assert not stop()
 
 
+def play(envs: EnvBatch) -> None:
+    for _ in range(8):
+        envs.step(STILL[:1])
+
+
 def test_a_worker_that_died_is_noticed_though_its_pipe_is_open_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL", 0.05)
     envs = EnvBatch("tests/Helped-v0", 1, seed=0, processes=True, env_kwargs={"dies": True})
     envs.reset()
-    for _ in range(3):
-        envs.step(STILL[:1])
     begun = time.monotonic()
     with pytest.raises(ForeignFault, match=r"worker 0 .* died with exit code -9"):
-        envs.step(STILL[:1])
+        play(envs)
     assert time.monotonic() - begun < 4
     envs.close()
