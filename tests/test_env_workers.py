@@ -18,7 +18,7 @@ import pytest
 
 from saddlepoint.envs import EnvBatch
 from saddlepoint.envs import workers as module
-from saddlepoint.train.signals import Interrupted
+from saddlepoint.train.signals import Interrupted, stop_on_signal
 from saddlepoint.types import ForeignFault
 from tests.test_train_loop import assert_same_runs, go
 from tests.toys import ENV, Drift, Tiny
@@ -161,3 +161,75 @@ def test_a_worker_whose_files_are_closed_ends_without_a_traceback(capfd: pytest.
         [envs.step(STILL[:1]) for _ in range(8)]
     envs.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def ended_by_sigterm(seconds: float = 5.0) -> list[int | None]:
+    """How a copy of this process and a program end that are told to, as simulators end their helpers."""
+    copied = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    copied.start()
+    program = subprocess.Popen(["sleep", "60"])
+    copied.terminate()
+    program.terminate()
+    copied.join(seconds)
+    deadline = time.monotonic() + seconds
+    while program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    found = [copied.exitcode, program.returncode]
+    copied.kill()
+    program.kill()
+    return found
+
+
+class Helped(Drift):
+    """Starts and ends helpers at each reset, and leaves one when it is closed, or dies and leaves one at the third step."""
+
+    def __init__(self, dies: bool = False) -> None:
+        super().__init__()
+        self.dies = dies
+
+    def reset(self, **arguments: Any) -> Any:
+        assert ended_by_sigterm() == [-signal.SIGTERM] * 2
+        return super().reset(**arguments)
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.steps == 223 and self.dies and os.fork():
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.steps == 223 and self.dies:
+            time.sleep(5)
+            os._exit(0)
+        return super().step(action)
+
+    def close(self) -> None:
+        multiprocessing.Process(target=time.sleep, args=(60,)).start()
+
+
+gym.register("tests/Helped-v0", Helped, max_episode_steps=1000)
+
+
+def test_environments_may_have_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHILD_SECONDS", 0.1)
+    with stop_on_signal() as stop:
+        assert ended_by_sigterm() == [-signal.SIGTERM] * 2
+        envs = EnvBatch("tests/Helped-v0", 1, seed=0, processes=True)
+        envs.reset()
+        envs.step(STILL[:1])
+        (worker,) = envs._envs._processes  # type: ignore[attr-defined]
+        envs.close()
+        assert worker.exitcode == 0
+        assert not stop()
+
+
+def play(envs: EnvBatch) -> None:
+    for _ in range(8):
+        envs.step(STILL[:1])
+
+
+def test_a_worker_that_died_is_noticed_though_its_pipe_is_open_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL", 0.05)
+    envs = EnvBatch("tests/Helped-v0", 1, seed=0, processes=True, env_kwargs={"dies": True})
+    envs.reset()
+    begun = time.monotonic()
+    with pytest.raises(ForeignFault, match=r"worker 0 .* died with exit code -9"):
+        play(envs)
+    assert time.monotonic() - begun < 4
+    envs.close()

@@ -33,6 +33,9 @@ from saddlepoint import (
 from saddlepoint.constrained.budget import CostBudget
 from saddlepoint.envs import EnvBatch, EnvSetup
 from saddlepoint.flags import read_integer
+from saddlepoint.mbdpo.config import MBDPOConfig
+from saddlepoint.offline.config import PretrainConfig
+from saddlepoint.offline.pretrain import pretrain
 from saddlepoint.options import conform, restore, whole_number
 from saddlepoint.policies import stored_learner
 from saddlepoint.systems import SYSTEMS
@@ -142,6 +145,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
         (lambda: saddlepoint.train(where, None, SACConfig()), "takes a system's class second"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), {CostBudget(1), CostBudget(2)}), "budgets need an order, and a set has none"),  # type: ignore[arg-type]
         (lambda: saddlepoint.train(where, SAC, SACConfig(), resume="no"), "resume cannot be 'no': use True or False"),  # type: ignore[arg-type]
+        (lambda: pretrain(PretrainConfig(data="x"), MBDPOConfig(), resume="no"), "resume cannot be 'no': use True or False"),  # type: ignore[arg-type]
         (lambda: saddlepoint.make_env("saddlepoint/Toy-v0", flatten="no"), "flatten cannot be 'no': use True or False"),  # type: ignore[arg-type]
         (lambda: saddlepoint.make_env("saddlepoint/Toy-v0", render_mode=3), "render_mode must be a text"),  # type: ignore[arg-type]
         (lambda: check_env("saddlepoint/Toy-v0", needs_cost="no"), "needs_cost cannot be 'no': use True or False"),  # type: ignore[arg-type]

@@ -83,6 +83,19 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     assert sorted(run.folder for run in found) == [first, second]
 
 
+@pytest.mark.parametrize("way", ["gone", "a folder"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_run_that_lost_a_file_is_named_and_not_passed_over(tmp_path: Path, name: str, way: str) -> None:
+    write_run(tmp_path / "0")
+    damaged = write_run(tmp_path / "1", seed=1)
+    (damaged / "checkpoints").mkdir()
+    (damaged / name).unlink()
+    if way == "a folder":
+        (damaged / name).mkdir()
+    with pytest.raises(UserError, match=rf"{damaged}.*{name}"):
+        find_runs([tmp_path])
+
+
 def test_seeds_are_grouped_and_labels_say_what_differs(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path / f"plain{seed}", seed=seed, energy="plain", last=3000 + 1000 * seed)

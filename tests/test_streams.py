@@ -156,19 +156,20 @@ print("said", opened, file=sys.stderr)
     assert int(done.stderr.split()[1]) > 2  # no file that is opened gets a stream's number
 
 
-def test_a_thread_that_is_left_does_not_keep_a_command_from_ending():
-    program = """
-import sys, threading, time
+@pytest.mark.parametrize("what", ["thread", "process"])
+def test_what_is_left_running_does_not_keep_a_command_from_ending(what):
+    program = f"""
+import sys, multiprocessing, threading, time
 from saddlepoint import cli
 cli.THREAD_SECONDS = 0.1
-threading.Thread(target=time.sleep, args=(1000,), name="simulator").start()
+{"threading.Thread" if what == "thread" else "multiprocessing.Process"}(target=time.sleep, args=(20,), name="simulator").start()
 sys.argv = ["saddlepoint", "--version"]
 sys.exit(cli.main())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout.startswith("saddlepoint ")
-    assert done.stderr == "warning: the thread simulator was left running, and ends with the command\n"
+    assert done.stderr == f"warning: the {what} simulator was left running, and ends with the command\n"
 
 
 def run_in(folder, program, env):

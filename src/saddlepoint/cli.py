@@ -20,7 +20,7 @@ from saddlepoint.faults import explain, of_handler
 from saddlepoint.streams import drop_output, hold_streams, kept_streams, open_closed_streams
 
 THREAD_SECONDS = 5.0
-"""how long a thread that is not ours may go on after a command"""
+"""how long a process or thread that is not ours may go on after a command"""
 BROKEN_PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has no such signal
 USAGE = """\
 usage: saddlepoint VERB ...
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _answer(list(argv))
     code = _answer(sys.argv[1:])  # of the program, which ends now
-    _end_threads(code)
+    _end_strays(code)
     return code
 
 
@@ -178,8 +178,13 @@ def _output_fails() -> bool:
     return False
 
 
-def _end_threads(code: int) -> None:
-    """End the program where a simulator left a thread that would keep it from ending."""
+def _end_strays(code: int) -> None:
+    """End the program where a simulator left a process or a thread that would keep it from ending."""
+    if "multiprocessing.process" in sys.modules:
+        from saddlepoint.foreign import end_processes
+
+        for name in end_processes(THREAD_SECONDS):
+            _show_warning(f"the process {name} was left running, and ends with the command", UserWarning, "", 0)
     until = time.monotonic() + THREAD_SECONDS
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
@@ -53,6 +56,32 @@ def blame(name: str, error: BaseException) -> ForeignFault:
     if isinstance(error, UserError) or (isinstance(error, KeyboardInterrupt) and _from_the_keyboard(error)):
         raise error
     return ForeignFault(f"{name} raised {describe(error)}: correct it.")
+
+
+def end_copy(owner: int, number: int) -> bool:
+    """For a handler that ``owner`` installed: whether this process is a copy of it, as ``multiprocessing`` makes them.
+
+    Copies inherit handlers. SIGTERM ends a copy: whoever made it may wait for that end.
+    """
+    if os.getpid() == owner:
+        return False
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return True
+
+
+def end_processes(seconds: float) -> list[str]:
+    """End the processes of ``multiprocessing`` that are still there after ``seconds``: Python would wait for them for
+    ever. Returns their names."""
+    until, left = time.monotonic() + seconds, []
+    for process in multiprocessing.active_children():
+        if not process.daemon:  # Python ends daemons itself
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                left.append(process.name)
+    return left
 
 
 def first_line(error: BaseException) -> str:

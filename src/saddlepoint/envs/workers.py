@@ -17,6 +17,7 @@ import numpy as np
 
 from saddlepoint.envs.backends import EnvStep, LocalEnvs
 from saddlepoint.faults import of_handler
+from saddlepoint.foreign import end_copy, end_processes
 from saddlepoint.machine import cpus
 from saddlepoint.types import EnvSetup, EnvShape, ForeignFault, UserError
 
@@ -24,6 +25,8 @@ POLL = 1.0
 """seconds between two looks at the wish to stop, while a worker is silent"""
 SILENCE = 60.0
 """seconds after which a silent worker is named"""
+CHILD_SECONDS = 1.0
+"""how long processes that a worker's environments left may go on after it"""
 PATIENCE = 10.0
 """seconds that a silent worker is still waited for once somebody wishes to stop"""
 
@@ -49,14 +52,14 @@ class WorkerEnvs:
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         self._waiting = False
-        # Python ends daemons with SIGTERM, which they ignore, and then waits for them: close their pipes before.
+        # Python waits for its processes at its end: close their pipes before.
         self._end = util.Finalize(self, _end, args=(self._pipes, self._processes), exitpriority=100)
         try:
             for share in self._shares:
                 ours, theirs = context.Pipe()
                 self._pipes.append(ours)
                 args = (theirs, list(self._pipes), setup, share, render_mode)
-                process = context.Process(target=_work, args=args, daemon=True)
+                process = context.Process(target=_work, args=args, daemon=False)  # daemons may start no processes
                 process.start()
                 theirs.close()
                 self._processes.append(process)
@@ -129,6 +132,9 @@ class WorkerEnvs:
         """Wait until the worker has answered or is gone. Raises ``ForeignFault`` for one that keeps a stop waiting."""
         asked, wished, named = time.monotonic(), None, False
         while not self._pipes[worker].poll(POLL):
+            # The pipe of one that is gone stays open where a process that its environments started has it too.
+            if not self._processes[worker].is_alive() and not self._pipes[worker].poll():
+                raise EOFError
             now = time.monotonic()
             if self._stop():
                 wished = now if wished is None else wished
@@ -176,13 +182,15 @@ def _work(
     pipe: Connection, parents: list[Connection], setup: EnvSetup, numbers: list[int], render_mode: str | None
 ) -> None:
     """A worker's life. It ends when told to, or when its pipe does; signals are the parent's to handle."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+    owner = os.getpid()
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Programs that environments start would inherit that this is ignored, and could not be ended by it.
+    signal.signal(signal.SIGTERM, lambda number, frame: end_copy(owner, number))
     for parent in parents:
         parent.close()  # inherited ends would keep this pipe open when the parent is gone
     envs: LocalEnvs | None = None
-    owner = os.getpid()
     fault: UserError | None = None
     while True:
         asked, answer = False, None
@@ -219,3 +227,4 @@ def _work(
                 raise
     if envs is not None:
         envs.close()
+    end_processes(CHILD_SECONDS)

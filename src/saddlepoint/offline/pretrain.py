@@ -19,6 +19,7 @@ from saddlepoint.offline.dataset import Dataset
 from saddlepoint.offline.evaluate import playable
 from saddlepoint.offline.loop import Pretraining
 from saddlepoint.offline.processes import Processes
+from saddlepoint.options import truth_value
 from saddlepoint.train import run as run_folder
 from saddlepoint.train.contract import checked, checked_for
 from saddlepoint.train.driver import RunDriver
@@ -40,7 +41,7 @@ def pretrain(config: PretrainConfig, learner_config: MBDPOConfig, *, resume: boo
     Raises ``UserError`` for settings that cannot work, before anything is written, and for a fault on the way, after which the last checkpoint stands;
     ``Interrupted`` on SIGINT or SIGTERM, after a checkpoint.
     """
-    config, learner_config = checked(config), checked_for(MBDPO, learner_config)
+    config, learner_config, resume = checked(config), checked_for(MBDPO, learner_config), truth_value("resume", resume)
     if resume and config.out is None:
         raise UserError("resuming needs the run folder: give it as --resume RUN.")
     config = replace(config, data=str(Path(config.data).resolve()))

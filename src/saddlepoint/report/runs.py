@@ -204,7 +204,8 @@ def _read(folder: Path) -> Run:
 def _search(path: Path) -> list[Path]:
     found = []
     for folder, inner, files in os.walk(path):
-        if {"config.json", "metrics.jsonl"} <= set(files):
+        parts = {"config.json", "metrics.jsonl", "checkpoints"} & {*files, *inner}
+        if len(parts) > 1:  # one of which a part is gone is named, not passed over
             found.append(Path(folder))
             inner.clear()  # nothing below a run is another run
         inner.sort()

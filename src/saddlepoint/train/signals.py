@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from saddlepoint.foreign import end_copy
+
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
@@ -34,7 +36,7 @@ class StopRequest:
         self.made = False
         self.last_good: Callable[[], str] = lambda: "nothing is half-written"
         """what the user finds when they stop at once"""
-        self._when = 0.0
+        self._when, self._owner = 0.0, os.getpid()
         self.held: tuple[int, ...] = ()
         """the signals that are taken back from whoever else takes them"""
 
@@ -50,6 +52,8 @@ class StopRequest:
                 signal.signal(number, self._make)
 
     def _make(self, number: int, frame: FrameType | None) -> None:
+        if end_copy(self._owner, number):
+            return
         now = time.monotonic()
         if not self.made:
             self.made, self._when = True, now
