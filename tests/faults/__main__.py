@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests.faults.rows import ROWS, Lab, Row
+from tests.faults.rows import ROWS, Row, faults
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by `make faults`, from here -->", "<!-- to here -->"
@@ -40,23 +39,6 @@ def write(page: Path, text: str) -> None:
     head, _, rest = content.partition(BEGIN)
     _, _, tail = rest.partition(END)
     page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
-def faults(share: float, only: Sequence[str]) -> list[Row]:
-    """The rows of the kinds ``only``."""
-    torch.set_num_threads(1)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="sp-faults-") as home:
-        lab = Lab(Path(home), share)
-        for make in ROWS:
-            if make.__name__ not in only:
-                continue
-            for row in make(lab):
-                rows.append(row)
-                print(f"{row.well:5d} of {row.tried:5d}  {row.fault} ({row.how})", flush=True)
-                for wrong in row.wrong[:3]:
-                    print(f"        {wrong}", flush=True)
-    return rows
 
 
 def main() -> int:

@@ -10,13 +10,16 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from saddlepoint.cli import VERBS
 from saddlepoint.offline.dataset import Dataset
@@ -395,3 +398,20 @@ ROWS: tuple[Callable[[Lab], Iterator[Row]], ...] = (
     memory,
     fuzzed,
 )
+
+
+def faults(share: float, only: Sequence[str]) -> list[Row]:
+    """The rows of the kinds ``only``."""
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="sp-faults-") as home:
+        lab = Lab(Path(home), share)
+        for make in ROWS:
+            if make.__name__ not in only:
+                continue
+            for row in make(lab):
+                rows.append(row)
+                print(f"{row.well:5d} of {row.tried:5d}  {row.fault} ({row.how})", flush=True)
+                for wrong in row.wrong[:3]:
+                    print(f"        {wrong}", flush=True)
+    return rows
