@@ -55,7 +55,7 @@ docs: venv  ## the documentation site in site/, built strictly; open site/index.
 tutorials: venv  ## run the tutorials of examples/ and write their pages into docs/ (about half an hour)
 	$(BIN)/python docs/assets/tutorials.py
 
-faults: venv  ## inject every fault in numbers and write the table of docs/reliability.md (under 20 minutes)
+faults: venv  ## inject every fault in numbers and write the table of docs/reliability.md
 	$(BIN)/python -m tests.faults
 
 lint: venv  ## ruff, mypy, import-linter
