@@ -13,8 +13,8 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-PIPELINES = (
-    "accelerate", "peft", "transformers.models.clip.modeling_clip", "diffusers.models.autoencoders.autoencoder_kl",
+LATE = (
+    "saddlepoint.safediffusion.start", "accelerate", "peft", "transformers.models.clip.modeling_clip", "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl", "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
     "diffusers.pipelines.flux.pipeline_flux",
 )  # fmt: skip
@@ -27,8 +27,7 @@ def start_two(work: Callable[..., object], *args: Any) -> list[BaseProcess]:
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     context = multiprocessing.get_context("forkserver")
-    late = PIPELINES if work.__module__.startswith("saddlepoint.safediffusion") else ()
-    context.set_forkserver_preload([work.__module__, *late])
+    context.set_forkserver_preload([work.__module__, *LATE])  # of the first call; one server serves all tests
     ranks: list[BaseProcess] = []
     for rank in ("0", "1"):
         environ = group | {"RANK": rank, "LOCAL_RANK": rank}

@@ -165,9 +165,12 @@ def test_a_worker_whose_files_are_closed_ends_without_a_traceback(capfd: pytest.
 
 def ended_by_sigterm(seconds: float = 5.0) -> list[int | None]:
     """How a copy of this process and a program end that are told to, as simulators end their helpers."""
-    copied = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()  # Python forgets a signal that comes while a fork is being made
+    copied = fork.Process(target=lambda: (begun.set(), time.sleep(60)))
     copied.start()
     program = subprocess.Popen(["sleep", "60"])
+    assert begun.wait(60)
     copied.terminate()
     program.terminate()
     copied.join(seconds)

@@ -168,7 +168,7 @@ def read_cost(info: Any, constraints: int | None, needed: bool) -> np.ndarray:
             f"gives the cost {value}",
             ": costs must not be negative; of a constraint g <= 0 give max(g, 0), and what is good to the reward",
         )
-    return number
+    return number + 0.0  # -0.0 is 0.0
 
 
 def require_sums(reward: float, cost: np.ndarray | float) -> None:

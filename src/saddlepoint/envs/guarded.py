@@ -155,7 +155,7 @@ class GuardedEnv:
                     and ((success := info.get("success", nan)) is nan or type(success) in TRUTHS)
                     and self.constraints == 1 and self.on_step is None
                 ):  # fmt: skip
-                    return _new(Answer, (copy, gain, array((price,)), terminated, truncated, float(success)))
+                    return _new(Answer, (copy, gain, array((price,)) if price else NO_COST, terminated, truncated, float(success)))
         except DOUBTS:
             pass
         return self._judge(answer)
@@ -274,6 +274,9 @@ class GuardedEnv:
 _OPEN: WeakSet[GuardedEnv] = WeakSet()
 """those that were opened and are not closed yet"""
 
+NO_COST = np.zeros(1)
+"""of most steps, and of one constraint"""
+NO_COST.flags.writeable = False
 ndarray, float32, array, nan = np.ndarray, np.float32, np.array, np.nan
 isfinite, maximum, minimum = np.isfinite, np.maximum, np.minimum
 _new = tuple.__new__  # of a NamedTuple, in half the time of its own constructor
