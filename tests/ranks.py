@@ -20,6 +20,7 @@ LATE = (
 )  # fmt: skip
 """what pipelines import late: once in the server, not once a rank"""
 
+
 def start_two(work: Callable[..., object], *args: Any) -> list[BaseProcess]:
     """``work(*args)`` as rank 0 and as rank 1 of a group on this CPU."""
     with socket.socket() as free:
